@@ -1,0 +1,1 @@
+"""BudgetTune: I have T seconds of training time. What should I train, and how sure are you?"""

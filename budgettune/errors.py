@@ -1,0 +1,96 @@
+"""Every error that BudgetTune raises on purpose.
+
+BudgetTuneError                 say what is wrong and what to do next, in one line
+├── UsageError                  a call or a command line that cannot work
+├── SpecError                   a study file or an override that cannot work
+├── DataError                   an image set that is missing, damaged or of the wrong shape
+├── StorageError                a database that cannot be reached or is not ours
+│   ├── StudyNotFound
+│   └── StudyExists
+├── NothingWithinBudget         no finished trial trains within the budget
+└── TrialFailed                 one trial cannot go on; carries the kind of failure that its row keeps
+    ├── OutOfMemory
+    ├── NonFiniteLoss
+    └── Interrupted             told to stop; its cell is handed back and no attempt is used up
+"""
+
+from __future__ import annotations
+
+from budgettune.units import format_duration
+
+
+class BudgetTuneError(Exception):
+    """Base of all errors that a user can do something about."""
+
+
+class UsageError(BudgetTuneError):
+    """A call or a command line that cannot work."""
+
+
+class SpecError(BudgetTuneError):
+    """A study file or an override that cannot work; the message names the key, the value and what is allowed."""
+
+
+class DataError(BudgetTuneError):
+    """An image set that is missing, damaged or of the wrong shape; the message names the file and the fix."""
+
+
+class StorageError(BudgetTuneError):
+    """A database that cannot be reached, or whose tables are not those of this version of Optuna."""
+
+
+class StudyNotFound(StorageError):
+    """There is no study of that name, or no single study to pick."""
+
+
+class StudyExists(StorageError):
+    """A study of that name is there already."""
+
+
+class NothingWithinBudget(BudgetTuneError):
+    """No finished trial trains within the budget.
+
+    Attributes:
+        budget_seconds: what was asked for.
+        fastest_seconds: the training time of the fastest finished trial, None where there is no finished trial.
+    """
+
+    def __init__(self, budget_seconds: float, fastest_seconds: float | None) -> None:
+        self.budget_seconds = budget_seconds
+        self.fastest_seconds = fastest_seconds
+        if fastest_seconds is None:
+            message = "the study has no finished trial yet: run `budgettune worker` first"
+        else:
+            message = (
+                f"no finished trial trains within {format_duration(budget_seconds)}; "
+                f"the fastest takes {format_duration(fastest_seconds)}: try a budget of at least that"
+            )
+        super().__init__(message)
+
+
+class TrialFailed(BudgetTuneError):
+    """One trial cannot go on.
+
+    Attributes:
+        kind: a short word that the trial's row keeps, such as `out-of-memory`.
+    """
+
+    kind = "error"
+
+
+class OutOfMemory(TrialFailed):
+    """The device has no room for this configuration."""
+
+    kind = "out-of-memory"
+
+
+class NonFiniteLoss(TrialFailed):
+    """The mean loss of an epoch is NaN or infinite: the configuration diverged."""
+
+    kind = "non-finite-loss"
+
+
+class Interrupted(TrialFailed):
+    """The trial was told to stop."""
+
+    kind = "interrupted"

@@ -1,0 +1,254 @@
+"""What a trial leaves behind, as frozen values. No torch, no Optuna, no SQL.
+
+A `TrialResult` is what training returns; a `TrialRecord` is one row of a study as everything else reads it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Self
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochRecord:
+    """One epoch of a trial's curve.
+
+    Attributes:
+        epoch: 0-based.
+        train_seconds: on the clock since training began, at the end of this epoch.
+        steps: optimiser steps of this epoch.
+        samples: sample visits of this epoch (those that were kept).
+        loss: mean training loss over the samples kept.
+        accuracy: test (or validation) accuracy in [0, 1] after this epoch, None where it was not evaluated.
+    """
+
+    epoch: int
+    train_seconds: float
+    steps: int
+    samples: int
+    loss: float
+    accuracy: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseSeconds:
+    """Where a trial's seconds went.
+
+    `plan`, `data`, `step` and `observe` are on the clock and add up to `train_seconds` but for the loop between
+    them; the others are off the clock.
+
+    Attributes:
+        plan: choosing which samples an epoch keeps.
+        data: gathering and augmenting batches.
+        step: forward, backward, optimiser.
+        observe: handing losses back to the strategy.
+        load: reading the image set (0 where the process had it already).
+        build: making the model and the optimiser.
+        warmup: throwaway steps, and compilation where asked for.
+        evaluate: accuracy on held-out images.
+    """
+
+    plan: float = 0.0
+    data: float = 0.0
+    step: float = 0.0
+    observe: float = 0.0
+    load: float = 0.0
+    build: float = 0.0
+    warmup: float = 0.0
+    evaluate: float = 0.0
+
+    @property
+    def on_clock(self) -> float:
+        """Seconds of the phases that count."""
+        return self.plan + self.data + self.step + self.observe
+
+    @property
+    def pruning(self) -> float:
+        """Seconds that choosing samples costs: what pruning must earn back."""
+        return self.plan + self.observe
+
+
+@dataclass(frozen=True, kw_only=True)
+class MachineInfo:
+    """The box that a time was taken on. `key` says which times may be compared."""
+
+    hostname: str
+    device: str
+    device_name: str
+    device_uuid: str | None = None
+    cpu: str = ""
+    cores: int = 0
+    threads: int = 0
+    memory_mb: int = 0
+    platform: str = ""
+    python: str = ""
+    torch: str = ""
+    driver: str | None = None
+    cuda: str | None = None
+    cudnn: str | None = None
+
+    @property
+    def key(self) -> str:
+        """Device name and, on a CPU, the threads: times of equal keys may share a front."""
+        return self.device_name if self.device != "cpu" else f"{self.device_name} x{self.threads}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialResult:
+    """What training one configuration gave; JSON in and out without loss.
+
+    Attributes:
+        train_seconds: training wall-clock with the cost of pruning in and evaluation out.
+        test_accuracy: share of held-out images that are classified correctly after the last epoch.
+        keep_fraction: sample visits made over visits that no pruning would have made.
+        step_ms_median: median host milliseconds from step to step.
+        step_ms_mad: median absolute deviation of the same.
+        final_lr: what the schedule gives where training ended.
+        weights_sha256: hash of the final weights, for checks of reproduction.
+        peak_memory_mb: of the device's allocator on CUDA, of the process elsewhere.
+        architecture: realised widths, blocks and what else the model tells of itself.
+    """
+
+    train_seconds: float
+    test_accuracy: float
+    keep_fraction: float
+    epochs: int
+    steps: int
+    samples: int
+    parameters: int
+    multiply_adds: int
+    step_ms_median: float
+    step_ms_mad: float
+    peak_memory_mb: float
+    final_lr: float
+    seed: int
+    precision: str
+    weights_sha256: str
+    curve: tuple[EpochRecord, ...]
+    phases: PhaseSeconds
+    machine: MachineInfo
+    batch_shapes: tuple[int, ...] = ()
+    architecture: Mapping[str, Any] = field(default_factory=dict)
+    status: str = "unverified"
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return asdict(self) | {"curve": [asdict(epoch) for epoch in self.curve]}
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Self:
+        """Return the result that `to_json` wrote."""
+        return cls(
+            **{
+                **document,
+                "curve": tuple(EpochRecord(**epoch) for epoch in document["curve"]),
+                "phases": PhaseSeconds(**document["phases"]),
+                "machine": MachineInfo(**document["machine"]),
+                "batch_shapes": tuple(document["batch_shapes"]),
+            }
+        )
+
+    def is_finite(self) -> bool:
+        """Whether both objectives are finite numbers, so that a database takes them."""
+        return math.isfinite(self.train_seconds) and math.isfinite(self.test_accuracy)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialRecord:
+    """One trial of a study, finished or not.
+
+    Attributes:
+        number: Optuna's trial number.
+        state: COMPLETE, RUNNING, WAITING, FAIL or PRUNED (stopped early).
+        params: searched values as sampled.
+        train_seconds: objective to minimise, None until the trial is complete.
+        test_accuracy: objective to maximise, None until the trial is complete.
+        cell: index of the point in the grid (or in the order of sampling); repeats of a point share it.
+        attempt: 1 for the first try of a cell and repeat.
+        status: clean, disturbed or unverified: whether the time can be believed.
+        failure: why it failed, with the kind in front; None otherwise.
+        started_at: ISO 8601, UTC.
+        completed_at: ISO 8601, UTC.
+    """
+
+    number: int
+    state: str
+    params: Mapping[str, Any]
+    train_seconds: float | None = None
+    test_accuracy: float | None = None
+    cell: int | None = None
+    repeat: int | None = None
+    attempt: int | None = None
+    seed: int | None = None
+    status: str | None = None
+    keep_fraction: float | None = None
+    epochs: int | None = None
+    steps: int | None = None
+    parameters: int | None = None
+    multiply_adds: int | None = None
+    prune_seconds: float | None = None
+    step_ms_median: float | None = None
+    peak_memory_mb: float | None = None
+    device_name: str | None = None
+    failure: str | None = None
+    started_at: str | None = None
+    completed_at: str | None = None
+    curve: tuple[EpochRecord, ...] = ()
+    phases: PhaseSeconds | None = None
+    machine: MachineInfo | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values, with absent ones as None."""
+        return asdict(self) | {"curve": [asdict(epoch) for epoch in self.curve]}
+
+
+NUMERIC_ATTRIBUTES = (
+    "keep_fraction",
+    "epochs",
+    "steps",
+    "parameters",
+    "multiply_adds",
+    "prune_seconds",
+    "step_ms_median",
+    "peak_memory_mb",
+)
+"""User attributes of a trial that people sort by: one finite number each."""
+
+RECORD_COLUMNS = tuple(f.name for f in fields(TrialRecord) if f.name not in ("params", "curve", "phases", "machine"))
+"""The flat columns of a TrialRecord, in order, for tables and CSV (params come as columns of their own)."""
+
+
+def trial_attributes(result: TrialResult) -> dict[str, Any]:
+    """Return the user attributes that a finished trial stores: numbers people sort by, and JSON documents.
+
+    Numbers that are not finite are left out, because JSON and databases have no word for them.
+    """
+    document = result.to_json()
+    numbers = {
+        **{name: document.get(name) for name in NUMERIC_ATTRIBUTES},
+        "prune_seconds": result.phases.pruning,
+    }
+    return {
+        **{name: value for name, value in numbers.items() if value is not None and math.isfinite(value)},
+        "status": result.status,
+        "device_name": result.machine.key,
+        "weights_sha256": result.weights_sha256,
+        "curve": document["curve"],
+        "phases": document["phases"],
+        "machine": document["machine"],
+        "details": {
+            name: document[name]
+            for name in (
+                "precision",
+                "final_lr",
+                "step_ms_mad",
+                "samples",
+                "batch_shapes",
+                "architecture",
+                "evidence",
+            )
+        },
+    }

@@ -1,0 +1,1 @@
+"""Torch, and never Optuna."""

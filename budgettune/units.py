@@ -1,0 +1,63 @@
+"""Durations as people write them ("90s", "10m", "1h30m") and as code uses them (seconds)."""
+
+from __future__ import annotations
+
+import math
+import re
+
+_SECONDS = {"d": 86_400.0, "h": 3_600.0, "m": 60.0, "s": 1.0, "ms": 1e-3}
+_PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*(ms|[dhms])")
+_EXAMPLES = 'write it like "45", "90s", "10m", "1h30m" or "1.5h"'
+
+
+def parse_duration(text: str | float) -> float:
+    """Return the seconds that a duration stands for.
+
+    Args:
+        text: a number of seconds, or parts of a number and a unit (d, h, m, s, ms), largest unit first.
+
+    Raises:
+        ValueError: where it is neither, is not finite, or is not above zero.
+    """
+    seconds = _number(text) if isinstance(text, (int, float)) else _parse(text.strip().lower())
+    if not (math.isfinite(seconds) and seconds > 0):
+        raise ValueError(f"is not above zero and finite: {_EXAMPLES}")
+    return seconds
+
+
+def _number(value: float) -> float:
+    if isinstance(value, bool):
+        raise ValueError(f"is not a duration: {_EXAMPLES}")
+    return float(value)
+
+
+def _parse(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        pass
+    parts = _PART.findall(text)
+    units = [_SECONDS[unit] for _, unit in parts]
+    if not parts or _PART.sub("", text).strip() or units != sorted(set(units), reverse=True):
+        raise ValueError(f"is not a duration: {_EXAMPLES}")
+    return sum(float(number) * _SECONDS[unit] for number, unit in parts)
+
+
+def format_duration(seconds: float) -> str:
+    """Return seconds as a short text: "0.25s", "8.1s", "1m30s", "2h05m", "3d04h"."""
+    if not math.isfinite(seconds):
+        return str(seconds)
+    if seconds < 0:
+        return f"-{format_duration(-seconds)}"
+    if seconds < 1:
+        return f"{seconds:.2g}s"
+    if seconds < 59.95:
+        return f"{seconds:.1f}s"
+    whole = round(seconds)
+    if whole < 3_600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    minutes = round(seconds / 60)
+    if minutes < 1_440:
+        return f"{minutes // 60}h{minutes % 60:02d}m"
+    hours = round(seconds / 3_600)
+    return f"{hours // 24}d{hours % 24:02d}h"
