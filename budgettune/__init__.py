@@ -1,1 +1,78 @@
-"""BudgetTune: I have T seconds of training time. What should I train, and how sure are you?"""
+"""BudgetTune: I have T seconds of training time. What should I train, and how sure are you?
+
+The names below are imported on first use, so that `import budgettune` costs nothing and reading answers never loads
+torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from budgettune.api import (
+        best_under_budget,
+        create_study,
+        load_study,
+        pareto_front,
+        run_worker,
+        train,
+        trial_records,
+    )
+    from budgettune.errors import BudgetTuneError
+    from budgettune.query import hypervolume
+    from budgettune.records import TrialRecord, TrialResult
+    from budgettune.spec import StudySpec, load_spec
+    from budgettune.worker import WorkerOptions
+
+_HOME = {
+    "BudgetTuneError": "errors",
+    "StudySpec": "spec",
+    "TrialRecord": "records",
+    "TrialResult": "records",
+    "WorkerOptions": "worker",
+    "best_under_budget": "api",
+    "create_study": "api",
+    "hypervolume": "query",
+    "load_spec": "spec",
+    "load_study": "api",
+    "pareto_front": "api",
+    "run_worker": "api",
+    "train": "api",
+    "trial_records": "api",
+}
+
+__all__ = [
+    "BudgetTuneError",
+    "StudySpec",
+    "TrialRecord",
+    "TrialResult",
+    "WorkerOptions",
+    "best_under_budget",
+    "create_study",
+    "hypervolume",
+    "load_spec",
+    "load_study",
+    "pareto_front",
+    "run_worker",
+    "train",
+    "trial_records",
+]
+
+try:
+    __version__ = version("budgettune")
+except PackageNotFoundError:  # run from a checkout that was never installed
+    __version__ = "unknown"
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'budgettune' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"budgettune.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

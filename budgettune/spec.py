@@ -26,6 +26,7 @@ SHORT_KEYS = {
 }
 """Search keys that stand for a longer one."""
 
+SCALE_KEYS = ("model.scale", "model.width_scale", "model.depth_scale")
 SEARCHABLE_TABLES = ("data", "model", "train", "pruning")
 TRAINING_IMAGES = {"digits": 1_437, "fashion-mnist": 60_000, "cifar10": 50_000, "cifar100": 50_000}
 STRATEGIES = ("full", "random", "stale-quantile", "paper-as-coded")
@@ -87,6 +88,18 @@ class DataSpec(_Table):
     seed: int = Field(0, ge=0)
 
 
+def round_width(width: float, multiple: int) -> int:
+    """Return a channel count near width.
+
+    With multiple 1 it is the paper's `max(8, int(width))`. Otherwise the nearest multiple, or the next one up where
+    that would lose more than a tenth (the rule of MobileNet's reference code; Sandler et al. 2018).
+    """
+    if multiple == 1:
+        return max(8, int(width))
+    nearest = max(multiple, math.floor(width / multiple + 0.5) * multiple)
+    return nearest if nearest >= 0.9 * width else nearest + multiple
+
+
 class ModelSpec(_Table):
     """`[model]`: a scalable family.
 
@@ -114,6 +127,19 @@ class ModelSpec(_Table):
         if min(self.widths) < 1:
             raise ValueError("widths must be at least 1")
         return self
+
+    @property
+    def realised_widths(self) -> tuple[int, int, int]:
+        """Channels of the three stages after scaling and rounding."""
+        scale = self.scale if self.width_scale is None else self.width_scale
+        first, second, third = (round_width(width * scale, self.width_multiple) for width in self.widths)
+        return first, second, third
+
+    @property
+    def realised_blocks(self) -> int:
+        """Basic blocks per stage after scaling and rounding, at least one."""
+        blocks = self.blocks * (self.scale if self.depth_scale is None else self.depth_scale)
+        return max(1, int(blocks) if self.depth_rounding == "down" else math.floor(blocks + 0.5))
 
 
 class TrainSpec(_Table):
@@ -299,9 +325,43 @@ class StudySpec(_Table):
         return StudySpec.from_document(document, "params")
 
     def cells(self) -> list[dict[str, Scalar]]:
-        """Return every point of the grid, the last axis running fastest; one empty point where nothing is searched."""
+        """Return the points of the grid, the last axis running fastest; one empty point where nothing is searched.
+
+        Of points that build the same network (scales whose widths and blocks round to the same) and agree in
+        everything else, only the first is returned; `twin_note` names the others.
+        """
         axes = {key: axis for key, axis in self.search.items() if not isinstance(axis, RangeSpec)}
-        return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+        points = (dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values()))
+        twins = [scales for scales, _ in self._twins()]
+        return [point for point in points if not any(scales.items() <= point.items() for scales in twins)]
+
+    def twin_note(self) -> str | None:
+        """Return a sentence on the scales that are left out because an earlier one builds their network, if any."""
+        twins = [f"{_spelled(scales)} as {_spelled(first)}" for scales, first in self._twins()]
+        if not twins:
+            return None
+        listed = "; ".join(twins[:3]) + (f"; and {len(twins) - 3} more" if len(twins) > 3 else "")
+        return f"left out, because they build the same network: {listed}"
+
+    def _twins(self) -> list[tuple[dict[str, Scalar], dict[str, Scalar]]]:
+        """Return each combination of scales that repeats a network, with the first one that builds it."""
+        axes = {
+            key: axis
+            for key, axis in self.search.items()
+            if full_key(key) in SCALE_KEYS and not isinstance(axis, RangeSpec)
+        }
+        if is_code(self.model.name) or not axes:
+            return []
+        first: dict[tuple[Any, ...], dict[str, Scalar]] = {}
+        twins = []
+        for values in itertools.product(*axes.values()):
+            scales = dict(zip(axes, values, strict=True))
+            fields = {full_key(key).removeprefix("model."): value for key, value in scales.items()}
+            model = self.model.model_copy(update=fields)
+            original = first.setdefault((model.realised_widths, model.realised_blocks), scales)
+            if original is not scales:
+                twins.append((scales, original))
+        return twins
 
     def trial_seed(self, cell: int, repeat: int) -> int:
         """Return the seed of one cell and repeat: the same on every box, unlike its neighbours'."""
@@ -313,6 +373,10 @@ class StudySpec(_Table):
         values: list[Scalar] = [self.data.name, self.model.name, self.pruning.strategy]
         values += [value for axis in self.search.values() if not isinstance(axis, RangeSpec) for value in axis]
         return [value for value in values if isinstance(value, str) and is_code(value)]
+
+
+def _spelled(params: Mapping[str, Scalar]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in params.items())
 
 
 def full_key(key: str) -> str:

@@ -1,0 +1,169 @@
+"""What the commands do, a call each: `import budgettune as bt`.
+
+Every function that takes a study takes a handle from `create_study` or `load_study`, a study's name, or None for the
+only study of the storage. Reading answers imports neither torch nor Optuna; only training imports torch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from budgettune import query
+from budgettune.errors import UsageError
+from budgettune.records import TrialRecord
+from budgettune.spec import StudySpec, load_spec
+from budgettune.storage import open_engine, storage_url
+from budgettune.units import parse_duration
+
+if TYPE_CHECKING:
+    from budgettune.study import StudyHandle
+    from budgettune.training.trainer import Trained
+    from budgettune.worker import WorkerOptions, WorkerSummary
+
+
+def create_study(
+    spec: StudySpec | str | Path = "paper",
+    *,
+    storage: str | None = None,
+    overrides: Iterable[str] = (),
+    skip_if_exists: bool = False,
+) -> StudyHandle:
+    """Create a study, its database where there is none, and its open trials.
+
+    Args:
+        spec: a spec, a TOML file's path, or the name of a bundled study file.
+        storage: database URL; else BUDGETTUNE_STORAGE, OPTUNA_STORAGE, or sqlite:///budgettune.db.
+        overrides: `key=value` texts, as after `--set`.
+        skip_if_exists: return the study of that name where it is there already.
+
+    Raises:
+        SpecError: where the spec cannot work.
+        StudyExists: where the name is taken.
+        StorageError: where the database cannot be reached.
+    """
+    from budgettune import study
+
+    spec = spec if isinstance(spec, StudySpec) else load_spec(spec)
+    return study.create_study(spec.with_overrides(overrides), storage_url(storage), skip_if_exists=skip_if_exists)
+
+
+def load_study(name: str | None = None, *, storage: str | None = None) -> StudyHandle:
+    """Return a study by name, or the only one of the storage.
+
+    Raises:
+        StudyNotFound: where there is none of that name, or not exactly one.
+    """
+    from budgettune import study
+
+    return study.load_study(storage_url(storage), name)
+
+
+def run_worker(
+    study: StudyHandle | str | None = None, options: WorkerOptions | None = None, *, storage: str | None = None
+) -> WorkerSummary:
+    """Train a study's open trials in this process until none is left (every open study's, where none is named)."""
+    from budgettune import worker
+
+    url = storage_url(storage) if study is None or isinstance(study, str) else study.url
+    return worker.run_worker(url, study if study is None or isinstance(study, str) else study.name, options)
+
+
+def trial_records(study: StudyHandle | str | None = None, *, storage: str | None = None) -> list[TrialRecord]:
+    """Return every trial of a study with its curve, phases and machine, in order of number."""
+    engine, study_id = locate(study, storage)
+    return query.trial_records(engine, study_id)
+
+
+def best_under_budget(
+    study: StudyHandle | str | None,
+    budget: str | float,
+    *,
+    top: int = 1,
+    device_name: str | None = None,
+    storage: str | None = None,
+) -> list[TrialRecord]:
+    """Return the most accurate finished trials whose training fits a budget, best first.
+
+    Args:
+        study: which.
+        budget: seconds, or a text such as "60s".
+        top: how many.
+        device_name: only times from that kind of machine.
+        storage: database URL, where study is not a handle.
+
+    Raises:
+        NothingWithinBudget: where even the fastest finished trial takes longer.
+    """
+    engine, study_id = locate(study, storage)
+    return query.best_under_budget(engine, study_id, parse_duration(budget), top=top, device_name=device_name)
+
+
+def pareto_front(
+    study: StudyHandle | str | None = None, *, device_name: str | None = None, storage: str | None = None
+) -> list[TrialRecord]:
+    """Return the finished trials that no other one beats in both time and accuracy, fastest first."""
+    engine, study_id = locate(study, storage)
+    return query.pareto_front(engine, study_id, device_name=device_name)
+
+
+def train(
+    study: StudyHandle | StudySpec,
+    params: Mapping[str, Any] | None = None,
+    *,
+    seed: int = 0,
+    device: str = "auto",
+    threads: int | None = None,
+    allow_import: Collection[str] = (),
+) -> Trained:
+    """Train one configuration without recording it, and return `.result` and `.model`."""
+    from budgettune import worker
+
+    return worker.train_one(study, params or {}, seed=seed, device=device, threads=threads, allow_import=allow_import)
+
+
+def hypervolume_of(
+    study: StudyHandle | str | None = None, *, device_name: str | None = None, storage: str | None = None
+) -> tuple[float, tuple[float, float]]:
+    """Return the hypervolume of a study's front, and the reference point that it is measured against.
+
+    The reference is 1.1 times the slowest finished trial, at accuracy 0: a study's hypervolume then counts seconds
+    times accuracy, and is comparable with another's only at an equal reference.
+    """
+    engine, study_id = locate(study, storage)
+    points = query.objective_points(engine, study_id, device_name=device_name)
+    reference = (1.1 * max((seconds for seconds, _ in points), default=0.0), 0.0)
+    return query.hypervolume(points, reference), reference
+
+
+def configuration(
+    study: StudyHandle, trial: int | None, overrides: Iterable[str]
+) -> tuple[StudySpec, dict[str, Any], int]:
+    """Return spec, params and seed of one configuration: a trial's, or the study's spec with overrides.
+
+    Raises:
+        UsageError: where the study has no such trial.
+    """
+    if trial is None:
+        return study.spec.with_overrides([*overrides, "sampler.name=grid"]).resolve({}), {}, study.spec.sampler.seed
+    records = query.trial_records(study.engine, study.study_id, numbers=[trial], documents=False)
+    if not records:
+        raise UsageError(f"study {study.name!r} has no trial {trial}: `budgettune study export` lists them")
+    spec = study.spec.with_overrides(overrides)
+    return spec, dict(records[0].params), records[0].seed or 0
+
+
+def allowed_packages(names: Iterable[str] | None) -> frozenset[str]:
+    """Return the packages that studies may import from: those named, else those in BUDGETTUNE_ALLOW_IMPORT."""
+    listed = names if names is not None else os.environ.get("BUDGETTUNE_ALLOW_IMPORT", "").split(",")
+    return frozenset(name.strip() for name in listed if name.strip())
+
+
+def locate(study: StudyHandle | str | None, storage: str | None) -> tuple[Any, int]:
+    """Return the engine and the id of a study."""
+    if study is not None and not isinstance(study, str):
+        return study.engine, study.study_id
+    engine = open_engine(storage_url(storage))
+    return engine, query.find_study(engine, study).study_id

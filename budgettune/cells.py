@@ -1,0 +1,213 @@
+"""Which trials a study still needs, decided from what it holds. Pure: no database here.
+
+A *slot* is one cell and repeat. At every moment a slot has at most one row that is open or complete:
+
+    (nothing) ──reconcile──▶ WAITING ──claim──▶ RUNNING ──complete──▶ COMPLETE
+                                ▲                  │
+                                └── new row ── FAIL (failed, handed back, lost)
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from budgettune.errors import Interrupted
+from budgettune.spec import StudySpec
+
+LOST = "lost"
+"""Kind of failure of a trial whose worker gave no sign of life."""
+
+HANDED_BACK = Interrupted.kind
+"""Kind of failure that uses up no attempt."""
+
+TAKEN = frozenset({"WAITING", "RUNNING", "COMPLETE"})
+"""States in which a trial holds its slot."""
+
+
+class Slot(NamedTuple):
+    """One cell and repeat: what must end with exactly one complete trial."""
+
+    cell: int
+    repeat: int
+
+
+@dataclass(frozen=True)
+class SlotRow:
+    """What a decision needs to know of one trial.
+
+    Attributes:
+        has_params: false for a sampled point whose worker died while it was drawn.
+        failure: the kind and the message of a failed trial.
+        extra: a late result beside the one that counts.
+    """
+
+    trial_id: int
+    number: int
+    state: str
+    slot: Slot
+    attempt: int = 1
+    has_params: bool = True
+    failure: tuple[str, str] | None = None
+    extra: bool = False
+
+    @property
+    def uses_attempt(self) -> bool:
+        """Whether this try counts towards the limit."""
+        return self.failure is None or self.failure[0] != HANDED_BACK
+
+    @property
+    def next_attempt(self) -> int:
+        """Number of the try that follows this failed one."""
+        return self.attempt + 1 if self.uses_attempt else self.attempt
+
+
+@dataclass(frozen=True)
+class GivenUp:
+    """A slot that failed as often as the spec allows.
+
+    Attributes:
+        reasons: of the failed tries, oldest first, each with its kind in front.
+    """
+
+    cell: int
+    repeat: int
+    reasons: tuple[str, ...]
+
+    @property
+    def slot(self) -> Slot:
+        """The cell and repeat."""
+        return Slot(self.cell, self.repeat)
+
+
+@dataclass(frozen=True)
+class Queued:
+    """A slot to try (again).
+
+    Attributes:
+        source: trial that has the params; None where the spec's grid has them, or a sampler must draw them.
+    """
+
+    slot: Slot
+    attempt: int
+    source: int | None = None
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Whether a study holds exactly one complete trial for each cell and repeat.
+
+    Attributes:
+        cells: cells × repeats that the study wants (for a sampled study without an end: those drawn so far).
+        complete: how many of them have exactly one complete trial.
+        missing: those with no complete trial that may still get one.
+        doubled: those with more than one.
+        given_up: those that failed too often.
+    """
+
+    cells: int
+    complete: int
+    missing: tuple[Slot, ...] = ()
+    doubled: tuple[Slot, ...] = ()
+    given_up: tuple[GivenUp, ...] = ()
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing is missing, doubled or given up."""
+        return not (self.missing or self.doubled or self.given_up)
+
+
+class Cells:
+    """The rows of a study by slot, and what follows from them."""
+
+    def __init__(self, spec: StudySpec, rows: Iterable[SlotRow]) -> None:
+        self.spec = spec
+        self.is_grid = spec.sampler.name == "grid"
+        self._rows: defaultdict[Slot, list[SlotRow]] = defaultdict(list)
+        self._source: dict[int, int] = {}  # cell -> a trial that has its params
+        for row in sorted(rows, key=lambda row: row.number):
+            if not row.extra:
+                self._rows[row.slot].append(row)
+            if row.has_params:
+                self._source[row.slot.cell] = row.trial_id
+        self.cell_count = self._count_cells()
+
+    def _count_cells(self) -> int:
+        if self.is_grid:
+            return len(self.spec.cells())
+        return self.spec.sampler.trials or 1 + max((slot.cell for slot in self._rows), default=-1)
+
+    def slots(self) -> Iterator[Slot]:
+        """Yield every slot that must end with one complete trial."""
+        repeats = range(self.spec.sampler.repeats)
+        return (Slot(cell, repeat) for cell in range(self.cell_count) for repeat in repeats)
+
+    def is_taken(self, slot: Slot) -> bool:
+        """Whether a slot has an open or a complete trial."""
+        return any(row.state in TAKEN for row in self._rows.get(slot, ()))
+
+    def is_drawn(self, cell: int) -> bool:
+        """Whether the params of a cell are known."""
+        return self.is_grid or cell in self._source
+
+    def next_attempt(self, slot: Slot) -> int:
+        """Return the number of the next try of a slot."""
+        rows = self._rows.get(slot)
+        return rows[-1].next_attempt if rows else 1
+
+    def is_given_up(self, slot: Slot) -> bool:
+        """Whether a slot failed as often as the spec allows."""
+        too_often = self.next_attempt(slot) > self.spec.sampler.max_attempts
+        return too_often and self.is_drawn(slot.cell) and not self.is_taken(slot)
+
+    def given_up(self, cell: int | None = None) -> tuple[GivenUp, ...]:
+        """Return the slots (of one cell, or all) that failed too often, with their reasons."""
+        slots = (slot for slot in self.slots() if cell in (None, slot.cell) and self.is_given_up(slot))
+        return tuple(GivenUp(*slot, reasons=_reasons(self._rows[slot])) for slot in slots)
+
+    def to_queue(self) -> list[Queued]:
+        """Return the slots that need a new row now."""
+        slots = (slot for slot in self.slots() if not self.is_taken(slot) and self.is_drawn(slot.cell))
+        return [self.queued(slot, self.next_attempt(slot)) for slot in slots if not self.is_given_up(slot)]
+
+    def queued(self, slot: Slot, attempt: int) -> Queued:
+        """Return a new try of a slot."""
+        return Queued(slot, attempt, None if self.is_grid else self._source[slot.cell])
+
+    def to_draw(self) -> Queued | None:
+        """Return the next cell that a sampler must draw, None where the study has all it wants."""
+        if self.is_grid:
+            return None
+        cells = range(self.cell_count) if self.spec.sampler.trials else range(self.cell_count + 1)
+        slots = (Slot(cell, 0) for cell in cells if not self.is_drawn(cell))
+        slot = next((slot for slot in slots if not self.is_taken(slot)), None)
+        return None if slot is None else Queued(slot, self.next_attempt(slot))
+
+    def is_finished(self) -> bool:
+        """Whether nothing is left to do; never for a sampled study without an end."""
+        if not self.is_grid and self.spec.sampler.trials is None:
+            return False
+        return all(self._complete(slot) or self.is_given_up(slot) for slot in self.slots())
+
+    def verify(self) -> Verification:
+        """Return what is missing, doubled and given up."""
+        complete = {slot: self._complete(slot) for slot in self.slots()}
+        given_up = self.given_up()
+        without = {failed.slot for failed in given_up}
+        return Verification(
+            cells=len(complete),
+            complete=sum(count == 1 for count in complete.values()),
+            missing=tuple(slot for slot, count in complete.items() if count == 0 and slot not in without),
+            doubled=tuple(slot for slot, count in complete.items() if count > 1),
+            given_up=given_up,
+        )
+
+    def _complete(self, slot: Slot) -> int:
+        return sum(row.state == "COMPLETE" for row in self._rows.get(slot, ()))
+
+
+def _reasons(rows: Iterable[SlotRow]) -> tuple[str, ...]:
+    failures = (row.failure or ("unknown", "no reason was recorded") for row in rows if row.uses_attempt)
+    return tuple(f"{kind}: {message}" for kind, message in failures)

@@ -1,0 +1,84 @@
+"""What a database driver says, as one line that a user can act on, with passwords left out."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from budgettune.errors import StorageError
+
+_URL_PASSWORD = re.compile(r"([A-Za-z][\w+.-]*://[^\s:/@?]*:)(\S*)@")
+_NAMED_PASSWORD = re.compile(r"(?i)\b((?:ssl)?password=)[^\s&;'\"]+")
+
+# Part of the driver's message (lower case) -> what is wrong, and what to do. The first match counts.
+_REMEDIES = (
+    ("password authentication failed", "wrong user or password: check them in the URL, or PGPASSWORD"),
+    ("no password supplied", "a password is needed: put it into the URL, or set PGPASSWORD"),
+    ("no pg_hba.conf entry", "the server does not let this box in: ask its administrator for an entry in pg_hba.conf"),
+    ("could not translate host name", "no such host: check the host name in the URL"),
+    ("name or service not known", "no such host: check the host name in the URL"),
+    ("failed to resolve host", "no such host: check the host name in the URL"),
+    ("connection refused", "the server does not answer: is it up, and are host and port right?"),
+    ("no such file or directory", "the server does not answer: is it up, and are host and port right?"),
+    ("timeout expired", "the server does not answer in time: is it up, and does a firewall stand between?"),
+    ("connection timeout", "the server does not answer in time: is it up, and does a firewall stand between?"),
+    ("too many clients", "the server has no connection left: raise max_connections, or put a pooler before it"),
+    ("remaining connection slots", "the server has no connection left: raise max_connections, or use a pooler"),
+    ("starting up", "the server is starting: try again in a moment"),
+    ("shutting down", "the server is shutting down: try again when it is up"),
+    ("terminating connection", "the server ended the connection: try again when it is up"),
+    ("server closed the connection", "the server ended the connection: try again when it is up"),
+    ("connection is lost", "the server ended the connection: try again when it is up"),
+    ("recovery mode", "the server is recovering: try again in a moment"),
+    ("no space left", "the disk is full: free some space, then try again"),
+    ("database or disk is full", "the disk is full: free some space, then try again"),
+    ("permission denied", "no permission: grant this user rights on the database and its tables"),
+    ("attempt to write a readonly database", "the file is read-only: give this user write permission on it"),
+    ("read-only transaction", "the server is read-only: use the primary's URL"),
+    ("unable to open database file", "cannot open the file: check that its folder exists and may be written to"),
+    ("file is not a database", "not a database file: name another file, or remove this one"),
+    ("file is encrypted", "not a database file: name another file, or remove this one"),
+    ("disk image is malformed", "the file is damaged: restore it from a copy, or export with `sqlite3 FILE .recover`"),
+    ("disk i/o error", "the disk cannot be read or written: check its space and health"),
+    ("database is locked", "another process keeps the file locked: stop it, or use PostgreSQL for many workers"),
+    ("no such table", "holds no Optuna tables: make them with `budgettune study create`"),
+    ("does not exist", "no such database, user or table: check the name in the URL, or run `budgettune study create`"),
+    ("nul", "a text holds a NUL character, which the database cannot keep: leave it out"),
+)
+
+
+def redact(text: str) -> str:
+    """Return a text without the passwords of the database URLs and connection strings in it."""
+    return _NAMED_PASSWORD.sub(r"\1***", _URL_PASSWORD.sub(r"\1***@", text))
+
+
+@contextmanager
+def translated(url: str) -> Iterator[None]:
+    """Turn every failure of the database inside the block into a StorageError that names the next step.
+
+    Args:
+        url: of the database; its password is left out of the message.
+    """
+    try:
+        yield
+    except SQLAlchemyError as error:
+        raise storage_error(url, error) from error
+    except RuntimeError as error:
+        # Optuna wraps what SQLAlchemy raises. Its module is there already where its class was raised.
+        optuna = sys.modules.get("optuna")
+        if optuna is not None and isinstance(error, optuna.exceptions.StorageInternalError):
+            raise storage_error(url, error.__cause__ or error) from error
+        raise
+
+
+def storage_error(url: str, error: BaseException) -> StorageError:
+    """Return the one-line error that stands for what a database driver raised."""
+    said = " ".join(str(getattr(error, "orig", None) or error).split())
+    remedy = next((remedy for part, remedy in _REMEDIES if part in said.lower()), None)
+    if remedy is None:
+        remedy = f"{said[:300]}: check the database, then try again"
+    return StorageError(redact(f"{url}: {remedy}"))

@@ -1,0 +1,116 @@
+"""How values reach a terminal or another program: tables for people, JSON and CSV for programs."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from budgettune.records import RECORD_COLUMNS, TrialRecord
+from budgettune.units import format_duration
+
+__all__ = [
+    "Format",
+    "cell",
+    "err",
+    "escape",
+    "out",
+    "param_columns",
+    "print_json",
+    "print_rows",
+    "print_trials",
+    "trial_document",
+    "trial_row",
+    "warn_of_mixed_machines",
+]
+
+out = Console()
+err = Console(stderr=True)
+
+
+class Format(StrEnum):
+    """How a command prints data."""
+
+    table = "table"
+    json = "json"
+    csv = "csv"
+
+
+def print_rows(rows: Sequence[Mapping[str, Any]], form: Format, *, title: str | None = None) -> None:
+    """Print rows with equal keys; JSON and CSV go alone to standard output."""
+    if form is Format.json:
+        print_json(list(rows))
+    elif form is Format.csv:
+        writer = csv.DictWriter(sys.stdout, fieldnames=list(dict.fromkeys(key for row in rows for key in row)))
+        writer.writeheader()
+        writer.writerows(rows)
+    else:
+        table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+        for key in dict.fromkeys(key for row in rows for key in row):
+            numeric = all(isinstance(row.get(key), (int, float, type(None))) for row in rows)
+            table.add_column(key.replace("_", " "), justify="right" if numeric else "left", overflow="fold")
+        for row in rows:
+            table.add_row(*(cell(value) for value in row.values()))
+        out.print(table)
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON document, and nothing else, to standard output."""
+    sys.stdout.write(json.dumps(value, indent=2, default=list, allow_nan=False) + "\n")
+
+
+def cell(value: Any) -> str:
+    """Return a value as a table shows it."""
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def trial_row(record: TrialRecord, form: Format) -> dict[str, Any]:
+    """Return one trial: short and rounded for people, complete for programs."""
+    if form is not Format.table:
+        return {**{name: getattr(record, name) for name in RECORD_COLUMNS}, **param_columns(record)}
+    return {
+        "trial": record.number,
+        "time": None if record.train_seconds is None else format_duration(record.train_seconds),
+        "accuracy": None if record.test_accuracy is None else f"{record.test_accuracy:.2%}",
+        **{name.rpartition(".")[2]: value for name, value in record.params.items()},
+        "kept": None if record.keep_fraction is None else f"{record.keep_fraction:.0%}",
+        "epochs": record.epochs,
+        "clock": record.status,
+    }
+
+
+def trial_document(record: TrialRecord) -> dict[str, Any]:
+    """Return one trial as a JSON object with its params in an object of their own."""
+    return {name: getattr(record, name) for name in RECORD_COLUMNS} | {"params": dict(record.params)}
+
+
+def param_columns(record: TrialRecord) -> dict[str, Any]:
+    """Return a trial's params as columns, prefixed where they would hide a column of the record."""
+    return {(f"params.{name}" if name in RECORD_COLUMNS else name): value for name, value in record.params.items()}
+
+
+def print_trials(records: Sequence[TrialRecord], form: Format, *, title: str | None = None) -> None:
+    """Print trials, one a row."""
+    if form is Format.json:
+        print_json([trial_document(record) for record in records])
+    else:
+        print_rows([trial_row(record, form) for record in records], form, title=title)
+
+
+def warn_of_mixed_machines(records: Sequence[TrialRecord], chosen: str | None) -> None:
+    """Say so on standard error where times of different machines stand side by side."""
+    kinds = sorted({record.device_name for record in records if record.device_name})
+    if chosen is None and len(kinds) > 1:
+        err.print(
+            f"[yellow]note:[/] these times come from {len(kinds)} kinds of machine ({'; '.join(kinds)}): "
+            f"choose one with --device-name"
+        )

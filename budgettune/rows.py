@@ -1,0 +1,195 @@
+"""Rows of a study inside a transaction that the caller holds: add, lock, stamp, end.
+
+Two locks order all changes. Whoever adds a trial to a study holds the study's row (as Optuna does, for the numbers of
+trials); whoever ends a trial holds the trial's row; the study's comes first. SQLite has one writer at a time anyway.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from budgettune.tables import (
+    plain_text,
+    studies,
+    trial_heartbeats,
+    trial_params,
+    trial_user_attributes,
+    trial_values,
+    trials,
+    utc_in,
+)
+
+
+@dataclass(frozen=True)
+class StoredParam:
+    """A param as Optuna stores it: a choice by its index, and the distribution as JSON."""
+
+    name: str
+    value: float
+    distribution_json: str
+
+
+@dataclass(frozen=True)
+class NewTrial:
+    """A row to add.
+
+    Attributes:
+        attributes: user attributes; values are JSON.
+        params_of: trial whose params are copied, beside `params`.
+        values: of both objectives, for a row that is complete from the start.
+    """
+
+    state: str
+    attributes: Mapping[str, Any]
+    params: tuple[StoredParam, ...] = ()
+    params_of: int | None = None
+    values: tuple[float, float] | None = None
+
+
+def lock_study(connection: sa.Connection, study_id: int) -> bool:
+    """Keep all others from adding trials until the transaction ends; false where the study is gone."""
+    query = sa.select(studies.c.study_id).where(studies.c.study_id == study_id).with_for_update()
+    return connection.execute(query).scalar() is not None
+
+
+def insert_trials(connection: sa.Connection, study_id: int, new_trials: Sequence[NewTrial]) -> list[tuple[int, int]]:
+    """Add trials and return their ids and numbers, in order. The caller holds the study's lock."""
+    if not new_trials:
+        return []
+    count = sa.select(sa.func.count()).select_from(trials).where(trials.c.study_id == study_id)
+    first: int = connection.execute(count).scalar_one()
+    _insert(
+        connection,
+        trials,
+        [
+            {"study_id": study_id, "number": number, "state": new.state}
+            for number, new in enumerate(new_trials, start=first)
+        ],
+    )
+    added = (
+        sa.select(trials.c.trial_id, trials.c.number)
+        .where(trials.c.study_id == study_id, trials.c.number >= first)
+        .order_by(trials.c.number)
+    )
+    keys = [(trial_id, number) for trial_id, number in connection.execute(added)]
+    pairs = [(trial_id, new) for (trial_id, _), new in zip(keys, new_trials, strict=True)]
+    _stamp_new(connection, pairs)
+    _insert(connection, trial_params, [row for trial_id, new in pairs for row in _param_rows(trial_id, new.params)])
+    _copy_params(connection, pairs)
+    attributes = [row for trial_id, new in pairs for row in _attribute_rows(trial_id, new.attributes)]
+    _insert(connection, trial_user_attributes, attributes)
+    for trial_id, new in pairs:
+        if new.values is not None:
+            _insert(connection, trial_values, _value_rows(trial_id, new.values))
+    return keys
+
+
+def _insert(connection: sa.Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]]) -> None:
+    if rows:
+        connection.execute(sa.insert(table), rows)
+
+
+def _stamp_new(connection: sa.Connection, pairs: Sequence[tuple[int, NewTrial]]) -> None:
+    """Give rows that do not wait their times, and those that run their first heartbeat."""
+    for trial_id, new in pairs:
+        if new.state == "RUNNING":
+            set_state(connection, trial_id, "RUNNING", datetime_start=utc_in())
+            beat(connection, trial_id)
+        elif new.state != "WAITING":
+            set_state(connection, trial_id, new.state, datetime_start=utc_in(), datetime_complete=utc_in())
+
+
+def insert_params(connection: sa.Connection, trial_id: int, params: Sequence[StoredParam]) -> None:
+    """Give a trial its params."""
+    _insert(connection, trial_params, _param_rows(trial_id, params))
+
+
+def _param_rows(trial_id: int, params: Sequence[StoredParam]) -> list[dict[str, Any]]:
+    return [
+        {
+            "trial_id": trial_id,
+            "param_name": param.name,
+            "param_value": param.value,
+            "distribution_json": param.distribution_json,
+        }
+        for param in params
+    ]
+
+
+def _copy_params(connection: sa.Connection, pairs: Sequence[tuple[int, NewTrial]]) -> None:
+    columns = (trial_params.c.param_name, trial_params.c.param_value, trial_params.c.distribution_json)
+    for trial_id, new in pairs:
+        if new.params_of is None:
+            continue
+        source = sa.select(sa.literal(trial_id), *columns).where(trial_params.c.trial_id == new.params_of)
+        names = ["trial_id", *(column.name for column in columns)]
+        connection.execute(sa.insert(trial_params).from_select(names, source.order_by(trial_params.c.param_id)))
+
+
+def _attribute_rows(trial_id: int, attributes: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [{"trial_id": trial_id, "key": key, "value_json": json.dumps(value)} for key, value in attributes.items()]
+
+
+def _value_rows(trial_id: int, values: Sequence[float]) -> list[dict[str, Any]]:
+    return [
+        {"trial_id": trial_id, "objective": objective, "value": value, "value_type": "FINITE"}
+        for objective, value in enumerate(values)
+    ]
+
+
+def _upsert(connection: sa.Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]], *keys: str) -> None:
+    """Add rows, or overwrite those that are there under the same keys."""
+    make = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
+    statement = make(table).values([dict(row) for row in rows])
+    changed = {name: statement.excluded[name] for name in rows[0] if name not in keys}
+    connection.execute(statement.on_conflict_do_update(index_elements=list(keys), set_=changed))
+
+
+def set_attributes(connection: sa.Connection, trial_id: int, attributes: Mapping[str, Any]) -> None:
+    """Store user attributes of a trial in one statement."""
+    _upsert(connection, trial_user_attributes, _attribute_rows(trial_id, attributes), "trial_id", "key")
+
+
+def lock_trial(connection: sa.Connection, trial_id: int) -> str | None:
+    """Keep all others from changing a trial until the transaction ends; return its state, None where it is gone."""
+    query = sa.select(plain_text(trials.c.state)).where(trials.c.trial_id == trial_id).with_for_update()
+    return connection.execute(query).scalar()
+
+
+def set_state(connection: sa.Connection, trial_id: int, state: str, **times: Any) -> None:
+    """Change the state of a trial, and its times."""
+    connection.execute(sa.update(trials).where(trials.c.trial_id == trial_id).values(state=state, **times))
+
+
+
+
+def beat(connection: sa.Connection, trial_id: int) -> bool:
+    """Renew the lease of a running trial by the database's clock; false where the trial runs no longer."""
+    running = sa.select(trials.c.trial_id, utc_in()).where(trials.c.trial_id == trial_id, trials.c.state == "RUNNING")
+    make = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
+    statement = make(trial_heartbeats).from_select(["trial_id", "heartbeat"], running)
+    upsert = statement.on_conflict_do_update(
+        index_elements=["trial_id"], set_={"heartbeat": statement.excluded.heartbeat}
+    )
+    return connection.execute(upsert).rowcount > 0
+
+
+def end_trial(
+    connection: sa.Connection,
+    trial_id: int,
+    state: str,
+    attributes: Mapping[str, Any],
+    values: Sequence[float] | None = None,
+) -> None:
+    """Store what is left of a trial, then its last state. The caller holds the trial's lock."""
+    set_attributes(connection, trial_id, attributes)
+    if values is not None:
+        _upsert(connection, trial_values, _value_rows(trial_id, values), "trial_id", "objective")
+    times = {"datetime_complete": utc_in(), "datetime_start": sa.func.coalesce(trials.c.datetime_start, utc_in())}
+    set_state(connection, trial_id, state, **times)

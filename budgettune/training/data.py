@@ -1,0 +1,158 @@
+"""The images of a study: read once, split by data.seed, kept as bytes, ready to move to the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from budgettune.errors import DataError
+from budgettune.spec import DataSpec
+from budgettune.training.augment import augment, normalise
+from budgettune.training.download import one_line
+from budgettune.training.folder import read_folder
+from budgettune.training.idx import read_fashion_mnist
+from budgettune.training.images import ImageSet, SourceImages, hold_out, resize
+from budgettune.training.sources import read_cifar, read_code, read_digits
+
+__all__ = ["ImageData", "ImageSet", "augment", "load_data", "normalise"]
+
+_READERS: dict[str, Callable[[DataSpec], SourceImages]] = {
+    "digits": read_digits,
+    "fashion-mnist": read_fashion_mnist,
+    "cifar10": read_cifar,
+    "cifar100": read_cifar,
+    "folder": read_folder,
+}
+_PAD_FRACTION = 8  # the usual 4 pixels around the 32 of CIFAR, in proportion
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ImageData:
+    """What one study trains and is judged on.
+
+    Attributes:
+        name: of the image set.
+        train: training images, after the validation part and train_size are taken off.
+        held_out: test images, or the validation part.
+        num_classes: labels run from 0 to num_classes - 1.
+        mean: per channel of the training images, in [0, 1].
+        std: the same; 1 for a channel that is constant.
+        flip: whether a mirrored image keeps its label.
+        pad: zeros around an image before a random crop.
+    """
+
+    name: str
+    train: ImageSet
+    held_out: ImageSet
+    num_classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    flip: bool
+    pad: int
+
+    @property
+    def channels(self) -> int:
+        """Channels of every image."""
+        return int(self.train.images.shape[1])
+
+    @property
+    def image_size(self) -> int:
+        """Pixels on a side; images are square."""
+        return int(self.train.images.shape[-1])
+
+    def to(self, device: torch.device | str) -> ImageData:
+        """Return the same images on a device."""
+        return replace(self, train=self.train.to(device), held_out=self.held_out.to(device))
+
+
+def load_data(spec: DataSpec, *, allow_import: Collection[str] = ()) -> ImageData:
+    """Read the images of a study.
+
+    The same spec and files give the same images in the same order. No global random state is touched.
+
+    Args:
+        spec: `[data]` of the study.
+        allow_import: top packages that this box allows, for images from package.module:function.
+
+    Raises:
+        DataError: where files are missing, damaged or of the wrong shape; the message names the file and the fix.
+        SpecError: where package.module:function cannot be imported.
+        UsageError: where its package is not allowed.
+    """
+    source = _read(spec, allow_import)
+    train, held_out = _split(source, spec)
+    if spec.image_size is not None:
+        train, held_out = (_resized(part, spec.image_size) for part in (train, held_out))
+    _check_shapes(train.images, held_out.images, spec.name)
+    mean, std = _channel_statistics(train.images)
+    return ImageData(
+        name=spec.name,
+        train=train,
+        held_out=held_out,
+        num_classes=source.num_classes,
+        mean=mean,
+        std=std,
+        flip=source.flip,
+        pad=max(1, train.images.shape[-1] // _PAD_FRACTION),
+    )
+
+
+def _read(spec: DataSpec, allow_import: Collection[str]) -> SourceImages:
+    reader = _READERS.get(spec.name)
+    try:
+        return reader(spec) if reader else read_code(spec, allow_import)
+    except OSError as error:
+        raise DataError(f"{spec.name}: {one_line(error)}: check data.root and its permissions") from None
+
+
+def _split(source: SourceImages, spec: DataSpec) -> tuple[ImageSet, ImageSet]:
+    """Cut the validation part first, so that it stays the same for every train_size; then take the subset."""
+    train, held_out = source.train, source.test
+    if spec.evaluate_on == "validation":
+        count = max(1, round(len(train) * spec.validation_fraction))
+        rest, held = hold_out(train.labels, count, (spec.seed, 1), f"{spec.name}: data.validation_fraction")
+        train, held_out = train.take(rest), train.take(held)
+    if spec.train_size is None:
+        return train, held_out
+    if spec.train_size > len(train):
+        raise DataError(
+            f"{spec.name}: data.train_size is {spec.train_size} and there are {len(train)} training images: "
+            f"set it to {len(train)} at most, or leave it out"
+        )
+    order = np.random.default_rng([spec.seed, 2]).permutation(len(train))
+    return train.take(torch.from_numpy(np.sort(order[: spec.train_size]))), held_out
+
+
+def _resized(images: ImageSet, size: int) -> ImageSet:
+    return replace(images, images=resize(images.images, size))
+
+
+def _check_shapes(train: Tensor, held_out: Tensor, name: str) -> None:
+    (channels, height, width), other = train.shape[1:], tuple(held_out.shape[1:])
+    if other[0] != channels:
+        raise DataError(
+            f"{name}: {channels} channels in training images and {other[0]} in the others: make them the same"
+        )
+    if height != width or other != (channels, height, width):
+        raise DataError(
+            f"{name}: training images of {height}×{width} and others of {other[1]}×{other[2]} pixels: "
+            f"set data.image_size to bring all to one square size"
+        )
+
+
+def _channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation of each channel in [0, 1], exact from counts of the 256 values."""
+    values = torch.arange(256, dtype=torch.float64) / 255
+    means, stds = [], []
+    for channel in range(images.shape[1]):
+        weights = torch.bincount(images[:, channel].flatten(), minlength=256).double()
+        weights /= weights.sum()
+        mean = float(weights @ values)
+        std = float((weights @ (values - mean).square()).sqrt())
+        means.append(mean)
+        stds.append(std if std > 1e-6 else 1.0)  # a constant channel would divide by zero
+    return tuple(means), tuple(stds)

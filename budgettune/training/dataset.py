@@ -1,0 +1,71 @@
+"""PruningDataset: any map-style data set, thinned anew each epoch, for a plain DataLoader loop."""
+
+from __future__ import annotations
+
+from collections.abc import Sized
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from budgettune.training.pruning import Strategy
+
+
+class PruningDataset(Dataset[tuple[Any, Any, int]]):
+    """The samples that a strategy keeps of another data set, as (x, y, index).
+
+    `index` is the sample's place in the underlying data set, whatever the place it was asked for at: hand it back
+    to `observe` with the sample's loss. `len` is the number kept in the present epoch.
+
+    The table of kept samples lies in shared memory, so that DataLoader workers that outlive an epoch
+    (`persistent_workers=True`) see the next plan and not a frozen copy of the first.
+
+    Args:
+        dataset: map-style, yielding (x, y).
+        strategy: made for exactly `len(dataset)` samples, on the CPU.
+        epochs: planned epochs, from which the strategy learns how far training is; None where unknown.
+
+    Raises:
+        ValueError: where the strategy was made for another number of samples.
+    """
+
+    def __init__(self, dataset: Dataset[Any], strategy: Strategy, *, epochs: int | None = None) -> None:
+        if not isinstance(dataset, Sized) or len(dataset) != strategy.size:
+            raise ValueError(f"the strategy is for {strategy.size} samples: make it for len(dataset)")
+        self.dataset = dataset
+        self.strategy = strategy
+        self.epochs = epochs
+        self.epoch = -1
+        self.weights: Tensor | None = None
+        self._kept = torch.arange(strategy.size).share_memory_()
+        self._count = torch.tensor(strategy.size).share_memory_()
+        self.next_epoch()
+
+    def __len__(self) -> int:
+        return int(self._count)
+
+    def __getitem__(self, position: int) -> tuple[Any, Any, int]:
+        if not -len(self) <= position < len(self):
+            raise IndexError(f"position {position} of {len(self)} kept samples")
+        index = int(self._kept[: len(self)][position])
+        x, y = self.dataset[index]
+        return x, y, index
+
+    @property
+    def kept(self) -> Tensor:
+        """Indices of the kept samples in the underlying data set: int64 [len(self)], in internal order."""
+        return self._kept[: len(self)].clone()
+
+    def observe(self, indices: Tensor, losses: Tensor) -> None:
+        """Tell the strategy the losses of samples, by their index in the underlying data set."""
+        self.strategy.observe(indices.cpu(), losses.detach().float().cpu())
+
+    def next_epoch(self) -> None:
+        """Plan the next epoch: `len` and the kept samples change."""
+        self.epoch += 1
+        plan = self.strategy.plan(self.epoch, self.epoch / self.epochs if self.epochs else 0.0)
+        indices = plan.indices if plan.indices is not None else torch.arange(self.strategy.size)
+        self._kept[: len(indices)] = indices
+        self._count.fill_(len(indices))
+        self.weights = plan.weights

@@ -1,0 +1,159 @@
+"""The only file that knows one device from another. Nothing else in training mentions CUDA."""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from budgettune.errors import OutOfMemory, UsageError
+from budgettune.machine import fingerprint
+from budgettune.records import MachineInfo
+
+_NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """Return the device that `auto`, `cpu`, `cuda` or `cuda:N` stands for.
+
+    Raises:
+        UsageError: where this box has no such device.
+    """
+    available = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        return torch.device("cuda", 0) if available else torch.device("cpu")
+    if name == "cpu":
+        return torch.device("cpu")
+    match = re.fullmatch(r"cuda(?::(\d+))?", name)
+    if not match:
+        raise UsageError(f"device {name!r} is unknown: use auto, cpu, cuda or cuda:N")
+    index = int(match[1] or 0)
+    if index >= available:
+        raise UsageError(f"device {name} is not here; this box has {available} CUDA devices: use --device cpu")
+    return torch.device("cuda", index)
+
+
+class Device:
+    """What the trainer asks of a device: wait, measure, describe, pace.
+
+    Args:
+        device: of the model and the images.
+        cuda: the module `torch.cuda`, or a stand-in for tests.
+    """
+
+    def __init__(self, device: torch.device | str, cuda: Any = torch.cuda) -> None:
+        self.device = torch.device(device)
+        self.is_cuda = self.device.type == "cuda"
+        self._cuda = cuda
+        self._pending: list[Any] = []
+
+    def prepare(self) -> None:
+        """Set what must hold for the whole process before anything runs."""
+        if self.is_cuda:
+            # cuDNN's heuristic may pick an FFT kernel for odd channel counts, ten times slower: measure instead.
+            torch.backends.cudnn.benchmark = True
+
+    def synchronize(self) -> None:
+        """Return when the device has nothing left to do."""
+        if self.is_cuda:
+            self._cuda.synchronize(self.device)
+
+    def pace(self) -> None:
+        """Keep the host at most two steps ahead of the device, without draining the queue.
+
+        Under a time budget the host's clock decides whether another step begins; a host that had queued a hundred
+        steps would overshoot by all of them.
+        """
+        if not self.is_cuda:
+            return
+        event = self._cuda.Event()
+        event.record()
+        self._pending.append(event)
+        if len(self._pending) > 2:
+            self._pending.pop(0).synchronize()
+
+    def reset_peak_memory(self) -> None:
+        """Begin a new measurement of peak memory."""
+        if self.is_cuda:
+            self._cuda.reset_peak_memory_stats(self.device)
+        elif sys.platform == "linux":
+            _write("/proc/self/clear_refs", "5")
+
+    def peak_memory_mb(self) -> float:
+        """Return MiB at the peak: of the allocator on CUDA, of the process's resident set elsewhere."""
+        if self.is_cuda:
+            return float(self._cuda.max_memory_allocated(self.device)) / 2**20
+        return _peak_resident_mb()
+
+    def autocast(self, precision: str) -> AbstractContextManager[Any]:
+        """Return the context in which forward passes run at a precision (fp32 or bf16)."""
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=precision == "bf16", cache_enabled=True)
+
+    def machine(self) -> MachineInfo:
+        """Return the fingerprint of this box and device."""
+        threads = torch.get_num_threads()
+        if not self.is_cuda:
+            return fingerprint(device="cpu", threads=threads)
+        properties = self._cuda.get_device_properties(self.device)
+        return fingerprint(
+            device="cuda",
+            threads=threads,
+            device_name=properties.name,
+            device_uuid=str(getattr(properties, "uuid", "")) or None,
+            cuda=torch.version.cuda,
+            cudnn=str(torch.backends.cudnn.version()),
+        )
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bf16 in hardware; on a processor without it, bf16 is emulated and slower."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    supported: Callable[[], bool] | None = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return bool(supported and supported())
+
+
+def pick_precision(precision: str, device: torch.device, widths: list[int] | None) -> str:
+    """Return fp32 or bf16 for what a spec asks; `auto` takes bf16 where the device has it and widths are aligned.
+
+    Unaligned widths (not multiples of 8) run 3 to 16 times slower in bf16 on a CPU, hence fp32 for them.
+    """
+    if precision != "auto":
+        return precision
+    aligned = widths is not None and all(width % 8 == 0 for width in widths)
+    return "bf16" if aligned and has_fast_bf16(device) else "fp32"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the device or the host has no memory left."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError, OutOfMemory)):
+        return True
+    return isinstance(error, RuntimeError) and bool(_NO_MEMORY.search(str(error)))
+
+
+def usable_cores() -> int:
+    """Return the cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _peak_resident_mb() -> float:
+    try:
+        status = Path("/proc/self/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+    except (OSError, ValueError, IndexError):
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak / (2**20 if sys.platform == "darwin" else 1024)
+
+
+def _write(path: str, text: str) -> None:
+    try:
+        Path(path).write_text(text)
+    except OSError:
+        pass  # A sandbox may forbid it: the peak is then that of the whole process, never too small.

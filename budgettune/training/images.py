@@ -1,0 +1,211 @@
+"""Images and labels as tensors: what every source turns its files into, checked and split."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from budgettune.errors import DataError
+
+_CHANNELS = range(1, 5)
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Images with a label each.
+
+    Attributes:
+        images: uint8 [N, C, H, W].
+        labels: int64 [N].
+    """
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices: Tensor) -> ImageSet:
+        """Return the images of the indices, in their order."""
+        return ImageSet(self.images[indices], self.labels[indices])
+
+    def to(self, device: torch.device | str) -> ImageSet:
+        """Return the same images on a device."""
+        return ImageSet(self.images.to(device), self.labels.to(device))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SourceImages:
+    """All that a source has, before any choice of the study.
+
+    Attributes:
+        train: training images; every class has at least one.
+        test: test images of the same number of channels.
+        num_classes: labels run from 0 to num_classes - 1.
+        flip: whether a mirrored image keeps its label.
+    """
+
+    train: ImageSet
+    test: ImageSet
+    num_classes: int
+    flip: bool
+
+
+def image_set(images: Any, labels: Any, where: str, num_classes: int) -> ImageSet:
+    """Return images and labels as checked tensors.
+
+    Args:
+        images: uint8 array or tensor [N, C, H, W], [N, H, W, C] or [N, H, W], of 1 to 4 channels.
+        labels: whole numbers [N] in 0 … num_classes - 1.
+        where: file or code that they come from, for messages.
+        num_classes: of the source.
+
+    Raises:
+        DataError: where they are anything else.
+    """
+    checked_images, checked_labels = as_images(images, where), as_labels(labels, where)
+    if len(checked_images) != len(checked_labels):
+        raise DataError(
+            f"{where}: {len(checked_images)} images but {len(checked_labels)} labels: give one label for each image"
+        )
+    low, high = int(checked_labels.min()), int(checked_labels.max())
+    if low < 0:
+        raise DataError(f"{where}: label {low} is out of range: number the classes from 0")
+    if high >= num_classes:
+        raise DataError(f"{where}: label {high} is out of range: the {num_classes} classes are 0 to {num_classes - 1}")
+    return ImageSet(checked_images, checked_labels)
+
+
+def as_images(values: Any, where: str) -> Tensor:
+    """Return uint8 images as a contiguous tensor [N, C, H, W].
+
+    Raises:
+        DataError: where they are not uint8, not images, or there are none.
+    """
+    images = _tensor(values, f"{where}: images")
+    if images.dtype != torch.uint8:
+        raise DataError(
+            f"{where}: images are {_name(images.dtype)}, not uint8: scale them to 0 … 255, round, and convert them"
+        )
+    if len(images) == 0:
+        raise DataError(f"{where}: no images: give at least one for each class")
+    if images.ndim == 3:
+        images = images.unsqueeze(1)
+    elif images.ndim == 4 and images.shape[1] not in _CHANNELS:
+        images = images.permute(0, 3, 1, 2)
+    if images.ndim != 4 or images.shape[1] not in _CHANNELS or 0 in images.shape:
+        raise DataError(
+            f"{where}: images have the shape {tuple(values.shape)}: "
+            f"give [N, C, H, W], [N, H, W, C] or [N, H, W] with 1 to 4 channels"
+        )
+    return images.contiguous()
+
+
+def as_labels(values: Any, where: str) -> Tensor:
+    """Return labels as an int64 tensor [N].
+
+    Raises:
+        DataError: where they are not whole numbers, not of one dimension, or there are none.
+    """
+    labels = _tensor(values, f"{where}: labels")
+    if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        shape = tuple(labels.shape)
+        raise DataError(
+            f"{where}: labels are {_name(labels.dtype)} of the shape {shape}: give whole numbers of the shape [N]"
+        )
+    if len(labels) == 0:
+        raise DataError(f"{where}: no labels: give one for each image")
+    return labels.long()
+
+
+def check_classes(labels: Tensor, num_classes: int, where: str) -> None:
+    """Refuse fewer than two classes, and classes without a training image.
+
+    Raises:
+        DataError: in both cases.
+    """
+    if num_classes < 2:
+        raise DataError(f"{where}: only one class: a classifier needs at least two")
+    present = set(labels.unique().tolist())
+    empty = list(itertools.islice((cls for cls in range(num_classes) if cls not in present), 6))
+    if empty:
+        raise DataError(
+            f"{where}: no training image of class {', '.join(map(str, empty[:5]))}{' …' if len(empty) > 5 else ''}: "
+            f"add some, or number the classes from 0 without gaps"
+        )
+
+
+def hold_out(labels: Tensor, count: int, seed: Sequence[int], where: str) -> tuple[Tensor, Tensor]:
+    """Cut a fixed part off, with every class in proportion.
+
+    Args:
+        labels: int64 [N].
+        count: images to hold out.
+        seed: decides which.
+        where: what is being cut, for messages.
+
+    Returns:
+        Indices that remain (at least one of every class) and indices held out, both int64 and ascending.
+
+    Raises:
+        DataError: where so many cannot be held out.
+    """
+    classes, sizes = np.unique(labels.numpy(), return_counts=True)
+    if count > len(labels) - len(classes):
+        raise DataError(
+            f"{where}: cannot hold out {count} of {len(labels)} images and keep one of each class for training: "
+            f"add images, or hold out fewer"
+        )
+    rng = np.random.default_rng(list(seed))
+    quotas = _quotas(sizes, count)
+    held = np.concatenate(
+        [
+            rng.permutation(np.flatnonzero(labels.numpy() == cls))[:quota]
+            for cls, quota in zip(classes, quotas, strict=True)
+        ]
+    )
+    mask = torch.zeros(len(labels), dtype=torch.bool)
+    mask[torch.from_numpy(held)] = True
+    return (~mask).nonzero().flatten(), mask.nonzero().flatten()
+
+
+def _quotas(sizes: np.ndarray, count: int) -> np.ndarray:
+    """Share count out by size, largest remainder first, leaving at least one of each class."""
+    shares = sizes * count / sizes.sum()
+    quotas: np.ndarray = np.minimum(np.floor(shares).astype(np.int64), sizes - 1)
+    while quotas.sum() < count:
+        quotas[np.argmax(np.where(quotas < sizes - 1, shares - quotas, -np.inf))] += 1
+    return quotas
+
+
+def resize(images: Tensor, size: int) -> Tensor:
+    """Return uint8 [N, C, size, size]: antialiased bilinear, sides stretched where they differ."""
+    if images.shape[-2:] == (size, size):
+        return images
+    resized = functional.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
+    return resized.contiguous()
+
+
+def _tensor(values: Any, what: str) -> Tensor:
+    if isinstance(values, Tensor):
+        tensor = values.detach().cpu()
+    else:
+        try:
+            # Torch shares the memory, so it must be whole and writable.
+            tensor = torch.from_numpy(np.require(np.asarray(values), requirements=("C", "W")))
+        except (TypeError, ValueError) as error:
+            raise DataError(f"{what} are no array of numbers ({error}): give a numpy array or a tensor") from None
+    if tensor.ndim == 0:
+        raise DataError(f"{what} are a single value: give a numpy array or a tensor with one entry for each image")
+    return tensor
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,135 @@
+"""Image sets that a library or your own code reads: digits, CIFAR, package.module:function."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from budgettune.errors import BudgetTuneError, DataError
+from budgettune.spec import DataSpec
+from budgettune.training.download import DEFAULT_ROOT, downloading, one_line, quiet
+from budgettune.training.images import SourceImages, as_labels, check_classes, hold_out, image_set
+from budgettune.training.imports import import_code
+
+_DIGITS_HELD_OUT = 360
+_DIGITS_LARGEST = 16
+
+
+def read_digits(spec: DataSpec) -> SourceImages:
+    """Read scikit-learn's 1,797 digits of 8×8, and hold 360 of them out by data.seed."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    pixels = np.rint(bunch.images * (255 / _DIGITS_LARGEST)).astype(np.uint8)
+    digits = image_set(pixels, bunch.target, "digits", num_classes=10)
+    rest, held = hold_out(digits.labels, _DIGITS_HELD_OUT, (spec.seed, 0), "digits")
+    return SourceImages(train=digits.take(rest), test=digits.take(held), num_classes=10, flip=False)
+
+
+def read_cifar(spec: DataSpec) -> SourceImages:
+    """Read CIFAR-10 or CIFAR-100 with torchvision, which fetches them where they are absent.
+
+    Raises:
+        DataError: where files are absent or damaged, and cannot be fetched.
+    """
+    from torchvision import datasets
+
+    loader, num_classes = {"cifar10": (datasets.CIFAR10, 10), "cifar100": (datasets.CIFAR100, 100)}[spec.name]
+    root = Path(spec.root or DEFAULT_ROOT).expanduser()
+    if _bad_cifar_files(loader, root):
+        _fetch_cifar(loader, root, spec.name)
+    folder = str(root / loader.base_folder)
+    try:
+        with quiet():
+            parts = [loader(str(root), train=train) for train in (True, False)]
+    except Exception as error:  # torchvision unpickles: a damaged file may raise anything
+        raise DataError(f"{folder}: cannot be read ({one_line(error)}): delete it and fetch it again") from None
+    train, test = (image_set(part.data, part.targets, folder, num_classes) for part in parts)
+    check_classes(train.labels, num_classes, folder)
+    return SourceImages(train=train, test=test, num_classes=num_classes, flip=True)
+
+
+def read_code(spec: DataSpec, allow_import: Collection[str]) -> SourceImages:
+    """Call `package.module:function` with the DataSpec, and check what it returns.
+
+    It returns (train_images, train_labels, test_images, test_labels): images as uint8 arrays or tensors
+    [N, C, H, W], [N, H, W, C] or [N, H, W], labels as whole numbers from 0 without gaps. It reads `root`,
+    `image_size` and `seed` of the spec as it likes; image_size is applied to what it returns in any case. Its images
+    are not mirrored by augmentation, since nothing says that they keep their labels.
+
+    Raises:
+        DataError: where it fails, or returns anything else.
+    """
+    with _random_state_kept():
+        parts = _call(import_code(spec.name, allow_import), spec)
+    train_images, train_labels, test_images, test_labels = parts
+    num_classes = int(as_labels(train_labels, f"{spec.name}: training part").max()) + 1
+    train = image_set(train_images, train_labels, f"{spec.name}: training part", num_classes)
+    test = image_set(test_images, test_labels, f"{spec.name}: test part", num_classes)
+    check_classes(train.labels, num_classes, spec.name)
+    return SourceImages(train=train, test=test, num_classes=num_classes, flip=False)
+
+
+def _call(function: Any, spec: DataSpec) -> tuple[Any, Any, Any, Any]:
+    try:
+        parts = tuple(function(spec))
+    except BudgetTuneError:
+        raise
+    except Exception as error:  # it is the user's code
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        raise DataError(f"{spec.name} failed ({reason}): correct it; it is called with the study's DataSpec") from error
+    if len(parts) != 4:
+        raise DataError(
+            f"{spec.name} returned {len(parts)} values: return (train_images, train_labels, test_images, test_labels)"
+        )
+    return parts
+
+
+@contextlib.contextmanager
+def _random_state_kept() -> Iterator[None]:
+    """Undo what other people's code does to the global generators."""
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+        with torch.random.fork_rng(devices):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
+def _fetch_cifar(loader: Any, root: Path, name: str) -> None:
+    try:
+        with downloading(root):
+            if _bad_cifar_files(loader, root):  # another worker may have been quicker
+                loader(str(root), download=True)
+        reason = "its files are not the known ones"
+    except Exception as error:  # torchvision lets network, archive and file errors through as they come
+        reason = one_line(error)
+    bad = _bad_cifar_files(loader, root)
+    if bad:
+        raise DataError(
+            f"{name}: {', '.join(bad)} in {root / loader.base_folder}, and the download of {loader.url} failed "
+            f"({reason}): put {loader.filename} (md5 {loader.tgz_md5}) into {root}"
+        )
+
+
+def _bad_cifar_files(loader: Any, root: Path) -> list[str]:
+    """Return a word on each file that is missing or has not the known contents."""
+    from torchvision.datasets.utils import check_integrity
+
+    bad = []
+    known = [*loader.train_list, *loader.test_list, (loader.meta["filename"], loader.meta["md5"])]
+    for name, md5 in known:
+        path = root / loader.base_folder / name
+        if not path.is_file():
+            bad.append(f"{name} is missing")
+        elif not check_integrity(path, md5):
+            bad.append(f"{name} is damaged")
+    return bad

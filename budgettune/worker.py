@@ -1,0 +1,325 @@
+"""The program that turns open trials into records: claim, train, record, until told to stop."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+
+from budgettune.errors import (
+    BudgetTuneError,
+    DataError,
+    Interrupted,
+    StorageError,
+    StudyNotFound,
+    TrialFailed,
+    UsageError,
+)
+from budgettune.records import EpochRecord, TrialResult
+from budgettune.spec import DataSpec, StudySpec
+from budgettune.stopping import StopFlag
+from budgettune.study import Claim, StudyHandle, list_studies, load_study
+from budgettune.training.data import ImageData, load_data
+from budgettune.training.device import pick_device, usable_cores
+from budgettune.training.trainer import Trained, train
+
+logger = logging.getLogger(__name__)
+
+FAILURES_IN_A_ROW = 5
+"""Unexpected failures after which a worker blames itself or the study's code, and stops using up attempts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerOptions:
+    """How a worker runs.
+
+    Attributes:
+        device: auto, cpu, cuda or cuda:N.
+        threads: of torch on the CPU; None for every usable core.
+        trials: end after that many; None for no limit.
+        timeout_seconds: begin no trial after that; None for no limit.
+        wait: stay for studies and trials that come later.
+        allow_import: packages that code named by a study may come from.
+        poll_seconds: between looks at the database while idle.
+        heartbeat_seconds: between signs of life.
+        lease_seconds: without a sign of life after which a trial counts as lost.
+        delivery_seconds: for which a result is offered again to a database that does not answer.
+    """
+
+    device: str = "auto"
+    threads: int | None = None
+    trials: int | None = None
+    timeout_seconds: float | None = None
+    wait: bool = False
+    allow_import: frozenset[str] = frozenset()
+    poll_seconds: float = 2.0
+    heartbeat_seconds: float = 10.0
+    lease_seconds: float = 60.0
+    delivery_seconds: float = 600.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerSummary:
+    """What a worker did."""
+
+    completed: int
+    failed: int
+    signal_number: int | None
+
+
+class Listener:
+    """Told what a worker does, for progress on a terminal; does nothing by itself."""
+
+    def claimed(self, study: StudyHandle, claim: Claim) -> None:
+        """Note that a trial begins."""
+
+    def epoch(self, claim: Claim, spec: StudySpec, record: EpochRecord) -> None:
+        """Note one more epoch."""
+
+    def completed(self, study: StudyHandle, claim: Claim, result: TrialResult) -> None:
+        """Note a finished trial."""
+
+    def failed(self, claim: Claim, reason: str) -> None:
+        """Note a failed or returned trial."""
+
+
+@dataclass
+class DataCache:
+    """The last image set, kept between trials of one process."""
+
+    allow_import: Collection[str] = ()
+    _spec: DataSpec | None = None
+    _data: ImageData | None = None
+
+    def get(self, spec: DataSpec) -> tuple[ImageData, float]:
+        """Return the images of a `[data]` table and the seconds that reading them took (0 where they were here)."""
+        if self._data is not None and self._spec == spec:
+            return self._data, 0.0
+        self._data = None  # never two sets in memory
+        began = time.perf_counter()
+        self._data, self._spec = load_data(spec, allow_import=self.allow_import), spec
+        return self._data, time.perf_counter() - began
+
+
+class Heartbeat:
+    """Renews a trial's lease on a thread of its own; a database that does not answer is asked again later."""
+
+    def __init__(self, study: StudyHandle, claim: Claim, interval_seconds: float) -> None:
+        self._beat: Callable[[], None] = lambda: study.heartbeat(claim.trial_id)
+        self._interval_seconds = interval_seconds
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"heartbeat-{claim.number}", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._done.set()
+        self._thread.join(timeout=5)
+
+    def _run(self) -> None:
+        while not self._done.is_set():
+            try:
+                self._beat()
+            except Exception as error:  # whatever it is, the next beat may get through
+                logger.warning("heartbeat not recorded: %s", error)
+            self._done.wait(self._interval_seconds)
+
+
+def run_worker(
+    url: str,
+    study: str | None = None,
+    options: WorkerOptions | None = None,
+    *,
+    stop: StopFlag | None = None,
+    listener: Listener | None = None,
+) -> WorkerSummary:
+    """Work on a study, or on every open study in order of creation, until nothing is left.
+
+    Trials that run elsewhere count as something left: should their worker die, their cells come back.
+
+    Raises:
+        StudyNotFound: where the study is not there and `wait` is off.
+        DataError: where this box cannot read a study's images; the trial goes back unharmed.
+        BudgetTuneError: where trial after trial fails in code that is not ours.
+    """
+    worker = _Worker(url, study, options or WorkerOptions(), stop or StopFlag(), listener or Listener())
+    return worker.run()
+
+
+@dataclass
+class _Worker:
+    url: str
+    study_name: str | None
+    options: WorkerOptions
+    stop: StopFlag
+    listener: Listener
+    completed: int = 0
+    failed: int = 0
+    _in_a_row: int = 0
+    _handles: dict[int, StudyHandle] = field(default_factory=dict)
+
+    def run(self) -> WorkerSummary:
+        self.device = pick_device(self.options.device)
+        self.data = DataCache(self.options.allow_import)
+        torch.set_num_threads(self.options.threads or usable_cores())
+        began = time.monotonic()
+        while not self.stop.is_set and not self._is_spent(time.monotonic() - began):
+            studies = self._studies()
+            work = next(((study, claim) for study in studies if (claim := self._claim(study)) is not None), None)
+            if work is not None:
+                self._work_on(*work)
+            elif not self.options.wait and all(study.is_finished() for study in studies):
+                break
+            else:
+                self.stop.wait(self.options.poll_seconds)
+        return WorkerSummary(completed=self.completed, failed=self.failed, signal_number=self.stop.signal_number)
+
+    def _is_spent(self, seconds: float) -> bool:
+        trials, timeout_seconds = self.options.trials, self.options.timeout_seconds
+        done = self.completed + self.failed
+        return (trials is not None and done >= trials) or (timeout_seconds is not None and seconds >= timeout_seconds)
+
+    def _studies(self) -> list[StudyHandle]:
+        """Return the studies to serve, in order of creation."""
+        try:
+            names = [self.study_name] if self.study_name else [summary.name for summary in list_studies(self.url)]
+            return [self._handle(name) for name in names]
+        except (StorageError, StudyNotFound):
+            if self.options.wait:
+                return []
+            raise
+
+    def _handle(self, name: str) -> StudyHandle:
+        handle = load_study(self.url, name)
+        return self._handles.setdefault(handle.study_id, handle)
+
+    def _claim(self, study: StudyHandle) -> Claim | None:
+        """Return an open trial of a study, looking for lost ones only where none is waiting."""
+        claim = study.claim()
+        if claim is None and not study.is_finished():
+            study.reconcile(self.options.lease_seconds)
+            claim = study.claim()
+        return claim
+
+    def _work_on(self, study: StudyHandle, claim: Claim) -> None:
+        self.listener.claimed(study, claim)
+        with Heartbeat(study, claim, self.options.heartbeat_seconds):
+            try:
+                result = self._train(study, claim).result
+            except (Interrupted, KeyboardInterrupt):
+                study.hand_back(claim)
+                self.listener.failed(claim, "told to stop; its cell is open again")
+                self.stop.request()
+            except (DataError, UsageError):
+                study.hand_back(claim)  # this box's fault, not the configuration's
+                raise
+            except Exception as error:
+                self._record_failure(study, claim, error)
+            else:
+                self._deliver(study, claim, result)
+
+    def _train(self, study: StudyHandle, claim: Claim) -> Trained:
+        spec = study.spec
+        data, load_seconds = self.data.get(spec.resolve(claim.params).data)
+        return train(
+            spec,
+            claim.params,
+            seed=claim.seed,
+            data=data,
+            device=self.device,
+            load_seconds=load_seconds,
+            allow_import=self.options.allow_import,
+            should_stop=lambda: self.stop.is_set,
+            on_epoch=lambda record: self.listener.epoch(claim, spec, record),
+        )
+
+    def _deliver(self, study: StudyHandle, claim: Claim, result: TrialResult) -> None:
+        """Record a result, asking again for a while where the database does not answer."""
+        deadline = time.monotonic() + self.options.delivery_seconds
+        pause_seconds = 0.5
+        while True:
+            try:
+                kept = study.complete(claim, result)
+                break
+            except StorageError as error:
+                if time.monotonic() > deadline:
+                    raise
+                logger.warning("result of trial %d not recorded yet: %s", claim.number, error)
+                time.sleep(pause_seconds)
+                pause_seconds = min(30.0, 2 * pause_seconds)
+        self._in_a_row = 0
+        if kept:
+            self.completed += 1
+            self.listener.completed(study, claim, result)
+        else:
+            self.failed += 1
+            self.listener.failed(claim, "another worker was quicker: its lease had expired")
+
+    def _record_failure(self, study: StudyHandle, claim: Claim, error: Exception) -> None:
+        expected = isinstance(error, BudgetTuneError)
+        kind = error.kind if isinstance(error, TrialFailed) else "error"
+        message = str(error) if expected else f"{type(error).__name__}: {error}"
+        if not expected:
+            logger.exception("trial %d failed", claim.number)
+        study.fail(claim, kind, message)
+        self.failed += 1
+        self.listener.failed(claim, message)
+        self._in_a_row = 0 if expected else self._in_a_row + 1
+        if self._in_a_row >= FAILURES_IN_A_ROW:
+            raise BudgetTuneError(
+                f"{self._in_a_row} trials in a row failed in code of the study, the last with {message}: "
+                f"mend it, then queue the cells again with `budgettune study retry`"
+            ) from error
+
+
+def train_one(
+    study: StudyHandle | StudySpec,
+    params: Mapping[str, Any],
+    *,
+    seed: int = 0,
+    device: str = "auto",
+    threads: int | None = None,
+    allow_import: Collection[str] = (),
+    stop: StopFlag | None = None,
+    on_epoch: Callable[[EpochRecord], None] = lambda record: None,
+) -> Trained:
+    """Train one configuration without recording it in a study, and return its result and model."""
+    spec = study if isinstance(study, StudySpec) else study.spec
+    torch.set_num_threads(threads or usable_cores())
+    data, load_seconds = DataCache(allow_import).get(spec.resolve(params).data)
+    return train(
+        spec,
+        params,
+        seed=seed,
+        data=data,
+        device=pick_device(device),
+        load_seconds=load_seconds,
+        allow_import=allow_import,
+        should_stop=lambda: stop is not None and stop.is_set,
+        on_epoch=on_epoch,
+    )
+
+
+def save_model(path: str | Path, trained: Trained, spec: StudySpec, params: Mapping[str, Any]) -> None:
+    """Write weights, spec, params and result to a file that `torch.load(path, weights_only=True)` reads."""
+    document = {
+        "state_dict": {name: tensor.cpu() for name, tensor in trained.model.state_dict().items()},
+        "spec": spec.to_document(),
+        "params": dict(params),
+        "result": {**trained.result.to_json(), "batch_shapes": list(trained.result.batch_shapes)},
+    }
+    try:
+        torch.save(document, path)
+    except (OSError, RuntimeError) as error:
+        raise UsageError(f"model file {path} cannot be written: {error}") from error

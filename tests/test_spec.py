@@ -1,0 +1,137 @@
+import string
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from budgettune.errors import SpecError
+from budgettune.spec import StudySpec, bundled_studies, load_spec
+
+
+def spec_of(text: str) -> StudySpec:
+    return StudySpec.from_toml(f'name = "a"\n{text}')
+
+
+@pytest.mark.parametrize("name", ["digits", "fashion-mnist", "paper", "paper-as-coded"])
+def test_bundled_studies_survive_the_way_through_json(name):
+    spec = load_spec(name)
+    assert StudySpec.from_json(spec.to_json()) == spec
+    assert bundled_studies()[name].name == f"{name}.toml"
+
+
+def test_the_paper_has_80_cells_over_scale_prune_rate_and_batch():
+    cells = load_spec("paper").cells()
+    assert len(cells) == 80
+    assert cells[0] == {"scale": 1.0, "prune_rate": 0.0, "batch_size": 1400}
+    assert cells[-1] == {"scale": 1.4, "prune_rate": 0.3, "batch_size": 2000}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[train]\nlrr = 1", r"train\.lrr: unknown key \(did you mean lr\?\); allowed: epochs"),
+        ("[train]\nlr = '1'", r"train\.lr: '1' should be a valid number"),
+        ("[train]\nlr = -1", r"train\.lr: -1 should be greater than 0"),
+        ("[train]\nlr = nan", r"train\.lr: nan should be a finite number"),
+        ("[train]\nepochs = true", r"train\.epochs: True should be a valid integer"),
+        ("[train]\nepochs = 3\nbudget = '5s'", "epochs and budget exclude each other"),
+        ("[train]\nbudget = '5x'", r"train\.budget: '5x' is not a duration"),
+        ("[data]\nname = 'mnist'", r"data\.name: 'mnist' must be one of digits, fashion-mnist"),
+        ("[pruning]\nstrategy = 'magic'", "must be one of full, random"),
+        ("[model]\nwidths = [1, 2]", r"model\.widths\.2: missing"),
+        ("[model]\nwidths = [0, 2, 3]", "widths must be at least 1"),
+        ("[search]\nscale = []", r"search\.scale: empty"),
+        ("[search]\nscale = [1, 1.0]", r"search\.scale: the same value twice"),
+        ("[search]\nscale = [1, [2]]", r"search\.scale: .* must be a list of plain values, or a range"),
+        ("[search]\nprune_rate = [0.5, 1.0]", r"search\.prune_rate: .*1\.0 should be less than 1"),
+        ("[search]\nscales = [1]", r"search\.scales: unknown key \(did you mean scale\?\)"),
+        ("[search]\n'train.foo' = [1]", r"search\.train\.foo: .*unknown key"),
+        ("[search]\nscale = [1]\n'model.scale' = [2]", "the same setting as"),
+        ("[search]\nscale = {low = 1, high = 2}", "a grid needs a list of values, not a range"),
+        ("[search]\nscale = {low = 2, high = 1}", "low must be below high"),
+        ("[search]\nscale = {low = 0, high = 1, log = true}", "log needs low above zero"),
+        ("[search]\nbatch_size = [64, 4000]", "batch_size: 4000 is larger than the 1437 training images"),
+        ("[data]\ntrain_size = 1500", "train_size: 1500 is more than the 1437"),
+        ("[sampler]\nname = 'tpe'", "a sampler needs something to search"),
+        ("[extra]\na = 1", "extra: unknown key"),
+        ("search = 3", "search: 3 should be a valid dictionary"),
+        ("[train", "not valid TOML"),
+    ],
+)
+def test_a_bad_file_is_refused_with_its_key_and_what_is_allowed(text, message):
+    with pytest.raises(SpecError, match=message):
+        spec_of(text)
+
+
+def test_a_missing_file_names_the_bundled_ones(tmp_path):
+    with pytest.raises(SpecError, match="digits, fashion-mnist, paper, paper-as-coded"):
+        load_spec("papers")
+    (tmp_path / "bytes.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(SpecError, match="not UTF-8"):
+        load_spec(tmp_path / "bytes.toml")
+
+
+def test_unquoted_dotted_search_keys_mean_the_same_as_quoted_ones():
+    quoted = spec_of("[search]\n'train.lr' = [0.1, 0.2]")
+    assert spec_of("[search]\ntrain.lr = [0.1, 0.2]") == quoted
+
+
+def test_overrides_are_read_as_toml_and_the_last_word_wins():
+    spec = load_spec("paper").with_overrides(
+        ["train.budget=60s", "data.name=digits", "search.scale=[1.0]", "batch_size=100", "search.prune_rate=[0.5]"]
+    )
+    assert (spec.train.budget, spec.train.epochs) == (60.0, None)
+    assert spec.train.batch_size == 100
+    assert spec.search == {"scale": (1.0,), "prune_rate": (0.5,)}
+
+
+@pytest.mark.parametrize("override", ["train.epochs", "=1", "train.epochs=x", "train.epochs.deep=1", "nothing=1"])
+def test_overrides_that_cannot_work_are_refused(override):
+    with pytest.raises(SpecError):
+        load_spec("digits").with_overrides([override])
+
+
+def test_resolving_puts_searched_values_in_their_places():
+    spec = load_spec("paper").resolve({"scale": 1.4, "prune_rate": 0.3, "batch_size": 2000, "train.lr": 0.1})
+    assert (spec.model.scale, spec.pruning.prune_rate, spec.train.batch_size) == (1.4, 0.3, 2000)
+    assert spec.train.lr == 0.1
+    assert spec.search == {}
+
+
+def test_scales_that_round_to_the_same_network_run_once_and_are_named():
+    spec = load_spec("paper").with_overrides(["model.width_multiple=8", "model.depth_rounding=nearest"])
+    assert len(spec.cells()) == 64
+    assert spec.twin_note() == "left out, because they build the same network: scale 1.3 as scale 1.2"
+    assert load_spec("paper").twin_note() is None
+
+
+def test_every_cell_and_repeat_has_a_seed_of_its_own():
+    spec = load_spec("paper")
+    seeds = {spec.trial_seed(cell, repeat) for cell in range(80) for repeat in range(5)}
+    assert len(seeds) == 400
+    assert spec.trial_seed(3, 1) == load_spec("paper").trial_seed(3, 1)
+    assert spec.with_overrides(["sampler.seed=1"]).trial_seed(3, 1) != spec.trial_seed(3, 1)
+
+
+def test_code_that_a_study_would_import_is_listed():
+    spec = spec_of("[model]\nname = 'mine.nets:build'\n[search]\n'pruning.strategy' = ['full', 'mine.rules:Rule']")
+    assert spec.code_names() == ["mine.nets:build", "mine.rules:Rule"]
+
+
+toml_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(string.printable, max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
+    max_leaves=6,
+)
+tables = st.sampled_from(["data", "model", "train", "pruning", "search", "sampler", "clock", "x"])
+keys = st.sampled_from(["name", "scale", "train.lr", "epochs", "widths", "low", "options", "seed", "prune_rate", ""])
+
+
+@given(st.dictionaries(tables, st.dictionaries(keys, toml_values, max_size=3) | toml_values, max_size=4))
+def test_no_document_whatever_gives_anything_but_a_spec_or_a_spec_error(document):
+    try:
+        spec = StudySpec.from_document({"name": "a", **document})
+    except SpecError as error:
+        assert "\n" not in str(error) or "\\n" in str(error)
+    else:
+        assert StudySpec.from_json(spec.to_json()) == spec

@@ -1,0 +1,211 @@
+"""Real training on small images: the clock, the phases, the schedule, reproduction, and how trials end badly."""
+
+import itertools
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from budgettune.errors import Interrupted, NonFiniteLoss, OutOfMemory, SpecError
+from budgettune.records import TrialResult
+from budgettune.spec import StudySpec, load_spec
+from budgettune.training.data import load_data
+from budgettune.training.pruning import EpochPlan, Strategy
+from budgettune.training.pruning.stale import StaleQuantile
+from budgettune.training.trainer import train
+
+SLEEP_SECONDS = 0.08
+
+
+@pytest.fixture(scope="module")
+def spec() -> StudySpec:
+    return load_spec("digits").with_overrides(["train.epochs=4", "train.batch_size=200", "pruning.refresh_every=2"])
+
+
+@pytest.fixture(scope="module")
+def data(spec):
+    return load_data(spec.data)
+
+
+def run(spec, data, *overrides, seed=1, **kwargs):
+    kwargs.setdefault("allow_import", [__name__])
+    return train(spec.with_overrides([*overrides, "search={}"]), seed=seed, data=data, **kwargs).result
+
+
+def test_a_trial_learns_and_says_what_it_did(spec, data):
+    result = run(spec, data, "prune_rate=0.3", "train.epochs=10")
+    assert result.test_accuracy > 0.8
+    assert result.curve[-1].accuracy == result.test_accuracy
+    assert [epoch.samples for epoch in result.curve[:4]] == [1437, 1006, 1437, 1006]
+    assert result.samples == sum(epoch.samples for epoch in result.curve)
+    assert result.keep_fraction == pytest.approx((1437 + 1006) / 2 / 1437)
+    assert result.steps == sum(epoch.steps for epoch in result.curve) == 5 * (8 + 6)
+    assert result.batch_shapes == (200, 37, 6)
+    assert result.final_lr == 0
+    assert result.architecture == {"widths": [8, 16, 32], "blocks": 1, "stem": 8}
+    assert result.peak_memory_mb > 0
+    assert TrialResult.from_json(result.to_json()) == result
+
+
+def test_phases_add_up_to_the_training_time(spec, data):
+    result = run(spec, data, "prune_rate=0.3")
+    assert 0.98 * result.train_seconds <= result.phases.on_clock <= result.train_seconds
+    times = [epoch.train_seconds for epoch in result.curve]
+    assert times == sorted(times)
+    assert times[-1] == result.train_seconds
+
+
+def test_the_same_seed_gives_identical_weights_and_another_seed_others(spec, data):
+    hashes = [run(spec, data, "prune_rate=0.3", seed=seed).weights_sha256 for seed in (1, 1, 2)]
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_warming_up_changes_nothing_but_the_clock(spec, data):
+    warm, cold = (run(spec, data, f"clock.warmup_steps={steps}") for steps in (3, 0))
+    assert warm.weights_sha256 == cold.weights_sha256
+    assert cold.phases.warmup < warm.phases.warmup
+
+
+def test_the_global_random_state_is_left_as_it_was(spec, data):
+    before = torch.get_rng_state()
+    run(spec, data)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+class Slow(StaleQuantile):
+    def plan(self, epoch, progress):
+        time.sleep(SLEEP_SECONDS)
+        return super().plan(epoch, progress)
+
+
+class SlowToObserve(StaleQuantile):
+    def observe(self, indices, losses, logits=None):
+        time.sleep(SLEEP_SECONDS / 8)
+        super().observe(indices, losses, logits)
+
+
+@pytest.mark.parametrize("kind", [Slow, SlowToObserve])
+def test_a_slow_strategy_is_charged_for_its_time_and_no_more(spec, data, kind):
+    result = run(spec, data, f"pruning.strategy={__name__}:{kind.__name__}")
+    slept = 4 * SLEEP_SECONDS if kind is Slow else result.steps * SLEEP_SECONDS / 8
+    assert slept <= result.phases.pruning < slept + 0.1
+    assert result.train_seconds >= slept + result.phases.step
+
+
+class SlowToEvaluate(nn.Module):
+    def __init__(self, num_classes, channels, image_size, scale, width=4):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Flatten(), nn.Linear(channels * image_size**2, width), nn.Linear(width, num_classes)
+        )
+
+    def forward(self, x):
+        if not self.training:
+            time.sleep(SLEEP_SECONDS)
+        return self.layers(x)
+
+
+def test_slow_evaluation_is_off_the_clock(spec, data):
+    result = run(spec, data, f"model.name={__name__}:SlowToEvaluate", "model.options.width=7")
+    assert result.parameters == 65 * 7 + 8 * 10
+    assert result.phases.evaluate >= 4 * SLEEP_SECONDS
+    assert result.train_seconds < 4 * SLEEP_SECONDS
+
+
+def test_accuracy_is_evaluated_as_often_as_asked_and_always_at_the_end(spec, data):
+    curve = run(spec, data, "train.evaluate_every=3").curve
+    assert [epoch.accuracy is not None for epoch in curve] == [False, False, True, True]
+
+
+@pytest.mark.parametrize("budget_seconds", [0.3, 1.0])
+def test_a_time_budget_ends_within_a_step_with_the_learning_rate_at_zero(spec, data, budget_seconds):
+    result = run(spec, data, f"train.budget={budget_seconds}", "prune_rate=0.3")
+    step_seconds = result.train_seconds / result.steps
+    assert abs(result.train_seconds - budget_seconds) < max(0.02 * budget_seconds, 5 * step_seconds)
+    assert result.final_lr == 0
+    assert result.curve[-1].accuracy is not None
+    assert 0.5 < result.keep_fraction <= 1
+
+
+def test_a_budget_is_kept_exactly_by_the_clock_it_is_measured_with(spec, data):
+    ticks = itertools.count()
+    result = run(spec, data, "train.budget=50", clock=lambda: next(ticks) * 0.01)
+    assert abs(result.train_seconds - 50) < 0.2  # a step reads this clock some dozen times
+
+
+def test_weights_reach_the_loss(spec, data):
+    plain, weighted = (run(spec, data, f"pruning.strategy={__name__}:{name}") for name in ("Unweighted", "Weighted"))
+    assert plain.weights_sha256 != weighted.weights_sha256
+    assert plain.steps == weighted.steps
+
+
+class Unweighted(Strategy):
+    weight = 1.0
+
+    def plan(self, epoch, progress):
+        indices = torch.arange(self.size // 2)
+        return EpochPlan(indices, torch.full((len(indices),), self.weight).where(indices % 2 == 0, 1.0))
+
+
+class Weighted(Unweighted):
+    weight = 0.0
+
+
+def test_a_diverging_trial_ends_with_a_reason(spec, data):
+    with pytest.raises(NonFiniteLoss, match="lower train.lr"):
+        run(spec, data, "train.optimizer=sgd", "train.lr=1e30")
+
+
+class Hungry(nn.Module):
+    def __init__(self, **_):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(2**52))
+
+
+def test_running_out_of_memory_ends_the_trial_with_a_reason(spec, data):
+    with pytest.raises(OutOfMemory, match="smaller batch_size"):
+        run(spec, data, f"model.name={__name__}:Hungry")
+
+
+def test_a_trial_told_to_stop_stops_at_the_next_step(spec, data):
+    asked = itertools.count()
+    with pytest.raises(Interrupted):
+        run(spec, data, should_stop=lambda: next(asked) == 3)
+    assert next(asked) == 4
+
+
+def test_a_batch_larger_than_the_images_is_refused(spec, data):
+    with pytest.raises(SpecError, match="larger than the 10 training images"):
+        small = load_data(spec.with_overrides(["data.train_size=10"]).data)
+        run(spec, small, "train.batch_size=200")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "auto"])
+def test_every_precision_trains_and_is_recorded(spec, data, precision):
+    result = run(spec, data, f"train.precision={precision}")
+    assert result.precision in ({"fp32", "bf16"} if precision == "auto" else {precision})
+    assert result.test_accuracy > 0.3
+
+
+def test_held_out_images_are_augmented_only_where_asked(spec, data):
+    plain, augmented = (run(spec, data, f"data.augment_test={value}").test_accuracy for value in ("false", "true"))
+    assert augmented < plain
+
+
+def test_the_witness_watches_training_and_nothing_else(spec, data):
+    class Bystander:
+        def __init__(self):
+            self.calls = []
+
+        def start(self):
+            self.calls.append("start")
+
+        def stop(self):
+            self.calls.append("stop")
+            return "disturbed", {"why": "noise"}
+
+    bystander = Bystander()
+    result = run(spec, data, witness=bystander)
+    assert bystander.calls == ["start", "stop"]
+    assert (result.status, result.evidence) == ("disturbed", {"why": "noise"})
