@@ -9,19 +9,22 @@ A *slot* is one cell and repeat. At every moment a slot has at most one row that
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
 
 from budgettune.errors import Interrupted
-from budgettune.spec import StudySpec
+from budgettune.spec import RangeSpec, StudySpec
 
 LOST = "lost"
 """Kind of failure of a trial whose worker gave no sign of life."""
 
 HANDED_BACK = Interrupted.kind
 """Kind of failure that uses up no attempt."""
+
+SHOWN = 50  # slots named in a line for people
 
 TAKEN = frozenset({"WAITING", "RUNNING", "COMPLETE"})
 """States in which a trial holds its slot."""
@@ -33,6 +36,9 @@ class Slot(NamedTuple):
     cell: int
     repeat: int
 
+    def __str__(self) -> str:
+        return f"cell {self.cell} repeat {self.repeat}"
+
 
 @dataclass(frozen=True)
 class SlotRow:
@@ -42,6 +48,7 @@ class SlotRow:
         has_params: false for a sampled point whose worker died while it was drawn.
         failure: the kind and the message of a failed trial.
         extra: a late result beside the one that counts.
+        late_of: number of the trial whose late result this row keeps.
     """
 
     trial_id: int
@@ -52,6 +59,12 @@ class SlotRow:
     has_params: bool = True
     failure: tuple[str, str] | None = None
     extra: bool = False
+    late_of: int | None = None
+
+    @property
+    def is_taken(self) -> bool:
+        """Whether this row keeps others from its slot."""
+        return self.state in TAKEN and not self.extra
 
     @property
     def uses_attempt(self) -> bool:
@@ -80,6 +93,9 @@ class GivenUp:
     def slot(self) -> Slot:
         """The cell and repeat."""
         return Slot(self.cell, self.repeat)
+
+    def __str__(self) -> str:
+        return f"{self.slot} after {'; '.join(self.reasons)}"
 
 
 @dataclass(frozen=True)
@@ -118,6 +134,26 @@ class Verification:
         """Whether nothing is missing, doubled or given up."""
         return not (self.missing or self.doubled or self.given_up)
 
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {
+            "whole": self.whole,
+            "cells": self.cells,
+            "complete": self.complete,
+            "missing": [slot._asdict() for slot in self.missing],
+            "doubled": [slot._asdict() for slot in self.doubled],
+            "given_up": [asdict(failed) for failed in self.given_up],
+        }
+
+    def describe(self) -> str:
+        """Return the same for people: a line of counts, then one for each kind of fault."""
+        lines = [f"{self.complete} of {self.cells} cells × repeats have exactly one complete trial"]
+        for fault, slots in (("missing", self.missing), ("doubled", self.doubled), ("given up", self.given_up)):
+            if slots:
+                more = f" and {len(slots) - SHOWN} more" if len(slots) > SHOWN else ""
+                lines.append(f"{fault}: {', '.join(map(str, slots[:SHOWN]))}{more}")
+        return "\n".join(lines)
+
 
 class Cells:
     """The rows of a study by slot, and what follows from them."""
@@ -136,7 +172,7 @@ class Cells:
 
     def _count_cells(self) -> int:
         if self.is_grid:
-            return len(self.spec.cells())
+            return math.prod(len(axis) for axis in self.spec.search.values() if not isinstance(axis, RangeSpec))
         return self.spec.sampler.trials or 1 + max((slot.cell for slot in self._rows), default=-1)
 
     def slots(self) -> Iterator[Slot]:
@@ -146,7 +182,7 @@ class Cells:
 
     def is_taken(self, slot: Slot) -> bool:
         """Whether a slot has an open or a complete trial."""
-        return any(row.state in TAKEN for row in self._rows.get(slot, ()))
+        return any(row.is_taken for row in self._rows.get(slot, ()))
 
     def is_drawn(self, cell: int) -> bool:
         """Whether the params of a cell are known."""
@@ -187,9 +223,18 @@ class Cells:
 
     def is_finished(self) -> bool:
         """Whether nothing is left to do; never for a sampled study without an end."""
-        if not self.is_grid and self.spec.sampler.trials is None:
-            return False
-        return all(self._complete(slot) or self.is_given_up(slot) for slot in self.slots())
+        return self.left_count() == 0
+
+    def wanted_count(self) -> int | None:
+        """Return cells × repeats that the study ends at; None for a sampled study without an end."""
+        is_endless = not self.is_grid and self.spec.sampler.trials is None
+        return None if is_endless else self.cell_count * self.spec.sampler.repeats
+
+    def left_count(self) -> int | None:
+        """Return how many of them still need to run; None for a sampled study without an end."""
+        if self.wanted_count() is None:
+            return None
+        return sum(not self._complete(slot) and not self.is_given_up(slot) for slot in self.slots())
 
     def verify(self) -> Verification:
         """Return what is missing, doubled and given up."""

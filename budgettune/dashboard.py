@@ -5,70 +5,38 @@ Optuna's own server re-reads the whole study at each poll; on a cached storage a
 
 from __future__ import annotations
 
-import base64
-import binascii
-import ipaddress
-import json
-import logging
 import os
-import re
 import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING
 
 from budgettune.errors import UsageError
+from budgettune.guard import Guard, is_loopback_address
 from budgettune.passwords import Lockout, Passwords
 from budgettune.storage import open_storage, redact
+from budgettune.webserver import listen
 
 if TYPE_CHECKING:
-    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+    from _typeshed.wsgi import WSGIApplication
 
 PASSWORD_VARIABLE = "BUDGETTUNE_DASHBOARD_PASSWORD"
-READING = ("GET", "HEAD", "OPTIONS")
-WRITING = ("POST", "PUT", "PATCH", "DELETE")
-# What optuna-dashboard's page needs to read. A list of what is allowed, so that a route which a later version adds
-# (artifacts, migration, a profiler) stays shut until somebody has looked at it.
-READABLE = re.compile(
-    r"/|/dashboard(/.*)?|/favicon\.ico|/static/.+|/csv/\d+|/api/meta|/api/studies"
-    r"|/api/studies/\d+(/param_importances|/plot/\w+)?"
-)
-LARGEST_BODY_BYTES = 2**20
-LARGEST_CREDENTIALS = 4_096
-SECURITY_HEADERS = {
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
-}
-STRICTEST_POLICY = "default-src 'none'; frame-ancestors 'none'"
-
-log = logging.getLogger(__name__)
 
 
-class _Refused(Exception):
-    """A request that ends here: its status line, the reason and headers."""
-
-    def __init__(self, status: str, reason: str, **headers: str) -> None:
-        super().__init__(reason)
-        self.status = status
-        self.headers = [(name.replace("_", "-"), value) for name, value in headers.items()]
-
-
-def make_app(url: str, *, passwords: Passwords | None = None, allow_write: bool = False) -> WSGIApplication:
+def make_app(
+    url: str, *, passwords: Passwords | None = None, allow_write: bool = False, lockout: Lockout | None = None
+) -> WSGIApplication:
     """Return the guarded dashboard of a database as a WSGI callable, for a server of your own.
 
     Args:
         url: of the storage.
         passwords: who may come in; None for everybody who reaches it under a loopback name.
         allow_write: let visitors change and delete.
+        lockout: makes those who guess wait; one of its own where None.
 
     Raises:
         StorageError: where there is no such database, or it is not ours.
@@ -78,160 +46,7 @@ def make_app(url: str, *, passwords: Passwords | None = None, allow_write: bool 
 
     # get_storage puts Optuna's cache in front: finished trials are read from the database once.
     inner = optuna_dashboard.wsgi(get_storage(open_storage(url)))
-    return Guard(inner, passwords=passwords, allow_write=allow_write)
-
-
-class Guard:
-    """A WSGI callable that lets through what a visitor may see.
-
-    Args:
-        app: what is behind it.
-        passwords: who may come in; None for everybody who reaches it under a loopback name.
-        allow_write: let visitors change and delete.
-        lockout: makes those who guess wait.
-    """
-
-    def __init__(
-        self,
-        app: WSGIApplication,
-        *,
-        passwords: Passwords | None = None,
-        allow_write: bool = False,
-        lockout: Lockout | None = None,
-    ) -> None:
-        self._app = app
-        self._passwords = passwords
-        self._allow_write = allow_write
-        self._lockout = lockout or Lockout()
-
-    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Answer one request."""
-        start = _with_security_headers(environ, start_response)
-        try:
-            if environ.get("PATH_INFO") == "/healthz" and environ["REQUEST_METHOD"] in READING:
-                return _answer(start, "200 OK", {"status": "ok"})
-            self._check(environ)
-        except _Refused as refused:
-            _log_refusal(environ, refused)
-            return _answer(start, refused.status, {"reason": str(refused)}, refused.headers)
-        environ.setdefault("HTTP_ACCEPT_ENCODING", "")  # optuna-dashboard fails on a request without it
-        return self._app(environ, start)
-
-    def _check(self, environ: WSGIEnvironment) -> None:
-        _check_form(environ)
-        if self._passwords is None:
-            _check_host(environ)
-        else:
-            self._check_password(environ, self._passwords)
-        method, path = environ["REQUEST_METHOD"], environ.get("PATH_INFO", "")
-        if method in READING:
-            _check_path(path)
-        elif method not in WRITING:
-            raise _Refused("405 Method Not Allowed", "unknown method", Allow=", ".join(READING))
-        elif not self._allow_write:
-            raise _Refused("403 Forbidden", "this dashboard is read-only: start it with --allow-write to change things")
-        else:
-            _check_same_site(environ)
-
-    def _check_password(self, environ: WSGIEnvironment, passwords: Passwords) -> None:
-        address = environ.get("REMOTE_ADDR", "")
-        wait = self._lockout.wait_seconds(address)
-        if wait > 0:  # before the password is looked at: a right guess must not shine through
-            seconds = str(int(wait) + 1)
-            raise _Refused("429 Too Many Requests", f"too many wrong passwords: wait {seconds} s", Retry_After=seconds)
-        header = environ.get("HTTP_AUTHORIZATION")
-        challenge = 'Basic realm="BudgetTune", charset="UTF-8"'
-        if not header:
-            raise _Refused("401 Unauthorized", "this dashboard asks for a password", WWW_Authenticate=challenge)
-        credentials = _credentials(header)
-        if credentials is None or not passwords.check(*credentials):
-            self._lockout.failed(address)
-            raise _Refused("401 Unauthorized", "wrong user or password", WWW_Authenticate=challenge)
-
-
-def _credentials(header: str) -> tuple[str, str] | None:
-    """Return the user and password of an Authorization header, None where it is not one (RFC 7617)."""
-    scheme, _, encoded = header.partition(" ")
-    if scheme.lower() != "basic" or len(encoded) > LARGEST_CREDENTIALS:
-        return None
-    try:
-        user, colon, password = base64.b64decode(encoded.strip(), validate=True).decode().partition(":")
-    except (binascii.Error, UnicodeDecodeError, ValueError):
-        return None
-    return (user, password) if colon else None
-
-
-def _check_form(environ: WSGIEnvironment) -> None:
-    """Refuse bodies of unknown or great length, and paths that no page of ours has."""
-    if environ.get("HTTP_TRANSFER_ENCODING"):
-        raise _Refused("411 Length Required", "send the body with a Content-Length")
-    length = environ.get("CONTENT_LENGTH") or "0"
-    if not (length.isascii() and length.isdigit()):
-        raise _Refused("400 Bad Request", "Content-Length is not a number")
-    if len(length) > 12 or int(length) > LARGEST_BODY_BYTES:
-        raise _Refused("413 Content Too Large", f"the body is over {LARGEST_BODY_BYTES} bytes")
-    path = environ.get("PATH_INFO", "")
-    if ".." in path.split("/") or "\\" in path or not path.isprintable():
-        raise _Refused("400 Bad Request", "there is no such path")
-
-
-def _check_path(path: str) -> None:
-    if not READABLE.fullmatch(path.rstrip("/") or "/"):
-        raise _Refused("404 Not Found", "there is no such page")
-
-
-def _check_host(environ: WSGIEnvironment) -> None:
-    """Refuse foreign names where there is no password: a hostile page can point its own name at this address."""
-    name = urlsplit(f"//{environ.get('HTTP_HOST', '')}").hostname or ""
-    if name != "localhost" and not name.endswith(".localhost") and not _is_loopback_address(name):
-        raise _Refused("403 Forbidden", "without a password this dashboard answers to localhost only: set a password")
-
-
-def _check_same_site(environ: WSGIEnvironment) -> None:
-    """Refuse writes that another site makes a visitor's browser send: it adds the password by itself."""
-    site, origin = environ.get("HTTP_SEC_FETCH_SITE"), environ.get("HTTP_ORIGIN")
-    foreign = (
-        site not in ("same-origin", "none")
-        if site is not None  # old browsers, and plain HTTP, send the origin only; programs send neither
-        else origin is not None and urlsplit(origin).netloc != environ.get("HTTP_HOST")
-    )
-    if foreign:
-        raise _Refused("403 Forbidden", "writes from other sites are refused")
-
-
-def _is_loopback_address(name: str) -> bool:
-    try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False
-
-
-def _with_security_headers(environ: WSGIEnvironment, start_response: StartResponse) -> StartResponse:
-    static = environ.get("PATH_INFO", "").startswith("/static/")
-
-    def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Callable[[bytes], object]:
-        present = {name.lower() for name, _ in headers}
-        extra = {**SECURITY_HEADERS, "Content-Security-Policy": STRICTEST_POLICY}
-        if not static:
-            extra["Cache-Control"] = "no-store"
-        headers = headers + [(name, value) for name, value in extra.items() if name.lower() not in present]
-        return start_response(status, headers, exc_info)
-
-    return start
-
-
-def _answer(
-    start: StartResponse, status: str, document: dict[str, str], headers: Iterable[tuple[str, str]] = ()
-) -> list[bytes]:
-    body = json.dumps(document).encode() + b"\n"
-    start(status, [("Content-Type", "application/json"), ("Content-Length", str(len(body))), *headers])
-    return [body]
-
-
-def _log_refusal(environ: WSGIEnvironment, refused: _Refused) -> None:
-    # repr keeps control characters of a hostile path out of the log.
-    request = f"{environ['REQUEST_METHOD'][:10]!r} {environ.get('PATH_INFO', '')[:200]!r}"
-    log.warning("refused %s from %s: %s", request, environ.get("REMOTE_ADDR"), refused)
+    return Guard(inner, passwords=passwords, allow_write=allow_write, lockout=lockout)
 
 
 def serve(
@@ -256,8 +71,6 @@ def serve(
         UsageError: where the address needs a password or cannot be had, or the password file cannot work.
         StorageError: where there is no such database, or it is not ours.
     """
-    from budgettune.webserver import listen
-
     passwords = find_passwords(password_file)
     if passwords is None and not _is_loopback_host(host):
         raise UsageError(
@@ -289,7 +102,7 @@ def _is_loopback_host(host: str) -> bool:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM) if host else []
     except OSError:
         return False
-    return bool(found) and all(_is_loopback_address(str(entry[4][0])) for entry in found)
+    return bool(found) and all(is_loopback_address(str(entry[4][0])) for entry in found)
 
 
 def _announce(url: str) -> Callable[[str], None]:

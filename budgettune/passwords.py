@@ -144,14 +144,11 @@ class Passwords:
 
     def check(self, user: str, password: str) -> bool:
         """Return whether the user has that password."""
-        mark = hmac.digest(self._key, f"{user}:{password}".encode(errors="surrogatepass"), "sha256")
+        mark = hmac.digest(self._key, f"{user}:{password}".encode(), "sha256")
         if mark in self._known:
             return True
-        try:
-            with self._turn:
-                right = self._matches(user, password)
-        except UnicodeEncodeError:
-            return False
+        with self._turn:
+            right = self._matches(user, password)
         if right:
             self._known.add(mark)
         return right

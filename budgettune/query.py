@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
@@ -39,6 +39,7 @@ IDS_PER_STATEMENT = 500
 DOCUMENTS = ("curve", "phases", "machine")
 _PLAIN_ATTRIBUTES = ("cell", "repeat", "attempt", "seed", "status", "device_name", "failure", *NUMERIC_ATTRIBUTES)
 _WHOLE_NUMBERS = ("cell", "repeat", "attempt", "seed", "epochs", "steps", "parameters", "multiply_adds")
+_REAL_NUMBERS = tuple(name for name in NUMERIC_ATTRIBUTES if name not in _WHOLE_NUMBERS)
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def studies(engine: sa.Engine) -> list[StudyRow]:
 
 def _study_attribute(connection: sa.Connection, table: sa.Table, key: str) -> dict[int, Any]:
     rows = connection.execute(sa.select(table.c.study_id, table.c.value_json).where(table.c.key == key))
-    return {study_id: _json(text) for study_id, text in rows}
+    return {study_id: parse_json(text) for study_id, text in rows}
 
 
 def _spec_json(value: Any) -> str | None:
@@ -112,7 +113,7 @@ def state_counts(engine: sa.Engine, study_id: int) -> dict[str, int]:
     state = plain_text(trials.c.state)
     query = sa.select(state, sa.func.count()).where(trials.c.study_id == study_id).group_by(state)
     with reading(engine) as connection:
-        counts = {name: count for name, count in connection.execute(query)}
+        counts = {str(row[0]): int(row[1]) for row in connection.execute(query)}
     return {name: counts.get(name, 0) for name in STATES}
 
 
@@ -145,7 +146,7 @@ def device_names(engine: sa.Engine, study_id: int) -> list[str]:
         .where(trials.c.study_id == study_id, attribute.c.key == "device_name")
     )
     with reading(engine) as connection:
-        names = [_json(text) for text in connection.execute(query).scalars()]
+        names = [parse_json(text) for text in connection.execute(query).scalars()]
     return sorted(name for name in names if isinstance(name, str))
 
 
@@ -201,7 +202,7 @@ def best_under_budget(
 def pareto_front(engine: sa.Engine, study_id: int, *, device_name: str | None = None) -> list[TrialRecord]:
     """Return the finished trials that no other beats in both time and accuracy, fastest first."""
     seconds, accuracy, query = _finished(study_id, device_name)
-    points = query.with_only_columns(trials.c.trial_id, seconds.c.value, accuracy.c.value, trials.c.number)
+    points = query.add_columns(seconds.c.value, accuracy.c.value, trials.c.number)
     with reading(engine) as connection:
         rows = sorted(connection.execute(points).all(), key=lambda row: (row[1], -row[2], row[3]))
         return _records(connection, [row[0] for row in _undominated(rows)])
@@ -214,6 +215,14 @@ def _undominated(rows: Iterable[Any]) -> list[Any]:
         if not front or row[2] > front[-1][2] or (row[1], row[2]) == (front[-1][1], front[-1][2]):
             front.append(row)
     return front
+
+
+def objective_points(engine: sa.Engine, study_id: int, *, device_name: str | None = None) -> list[tuple[float, float]]:
+    """Return (train_seconds, test_accuracy) of every finished trial."""
+    seconds, accuracy, query = _finished(study_id, device_name)
+    with reading(engine) as connection:
+        rows = connection.execute(query.with_only_columns(seconds.c.value, accuracy.c.value))
+        return [(row[0], row[1]) for row in rows]
 
 
 def hypervolume(points: Sequence[tuple[float, float]], reference: tuple[float, float]) -> float:
@@ -238,7 +247,7 @@ def hypervolume(points: Sequence[tuple[float, float]], reference: tuple[float, f
     return area
 
 
-def _finished(study_id: int, device_name: str | None = None) -> tuple[sa.Alias, sa.Alias, sa.Select[Any]]:
+def _finished(study_id: int, device_name: str | None = None) -> tuple[sa.FromClause, sa.FromClause, sa.Select[Any]]:
     """Return the two columns of values and a query for the ids of complete trials whose values are both finite."""
     seconds, accuracy = trial_values.alias("seconds"), trial_values.alias("accuracy")
     query = sa.select(trials.c.trial_id).where(trials.c.study_id == study_id, trials.c.state == "COMPLETE")
@@ -283,6 +292,15 @@ def trial_records(
         return _records(connection, list(connection.execute(query).scalars()), documents=documents)
 
 
+def record_batches(engine: sa.Engine, study_id: int, *, documents: bool = True) -> Iterator[list[TrialRecord]]:
+    """Yield all trials of a study by number, some hundreds at a time: a study may be larger than memory."""
+    query = sa.select(trials.c.trial_id).where(trials.c.study_id == study_id).order_by(trials.c.number)
+    with reading(engine) as connection:
+        ids = list(connection.execute(query).scalars())
+        for begin in range(0, len(ids), IDS_PER_STATEMENT):
+            yield _batch(connection, ids[begin : begin + IDS_PER_STATEMENT], documents)
+
+
 def _records(connection: sa.Connection, trial_ids: Sequence[int], *, documents: bool = True) -> list[TrialRecord]:
     """Return the records of trials in the order of their ids."""
     records: list[TrialRecord] = []
@@ -314,7 +332,7 @@ def _batch(connection: sa.Connection, ids: Sequence[int], documents: bool) -> li
 def _record(
     row: sa.Row[Any], params: dict[str, Any], values: dict[int, float], attributes: dict[str, Any]
 ) -> TrialRecord:
-    _, number, state, started_at, completed_at = row
+    number, state, started_at, completed_at = row[1:]
     return TrialRecord(
         number=number,
         state=state,
@@ -330,7 +348,7 @@ def _record(
         phases=_document(PhaseSeconds, attributes.get("phases")),
         machine=_document(MachineInfo, attributes.get("machine")),
         **{name: whole_number(attributes.get(name)) for name in _WHOLE_NUMBERS},
-        **{name: _number(attributes.get(name)) for name in NUMERIC_ATTRIBUTES if name not in _WHOLE_NUMBERS},
+        **{name: _number(attributes.get(name)) for name in _REAL_NUMBERS},  # type: ignore[arg-type]
     )
 
 
@@ -384,14 +402,15 @@ def read_attributes(
     for trial_id, key, text in connection.execute(
         query.where(table.c.trial_id.in_(trial_ids), table.c.key.in_(list(names)))
     ):
-        attributes[trial_id][key] = _json(text)
+        attributes[trial_id][key] = parse_json(text)
     return attributes
 
 
 # --- What another program may have put there --------------------------------------------------------------------------
 
 
-def _json(text: Any) -> Any:
+def parse_json(text: Any) -> Any:
+    """Return the value of a JSON text, None where it is none."""
     try:
         return json.loads(text)
     except (TypeError, ValueError, RecursionError):

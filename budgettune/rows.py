@@ -7,6 +7,7 @@ trials); whoever ends a trial holds the trial's row; the study's comes first. SQ
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -167,8 +168,6 @@ def set_state(connection: sa.Connection, trial_id: int, state: str, **times: Any
     connection.execute(sa.update(trials).where(trials.c.trial_id == trial_id).values(state=state, **times))
 
 
-
-
 def beat(connection: sa.Connection, trial_id: int) -> bool:
     """Renew the lease of a running trial by the database's clock; false where the trial runs no longer."""
     running = sa.select(trials.c.trial_id, utc_in()).where(trials.c.trial_id == trial_id, trials.c.state == "RUNNING")
@@ -193,3 +192,18 @@ def end_trial(
         _upsert(connection, trial_values, _value_rows(trial_id, values), "trial_id", "objective")
     times = {"datetime_complete": utc_in(), "datetime_start": sa.func.coalesce(trials.c.datetime_start, utc_in())}
     set_state(connection, trial_id, state, **times)
+
+
+def read_stored_params(connection: sa.Connection, study_id: int) -> set[tuple[tuple[str, float], ...]]:
+    """Return the points that a study holds, each as its params' names and stored values in order of the names."""
+    table = trial_params
+    query = (
+        sa.select(table.c.trial_id, table.c.param_name, table.c.param_value)
+        .join(trials, trials.c.trial_id == table.c.trial_id)
+        .where(trials.c.study_id == study_id)
+        .order_by(table.c.trial_id, table.c.param_name)
+    )
+    points: defaultdict[int, list[tuple[str, float]]] = defaultdict(list)
+    for trial_id, name, value in connection.execute(query):
+        points[trial_id].append((name, value))
+    return {tuple(sorted(point)) for point in points.values()}

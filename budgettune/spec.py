@@ -72,7 +72,8 @@ class DataSpec(_Table):
         train_size: a fixed random subset of the training images, None for all.
         evaluate_on: `test`, or `validation`: a fixed part of the training images that training never sees.
         image_size: pixels on a side, resized once at load; None keeps the files' own.
-        augment: random crop after padding and (where the image set allows it) horizontal flip.
+        augment: random crop after padding, and horizontal flip.
+        flip: whether a mirrored image keeps its label; None asks the image set (yes for Fashion-MNIST and CIFAR).
         augment_test: the same on the held-out images, as the paper's script does by mistake.
         seed: of the splits and the subset; not of training.
     """
@@ -84,6 +85,7 @@ class DataSpec(_Table):
     validation_fraction: float = Field(0.1, gt=0, lt=1)
     image_size: int | None = Field(None, ge=4, le=1024)
     augment: bool = True
+    flip: bool | None = None
     augment_test: bool = False
     seed: int = Field(0, ge=0)
 

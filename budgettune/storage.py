@@ -201,8 +201,9 @@ def _on_sqlite_begin(connection: sa.Connection) -> None:
 
 def _on_postgresql_connect(connection: DBAPIConnection, _record: object) -> None:
     # Optuna's heartbeats are CURRENT_TIMESTAMP in a column without time zone: all boxes must mean the same one.
-    with connection.cursor() as cursor:
-        cursor.execute("SET TIME ZONE 'UTC'")
+    cursor = connection.cursor()
+    cursor.execute("SET TIME ZONE 'UTC'")
+    cursor.close()
     connection.commit()
 
 

@@ -1,21 +1,30 @@
-"""Every change of a study, each in one transaction: what a killed process leaves behind is the state before or after.
-
-Two locks order the changes. Whoever adds a row to a study holds the study's row (as Optuna does, for the numbers of
-trials), whoever ends a trial holds the trial's row; the study's comes first. SQLite has one writer at a time anyway.
-"""
+"""Every change of a study, each in one transaction: what a killed process leaves is the state before or after."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from budgettune.cells import LOST, Slot, SlotRow
-from budgettune.query import failure_pair, read_attributes, read_params, whole_number
+from budgettune.cells import HANDED_BACK, LOST, Slot, SlotRow
+from budgettune.query import failure_pair, parse_json, read_attributes, read_params, whole_number
+from budgettune.rows import (
+    NewTrial,
+    StoredParam,
+    beat,
+    end_trial,
+    insert_params,
+    insert_trials,
+    lock_study,
+    lock_trial,
+    read_stored_params,
+    set_state,
+)
 from budgettune.storage import reading, writing
 from budgettune.tables import (
     DIRECTIONS,
@@ -32,38 +41,62 @@ from budgettune.tables import (
     trial_heartbeats,
     trial_params,
     trial_user_attributes,
-    trial_values,
     trials,
     utc_in,
 )
 
-ROWS_PER_STATEMENT = 500
-SLOT_ATTRIBUTES = ("cell", "repeat", "attempt", "failure", "extra")
+SLOT_ATTRIBUTES = ("cell", "repeat", "attempt", "failure", "extra", "late_of")
+CLAIM_ATTRIBUTES = ("cell", "repeat", "attempt", "seed")
+LONGEST_MESSAGE = 2_000  # characters of a failure that a row keeps
 
 
 @dataclass(frozen=True)
 class TakenTrial:
-    """A waiting row that is now ours."""
+    """A row that is now ours to run.
+
+    Attributes:
+        attributes: cell, repeat, attempt and seed.
+        params_are_drawn: false for a sampled point that has no params yet.
+    """
 
     trial_id: int
     number: int
     params: dict[str, Any]
     attributes: dict[str, Any]
+    params_are_drawn: bool = True
+
+    @property
+    def slot(self) -> Slot:
+        """The cell and repeat that the row stands for."""
+        return Slot(self.attributes["cell"], self.attributes["repeat"])
+
+
+@dataclass(frozen=True)
+class Reconciled:
+    """What a look at a study put right.
+
+    Attributes:
+        lost: running trials whose worker gave no sign of life for a lease.
+        queued: rows that were added so that every cell and repeat gets its trial.
+        given_up: cells × repeats that failed too often.
+    """
+
+    lost: int
+    queued: int
+    given_up: int
 
 
 # --- Studies --------------------------------------------------------------------------------------------------------
 
 
-def insert_study(engine: sa.Engine, name: str, spec_json: str, new_trials: Sequence[NewTrial]) -> int:
-    """Add a study with its first trials, all or nothing, and return its id.
-
-    Raises:
-        sqlalchemy.exc.IntegrityError: (inside StorageError, as its cause) where a study of that name is there.
-    """
+def insert_study(engine: sa.Engine, name: str, spec_json: str, new_trials: Sequence[NewTrial]) -> int | None:
+    """Add a study with its first trials, all or nothing; return its id, None where one of that name is there."""
     with writing(engine) as connection:
-        study_id: int = connection.execute(
-            sa.insert(studies).values(study_name=name).returning(studies.c.study_id)
-        ).scalar_one()
+        make = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
+        statement = make(studies).values(study_name=name).on_conflict_do_nothing(index_elements=["study_name"])
+        study_id = connection.execute(statement.returning(studies.c.study_id)).scalar()
+        if study_id is None:
+            return None
         directions = [
             {"study_id": study_id, "objective": objective, "direction": direction}
             for objective, direction in enumerate(DIRECTIONS)
@@ -75,7 +108,7 @@ def insert_study(engine: sa.Engine, name: str, spec_json: str, new_trials: Seque
         ):
             connection.execute(sa.insert(table).values(study_id=study_id, key=key, value_json=value))
         insert_trials(connection, study_id, new_trials)
-        return study_id
+        return int(study_id)
 
 
 def delete_study(engine: sa.Engine, study_id: int) -> None:
@@ -91,7 +124,7 @@ def delete_study(engine: sa.Engine, study_id: int) -> None:
             connection.execute(sa.delete(table).where(table.c.study_id == study_id))
 
 
-# --- The life of a trial --------------------------------------------------------------------------------------------
+# --- Claim ----------------------------------------------------------------------------------------------------------
 
 
 def take_waiting(engine: sa.Engine, study_id: int) -> TakenTrial | None:
@@ -100,10 +133,10 @@ def take_waiting(engine: sa.Engine, study_id: int) -> TakenTrial | None:
         passed_over = -1
         while (found := _next_waiting(connection, study_id, passed_over)) is not None:
             trial_id, number = found
-            attributes = read_attributes(connection, [trial_id], ("cell", "repeat", "attempt", "seed"))[trial_id]
-            if _slot(attributes) is not None:
-                _set_state(connection, trial_id, "RUNNING", datetime_start=utc_in())
-                _beat(connection, trial_id)
+            attributes = read_attributes(connection, [trial_id], CLAIM_ATTRIBUTES)[trial_id]
+            if all(whole_number(attributes.get(name)) is not None for name in CLAIM_ATTRIBUTES):
+                set_state(connection, trial_id, "RUNNING", datetime_start=utc_in())
+                beat(connection, trial_id)
                 return TakenTrial(trial_id, number, read_params(connection, [trial_id])[trial_id], attributes)
             passed_over = number
     return None
@@ -126,14 +159,101 @@ def _next_waiting(connection: sa.Connection, study_id: int, after_number: int) -
     return None if row is None else (row[0], row[1])
 
 
-def beat(engine: sa.Engine, trial_id: int) -> bool:
-    """Renew the lease of a running trial by the database's clock; false where the trial runs no longer."""
+def renew_lease(engine: sa.Engine, trial_id: int) -> bool:
+    """Record a sign of life of a running trial; false where the trial runs no longer."""
     with writing(engine) as connection:
-        return _beat(connection, trial_id)
+        return beat(connection, trial_id)
 
 
-def reap(connection: sa.Connection, study_id: int, lease_seconds: float) -> int:
-    """Fail the running trials whose lease is over, and return how many. The caller holds the study's lock.
+# --- End ------------------------------------------------------------------------------------------------------------
+
+
+def record_result(
+    engine: sa.Engine, study_id: int, taken: TakenTrial, attributes: Mapping[str, Any], values: tuple[float, float]
+) -> bool:
+    """Store a result; return whether it is the one that counts for its cell and repeat.
+
+    Delivering the same result again (the answer to the first delivery was lost) changes nothing.
+    """
+    with writing(engine) as connection:
+        state = lock_trial(connection, taken.trial_id)
+        if state == "RUNNING":
+            end_trial(connection, taken.trial_id, "COMPLETE", attributes, values)
+    return state in ("RUNNING", "COMPLETE") or _record_late(engine, study_id, taken, attributes, values)
+
+
+def _record_late(
+    engine: sa.Engine, study_id: int, taken: TakenTrial, attributes: Mapping[str, Any], values: tuple[float, float]
+) -> bool:
+    """Keep the result of a trial that was taken for lost: for its cell where that still waits, else as an extra."""
+    attributes = {**attributes, "late_of": taken.number}
+    with writing(engine) as connection:
+        if not lock_study(connection, study_id) or lock_trial(connection, taken.trial_id) is None:
+            return False  # deleted meanwhile
+        rows = [row for row in read_slot_rows(connection, study_id) if row.slot == taken.slot]
+        delivered = next((row for row in rows if row.late_of == taken.number), None)
+        if delivered is not None:
+            return not delivered.extra
+        for row in rows:
+            if row.state == "WAITING" and lock_trial(connection, row.trial_id) == "WAITING":
+                end_trial(connection, row.trial_id, "COMPLETE", attributes, values)
+                return True
+        counts = not any(row.is_taken for row in rows)
+        if not counts:
+            attributes["extra"] = True
+        new = NewTrial("COMPLETE", {**taken.attributes, **attributes}, params_of=taken.trial_id, values=values)
+        insert_trials(connection, study_id, [new])
+        return counts
+
+
+def record_failure(
+    engine: sa.Engine, study_id: int, taken: TakenTrial, kind: str, message: str, max_attempts: int
+) -> bool:
+    """Fail a running trial and queue its slot again; return whether it was queued.
+
+    Nothing happens where the trial runs no longer: whoever ended it has seen to its slot.
+    """
+    failure = {"kind": kind, "message": message[:LONGEST_MESSAGE]}
+    attempt = taken.attributes["attempt"] + (kind != HANDED_BACK)
+    with writing(engine) as connection:
+        if not lock_study(connection, study_id) or lock_trial(connection, taken.trial_id) != "RUNNING":
+            return False
+        end_trial(connection, taken.trial_id, "FAIL", {"failure": failure})
+        if attempt > max_attempts or not taken.params_are_drawn:
+            return False
+        again = NewTrial("WAITING", {**taken.attributes, "attempt": attempt}, params_of=taken.trial_id)
+        insert_trials(connection, study_id, [again])
+        return True
+
+
+# --- Put right ------------------------------------------------------------------------------------------------------
+
+
+def put_right(
+    engine: sa.Engine,
+    study_id: int,
+    lease_seconds: float,
+    decide: Callable[[list[SlotRow]], tuple[list[NewTrial], int]],
+) -> Reconciled:
+    """Fail what is lost, then add the rows that a decision asks for, under the study's lock.
+
+    Args:
+        engine: from `open_engine`.
+        study_id: of the study.
+        lease_seconds: without a sign of life after which a trial is lost.
+        decide: from the rows as they are then to the rows to add, and the number of slots given up.
+    """
+    with writing(engine) as connection:
+        if not lock_study(connection, study_id):
+            return Reconciled(lost=0, queued=0, given_up=0)
+        lost = _reap(connection, study_id, lease_seconds)
+        new_trials, given_up = decide(read_slot_rows(connection, study_id))
+        insert_trials(connection, study_id, new_trials)
+    return Reconciled(lost=lost, queued=len(new_trials), given_up=given_up)
+
+
+def _reap(connection: sa.Connection, study_id: int, lease_seconds: float) -> int:
+    """Fail the running trials whose lease is over, and return how many.
 
     Both ends of a lease are read off the database's clock. A trial without a heartbeat (another tool started it) and
     one whose heartbeat lies in the future (a clock was set back) get a lease that begins now.
@@ -143,7 +263,7 @@ def reap(connection: sa.Connection, study_id: int, lease_seconds: float) -> int:
     stale = running.join(heartbeats, heartbeats.c.trial_id == trials.c.trial_id).where(
         heartbeats.c.heartbeat < utc_in(-lease_seconds)
     )
-    # Lock in order, and look again: a trial may end while we wait for its row.
+    # A trial may end while this waits for its row; it is not running then, and not in the answer.
     ids = list(connection.execute(stale.order_by(trials.c.trial_id).with_for_update(of=trials)).scalars())
     failure = {"kind": LOST, "message": f"its worker gave no sign of life for {lease_seconds:g} s"}
     for trial_id in ids:
@@ -154,11 +274,52 @@ def reap(connection: sa.Connection, study_id: int, lease_seconds: float) -> int:
 
 def _begin_leases(connection: sa.Connection, running: sa.Select[Any], lease_seconds: float) -> None:
     heartbeats = trial_heartbeats
-    silent = running.outerjoin(heartbeats, heartbeats.c.trial_id == trials.c.trial_id).where(
+    unleased = running.outerjoin(heartbeats, heartbeats.c.trial_id == trials.c.trial_id).where(
         sa.or_(heartbeats.c.heartbeat.is_(None), heartbeats.c.heartbeat > utc_in(lease_seconds))
     )
-    for trial_id in list(connection.execute(silent).scalars()):
-        _beat(connection, trial_id)
+    for trial_id in list(connection.execute(unleased).scalars()):
+        beat(connection, trial_id)
+
+
+# --- Sampled points -------------------------------------------------------------------------------------------------
+
+
+def reserve(engine: sa.Engine, study_id: int, decide: Callable[[list[SlotRow]], NewTrial | None]) -> TakenTrial | None:
+    """Add a running row for the next point, its params to be drawn; None where the study has all it wants.
+
+    Its number seeds the draw, so the row comes first; the study's lock keeps the count from overshooting.
+    """
+    with writing(engine) as connection:
+        new = decide(read_slot_rows(connection, study_id)) if lock_study(connection, study_id) else None
+        if new is None:
+            return None
+        [(trial_id, number)] = insert_trials(connection, study_id, [new])
+        return TakenTrial(trial_id, number, {}, dict(new.attributes), params_are_drawn=False)
+
+
+def settle(
+    engine: sa.Engine,
+    study_id: int,
+    trial_id: int,
+    choose: Callable[[set[tuple[tuple[str, float], ...]]], Sequence[StoredParam]],
+    repeats: Sequence[Mapping[str, Any]],
+) -> dict[str, Any] | None:
+    """Give a reserved row its params and queue its repeats; return the params, None where the row was taken for lost.
+
+    Args:
+        engine: from `open_engine`.
+        study_id: of the study.
+        trial_id: of the reserved row.
+        choose: from the points that the study holds (name and stored value of each param) to the params of this one.
+        repeats: user attributes of the rows that repeat the point.
+    """
+    with writing(engine) as connection:
+        if not lock_study(connection, study_id) or lock_trial(connection, trial_id) != "RUNNING":
+            return None
+        insert_params(connection, trial_id, choose(read_stored_params(connection, study_id)))
+        beat(connection, trial_id)
+        insert_trials(connection, study_id, [NewTrial("WAITING", each, params_of=trial_id) for each in repeats])
+        return read_params(connection, [trial_id])[trial_id]
 
 
 # --- Slots ----------------------------------------------------------------------------------------------------------
@@ -170,8 +331,8 @@ def slot_rows(engine: sa.Engine, study_id: int) -> list[SlotRow]:
         return read_slot_rows(connection, study_id)
 
 
-def read_slot_rows(connection: sa.Connection, study_id: int, cell: int | None = None) -> list[SlotRow]:
-    """Return the same inside a transaction, for all cells or for one."""
+def read_slot_rows(connection: sa.Connection, study_id: int) -> list[SlotRow]:
+    """Return the same inside a transaction."""
     own = sa.select(trials.c.trial_id, trials.c.number, plain_text(trials.c.state)).where(trials.c.study_id == study_id)
     attribute = trial_user_attributes
     pairs = (
@@ -184,4 +345,31 @@ def read_slot_rows(connection: sa.Connection, study_id: int, cell: int | None = 
         .distinct()
         .join(trials, trials.c.trial_id == trial_params.c.trial_id)
         .where(trials.c.study_id == study_id)
+    )
+    attributes: defaultdict[int, dict[str, Any]] = defaultdict(dict)
+    for trial_id, key, text in connection.execute(pairs):
+        attributes[trial_id][key] = parse_json(text)
+    drawn = set(connection.execute(with_params).scalars())
+    found = connection.execute(own).all()
+    rows = (_slot_row(row[0], row[1], row[2], attributes[row[0]], row[0] in drawn) for row in found)
+    return [row for row in rows if row is not None]
+
+
+def _slot_row(
+    trial_id: int, number: int, state: str, attributes: Mapping[str, Any], has_params: bool
+) -> SlotRow | None:
+    """Return None for a row that is not of a cell."""
+    cell, repeat = whole_number(attributes.get("cell")), whole_number(attributes.get("repeat"))
+    if cell is None or repeat is None:
+        return None
+    return SlotRow(
+        trial_id=trial_id,
+        number=number,
+        state=state,
+        slot=Slot(cell, repeat),
+        attempt=whole_number(attributes.get("attempt")) or 1,
+        has_params=has_params,
+        failure=failure_pair(attributes.get("failure")),
+        extra=attributes.get("extra") is True,
+        late_of=whole_number(attributes.get("late_of")),
     )

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedReader
 from socketserver import TCPServer, ThreadingMixIn
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 from wsgiref.simple_server import ServerHandler, WSGIRequestHandler, WSGIServer
 
 from budgettune.errors import UsageError
@@ -92,9 +92,9 @@ class _Server(ThreadingMixIn, WSGIServer):
         finally:
             self._slots.release()
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002
         """Visitors who leave, or dawdle, are none of the operator's business."""
-        error = sys.exception() if hasattr(sys, "exception") else sys.exc_info()[1]
+        error = sys.exception()
         level = logging.DEBUG if isinstance(error, OSError) else logging.ERROR
         log.log(level, "request of %s broke off", client_address[0], exc_info=error)
 
@@ -138,7 +138,8 @@ class _Handler(WSGIRequestHandler):
             self.requestline = self.request_version = self.command = ""
             self.send_error(414)
         elif self.parse_request():
-            response = _Response(self.rfile, self.wfile, sys.stderr, self.get_environ(), multithread=True)
+            body, answer = cast(IO[bytes], self.rfile), cast(IO[bytes], self.wfile)
+            response = _Response(body, answer, sys.stderr, self.get_environ(), multithread=True)
             response.request_handler = self  # type: ignore[attr-defined]
             response.run(self.server.get_app())  # type: ignore[attr-defined]
 

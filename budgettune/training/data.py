@@ -96,7 +96,7 @@ def load_data(spec: DataSpec, *, allow_import: Collection[str] = ()) -> ImageDat
         num_classes=source.num_classes,
         mean=mean,
         std=std,
-        flip=source.flip,
+        flip=source.flip if spec.flip is None else spec.flip,
         pad=max(1, train.images.shape[-1] // _PAD_FRACTION),
     )
 

@@ -1,0 +1,115 @@
+"""A study as a file: CSV and Parquet with one row per trial, JSON with the curves too."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import sqlalchemy as sa
+
+from budgettune import query
+from budgettune.errors import BudgetTuneError, UsageError
+from budgettune.records import RECORD_COLUMNS, TrialRecord
+
+FORMATS = ("csv", "json", "parquet")
+
+
+def export(engine: sa.Engine, study_id: int, format: str, out: str | Path | None = None) -> None:  # noqa: A002
+    """Write every trial of a study to a file, all or nothing.
+
+    Args:
+        engine: from `open_engine`, or a handle's.
+        study_id: from `find_study`, or a handle's.
+        format: csv, json or parquet.
+        out: file to write; None or `-` for standard output.
+
+    Raises:
+        UsageError: where the format is unknown or the file cannot be written.
+        BudgetTuneError: where a package for Parquet is missing.
+    """
+    writers = {"csv": _write_csv, "json": _write_json, "parquet": _write_parquet}
+    if format not in writers:
+        raise UsageError(f"format {format!r}: choose one of {', '.join(FORMATS)}")
+    with _opened(out) as file:
+        writers[format](engine, study_id, file)
+
+
+def flat_row(record: TrialRecord, params: list[str]) -> dict[str, Any]:
+    """Return a record as one flat row; a param whose name is taken gets the prefix `params.`."""
+    columns = {name: getattr(record, name) for name in RECORD_COLUMNS}
+    return {**columns, **{param_column(name): record.params.get(name) for name in params}}
+
+
+def param_column(name: str) -> str:
+    """Return the column of a param."""
+    return f"params.{name}" if name in RECORD_COLUMNS else name
+
+
+def _write_csv(engine: sa.Engine, study_id: int, file: BinaryIO) -> None:
+    params = query.param_names(engine, study_id)
+    text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+    writer = csv.DictWriter(text, [*RECORD_COLUMNS, *map(param_column, params)], lineterminator="\n")
+    writer.writeheader()
+    for records in query.record_batches(engine, study_id, documents=False):
+        writer.writerows(flat_row(record, params) for record in records)
+    text.flush()
+    text.detach()
+
+
+def _write_json(engine: sa.Engine, study_id: int, file: BinaryIO) -> None:
+    separator = "[\n"
+    for records in query.record_batches(engine, study_id):
+        for record in records:
+            file.write((separator + json.dumps(record.to_json(), allow_nan=False)).encode())
+            separator = ",\n"
+    file.write(b"[]\n" if separator == "[\n" else b"\n]\n")
+
+
+def _write_parquet(engine: sa.Engine, study_id: int, file: BinaryIO) -> None:
+    try:
+        import pandas as pd
+        import pyarrow  # noqa: F401
+    except ImportError:
+        raise BudgetTuneError("Parquet needs two packages more: pip install 'budgettune[parquet]'") from None
+    params = query.param_names(engine, study_id)
+    batches = query.record_batches(engine, study_id, documents=False)
+    rows = [flat_row(record, params) for records in batches for record in records]
+    frame = pd.DataFrame(rows, columns=[*RECORD_COLUMNS, *map(param_column, params)])
+    frame.to_parquet(file, engine="pyarrow", index=False)
+
+
+@contextmanager
+def _opened(out: str | Path | None) -> Iterator[BinaryIO]:
+    """Yield a file to write; the name appears only once everything is in it."""
+    if out is None or str(out) == "-":
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+        return
+    path = Path(out)
+    try:
+        if path.exists() and not path.is_file():  # a pipe or a device; a folder fails here
+            with path.open("wb") as file:
+                yield file
+            return
+        with _replacing(path) as file:
+            yield file
+    except OSError as error:
+        raise UsageError(f"{out}: cannot be written ({error.strerror}): name another file") from None
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[BinaryIO]:
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        with temporary.open("xb") as file:
+            yield file
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

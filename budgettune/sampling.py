@@ -1,0 +1,186 @@
+"""Search spaces as Optuna's distributions, and samplers whose every draw has a seed of its own.
+
+A sampler's state is not stored by Optuna: two workers, or one that comes back, that seed it alike draw the same points
+again. Here each draw gets a fresh sampler, seeded by the study's seed and the trial's number.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+import random
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from typing import Any
+
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+    distribution_to_json,
+)
+from optuna.samplers import BaseSampler
+from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial
+
+from budgettune.rows import StoredParam
+from budgettune.spec import RangeSpec, SamplerSpec, StudySpec
+
+LARGEST_ENUMERATION = 100_000
+SAMPLERS: dict[str, type[BaseSampler]] = {
+    "tpe": optuna.samplers.TPESampler,
+    "nsga2": optuna.samplers.NSGAIISampler,
+    "gp": optuna.samplers.GPSampler,
+    "random": optuna.samplers.RandomSampler,
+}
+Point = tuple[tuple[str, float], ...]
+
+
+class SeededPerTrial(BaseSampler):
+    """One of Optuna's samplers, made afresh for each trial with a seed from (study seed, trial number)."""
+
+    def __init__(self, name: str, seed: int) -> None:
+        self._name = name
+        self._seed = seed
+        self._number: int | None = None
+        self._inner: BaseSampler | None = None
+
+    def _for(self, trial: FrozenTrial) -> BaseSampler:
+        if self._inner is None or self._number != trial.number:
+            self._inner = SAMPLERS[self._name](seed=draw_seed(self._seed, trial.number))  # type: ignore[call-arg]
+            self._number = trial.number
+        return self._inner
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        """Hand on to the trial's own sampler, as do the others."""
+        self._for(trial).before_trial(study, trial)
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """Return the params that are drawn together."""
+        return self._for(trial).infer_relative_search_space(study, trial)
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Draw the params that are drawn together."""
+        return self._for(trial).sample_relative(study, trial, search_space)
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """Draw one param by itself."""
+        return self._for(trial).sample_independent(study, trial, param_name, param_distribution)
+
+
+def draw_seed(study_seed: int, number: int) -> int:
+    """Return the seed of one draw."""
+    digest = hashlib.sha256(f"draw/{study_seed}/{number}".encode()).digest()
+    return int.from_bytes(digest[:4], "big")
+
+
+def search_space(spec: StudySpec) -> dict[str, BaseDistribution]:
+    """Return Optuna's distribution of each search axis."""
+    return {name: _distribution(axis) for name, axis in spec.search.items()}
+
+
+def _distribution(axis: Sequence[Any] | RangeSpec) -> BaseDistribution:
+    if not isinstance(axis, RangeSpec):
+        return CategoricalDistribution(tuple(axis))
+    if axis.is_int:
+        step = int(axis.step or 1)
+        low, high = int(axis.low), int(axis.high)
+        return IntDistribution(low, high - (high - low) % step, log=axis.log, step=step)
+    return FloatDistribution(float(axis.low), _reachable(axis), log=axis.log, step=axis.step)
+
+
+def _reachable(axis: RangeSpec) -> float:
+    """Return the last value that steps from low arrive at; Optuna warns of a high that they miss."""
+    if axis.step is None:
+        return float(axis.high)
+    low, high, step = (Decimal(str(value)) for value in (axis.low, axis.high, axis.step))
+    return float(low + (high - low) // step * step)
+
+
+def stored_params(space: Mapping[str, BaseDistribution], params: Mapping[str, Any]) -> tuple[StoredParam, ...]:
+    """Return a point as Optuna stores it."""
+    return tuple(
+        StoredParam(name, float(space[name].to_internal_repr(value)), distribution_to_json(space[name]))
+        for name, value in params.items()
+    )
+
+
+def grid_params(spec: StudySpec) -> list[tuple[StoredParam, ...]]:
+    """Return the params of every grid cell as Optuna stores them."""
+    space = search_space(spec)
+    texts = {name: distribution_to_json(distribution) for name, distribution in space.items()}
+    axes = [
+        [StoredParam(name, float(index), texts[name]) for index in range(len(distribution.choices))]
+        for name, distribution in space.items()
+        if isinstance(distribution, CategoricalDistribution)
+    ]
+    return list(itertools.product(*axes))
+
+
+def cached(storage: BaseStorage) -> BaseStorage:
+    """Return a storage that keeps finished trials in memory."""
+    return optuna.storages.get_storage(storage)
+
+
+def propose(
+    storage: BaseStorage, study_name: str, spec: SamplerSpec, trial_id: int, space: Mapping[str, BaseDistribution]
+) -> dict[str, Any]:
+    """Return the point that the study's sampler draws for a trial that exists and has no params yet."""
+    # A new study object each time: it keeps the trials that it first saw.
+    study = optuna.load_study(study_name=study_name, storage=storage, sampler=SeededPerTrial(spec.name, spec.seed))
+    return draw(study, storage.get_trial(trial_id), space)
+
+
+def draw(study: optuna.Study, trial: FrozenTrial, space: Mapping[str, BaseDistribution]) -> dict[str, Any]:
+    """Return the next point by the study's sampler, for a trial that exists and has no params yet."""
+    sampler = study.sampler
+    sampler.before_trial(study, trial)
+    together = sampler.infer_relative_search_space(study, trial)
+    together = {name: space[name] for name in together if name in space}
+    params = sampler.sample_relative(study, trial, together)
+    return {
+        name: params[name] if name in params else sampler.sample_independent(study, trial, name, distribution)
+        for name, distribution in space.items()
+    }
+
+
+def unseen(
+    space: Mapping[str, BaseDistribution], proposal: Mapping[str, Any], seen: set[Point], seed: int
+) -> tuple[StoredParam, ...]:
+    """Return the proposal, or (where the study has run that very point) another point that it has not.
+
+    Only a finite space can repeat a point; once all of it has run, the proposal stands.
+    """
+    stored = stored_params(space, proposal)
+    if point_of(stored) not in seen:
+        return stored
+    axes = {name: _values(distribution) for name, distribution in space.items()}
+    if math.prod(len(values) for values in axes.values()) > LARGEST_ENUMERATION:
+        return stored
+    others = (dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values()))
+    fresh = [point for point in others if point_of(stored_params(space, point)) not in seen]
+    return stored_params(space, random.Random(seed).choice(fresh)) if fresh else stored
+
+
+def point_of(params: Sequence[StoredParam]) -> Point:
+    """Return the names and stored values of params, in order of the names."""
+    return tuple(sorted((param.name, param.value) for param in params))
+
+
+def _values(distribution: BaseDistribution) -> Sequence[Any]:
+    """Return every value of a distribution; none for a continuous one, which repeats no point."""
+    if isinstance(distribution, CategoricalDistribution):
+        return distribution.choices
+    if isinstance(distribution, IntDistribution):
+        return range(distribution.low, distribution.high + 1, distribution.step)
+    if isinstance(distribution, FloatDistribution) and distribution.step is not None:
+        steps = round((distribution.high - distribution.low) / distribution.step)
+        return [distribution.low + step * distribution.step for step in range(steps + 1)]
+    return ()

@@ -1,0 +1,403 @@
+"""A study: made from a spec, worked on by claims, put right after crashes, checked.
+
+The guarantee: exactly one complete trial for every cell and repeat, run at least once.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import sqlalchemy as sa
+
+from budgettune import query, transactions
+from budgettune.cells import HANDED_BACK, Cells, GivenUp, Queued, Slot, SlotRow, Verification
+from budgettune.database_errors import redact
+from budgettune.errors import SpecError, StorageError, StudyExists
+from budgettune.export import export
+from budgettune.records import TrialResult, trial_attributes
+from budgettune.rows import NewTrial
+from budgettune.spec import StudySpec
+from budgettune.storage import open_engine, open_storage
+from budgettune.transactions import Reconciled, TakenTrial
+
+if TYPE_CHECKING:
+    from optuna.storages import BaseStorage, RDBStorage
+
+__all__ = [
+    "Claim",
+    "GivenUp",
+    "Reconciled",
+    "Slot",
+    "StudyHandle",
+    "StudySummary",
+    "Verification",
+    "create_study",
+    "delete_study",
+    "export",
+    "list_studies",
+    "load_study",
+]
+
+LEASE_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A trial that is ours to run.
+
+    Attributes:
+        number: Optuna's trial number.
+        params: searched values.
+        cell: index of the point.
+        attempt: 1 for the first try.
+        seed: of this cell and repeat.
+    """
+
+    trial_id: int
+    number: int
+    params: dict[str, Any]
+    cell: int
+    repeat: int
+    attempt: int
+    seed: int
+
+    def taken(self) -> TakenTrial:
+        """Return the row behind this claim."""
+        attributes = {"cell": self.cell, "repeat": self.repeat, "attempt": self.attempt, "seed": self.seed}
+        return TakenTrial(self.trial_id, self.number, self.params, attributes)
+
+
+@dataclass(frozen=True)
+class StudySummary:
+    """A study in a line.
+
+    Attributes:
+        cells: cells × repeats that it wants; None for a sampled study without an end, or a spec that cannot be read.
+        states: trials in each state.
+        devices: kinds of machine that its times come from.
+        train_seconds: spent on the clock by all finished trials.
+        seconds_left: estimate at the present number of workers (one, where none runs); None where nothing tells.
+    """
+
+    name: str
+    cells: int | None
+    states: dict[str, int]
+    devices: tuple[str, ...]
+    train_seconds: float
+    seconds_left: float | None
+
+
+def create_study(spec: StudySpec, url: str, *, skip_if_exists: bool = False) -> StudyHandle:
+    """Make a study with one waiting trial per grid cell and repeat, in one transaction.
+
+    Args:
+        spec: the study file.
+        url: of the database; the SQLite file and the tables are made where they are missing.
+        skip_if_exists: open a study of that name and spec that is there already, and queue what it lacks.
+
+    Raises:
+        StudyExists: where a study of that name is there (or, with `skip_if_exists`, one with other settings).
+        StorageError: where the database cannot be used.
+    """
+    _check_name(spec.name)
+    engine = open_engine(url, create=True)
+    try:
+        study_id = transactions.insert_study(engine, spec.name, spec.to_json(), _first_trials(spec))
+        if study_id is not None:
+            return StudyHandle(spec, url, study_id, engine)
+        return _reopen(spec, url, engine, skip_if_exists)
+    except BaseException:
+        engine.dispose()
+        raise
+
+
+def _reopen(spec: StudySpec, url: str, engine: sa.Engine, skip_if_exists: bool) -> StudyHandle:
+    handle = _handle(url, engine, spec.name)
+    if not skip_if_exists:
+        raise StudyExists(f"study {spec.name!r} is there already: choose another --name, or add --skip-if-exists")
+    if handle.spec != spec:
+        raise StudyExists(
+            f"study {spec.name!r} is there with other settings: choose another --name, or delete it first"
+        )
+    handle.reconcile()
+    return handle
+
+
+def _check_name(name: str) -> None:
+    """Refuse what a database cannot keep as text."""
+    if "\0" in name or any("\ud800" <= character <= "\udfff" for character in name):
+        raise SpecError(f"name: {name!r} holds a character that a database cannot keep: leave it out")
+
+
+def load_study(url: str, name: str | None = None) -> StudyHandle:
+    """Open a study.
+
+    Args:
+        url: of the database.
+        name: may be left out where the database holds exactly one study.
+
+    Raises:
+        StudyNotFound: where there is no such study.
+        StorageError: where the database cannot be used, or a newer budgettune wrote the study.
+    """
+    engine = open_engine(url)
+    try:
+        return _handle(url, engine, name)
+    except BaseException:
+        engine.dispose()
+        raise
+
+
+def _handle(url: str, engine: sa.Engine, name: str | None) -> StudyHandle:
+    row = query.find_study(engine, name)
+    try:
+        spec = StudySpec.from_json(row.spec_json or "")
+    except (SpecError, ValueError) as error:
+        raise StorageError(f"study {row.name!r}: {error}: open it with the budgettune that made it") from None
+    return StudyHandle(spec, url, row.study_id, engine)
+
+
+def list_studies(url: str) -> list[StudySummary]:
+    """Return every study in order of creation, with its state and an estimate of the time left."""
+    engine = open_engine(url)
+    try:
+        return [_summary(engine, row) for row in query.studies(engine) if row.spec_json is not None]
+    finally:
+        engine.dispose()
+
+
+def _summary(engine: sa.Engine, row: query.StudyRow) -> StudySummary:
+    states = query.state_counts(engine, row.study_id)
+    seconds = query.train_seconds(engine, row.study_id)
+    try:
+        cells = Cells(StudySpec.from_json(row.spec_json or ""), transactions.slot_rows(engine, row.study_id))
+        wanted, left = cells.wanted_count(), cells.left_count()
+    except (SpecError, ValueError):
+        wanted, left = None, None
+    return StudySummary(
+        name=row.name,
+        cells=wanted,
+        states=states,
+        devices=tuple(query.device_names(engine, row.study_id)),
+        train_seconds=sum(seconds),
+        seconds_left=_seconds_left(seconds, left, workers=states["RUNNING"]),
+    )
+
+
+def _seconds_left(train_seconds: Sequence[float], left: int | None, workers: int) -> float | None:
+    if left == 0:
+        return 0.0
+    if left is None or not train_seconds:
+        return None
+    return statistics.median(train_seconds) * left / max(1, workers)
+
+
+def delete_study(url: str, name: str) -> None:
+    """Remove a study and its trials; other studies stay as they are.
+
+    Raises:
+        StudyNotFound: where there is no such study of ours.
+    """
+    engine = open_engine(url)
+    try:
+        transactions.delete_study(engine, query.find_study(engine, name).study_id)
+    finally:
+        engine.dispose()
+
+
+class StudyHandle:
+    """An open study. Its methods may be called from several threads.
+
+    Attributes:
+        spec: the study file as the database has it.
+        url: of the database, with its password.
+        study_id: Optuna's.
+        engine: for `budgettune.query`.
+    """
+
+    def __init__(self, spec: StudySpec, url: str, study_id: int, engine: sa.Engine) -> None:
+        self.spec = spec
+        self.url = url
+        self.study_id = study_id
+        self.engine = engine
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"StudyHandle({self.name!r}, {redact(self.url)!r})"
+
+    @property
+    def name(self) -> str:
+        """The study's name."""
+        return self.spec.name
+
+    @cached_property
+    def storage(self) -> RDBStorage:
+        """Optuna's own storage on the same database; importing Optuna takes a moment, so only where asked for."""
+        return open_storage(self.url)
+
+    def close(self) -> None:
+        """Give back the connections; the handle opens new ones where it is used again."""
+        self.engine.dispose()
+        if "storage" in self.__dict__:
+            self.storage.remove_session()
+            self.storage.engine.dispose()
+
+    # --- work -------------------------------------------------------------------------------------------------------
+
+    def claim(self) -> Claim | None:
+        """Take the next open trial, drawing a new point where a sampled study has none; None where nothing is open.
+
+        None may also mean that the rest is running elsewhere: ask `is_finished`, and `reconcile` now and then.
+        """
+        taken = transactions.take_waiting(self.engine, self.study_id)
+        if taken is None and self.spec.sampler.name != "grid":
+            self.reconcile()  # lost trials mislead samplers, and their points come first
+            taken = transactions.take_waiting(self.engine, self.study_id) or self._draw()
+        return None if taken is None else Claim(taken.trial_id, taken.number, taken.params, **taken.attributes)
+
+    def heartbeat(self, trial_id: int) -> bool:
+        """Renew the lease of a running trial; false where it was taken for lost (or deleted)."""
+        return transactions.renew_lease(self.engine, trial_id)
+
+    def complete(self, claim: Claim, result: TrialResult) -> bool:
+        """Record a result; return whether it is the one that counts for its cell and repeat.
+
+        A late result (the trial was taken for lost) still counts where its cell has no other trial running or
+        complete; else it is kept as a trial marked `extra`. Objectives that are not finite fail the trial. Calling
+        this again after a StorageError is safe.
+        """
+        if not result.is_finite():
+            self.fail(claim, "non-finite-result", f"{result.train_seconds} s, accuracy {result.test_accuracy}")
+            return False
+        values = (result.train_seconds, result.test_accuracy)
+        return transactions.record_result(self.engine, self.study_id, claim.taken(), trial_attributes(result), values)
+
+    def fail(self, claim: Claim, kind: str, message: str) -> bool:
+        """Fail a trial; its cell is queued again unless it was given up. Return whether it was queued.
+
+        Args:
+            claim: from `claim`.
+            kind: a short word such as `out-of-memory`.
+            message: the reason, for people.
+        """
+        return self._end(claim.taken(), kind, message)
+
+    def hand_back(self, claim: Claim) -> bool:
+        """Queue the cell of a trial that was told to stop; this uses up no attempt."""
+        return self._end(claim.taken(), HANDED_BACK, "told to stop; its cell was queued again")
+
+    def _end(self, taken: TakenTrial, kind: str, message: str) -> bool:
+        attempts = self.spec.sampler.max_attempts
+        return transactions.record_failure(self.engine, self.study_id, taken, kind, redact(message), attempts)
+
+    # --- put right --------------------------------------------------------------------------------------------------
+
+    def reconcile(self, lease_seconds: float = LEASE_SECONDS) -> Reconciled:
+        """Fail running trials without a sign of life for a lease, and queue every cell that has no trial."""
+
+        def decide(rows: list[SlotRow]) -> tuple[list[NewTrial], int]:
+            cells = Cells(self.spec, rows)
+            return new_trials(self.spec, cells.to_queue()), len(cells.given_up())
+
+        return transactions.put_right(self.engine, self.study_id, lease_seconds, decide)
+
+    def retry(self, cell: int | None = None) -> int:
+        """Queue cells again that were given up (all, or one); return how many rows were added."""
+
+        def decide(rows: list[SlotRow]) -> tuple[list[NewTrial], int]:
+            cells = Cells(self.spec, rows)
+            again = [cells.queued(failed.slot, attempt=1) for failed in cells.given_up(cell)]
+            return new_trials(self.spec, again), 0
+
+        return transactions.put_right(self.engine, self.study_id, math.inf, decide).queued
+
+    def counts(self) -> dict[str, int]:
+        """Return the number of trials in each state."""
+        return query.state_counts(self.engine, self.study_id)
+
+    def verify(self) -> Verification:
+        """Return which cells and repeats lack a complete trial, have more than one, or were given up."""
+        return self._cells().verify()
+
+    def is_finished(self) -> bool:
+        """Whether every cell and repeat is complete or given up; never for a sampled study without an end."""
+        return self._cells().is_finished()
+
+    def _cells(self) -> Cells:
+        return Cells(self.spec, transactions.slot_rows(self.engine, self.study_id))
+
+    # --- sampled points ---------------------------------------------------------------------------------------------
+
+    def _draw(self) -> TakenTrial | None:
+        """Reserve a row for the next point, let the sampler draw its params, and queue its repeats."""
+        reserved = transactions.reserve(self.engine, self.study_id, self._next_point)
+        if reserved is None:
+            return None
+        try:
+            params = self._draw_params(reserved)
+        except BaseException as error:
+            kind = HANDED_BACK if isinstance(error, KeyboardInterrupt) else "sampler"
+            self._end(reserved, kind, f"{type(error).__name__}: {error}")
+            raise
+        return None if params is None else replace(reserved, params=params, params_are_drawn=True)
+
+    def _next_point(self, rows: list[SlotRow]) -> NewTrial | None:
+        queued = Cells(self.spec, rows).to_draw()
+        return None if queued is None else NewTrial("RUNNING", trial_keys(self.spec, queued))
+
+    def _draw_params(self, reserved: TakenTrial) -> dict[str, Any] | None:
+        from budgettune import sampling
+
+        space = sampling.search_space(self.spec)
+        proposal = sampling.propose(self._sampler_storage, self.name, self.spec.sampler, reserved.trial_id, space)
+        seed = sampling.draw_seed(self.spec.sampler.seed, reserved.number)
+        cell, repeats = reserved.slot.cell, range(1, self.spec.sampler.repeats)
+        return transactions.settle(
+            self.engine,
+            self.study_id,
+            reserved.trial_id,
+            lambda seen: sampling.unseen(space, proposal, seen, seed),
+            [trial_keys(self.spec, Queued(Slot(cell, repeat), attempt=1)) for repeat in repeats],
+        )
+
+    @cached_property
+    def _sampler_storage(self) -> BaseStorage:
+        """Optuna's storage behind a cache of finished trials, so that a draw reads only what is new."""
+        from budgettune import sampling
+
+        return sampling.cached(self.storage)
+
+
+def trial_keys(spec: StudySpec, queued: Queued) -> dict[str, int]:
+    """Return the user attributes that say which cell, repeat and attempt a trial is."""
+    cell, repeat = queued.slot
+    return {"cell": cell, "repeat": repeat, "attempt": queued.attempt, "seed": spec.trial_seed(cell, repeat)}
+
+
+def new_trials(spec: StudySpec, queue: Sequence[Queued]) -> list[NewTrial]:
+    """Return the waiting rows of slots; the params of a grid cell come from the spec, others from an earlier trial."""
+    if not queue:
+        return []
+    if spec.sampler.name != "grid":
+        return [NewTrial("WAITING", trial_keys(spec, each), params_of=each.source) for each in queue]
+    from budgettune.sampling import grid_params
+
+    params = grid_params(spec)
+    return [NewTrial("WAITING", trial_keys(spec, each), params=params[each.slot.cell]) for each in queue]
+
+
+def _first_trials(spec: StudySpec) -> list[NewTrial]:
+    return new_trials(spec, Cells(spec, ()).to_queue())

@@ -1,0 +1,383 @@
+"""Whether a time can be believed: the decision on made-up counters, and the real thing beside a real busy loop."""
+
+import dataclasses
+import math
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from budgettune.disturbance import (
+    CpuObserver,
+    CpuSnapshot,
+    Unseen,
+    Verdict,
+    Witness,
+    combine,
+    cpu_evidence,
+    judge_cpu,
+    take_snapshot,
+)
+from budgettune.nvml import GpuObserver, GpuSample, gpu_names, judge_gpu
+from budgettune.sentinel import Sentinel, SentinelSeconds
+
+STEADY = SentinelSeconds(before=0.002, after=0.0021, best=0.002)
+START = CpuSnapshot(
+    at_seconds=100.0,
+    own_seconds=5.0,
+    cores=2,
+    busy_seconds=50.0,
+    steal_seconds=1.0,
+    waited_seconds={1: 0.1, 2: 0.2},
+    pressure_seconds=3.0,
+    throttled_seconds=0.0,
+    preemptions=10,
+)
+
+
+def verdict(*, threads=2, sentinel=STEADY, start=START, seconds=2.0, own=3.4, others=0.04, waits=(0.01, 0.01), **later):
+    """Judge a segment of so many seconds in which we and the others used so much CPU time."""
+    waited = zip(start.waited_seconds.items(), waits, strict=True)
+    end = dataclasses.replace(
+        start,
+        at_seconds=start.at_seconds + seconds,
+        own_seconds=start.own_seconds + own,
+        busy_seconds=start.busy_seconds + own + others,
+        waited_seconds={thread: before + wait for (thread, before), wait in waited},
+    )
+    return judge_cpu(cpu_evidence(start, dataclasses.replace(end, **later), sentinel, threads))
+
+
+def test_a_quiet_segment_is_clean_even_where_half_of_it_is_serial():
+    assert verdict(own=2.1).status == "clean"
+
+
+def test_evidence_is_plain_finite_numbers():
+    evidence = verdict().evidence
+    assert all(isinstance(value, int | float) and math.isfinite(value) for value in evidence.values())
+    assert evidence["own_cores"] == pytest.approx(1.7)
+    assert evidence["other_cores"] == pytest.approx(0.02)
+    assert evidence["cpu_share"] == pytest.approx(0.85)
+
+
+def test_busy_loops_on_both_cores_disturb():
+    found = verdict(own=2.0, others=2.0, waits=(1.0, 1.0))
+    assert found.status == "disturbed"
+    assert len(found.reasons) == 2
+
+
+def test_a_worker_on_the_spare_core_is_recorded_but_does_not_disturb():
+    found = verdict(threads=1, own=2.0, others=2.0)
+    assert found.status == "clean"
+    assert found.evidence["other_cores"] == pytest.approx(1.0)
+    assert found.evidence["spare_cores"] == 1
+
+
+def test_two_workers_beside_us_are_one_too_many_for_two_cores():
+    assert verdict(threads=1, own=1.33, others=2.67).status == "disturbed"
+
+
+def test_waiting_for_a_core_disturbs_even_where_the_others_fit_beside_us():
+    found = verdict(threads=1, own=1.8, others=2.0, waits=(0.2, 0.0))
+    assert found.status == "disturbed"
+    assert "ready to run" in found.reasons[0]
+
+
+def test_threads_beyond_the_cores_wait_for_each_other_and_that_is_no_disturbance():
+    assert verdict(threads=4, own=3.9, others=0.02, waits=(1.0, 1.0)).status == "clean"
+
+
+def test_pressure_stands_in_where_the_waits_of_our_threads_are_unknown():
+    blind = dataclasses.replace(START, waited_seconds=None)
+    end = dataclasses.replace(
+        blind, at_seconds=102.0, own_seconds=8.4, busy_seconds=53.4, pressure_seconds=START.pressure_seconds + 1.0
+    )
+    assert judge_cpu(cpu_evidence(blind, end, STEADY, 2)).status == "disturbed"
+
+
+@pytest.mark.parametrize("field", ["steal_seconds", "throttled_seconds"])
+def test_what_the_host_takes_disturbs(field):
+    assert verdict(**{field: getattr(START, field) + 0.5}).status == "disturbed"
+    assert verdict(**{field: getattr(START, field) + 0.01}).status == "clean"
+
+
+def test_a_slow_sentinel_disturbs_whether_before_after_or_in_an_earlier_trial():
+    for readings in [(0.003, 0.002, 0.002), (0.002, 0.003, 0.002), (0.003, 0.003, 0.002)]:
+        found = verdict(sentinel=SentinelSeconds(before=readings[0], after=readings[1], best=readings[2]))
+        assert found.status == "disturbed"
+        assert "1.50 times slower" in found.reasons[0]
+
+
+def test_without_evidence_nothing_is_clean():
+    bare = CpuSnapshot(at_seconds=0.0, own_seconds=0.0, cores=2)
+    found = judge_cpu(cpu_evidence(bare, dataclasses.replace(bare, at_seconds=2.0, own_seconds=4.0), STEADY, 2))
+    assert found.status == "unverified"
+    assert "/proc/stat" in found.reasons[0]
+
+
+def test_counters_that_stand_still_while_we_work_are_no_evidence():
+    assert verdict(busy_seconds=START.busy_seconds).status == "unverified"
+
+
+def test_a_segment_shorter_than_the_counters_can_show_is_unverified():
+    assert verdict(seconds=0.1, own=0.19, others=0.0, waits=(0, 0)).status == "unverified"
+
+
+def test_a_tick_on_the_wrong_side_does_not_disturb_a_short_segment():
+    assert verdict(seconds=0.4, own=0.7, others=0.05, waits=(0, 0)).status == "clean"
+
+
+def test_a_thread_born_in_the_segment_is_watched_too():
+    assert verdict(waited_seconds={1: 0.1, 2: 0.2, 3: 1.0}).status == "disturbed"
+
+
+def test_one_observer_that_sees_nothing_is_enough_to_doubt():
+    clean = Verdict(status="clean", evidence={"a": 1})
+    unseen = Unseen("no eyes").stop()
+    disturbed = Verdict(status="disturbed", evidence={"b": 2}, reasons=("noise",))
+    assert combine([clean]).status == "clean"
+    assert combine([clean, unseen]).status == "unverified"
+    assert combine([unseen, disturbed, clean]) == Verdict(
+        status="disturbed", evidence={"b": 2, "a": 1}, reasons=("no eyes", "noise")
+    )
+    assert combine([]).status == "unverified"
+
+
+class FakeWork:
+    """A computation on a clock of its own: each run takes the next of the given durations, then the last for ever."""
+
+    def __init__(self, *durations):
+        self.durations = list(durations)
+        self.now = 0.0
+        self.slept = 0.0
+
+    def __call__(self):
+        self.now += self.durations.pop(0) if len(self.durations) > 1 else self.durations[0]
+
+    def sleep(self, seconds):
+        self.slept += seconds
+
+    def sentinel(self):
+        return Sentinel(work=self, clock=lambda: self.now, sleep=self.sleep)
+
+
+def test_a_single_slow_run_does_not_move_the_sentinel():
+    work = FakeWork(1.0)
+    sentinel = work.sentinel()
+    sentinel.read()
+    work.durations = [1.0, 1.0, 9.0, 1.0]
+    assert sentinel.read() == pytest.approx(1.0)
+
+
+def test_a_moment_of_slowness_is_waited_out():
+    work = FakeWork(1.0)
+    sentinel = work.sentinel()
+    sentinel.read()
+    work.slept = 0.0
+    work.durations = [2.0] * 8 + [1.0]
+    assert sentinel.read() == pytest.approx(1.0)
+    assert work.slept == pytest.approx(Sentinel.PAUSE_SECONDS)
+
+
+def test_a_slowness_that_stays_is_believed_and_the_best_is_kept():
+    work = FakeWork(1.0)
+    sentinel = work.sentinel()
+    sentinel.read()
+    work.durations = [2.0]
+    assert sentinel.read() == pytest.approx(2.0)
+    assert sentinel.best_seconds == pytest.approx(1.0)
+
+
+def test_the_first_reading_looks_several_times_because_all_others_are_held_against_it():
+    work = FakeWork(*[3.0] * 8, 1.0)
+    assert work.sentinel().read() == pytest.approx(1.0)
+
+
+def test_the_real_sentinel_takes_milliseconds():
+    sentinel = Sentinel()
+    assert 1e-4 < sentinel.read() < 0.1
+
+
+needs_proc = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+
+@needs_proc
+def test_a_snapshot_of_this_box_has_every_counter_that_the_verdict_needs():
+    snapshot = take_snapshot()
+    assert snapshot.cores >= 1
+    assert snapshot.busy_seconds > 0
+    assert snapshot.steal_seconds >= 0
+    assert snapshot.preemptions >= 0
+
+
+@needs_proc
+def test_busy_loops_on_all_cores_are_noticed():
+    cores = take_snapshot().cores
+    loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(cores)]
+    try:
+        witness = Witness(CpuObserver(threads=cores))
+        with witness:
+            deadline = time.perf_counter() + 2.0
+            while time.perf_counter() < deadline:
+                sum(range(1000))
+    finally:
+        for loop in loops:
+            loop.kill()
+            loop.wait()
+    assert witness.verdict.status == "disturbed"
+    assert witness.verdict.evidence["other_cores"] > 0.3
+
+
+def test_a_witness_can_be_started_and_stopped_without_a_with_block():
+    witness = Witness(Unseen("no eyes"))
+    assert witness.verdict.status == "unverified"
+    witness.start()
+    assert witness.stop() == ("unverified", {"reasons": ["no eyes"]})
+
+
+def test_a_witness_reaches_its_verdict_when_training_breaks_off():
+    witness = Witness(Unseen("no eyes"))
+    with pytest.raises(ValueError, match="diverged"), witness:
+        raise ValueError("diverged")
+    assert witness.verdict.reasons == ("no eyes",)
+
+
+QUIET_GPU = GpuSample(pids=(77,), reasons=0, sm_mhz=1900)
+
+
+def test_a_gpu_of_our_own_at_full_clocks_is_clean():
+    assert judge_gpu([QUIET_GPU] * 4, own_pid=77).status == "clean"
+
+
+def test_another_process_on_the_gpu_disturbs():
+    found = judge_gpu([QUIET_GPU, dataclasses.replace(QUIET_GPU, pids=(77, 99))], own_pid=77)
+    assert found.status == "disturbed"
+    assert found.evidence["gpu_others"] == 1
+
+
+def test_in_a_container_one_unknown_process_is_us_and_two_are_one_too_many():
+    assert judge_gpu([dataclasses.replace(QUIET_GPU, pids=(4711,))], own_pid=77).status == "clean"
+    assert judge_gpu([dataclasses.replace(QUIET_GPU, pids=(4711, 4712))], own_pid=77).status == "disturbed"
+
+
+def test_a_gpu_that_does_not_even_show_us_is_unverified():
+    found = judge_gpu([dataclasses.replace(QUIET_GPU, pids=())], own_pid=77)
+    assert found.status == "unverified"
+    assert "container" in found.reasons[0]
+
+
+@pytest.mark.parametrize("bit", [0x08, 0x20, 0x40, 0x80])
+def test_heat_and_hardware_slowdown_disturb(bit):
+    assert judge_gpu([dataclasses.replace(QUIET_GPU, reasons=bit)] * 2, own_pid=77).status == "disturbed"
+
+
+def test_the_power_cap_is_on_record_but_belongs_to_the_work():
+    found = judge_gpu([dataclasses.replace(QUIET_GPU, reasons=0x04, sm_mhz=1500)] * 2, own_pid=77)
+    assert found.status == "clean"
+    assert found.evidence["gpu_power_cap_share"] == 1.0
+
+
+class FakeNvml:
+    """What `pynvml` does, for one device."""
+
+    class NVMLError(Exception):
+        pass
+
+    NVML_CLOCK_SM = 1
+
+    def __init__(self, *, pids=(77,), reasons=0, broken=(), renamed=True):
+        self.pids, self.reasons, self.broken, self.threads = pids, reasons, broken, set()
+        self.opened = 0
+        if not renamed:
+            self.broken = (*broken, "nvmlDeviceGetCurrentClocksEventReasons")
+
+    def _call(self, name, value):
+        self.threads.add(threading.current_thread().name)
+        if name in self.broken:
+            raise self.NVMLError(f"{name}: not supported")
+        return value
+
+    def nvmlInit(self):  # noqa: N802
+        self._call("nvmlInit", None)
+        self.opened += 1
+
+    def nvmlShutdown(self):  # noqa: N802
+        self.opened -= 1
+
+    def nvmlDeviceGetCount(self):  # noqa: N802
+        return self._call("nvmlDeviceGetCount", 1)
+
+    def nvmlDeviceGetHandleByIndex(self, index):  # noqa: N802
+        return index
+
+    def nvmlDeviceGetName(self, handle):  # noqa: N802
+        return b"NVIDIA Test"
+
+    def nvmlDeviceGetHandleByUUID(self, uuid):  # noqa: N802
+        assert uuid == "GPU-1234"
+        return self._call("nvmlDeviceGetHandleByUUID", 0)
+
+    def nvmlDeviceGetComputeRunningProcesses(self, handle):  # noqa: N802
+        return [type("Process", (), {"pid": pid}) for pid in self.pids]
+
+    def nvmlDeviceGetCurrentClocksEventReasons(self, handle):  # noqa: N802
+        return self._call("nvmlDeviceGetCurrentClocksEventReasons", self.reasons)
+
+    def nvmlDeviceGetCurrentClocksThrottleReasons(self, handle):  # noqa: N802
+        return self.reasons
+
+    def nvmlDeviceGetClockInfo(self, handle, kind):  # noqa: N802
+        assert kind == self.NVML_CLOCK_SM
+        return 1900
+
+
+def watch(nvml, seconds=0.05):
+    witness = Witness(GpuObserver("1234", module=nvml, interval_seconds=0.01, own_pid=77))
+    with witness:
+        time.sleep(seconds)
+    return witness.verdict
+
+
+def test_the_gpu_is_sampled_off_the_training_thread():
+    nvml = FakeNvml()
+    found = watch(nvml)
+    assert found.status == "clean"
+    assert found.evidence["gpu_samples"] >= 2
+    assert nvml.threads == {"budgettune-nvml"}
+    assert nvml.opened == 0
+
+
+def test_drivers_that_still_speak_of_throttle_reasons_are_read():
+    assert watch(FakeNvml(reasons=0x40, renamed=False)).status == "disturbed"
+
+
+@pytest.mark.parametrize("call", ["nvmlInit", "nvmlDeviceGetHandleByUUID"])
+def test_a_driver_that_refuses_leaves_the_trial_unverified_with_its_reason(call):
+    found = watch(FakeNvml(broken=(call,)))
+    assert found.status == "unverified"
+    assert "not supported" in found.reasons[0]
+
+
+def test_without_the_nvidia_package_the_trial_is_unverified(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    found = watch(None)
+    assert found.status == "unverified"
+    assert "budgettune[nvidia]" in found.reasons[0]
+
+
+def test_a_watch_that_was_never_stopped_ends_when_the_next_one_starts():
+    observer = GpuObserver("GPU-1234", module=FakeNvml(), interval_seconds=0.01, own_pid=77)
+    observer.start()
+    abandoned = observer._thread
+    observer.start()
+    abandoned.join(timeout=2)
+    assert not abandoned.is_alive()
+    assert observer.stop().status == "clean"
+
+
+def test_devices_are_listed_by_name():
+    assert gpu_names(FakeNvml()) == ["NVIDIA Test"]
+    with pytest.raises(RuntimeError, match="does not list"):
+        gpu_names(FakeNvml(broken=("nvmlDeviceGetCount",)))
