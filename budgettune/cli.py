@@ -5,27 +5,38 @@ Programs are imported inside their commands, so that `budgettune --help`, `best`
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
 from contextlib import nullcontext
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from budgettune import api, render
-from budgettune.errors import BudgetTuneError, UsageError
+from budgettune import api, cli_study, render
+from budgettune.cli_options import (
+    HELP,
+    AllowImport,
+    Debug,
+    DebugSwitch,
+    Device,
+    DeviceName,
+    FormatOption,
+    Sets,
+    Storage,
+    Study,
+    Threads,
+    duration,
+)
+from budgettune.errors import BudgetTuneError
 from budgettune.render import Format, err, out
-from budgettune.units import format_duration, parse_duration
+from budgettune.units import format_duration
 
 if TYPE_CHECKING:
     from budgettune.records import TrialRecord
     from budgettune.spec import StudySpec
     from budgettune.worker import WorkerOptions, WorkerSummary
 
-HELP = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(
     no_args_is_help=True,
     context_settings=HELP,
@@ -33,201 +44,7 @@ app = typer.Typer(
     help='"I have T seconds of training time. What should I train, and how sure are you?"',
     epilog="First steps: budgettune demo. Or: study create digits, worker, best --budget 5s, front, dashboard.",
 )
-studies = typer.Typer(
-    no_args_is_help=True, context_settings=HELP, help="Create, list, show, check, export, delete studies."
-)
-app.add_typer(studies, name="study")
-
-_debug = False
-
-
-def _set_debug(value: bool) -> None:
-    global _debug
-    _debug = _debug or value
-
-
-def _duration(text: str) -> float:
-    try:
-        return parse_duration(text)
-    except ValueError as error:
-        raise typer.BadParameter(f"{text!r} {error}") from None
-
-
-class SamplerName(StrEnum):
-    """Ways to choose points."""
-
-    tpe = "tpe"
-    nsga2 = "nsga2"
-    gp = "gp"
-    random = "random"
-
-
-class ExportFormat(StrEnum):
-    """File formats of an export."""
-
-    csv = "csv"
-    json = "json"
-    parquet = "parquet"
-
-
-Storage = Annotated[
-    str | None,
-    typer.Option(
-        "--storage",
-        metavar="URL",
-        help="Database; else $BUDGETTUNE_STORAGE, $OPTUNA_STORAGE, or sqlite:///budgettune.db.",
-    ),
-]
-Debug = Annotated[bool, typer.Option("--debug", callback=_set_debug, help="Show a traceback where something fails.")]
-Study = Annotated[str | None, typer.Argument(metavar="[STUDY]", help="May be left out where there is only one.")]
-FormatOption = Annotated[Format, typer.Option("--format", help="Table for people, JSON or CSV for programs.")]
-DeviceName = Annotated[
-    str | None, typer.Option("--device-name", metavar="NAME", help="Only times from that kind of machine.")
-]
-AllowImport = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--allow-import",
-        metavar="PACKAGE",
-        help="Package that code named by a study may come from (repeatable); else $BUDGETTUNE_ALLOW_IMPORT.",
-    ),
-]
-Device = Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda|cuda:N", help="What to train on.")]
-Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads; every usable core where left out.")]
-Sets = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override any field, such as train.epochs=1.")
-]
-
-
-@studies.command("create")
-def study_create(
-    spec: Annotated[str, typer.Argument(metavar="[SPEC]", help="TOML file, or the name of a bundled one.")] = "paper",
-    name: Annotated[str | None, typer.Option("--name", help="Study name in place of the file's.")] = None,
-    grid: Annotated[bool, typer.Option("--grid", help="Run every point of the search lists.")] = False,
-    sampler: Annotated[SamplerName | None, typer.Option("--sampler", help="Let Optuna choose points.")] = None,
-    seed: Annotated[int | None, typer.Option("--seed", min=0, help="All trials' seeds follow from it.")] = None,
-    repeats: Annotated[int | None, typer.Option("--repeats", min=1, help="Trials per point.")] = None,
-    trials: Annotated[int | None, typer.Option("--trials", min=1, help="Points that a sampler ends at.")] = None,
-    skip_if_exists: Annotated[bool, typer.Option("--skip-if-exists", help="Leave a study of that name alone.")] = False,
-    sets: Sets = None,
-    storage: Storage = None,
-    debug: Debug = False,
-) -> None:
-    """Create a study and its open trials."""
-    if grid and sampler:
-        raise typer.BadParameter("--grid and --sampler exclude each other")
-    chosen = {
-        "name": None if name is None else json.dumps(name),
-        "sampler.name": "grid" if grid else sampler,
-        "sampler.seed": seed,
-        "sampler.repeats": repeats,
-        "sampler.trials": trials,
-    }
-    overrides = [f"{key}={value}" for key, value in chosen.items() if value is not None]
-    study = api.create_study(
-        spec, storage=storage, overrides=[*(sets or []), *overrides], skip_if_exists=skip_if_exists
-    )
-    if note := study.spec.twin_note():
-        err.print(f"note: {note}", highlight=False, markup=False)
-    cells = (
-        f"{len(study.spec.cells())} cells"
-        if study.spec.sampler.name == "grid"
-        else f"points by {study.spec.sampler.name}"
-    )
-    out.print(
-        f"study {study.name!r}: {cells}, repeats {study.spec.sampler.repeats}. Next: budgettune worker", markup=False
-    )
-
-
-@studies.command("list")
-def study_list(form: FormatOption = Format.table, storage: Storage = None, debug: Debug = False) -> None:
-    """List the studies of a database."""
-    from budgettune.study import list_studies
-    from budgettune.storage import storage_url
-
-    render.print_rows([_summary_row(summary, form) for summary in list_studies(storage_url(storage))], form)
-
-
-@studies.command("show")
-def study_show(
-    study: Study = None, form: FormatOption = Format.table, storage: Storage = None, debug: Debug = False
-) -> None:
-    """Show one study: states, machines, time spent and left, and cells that were given up."""
-    from budgettune.study import list_studies
-    from budgettune.storage import storage_url
-
-    handle = api.load_study(study, storage=storage)
-    summary = next(row for row in list_studies(storage_url(storage)) if row.name == handle.name)
-    given_up = handle.verify().given_up
-    if form is Format.json:
-        render.print_json(
-            {
-                **_summary_row(summary, form),
-                "given_up": [vars(one) for one in given_up],
-                "spec": handle.spec.to_document(),
-            }
-        )
-        return
-    render.print_rows([_summary_row(summary, form)], form)
-    for one in given_up:
-        err.print(f"given up: {one}", highlight=False, markup=False)
-
-
-@studies.command("verify")
-def study_verify(
-    study: Study = None, form: FormatOption = Format.table, storage: Storage = None, debug: Debug = False
-) -> None:
-    """Check that each cell and repeat has exactly one finished trial; exit status 1 unless so."""
-    verification = api.load_study(study, storage=storage).verify()
-    if form is Format.json:
-        render.print_json(verification.to_json())
-    else:
-        out.print(verification.describe(), highlight=False, markup=False)
-    if not verification.whole:
-        raise typer.Exit(1)
-
-
-@studies.command("retry")
-def study_retry(
-    study: Study = None,
-    cell: Annotated[int | None, typer.Option("--cell", min=0, help="Only this cell.")] = None,
-    storage: Storage = None,
-    debug: Debug = False,
-) -> None:
-    """Queue cells again that were given up."""
-    queued = api.load_study(study, storage=storage).retry(cell)
-    out.print(f"{queued} trials queued again" if queued else "nothing was given up: nothing to queue")
-
-
-@studies.command("export")
-def study_export(
-    study: Study = None,
-    form: Annotated[ExportFormat, typer.Option("--format", help="JSON holds the curves.")] = ExportFormat.csv,
-    to: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Standard output where left out.")] = None,
-    storage: Storage = None,
-    debug: Debug = False,
-) -> None:
-    """Export a study, one row per trial."""
-    from budgettune.export import export
-
-    export(*api.locate(study, storage), form.value, to)
-
-
-@studies.command("delete")
-def study_delete(
-    study: Annotated[str, typer.Argument(metavar="STUDY")],
-    yes: Annotated[bool, typer.Option("--yes", help="Really delete it, with all its trials.")] = False,
-    storage: Storage = None,
-    debug: Debug = False,
-) -> None:
-    """Delete a study and its trials for good."""
-    from budgettune.study import delete_study
-    from budgettune.storage import storage_url
-
-    if not yes:
-        raise UsageError(f"this deletes study {study!r} and its trials for good: repeat with --yes")
-    delete_study(storage_url(storage), study)
-    out.print(f"study {study!r} deleted", markup=False)
+app.add_typer(cli_study.app, name="study")
 
 
 @app.command()
@@ -237,7 +54,7 @@ def worker(
     threads: Threads = None,
     trials: Annotated[int | None, typer.Option("--trials", min=1, help="End after that many.")] = None,
     timeout: Annotated[
-        float | None, typer.Option("--timeout", parser=_duration, metavar="2h", help="Begin no trial after that.")
+        float | None, typer.Option("--timeout", parser=duration, metavar="2h", help="Begin no trial after that.")
     ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Stay for studies and trials that come later.")] = False,
     allow_import: AllowImport = None,
@@ -263,7 +80,7 @@ def worker(
 def best(
     study: Study = None,
     budget: Annotated[
-        float, typer.Option("--budget", parser=_duration, metavar="60s", help="Training time allowed.")
+        float, typer.Option("--budget", parser=duration, metavar="60s", help="Training time allowed.")
     ] = ...,  # type: ignore[assignment]
     top: Annotated[int, typer.Option("--top", min=1, metavar="K", help="How many.")] = 1,
     device_name: DeviceName = None,
@@ -368,8 +185,8 @@ def demo(threads: Threads = None, storage: Storage = None, debug: Debug = False)
     members = api.pareto_front(study.name, storage=storage)
     render.print_trials(members, Format.table, title="The Pareto front: nothing is both faster and more accurate")
     out.print(_hypervolume_line(*api.hypervolume_of(study.name, storage=storage)), highlight=False)
-    fastest, slowest = members[0].train_seconds or 0.0, members[-1].train_seconds or 0.0
-    for budget_seconds in (1.02 * fastest, (fastest * slowest) ** 0.5, 1.02 * slowest):
+    for member in (members[0], members[len(members) // 2], members[-1]):
+        budget_seconds = 1.02 * (member.train_seconds or 0.0)
         answer = api.best_under_budget(study.name, budget_seconds, storage=storage)
         render.print_trials(answer, Format.table, title=f"\nThe best within {format_duration(budget_seconds)}")
     out.print(
@@ -424,17 +241,8 @@ def _show_trials(records: list[TrialRecord], form: Format, device_name: str | No
 
 
 def _hypervolume_line(volume: float, reference: tuple[float, float]) -> str:
-    return f"hypervolume {volume:.4g} (seconds × accuracy) against {format_duration(reference[0])}, accuracy {reference[1]:g}"
-
-
-def _summary_row(summary: Any, form: Format) -> dict[str, Any]:
-    row = vars(summary)
-    if form is Format.json:
-        return dict(row)
-    return {
-        key: ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
-        for key, value in row.items()
-    }
+    seconds, accuracy = reference
+    return f"hypervolume {volume:.4g} (seconds × accuracy) against {format_duration(seconds)}, accuracy {accuracy:g}"
 
 
 def main() -> None:
@@ -443,12 +251,12 @@ def main() -> None:
     try:
         app()
     except BudgetTuneError as error:
-        if _debug:
+        if DebugSwitch.is_on:
             raise
         err.print(f"[red]error:[/] {render.escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(1)
     except Exception as error:
-        if _debug:
+        if DebugSwitch.is_on:
             raise
         text = render.escape(f"{type(error).__name__}: {error}".splitlines()[0])
         err.print(f"[red]unexpected error:[/] {text} (--debug shows where)", highlight=False, soft_wrap=True)

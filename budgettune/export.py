@@ -10,13 +10,14 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
-
-import sqlalchemy as sa
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from budgettune import query
 from budgettune.errors import BudgetTuneError, UsageError
 from budgettune.records import RECORD_COLUMNS, TrialRecord
+
+if TYPE_CHECKING:
+    import sqlalchemy as sa
 
 FORMATS = ("csv", "json", "parquet")
 

@@ -330,9 +330,9 @@ def _batch(connection: sa.Connection, ids: Sequence[int], documents: bool) -> li
 
 
 def _record(
-    row: sa.Row[Any], params: dict[str, Any], values: dict[int, float], attributes: dict[str, Any]
+    row: Sequence[Any], params: dict[str, Any], values: dict[int, float], attributes: dict[str, Any]
 ) -> TrialRecord:
-    number, state, started_at, completed_at = row[1:]
+    _, number, state, started_at, completed_at = row
     return TrialRecord(
         number=number,
         state=state,

@@ -53,11 +53,14 @@ def print_rows(rows: Sequence[Mapping[str, Any]], form: Format, *, title: str | 
         writer.writerows(rows)
     else:
         table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
-        for key in dict.fromkeys(key for row in rows for key in row):
+        keys = list(dict.fromkeys(key for row in rows for key in row))
+        for key in keys:
             numeric = all(isinstance(row.get(key), (int, float, type(None))) for row in rows)
-            table.add_column(key.replace("_", " "), justify="right" if numeric else "left", overflow="fold")
+            table.add_column(
+                escape(key.replace("_", " ")), justify="right" if numeric else "left", no_wrap=numeric, overflow="fold"
+            )
         for row in rows:
-            table.add_row(*(cell(value) for value in row.values()))
+            table.add_row(*(escape(cell(row.get(key))) for key in keys))
         out.print(table)
 
 

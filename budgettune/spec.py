@@ -69,6 +69,7 @@ class DataSpec(_Table):
 
     Attributes:
         root: folder of the files; unused by digits.
+        cache: folder for a memory-mapped copy of `folder` images, for sets larger than memory; None keeps them in it.
         train_size: a fixed random subset of the training images, None for all.
         evaluate_on: `test`, or `validation`: a fixed part of the training images that training never sees.
         image_size: pixels on a side, resized once at load; None keeps the files' own.
@@ -80,6 +81,7 @@ class DataSpec(_Table):
 
     name: Annotated[str, _code_or("digits", "fashion-mnist", "cifar10", "cifar100", "folder")] = "digits"
     root: str | None = None
+    cache: str | None = None
     train_size: int | None = Field(None, ge=1)
     evaluate_on: Literal["test", "validation"] = "test"
     validation_fraction: float = Field(0.1, gt=0, lt=1)
@@ -258,9 +260,12 @@ class ClockSpec(_Table):
 
     Attributes:
         warmup_steps: throwaway steps per batch shape before the clock starts.
+        on_disturbed: `keep` a disturbed trial, marked; or `repeat` it at once, up to repeat_limit times.
     """
 
     warmup_steps: int = Field(2, ge=0)
+    on_disturbed: Literal["keep", "repeat"] = "keep"
+    repeat_limit: int = Field(2, ge=1)
 
 
 class StudySpec(_Table):

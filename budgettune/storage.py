@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sqlite3
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,10 +57,9 @@ def open_engine(url: str, *, create: bool = False) -> sa.Engine:
         _create_schema(parsed)
     else:
         _require_file(parsed)
-    engine = _tuned(_new_engine(parsed))
+    engine = _engine(parsed)
     if not create:
-        with _disposed_on_error(engine):
-            _require_schema(engine)
+        _require_schema(engine)
     return engine
 
 
@@ -72,8 +73,7 @@ def open_storage(url: str, *, create: bool = False) -> RDBStorage:
     Raises:
         StorageError: as for `open_engine`.
     """
-    engine = open_engine(url, create=create)
-    engine.dispose()
+    open_engine(url, create=create)
     return _rdb_storage(_parse(url))
 
 
@@ -152,14 +152,49 @@ def _require_file(url: sa.URL) -> None:
 # --- Engines --------------------------------------------------------------------------------------------------------
 
 
+class _Connection(sqlite3.Connection):
+    """Closed with its last reference, so that nobody has to dispose of an engine."""
+
+    def __del__(self) -> None:
+        self.close()
+
+
 def _engine_options(url: sa.URL) -> dict[str, Any]:
     if url.get_backend_name() == "sqlite":
-        return {"connect_args": {"timeout": BUSY_TIMEOUT_SECONDS}}
+        return {"connect_args": {"timeout": BUSY_TIMEOUT_SECONDS, "factory": _Connection}}
     # prepare_threshold: prepared statements belong to one server connection, and a pooler hands out many.
     connect_args: dict[str, Any] = {"prepare_threshold": None} if url.drivername == "postgresql+psycopg" else {}
     defaults = {"connect_timeout": CONNECT_TIMEOUT_SECONDS, "tcp_user_timeout": NETWORK_TIMEOUT_MS}
     connect_args |= {name: value for name, value in defaults.items() if name not in url.query}
     return {"connect_args": connect_args, "pool_pre_ping": True, "pool_size": 2, "max_overflow": 3}
+
+
+def _engine(url: sa.URL) -> sa.Engine:
+    """Return an engine of this process: one for each server, so that many handles share few connections.
+
+    A file gets a new one each time, because another file may have its name by now.
+    """
+    if url.get_backend_name() == "sqlite":
+        return _tuned(_new_engine(url))
+    with _servers_lock:
+        key = url.render_as_string(hide_password=False)
+        if key not in _servers:
+            _servers[key] = _tuned(_new_engine(url))
+        return _servers[key]
+
+
+_servers: dict[str, sa.Engine] = {}
+_servers_lock = threading.Lock()
+
+
+def _forget_connections() -> None:
+    """In a forked child: leave the parent's connections to the parent."""
+    for engine in _servers.values():
+        engine.dispose(close=False)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_connections)
 
 
 def _new_engine(url: sa.URL) -> sa.Engine:
@@ -184,7 +219,7 @@ def _tuned(engine: sa.Engine) -> sa.Engine:
         event.listen(engine, "begin", _on_sqlite_begin)
     else:
         event.listen(engine, "connect", _on_postgresql_connect)
-    engine.dispose()  # connections that were opened before know nothing of these
+    engine.dispose()  # connections that were opened before know nothing of these events
     return engine
 
 
@@ -205,15 +240,6 @@ def _on_postgresql_connect(connection: DBAPIConnection, _record: object) -> None
     cursor.execute("SET TIME ZONE 'UTC'")
     cursor.close()
     connection.commit()
-
-
-@contextmanager
-def _disposed_on_error(engine: sa.Engine) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        engine.dispose()
-        raise
 
 
 # --- Schema ---------------------------------------------------------------------------------------------------------

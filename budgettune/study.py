@@ -5,8 +5,8 @@ The guarantee: exactly one complete trial for every cell and repeat, run at leas
 
 from __future__ import annotations
 
-import math
 import statistics
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from budgettune import query, transactions
 from budgettune.cells import HANDED_BACK, Cells, GivenUp, Queued, Slot, SlotRow, Verification
 from budgettune.database_errors import redact
-from budgettune.errors import SpecError, StorageError, StudyExists
+from budgettune.errors import SpecError, StorageError, StudyExists, StudyNotFound
 from budgettune.export import export
 from budgettune.records import TrialResult, trial_attributes
 from budgettune.rows import NewTrial
@@ -42,6 +42,7 @@ __all__ = [
     "export",
     "list_studies",
     "load_study",
+    "study_names",
 ]
 
 LEASE_SECONDS = 60.0
@@ -107,14 +108,10 @@ def create_study(spec: StudySpec, url: str, *, skip_if_exists: bool = False) -> 
     """
     _check_name(spec.name)
     engine = open_engine(url, create=True)
-    try:
-        study_id = transactions.insert_study(engine, spec.name, spec.to_json(), _first_trials(spec))
-        if study_id is not None:
-            return StudyHandle(spec, url, study_id, engine)
-        return _reopen(spec, url, engine, skip_if_exists)
-    except BaseException:
-        engine.dispose()
-        raise
+    study_id = transactions.insert_study(engine, spec.name, spec.to_json(), _first_trials(spec))
+    if study_id is not None:
+        return StudyHandle(spec, url, study_id, engine)
+    return _reopen(spec, url, engine, skip_if_exists)
 
 
 def _reopen(spec: StudySpec, url: str, engine: sa.Engine, skip_if_exists: bool) -> StudyHandle:
@@ -146,12 +143,7 @@ def load_study(url: str, name: str | None = None) -> StudyHandle:
         StudyNotFound: where there is no such study.
         StorageError: where the database cannot be used, or a newer budgettune wrote the study.
     """
-    engine = open_engine(url)
-    try:
-        return _handle(url, engine, name)
-    except BaseException:
-        engine.dispose()
-        raise
+    return _handle(url, open_engine(url), name)
 
 
 def _handle(url: str, engine: sa.Engine, name: str | None) -> StudyHandle:
@@ -163,13 +155,26 @@ def _handle(url: str, engine: sa.Engine, name: str | None) -> StudyHandle:
     return StudyHandle(spec, url, row.study_id, engine)
 
 
+def study_names(url: str) -> list[str]:
+    """Return the names of our studies in order of creation.
+
+    Raises:
+        StudyNotFound: where there is none.
+    """
+    engine = open_engine(url)
+    try:
+        names = [row.name for row in query.studies(engine) if row.spec_json is not None]
+    finally:
+        engine.dispose()
+    if not names:
+        raise StudyNotFound("there is no study yet: make one with `budgettune study create`")
+    return names
+
+
 def list_studies(url: str) -> list[StudySummary]:
     """Return every study in order of creation, with its state and an estimate of the time left."""
     engine = open_engine(url)
-    try:
-        return [_summary(engine, row) for row in query.studies(engine) if row.spec_json is not None]
-    finally:
-        engine.dispose()
+    return [_summary(engine, row) for row in query.studies(engine) if row.spec_json is not None]
 
 
 def _summary(engine: sa.Engine, row: query.StudyRow) -> StudySummary:
@@ -205,10 +210,7 @@ def delete_study(url: str, name: str) -> None:
         StudyNotFound: where there is no such study of ours.
     """
     engine = open_engine(url)
-    try:
-        transactions.delete_study(engine, query.find_study(engine, name).study_id)
-    finally:
-        engine.dispose()
+    transactions.delete_study(engine, query.find_study(engine, name).study_id)
 
 
 class StudyHandle:
@@ -246,7 +248,9 @@ class StudyHandle:
     @cached_property
     def storage(self) -> RDBStorage:
         """Optuna's own storage on the same database; importing Optuna takes a moment, so only where asked for."""
-        return open_storage(self.url)
+        storage = open_storage(self.url)
+        weakref.finalize(self, storage.engine.dispose)
+        return storage
 
     def close(self) -> None:
         """Give back the connections; the handle opens new ones where it is used again."""
@@ -322,7 +326,7 @@ class StudyHandle:
             again = [cells.queued(failed.slot, attempt=1) for failed in cells.given_up(cell)]
             return new_trials(self.spec, again), 0
 
-        return transactions.put_right(self.engine, self.study_id, math.inf, decide).queued
+        return transactions.put_right(self.engine, self.study_id, None, decide).queued
 
     def counts(self) -> dict[str, int]:
         """Return the number of trials in each state."""

@@ -232,7 +232,7 @@ def record_failure(
 def put_right(
     engine: sa.Engine,
     study_id: int,
-    lease_seconds: float,
+    lease_seconds: float | None,
     decide: Callable[[list[SlotRow]], tuple[list[NewTrial], int]],
 ) -> Reconciled:
     """Fail what is lost, then add the rows that a decision asks for, under the study's lock.
@@ -240,13 +240,13 @@ def put_right(
     Args:
         engine: from `open_engine`.
         study_id: of the study.
-        lease_seconds: without a sign of life after which a trial is lost.
+        lease_seconds: without a sign of life after which a trial is lost; None to leave running trials alone.
         decide: from the rows as they are then to the rows to add, and the number of slots given up.
     """
     with writing(engine) as connection:
         if not lock_study(connection, study_id):
             return Reconciled(lost=0, queued=0, given_up=0)
-        lost = _reap(connection, study_id, lease_seconds)
+        lost = 0 if lease_seconds is None else _reap(connection, study_id, lease_seconds)
         new_trials, given_up = decide(read_slot_rows(connection, study_id))
         insert_trials(connection, study_id, new_trials)
     return Reconciled(lost=lost, queued=len(new_trials), given_up=given_up)

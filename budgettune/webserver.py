@@ -92,7 +92,7 @@ class _Server(ThreadingMixIn, WSGIServer):
         finally:
             self._slots.release()
 
-    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002
+    def handle_error(self, request: Any, client_address: Any) -> None:
         """Visitors who leave, or dawdle, are none of the operator's business."""
         error = sys.exception()
         level = logging.DEBUG if isinstance(error, OSError) else logging.ERROR

@@ -13,21 +13,22 @@ from typing import Any, Self
 
 import torch
 
+from budgettune.disturbance import Witness
 from budgettune.errors import (
     BudgetTuneError,
     DataError,
     Interrupted,
     StorageError,
-    StudyNotFound,
     TrialFailed,
     UsageError,
 )
+from budgettune.machine import usable_cores, witness_for
 from budgettune.records import EpochRecord, TrialResult
 from budgettune.spec import DataSpec, StudySpec
 from budgettune.stopping import StopFlag
-from budgettune.study import Claim, StudyHandle, list_studies, load_study
+from budgettune.study import Claim, StudyHandle, load_study, study_names
 from budgettune.training.data import ImageData, load_data
-from budgettune.training.device import pick_device, usable_cores
+from budgettune.training.device import Device, pick_device
 from budgettune.training.trainer import Trained, train
 
 logger = logging.getLogger(__name__)
@@ -112,7 +113,7 @@ class Heartbeat:
     """Renews a trial's lease on a thread of its own; a database that does not answer is asked again later."""
 
     def __init__(self, study: StudyHandle, claim: Claim, interval_seconds: float) -> None:
-        self._beat: Callable[[], None] = lambda: study.heartbeat(claim.trial_id)
+        self._beat: Callable[[], object] = lambda: study.heartbeat(claim.trial_id)
         self._interval_seconds = interval_seconds
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"heartbeat-{claim.number}", daemon=True)
@@ -167,12 +168,12 @@ class _Worker:
     completed: int = 0
     failed: int = 0
     _in_a_row: int = 0
-    _handles: dict[int, StudyHandle] = field(default_factory=dict)
+    _handles: dict[str, StudyHandle] = field(default_factory=dict)
 
     def run(self) -> WorkerSummary:
         self.device = pick_device(self.options.device)
         self.data = DataCache(self.options.allow_import)
-        torch.set_num_threads(self.options.threads or usable_cores())
+        self.witness = prepare_process(self.device, self.options.threads)
         began = time.monotonic()
         while not self.stop.is_set and not self._is_spent(time.monotonic() - began):
             studies = self._studies()
@@ -193,16 +194,15 @@ class _Worker:
     def _studies(self) -> list[StudyHandle]:
         """Return the studies to serve, in order of creation."""
         try:
-            names = [self.study_name] if self.study_name else [summary.name for summary in list_studies(self.url)]
-            return [self._handle(name) for name in names]
-        except (StorageError, StudyNotFound):
+            names = [self.study_name] if self.study_name else study_names(self.url)
+            for name in names:
+                if name not in self._handles:
+                    self._handles[name] = load_study(self.url, name)
+            return [self._handles[name] for name in names]
+        except StorageError:  # no database yet, no study of that name yet, or not reachable just now
             if self.options.wait:
                 return []
             raise
-
-    def _handle(self, name: str) -> StudyHandle:
-        handle = load_study(self.url, name)
-        return self._handles.setdefault(handle.study_id, handle)
 
     def _claim(self, study: StudyHandle) -> Claim | None:
         """Return an open trial of a study, looking for lost ones only where none is waiting."""
@@ -216,7 +216,7 @@ class _Worker:
         self.listener.claimed(study, claim)
         with Heartbeat(study, claim, self.options.heartbeat_seconds):
             try:
-                result = self._train(study, claim).result
+                result = self._train(study, claim)
             except (Interrupted, KeyboardInterrupt):
                 study.hand_back(claim)
                 self.listener.failed(claim, "told to stop; its cell is open again")
@@ -229,7 +229,18 @@ class _Worker:
             else:
                 self._deliver(study, claim, result)
 
-    def _train(self, study: StudyHandle, claim: Claim) -> Trained:
+    def _train(self, study: StudyHandle, claim: Claim) -> TrialResult:
+        """Train a claim; again, where the study asks for it and something disturbed the clock."""
+        clock = study.spec.clock
+        again = clock.repeat_limit if clock.on_disturbed == "repeat" else 0
+        for attempt in range(again + 1):
+            result = self._train_once(study, claim).result
+            if result.status != "disturbed":
+                break
+            logger.info("trial %d was disturbed (%d of %d tries)", claim.number, attempt + 1, again + 1)
+        return result
+
+    def _train_once(self, study: StudyHandle, claim: Claim) -> Trained:
         spec = study.spec
         data, load_seconds = self.data.get(spec.resolve(claim.params).data)
         return train(
@@ -240,6 +251,7 @@ class _Worker:
             device=self.device,
             load_seconds=load_seconds,
             allow_import=self.options.allow_import,
+            witness=self.witness,
             should_stop=lambda: self.stop.is_set,
             on_epoch=lambda record: self.listener.epoch(claim, spec, record),
         )
@@ -283,6 +295,13 @@ class _Worker:
             ) from error
 
 
+def prepare_process(device: torch.device, threads: int | None) -> Witness:
+    """Fix the number of threads for the whole process, and return a witness for what is trained in it."""
+    torch.set_num_threads(threads or usable_cores())
+    machine = Device(device).machine()
+    return witness_for(machine.device, threads=machine.threads, device_uuid=machine.device_uuid)
+
+
 def train_one(
     study: StudyHandle | StudySpec,
     params: Mapping[str, Any],
@@ -296,16 +315,18 @@ def train_one(
 ) -> Trained:
     """Train one configuration without recording it in a study, and return its result and model."""
     spec = study if isinstance(study, StudySpec) else study.spec
-    torch.set_num_threads(threads or usable_cores())
+    chosen = pick_device(device)
+    witness = prepare_process(chosen, threads)
     data, load_seconds = DataCache(allow_import).get(spec.resolve(params).data)
     return train(
         spec,
         params,
         seed=seed,
         data=data,
-        device=pick_device(device),
+        device=chosen,
         load_seconds=load_seconds,
         allow_import=allow_import,
+        witness=witness,
         should_stop=lambda: stop is not None and stop.is_set,
         on_epoch=on_epoch,
     )

@@ -215,7 +215,9 @@ def test_a_snapshot_of_this_box_has_every_counter_that_the_verdict_needs():
 @needs_proc
 def test_busy_loops_on_all_cores_are_noticed():
     cores = take_snapshot().cores
-    loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(cores)]
+    # Ends with its parent, even where the parent is killed.
+    loop = "import os; parent = os.getppid()\nwhile os.getppid() == parent: sum(range(100_000))"
+    loops = [subprocess.Popen([sys.executable, "-c", loop]) for _ in range(cores)]
     try:
         witness = Witness(CpuObserver(threads=cores))
         with witness:

@@ -38,8 +38,8 @@ class PruningDataset(Dataset[tuple[Any, Any, int]]):
         self.epochs = epochs
         self.epoch = -1
         self.weights: Tensor | None = None
-        self._kept = torch.arange(strategy.size).share_memory_()
-        self._count = torch.tensor(strategy.size).share_memory_()
+        self._kept: Tensor = torch.arange(strategy.size).share_memory_()
+        self._count: Tensor = torch.tensor(strategy.size).share_memory_()
         self.next_epoch()
 
     def __len__(self) -> int:

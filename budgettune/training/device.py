@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import re
 import resource
 import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +131,7 @@ def keep_freed_memory() -> bool:
 def has_fast_bf16(device: torch.device) -> bool:
     """Whether the device multiplies bf16 in hardware; on a processor without it, bf16 is emulated and slower."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     supported: Callable[[], bool] | None = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
     return bool(supported and supported())
 
@@ -155,11 +154,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and bool(_NO_MEMORY.search(str(error)))
 
 
-def usable_cores() -> int:
-    """Return the cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _peak_resident_mb() -> float:
     try:
         status = Path("/proc/self/status").read_text()
@@ -170,7 +164,6 @@ def _peak_resident_mb() -> float:
 
 
 def _write(path: str, text: str) -> None:
-    try:
+    # A sandbox may forbid it: the peak is then that of the whole process, never too small.
+    with suppress(OSError):
         Path(path).write_text(text)
-    except OSError:
-        pass  # A sandbox may forbid it: the peak is then that of the whole process, never too small.

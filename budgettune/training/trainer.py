@@ -20,7 +20,7 @@ from budgettune.spec import StudySpec, TrainSpec, is_code
 from budgettune.training.data import ImageData, ImageSet, augment, normalise
 from budgettune.training.device import Device, is_out_of_memory, pick_precision
 from budgettune.training.imports import import_code
-from budgettune.training.pruning import EpochPlan, Strategy, make_strategy
+from budgettune.training.pruning import EpochPlan, make_strategy
 from budgettune.training.resnet import ScalableResNet, count_multiply_adds, count_parameters
 from budgettune.training.schedule import BudgetProgress, EpochProgress, learning_rate
 from budgettune.training.stopwatch import Stopwatch
@@ -36,6 +36,17 @@ class Witness(Protocol):
 
     def stop(self) -> tuple[str, Mapping[str, Any]]:
         """Return the status (clean, disturbed or unverified) and the evidence."""
+
+
+class Nobody:
+    """A witness that saw nothing."""
+
+    def start(self) -> None:
+        """Look away."""
+
+    def stop(self) -> tuple[str, Mapping[str, Any]]:
+        """Vouch for nothing."""
+        return "unverified", {}
 
 
 @dataclass(frozen=True)
@@ -128,7 +139,8 @@ def make_optimizer(config: TrainSpec, model: nn.Module) -> torch.optim.Optimizer
     common: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": True}
     if config.optimizer == "sgd":
         return torch.optim.SGD(parameters, momentum=config.momentum, **common)
-    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer](parameters, **common)
+    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+    return kind(parameters, **common)
 
 
 def weights_sha256(model: nn.Module) -> str:
@@ -187,12 +199,14 @@ class _Run:
     ) -> Trained:
         progress = self._progress()
         curve: list[EpochRecord] = []
-        if witness is not None:
-            witness.start()
-        while not curve or not progress.is_over(len(curve)):
-            curve.append(self._epoch(len(curve), progress, should_stop))
-            on_epoch(curve[-1])
-        status, evidence = witness.stop() if witness is not None else ("unverified", {})
+        witness = witness or Nobody()
+        witness.start()
+        try:
+            while not curve or not progress.is_over(len(curve)):
+                curve.append(self._epoch(len(curve), progress, should_stop))
+                on_epoch(curve[-1])
+        finally:
+            status, evidence = witness.stop()
         return Trained(self._result(tuple(curve), load_seconds, progress, status, evidence), self.model)
 
     def _progress(self) -> EpochProgress | BudgetProgress:

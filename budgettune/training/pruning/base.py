@@ -67,7 +67,7 @@ class Strategy(ABC):
             progress: share of training that lies behind, in [0, 1].
         """
 
-    def observe(self, indices: Tensor, losses: Tensor, logits: Tensor | None = None) -> None:
+    def observe(self, indices: Tensor, losses: Tensor, logits: Tensor | None = None) -> None:  # noqa: B027 - strategies that look at nothing need not
         """Take in a batch after its training step: indices int64 [B], losses float32 [B], logits [B, classes]."""
 
     def state_dict(self) -> dict[str, Any]:
