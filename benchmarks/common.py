@@ -10,13 +10,16 @@ import json
 import multiprocessing
 import os
 import statistics
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
-from budgettune.machine import fingerprint, usable_cores
+from budgettune.errors import BudgetTuneError
+from budgettune.disturbance import Witness
+from budgettune.machine import fingerprint, usable_cores, witness_for
 from budgettune.records import MachineInfo
 
 Result = TypeVar("Result")
@@ -34,8 +37,17 @@ def parser(doc: str | None, *, images: int, batch_size: int) -> argparse.Argumen
     options.add_argument("--threads", type=int, default=usable_cores())
     options.add_argument("--device", default="cpu", help="cpu or cuda")
     options.add_argument("--rounds", type=int, default=3, help="runs of each kind, in alternating order")
+    options.add_argument("--same-process", action="store_true", help="no process per run: quick, to try a script out")
     options.add_argument("--json", type=Path, help="file to write all numbers to")
     return options
+
+
+def start(main: Callable[[], None]) -> None:
+    """Run a script; what a user can do something about ends it in one line."""
+    try:
+        main()
+    except BudgetTuneError as error:
+        sys.exit(f"error: {error}")
 
 
 def data_table(options: argparse.Namespace) -> dict[str, Any]:
@@ -62,6 +74,11 @@ def _start_workers_as_usual() -> None:
     multiprocessing.set_start_method(usual, force=True)
 
 
+def runner(options: argparse.Namespace) -> Callable[..., Any]:
+    """Return what calls a function: in a fresh process, or in this one where the options ask for it."""
+    return (lambda function, *args: function(*args)) if options.same_process else fresh_process
+
+
 def alternate(jobs: Sequence[Any], rounds: int) -> list[tuple[int, Any]]:
     """Return (round, job) for every job in every round, each round beginning at another job.
 
@@ -75,7 +92,7 @@ def machine(options: argparse.Namespace) -> MachineInfo:
     """Return the facts about this box, and about its GPU where one is used."""
     if options.device == "cpu":
         return fingerprint(device="cpu", threads=options.threads)
-    return fresh_process(_device_machine, options.device, options.threads)
+    return runner(options)(_device_machine, options.device, options.threads)
 
 
 def _device_machine(device: str, threads: int) -> MachineInfo:
@@ -85,6 +102,22 @@ def _device_machine(device: str, threads: int) -> MachineInfo:
 
     torch.set_num_threads(threads)
     return Device(pick_device(device)).machine()
+
+
+def witness(info: MachineInfo) -> Witness:
+    """Return who says whether a run's time can be believed."""
+    return witness_for(info.device, threads=info.threads, device_uuid=info.device_uuid)
+
+
+def clean_share(statuses: Sequence[str]) -> str:
+    """Return how many runs were clean, as a cell."""
+    return f"{sum(status == 'clean' for status in statuses)} of {len(statuses)}"
+
+
+def warn_of_disturbance(statuses: Sequence[str]) -> None:
+    """Say below a table that its times are not to be believed, where that is so."""
+    if "disturbed" in statuses:
+        print("\nDISTURBED: other work ran on this machine; repeat this where nothing else does")
 
 
 def describe(info: MachineInfo) -> str:

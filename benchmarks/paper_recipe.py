@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 import time
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,7 +95,9 @@ def train_paper_recipe(
     began = time.perf_counter()
     for epoch in range(spec.train.epochs or 0):
         kept = keep(table, epoch, spec)
-        loader = DataLoader(Subset(dataset, kept), spec.train.batch_size, shuffle=True, num_workers=workers)
+        with warnings.catch_warnings():  # it advises against more workers than cores, but the recipe has four
+            warnings.simplefilter("ignore", UserWarning)
+            loader = DataLoader(Subset(dataset, kept), spec.train.batch_size, shuffle=True, num_workers=workers)
         for images, labels, indices in loader:
             losses = step(model, optimizer, images.to(box.device), labels.to(box.device))
             table[indices] = losses.cpu()

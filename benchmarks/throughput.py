@@ -48,7 +48,11 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """What one training run took and gave."""
+    """What one training run took and gave.
+
+    `status` says whether BudgetTune's own runs were disturbed. The recipe's workers compete with its training by
+    design, so a witness could not tell them from strangers: its runs have none, and share the rounds of the others.
+    """
 
     seconds: float
     visits: int
@@ -56,6 +60,7 @@ class Measurement:
     accuracy: float
     precision: str
     widths: list[int]
+    status: str | None = None
 
     @property
     def gflops(self) -> float:
@@ -80,9 +85,11 @@ def run(job: Job) -> Measurement:
         recipe = train_paper_recipe(spec, data, seed=job.seed, device=device, workers=job.workers)
         return Measurement(precision="fp32", **asdict(recipe))
 
+    from budgettune.training.device import Device
     from budgettune.training.trainer import train
 
-    result = train(spec, seed=job.seed, data=data, device=device).result
+    witness = common.witness(Device(device).machine())
+    result = train(spec, seed=job.seed, data=data, device=device, witness=witness).result
     return Measurement(
         seconds=result.train_seconds,
         visits=result.samples,
@@ -90,6 +97,7 @@ def run(job: Job) -> Measurement:
         accuracy=result.test_accuracy,
         precision=result.precision,
         widths=result.architecture["widths"],
+        status=result.status,
     )
 
 
@@ -156,9 +164,9 @@ def measure_speed(options: argparse.Namespace) -> tuple[dict[tuple[float, str], 
     rates = []
     for number, job in common.alternate([*jobs, None], options.rounds):
         if job is None:
-            rates.append(common.fresh_process(matmul_gflops, options.device, options.threads, options.matmul_size))
+            rates.append(common.runner(options)(matmul_gflops, options.device, options.threads, options.matmul_size))
             continue
-        measured = common.fresh_process(run, job)
+        measured = common.runner(options)(run, job)
         runs[job.scale, job.column].append(measured)
         note(f"round {number + 1}: scale {job.scale}, {job.column}: {measured.seconds:.2f} s")
     return runs, {name: statistics.median(rate[name] for rate in rates) for name in rates[0]}
@@ -186,6 +194,7 @@ def speed_rows(runs: dict[tuple[float, str], list[Measurement]], ceilings: dict[
                 "GFLOP/s": gflops,
                 **{f"of {name} product": f"{gflops / rate:.0%}" for name, rate in ceilings.items()},
                 "times faster": baseline / seconds,
+                "clean runs": None if column == PAPER else common.clean_share([str(one.status) for one in measured]),
             }
         )
     return rows
@@ -205,6 +214,7 @@ def report_speed(options: argparse.Namespace) -> dict[str, Any]:
             print(f"scale {row['scale']}: {row['times faster']:.2f} times faster than the paper's recipe{wanted}")
     if len({one.visits for measured in runs.values() for one in measured}) > 1:
         print("the columns did not do the same number of visits: compare images/s, not seconds")
+    common.warn_of_disturbance([one.status or "" for measured in runs.values() for one in measured])
     raw = [
         {"scale": scale, "column": column, **asdict(one)} for (scale, column), found in runs.items() for one in found
     ]
@@ -229,7 +239,7 @@ def report_accuracy(options: argparse.Namespace) -> dict[str, Any]:
     found: dict[str, list[Measurement]] = {name: [] for name in accuracy_jobs(options, 0)}
     for seed in range(options.seeds):
         for name, job in accuracy_jobs(options, seed).items():
-            found[name].append(common.fresh_process(run, job))
+            found[name].append(common.runner(options)(run, job))
             note(f"seed {seed}: {name}: {found[name][-1].accuracy:.4f} in {found[name][-1].seconds:.1f} s")
     rows, above = [], None
     for name, measured in found.items():
@@ -304,10 +314,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.device != "cpu":
         import cuda_check
 
-        tables |= common.fresh_process(cuda_check.check, make_job(options, SAME, 1.1).document, options.device)
+        tables |= common.runner(options)(cuda_check.check, make_job(options, SAME, 1.1).document, options.device)
         cuda_check.print_checks(tables)
     common.write_json(options, info, **tables)
 
 
 if __name__ == "__main__":
-    main()
+    common.start(main)

@@ -9,6 +9,7 @@ A *slot* is one cell and repeat. At every moment a slot has at most one row that
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -159,26 +160,26 @@ class Cells:
     """The rows of a study by slot, and what follows from them."""
 
     def __init__(self, spec: StudySpec, rows: Iterable[SlotRow]) -> None:
-        self.spec = spec
-        self.is_grid = spec.sampler.name == "grid"
+        self._repeats = spec.sampler.repeats
+        self._max_attempts = spec.sampler.max_attempts
+        self._is_grid = spec.sampler.name == "grid"
+        self._limit = grid_size(spec) if self._is_grid else spec.sampler.trials
         self._rows: defaultdict[Slot, list[SlotRow]] = defaultdict(list)
         self._source: dict[int, int] = {}  # cell -> a trial that has its params
         for row in sorted(rows, key=lambda row: row.number):
-            if not row.extra:
-                self._rows[row.slot].append(row)
-            if row.has_params:
-                self._source[row.slot.cell] = row.trial_id
-        self.cell_count = self._count_cells()
+            if self._is_wanted(row.slot):
+                self._add(row)
 
-    def _count_cells(self) -> int:
-        if self.is_grid:
-            return math.prod(len(axis) for axis in self.spec.search.values() if not isinstance(axis, RangeSpec))
-        return self.spec.sampler.trials or 1 + max((slot.cell for slot in self._rows), default=-1)
+    def _is_wanted(self, slot: Slot) -> bool:
+        return 0 <= slot.cell < (self._limit or math.inf) and 0 <= slot.repeat < self._repeats
 
-    def slots(self) -> Iterator[Slot]:
-        """Yield every slot that must end with one complete trial."""
-        repeats = range(self.spec.sampler.repeats)
-        return (Slot(cell, repeat) for cell in range(self.cell_count) for repeat in repeats)
+    def _add(self, row: SlotRow) -> None:
+        if not row.extra:
+            self._rows[row.slot].append(row)
+        if row.has_params:
+            self._source[row.slot.cell] = row.trial_id
+
+    # --- one slot ---------------------------------------------------------------------------------------------------
 
     def is_taken(self, slot: Slot) -> bool:
         """Whether a slot has an open or a complete trial."""
@@ -186,7 +187,7 @@ class Cells:
 
     def is_drawn(self, cell: int) -> bool:
         """Whether the params of a cell are known."""
-        return self.is_grid or cell in self._source
+        return self._is_grid or cell in self._source
 
     def next_attempt(self, slot: Slot) -> int:
         """Return the number of the next try of a slot."""
@@ -194,51 +195,61 @@ class Cells:
         return rows[-1].next_attempt if rows else 1
 
     def is_given_up(self, slot: Slot) -> bool:
-        """Whether a slot failed as often as the spec allows."""
-        too_often = self.next_attempt(slot) > self.spec.sampler.max_attempts
+        """Whether a slot failed as often as the spec allows; a draw that failed is repeated without end."""
+        too_often = self.next_attempt(slot) > self._max_attempts
         return too_often and self.is_drawn(slot.cell) and not self.is_taken(slot)
+
+    def is_done(self, slot: Slot) -> bool:
+        """Whether nothing is left to do for a slot."""
+        return self._completed(slot) > 0 or self.is_given_up(slot)
+
+    def _completed(self, slot: Slot) -> int:
+        return sum(row.state == "COMPLETE" for row in self._rows.get(slot, ()))
+
+    # --- all slots --------------------------------------------------------------------------------------------------
+
+    def _cells(self) -> Iterable[int]:
+        """Return the cells that can have trials now: all of a grid, those begun of a sampled study."""
+        return range(self._limit or 0) if self._is_grid else sorted({slot.cell for slot in self._rows})
+
+    def _slots(self, cells: Iterable[int]) -> Iterator[Slot]:
+        return (Slot(cell, repeat) for cell in cells for repeat in range(self._repeats))
 
     def given_up(self, cell: int | None = None) -> tuple[GivenUp, ...]:
         """Return the slots (of one cell, or all) that failed too often, with their reasons."""
-        slots = (slot for slot in self.slots() if cell in (None, slot.cell) and self.is_given_up(slot))
+        slots = (slot for slot in self._slots(self._cells()) if cell in (None, slot.cell) and self.is_given_up(slot))
         return tuple(GivenUp(*slot, reasons=_reasons(self._rows[slot])) for slot in slots)
 
     def to_queue(self) -> list[Queued]:
         """Return the slots that need a new row now."""
-        slots = (slot for slot in self.slots() if not self.is_taken(slot) and self.is_drawn(slot.cell))
+        slots = (slot for slot in self._slots(self._cells()) if not self.is_taken(slot) and self.is_drawn(slot.cell))
         return [self.queued(slot, self.next_attempt(slot)) for slot in slots if not self.is_given_up(slot)]
 
     def queued(self, slot: Slot, attempt: int) -> Queued:
         """Return a new try of a slot."""
-        return Queued(slot, attempt, None if self.is_grid else self._source[slot.cell])
+        return Queued(slot, attempt, None if self._is_grid else self._source[slot.cell])
 
     def to_draw(self) -> Queued | None:
         """Return the next cell that a sampler must draw, None where the study has all it wants."""
-        if self.is_grid:
+        if self._is_grid:
             return None
-        cells = range(self.cell_count) if self.spec.sampler.trials else range(self.cell_count + 1)
-        slots = (Slot(cell, 0) for cell in cells if not self.is_drawn(cell))
-        slot = next((slot for slot in slots if not self.is_taken(slot)), None)
-        return None if slot is None else Queued(slot, self.next_attempt(slot))
-
-    def is_finished(self) -> bool:
-        """Whether nothing is left to do; never for a sampled study without an end."""
-        return self.left_count() == 0
+        firsts = (Slot(cell, repeat=0) for cell in itertools.count())
+        slot = next(slot for slot in firsts if not self.is_drawn(slot.cell) and not self.is_taken(slot))
+        return Queued(slot, self.next_attempt(slot)) if self._is_wanted(slot) else None
 
     def wanted_count(self) -> int | None:
         """Return cells × repeats that the study ends at; None for a sampled study without an end."""
-        is_endless = not self.is_grid and self.spec.sampler.trials is None
-        return None if is_endless else self.cell_count * self.spec.sampler.repeats
+        return None if self._limit is None else self._limit * self._repeats
 
     def left_count(self) -> int | None:
         """Return how many of them still need to run; None for a sampled study without an end."""
-        if self.wanted_count() is None:
-            return None
-        return sum(not self._complete(slot) and not self.is_given_up(slot) for slot in self.slots())
+        wanted = self.wanted_count()
+        return None if wanted is None else wanted - sum(self.is_done(slot) for slot in self._slots(self._cells()))
 
     def verify(self) -> Verification:
         """Return what is missing, doubled and given up."""
-        complete = {slot: self._complete(slot) for slot in self.slots()}
+        cells = self._cells() if self._limit is None else range(self._limit)
+        complete = {slot: self._completed(slot) for slot in self._slots(cells)}
         given_up = self.given_up()
         without = {failed.slot for failed in given_up}
         return Verification(
@@ -249,8 +260,10 @@ class Cells:
             given_up=given_up,
         )
 
-    def _complete(self, slot: Slot) -> int:
-        return sum(row.state == "COMPLETE" for row in self._rows.get(slot, ()))
+
+def grid_size(spec: StudySpec) -> int:
+    """Return how many points the search lists span; one where nothing is searched."""
+    return math.prod(len(axis) for axis in spec.search.values() if not isinstance(axis, RangeSpec))
 
 
 def _reasons(rows: Iterable[SlotRow]) -> tuple[str, ...]:

@@ -156,7 +156,7 @@ def dashboard(
     from budgettune.dashboard import serve
     from budgettune.storage import storage_url
 
-    serve(storage_url(storage), host, port, password_file, allow_write)
+    raise typer.Exit(128 + serve(storage_url(storage), host, port, password_file, allow_write))
 
 
 @app.command()

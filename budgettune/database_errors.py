@@ -16,6 +16,7 @@ _NAMED_PASSWORD = re.compile(r"(?i)\b((?:ssl)?password=)[^\s&;'\"]+")
 
 # Part of the driver's message (lower case) -> what is wrong, and what to do. The first match counts.
 _REMEDIES = (
+    ("does not exist", "no such database, user or table: check the name in the URL, or run `budgettune study create`"),
     ("password authentication failed", "wrong user or password: check them in the URL, or PGPASSWORD"),
     ("no password supplied", "a password is needed: put it into the URL, or set PGPASSWORD"),
     ("no pg_hba.conf entry", "the server does not let this box in: ask its administrator for an entry in pg_hba.conf"),
@@ -46,7 +47,6 @@ _REMEDIES = (
     ("disk i/o error", "the disk cannot be read or written: check its space and health"),
     ("database is locked", "another process keeps the file locked: stop it, or use PostgreSQL for many workers"),
     ("no such table", "holds no Optuna tables: make them with `budgettune study create`"),
-    ("does not exist", "no such database, user or table: check the name in the URL, or run `budgettune study create`"),
     ("nul", "a text holds a NUL character, which the database cannot keep: leave it out"),
 )
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.status import Status
 
 from budgettune.records import EpochRecord, TrialResult
+from budgettune.render import cell
 from budgettune.spec import StudySpec
 from budgettune.study import Claim, StudyHandle
 from budgettune.units import format_duration
@@ -75,6 +76,6 @@ class TerminalProgress(Listener):
 
 
 def _label(claim: Claim) -> str:
-    params = ", ".join(f"{name.rpartition('.')[2]} {value}" for name, value in claim.params.items())
+    params = ", ".join(f"{name.rpartition('.')[2]} {cell(value)}" for name, value in claim.params.items())
     repeat = f", repeat {claim.repeat}" if claim.repeat else ""
     return f"trial {claim.number} ({params}{repeat})"

@@ -250,7 +250,9 @@ def hypervolume(points: Sequence[tuple[float, float]], reference: tuple[float, f
 def _finished(study_id: int, device_name: str | None = None) -> tuple[sa.FromClause, sa.FromClause, sa.Select[Any]]:
     """Return the two columns of values and a query for the ids of complete trials whose values are both finite."""
     seconds, accuracy = trial_values.alias("seconds"), trial_values.alias("accuracy")
-    query = sa.select(trials.c.trial_id).where(trials.c.study_id == study_id, trials.c.state == "COMPLETE")
+    query = sa.select(trials.c.trial_id).where(
+        trials.c.study_id == study_id, trials.c.state == "COMPLETE", trials.c.number.is_not(None)
+    )
     for objective, values in enumerate((seconds, accuracy)):
         query = query.join(
             values, sa.and_(values.c.trial_id == trials.c.trial_id, values.c.objective == objective)

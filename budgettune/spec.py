@@ -326,7 +326,7 @@ class StudySpec(_Table):
         Raises:
             SpecError: where a key is unknown or a value cannot work.
         """
-        document = self.to_document() | {"search": {}}
+        document = self.to_document() | {"search": {}, "sampler": {}}
         for key, value in params.items():
             _set(document, full_key(key), value, source="params")
         return StudySpec.from_document(document, "params")

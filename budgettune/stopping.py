@@ -1,47 +1,82 @@
-"""How a process is told to stop: first politely, then at once."""
+"""How a process is told to stop: politely first, then at once; by signals, or by the process that started it."""
 
 from __future__ import annotations
 
 import os
 import signal
 import threading
+import time
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any, Self
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+DRAIN_SIGNAL: signal.Signals | None = getattr(signal, "SIGUSR1", None)  # Windows has none
+DRAIN_ORDER = b"drain"
+ORDERS_VARIABLE = "BUDGETTUNE_ORDERS_ON_STDIN"
+"""Set by a fleet for its children: orders come on standard input, and its end means that the fleet is gone."""
+ORPHAN_SECONDS = 30.0
+"""For which an orphan may take to hand its trial back."""
+
+
+def _nothing() -> None:
+    pass
 
 
 class StopFlag:
     """Set by the first SIGINT or SIGTERM, or by `request`; a second signal ends the process at once.
 
-    Used as a context manager it listens to signals (in the main thread only, where Python allows it) and puts the old
-    handlers back afterwards.
+    SIGUSR1 asks for the same, but lets the running trial finish. Used as a context manager the flag listens to signals
+    (in the main thread only, where Python allows it) and puts the old handlers back afterwards.
+
+    Args:
+        drains: the first signal, too, lets the running trial finish.
 
     Attributes:
-        signal_number: of the signal that asked to stop, None where none did.
+        signal_number: of the first SIGINT or SIGTERM, None where there was none.
+        before_exit: called when a second signal ends the process.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, drains: bool = False) -> None:
         self.signal_number: int | None = None
-        self._event = threading.Event()
+        self.before_exit: Callable[[], object] = _nothing
+        self._drains = drains
+        self._no_more = threading.Event()
+        self._at_once = threading.Event()
         self._previous: dict[int, Any] = {}
 
     @property
     def is_set(self) -> bool:
-        """Whether somebody asked to stop."""
-        return self._event.is_set()
+        """Whether somebody asked to stop: no further trial begins."""
+        return self._no_more.is_set()
+
+    @property
+    def cuts_short(self) -> bool:
+        """Whether the running trial ends at its next step."""
+        return self._at_once.is_set()
 
     def request(self) -> None:
-        """Ask to stop."""
-        self._event.set()
+        """Ask to stop at the next step."""
+        self._at_once.set()
+        self._no_more.set()
+
+    def drain(self) -> None:
+        """Ask to stop when the running trial is finished."""
+        self._no_more.set()
 
     def wait(self, seconds: float) -> bool:
         """Sleep, but no longer than until somebody asks to stop; return whether somebody did."""
-        return self._event.wait(seconds)
+        return self._no_more.wait(seconds)
+
+    def obey_parent(self) -> None:
+        """Take orders from the fleet that started this process, where one did."""
+        if ORDERS_VARIABLE in os.environ:
+            threading.Thread(target=self._read_orders, args=(0,), name="orders", daemon=True).start()
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+            numbers = SIGNALS if DRAIN_SIGNAL is None else (*SIGNALS, DRAIN_SIGNAL)
+            self._previous = {number: signal.signal(number, self._on_signal) for number in numbers}
         return self
 
     def __exit__(
@@ -52,7 +87,36 @@ class StopFlag:
         self._previous = {}
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
-        if self.is_set:
+        if number == DRAIN_SIGNAL:
+            self.drain()
+        elif self.signal_number is None:
+            self._first_signal(number)
+        else:
+            self.before_exit()
             os._exit(128 + number)  # the lease expires by itself, and another worker takes the cell
+
+    def _first_signal(self, number: int) -> None:
         self.signal_number = number
-        self._event.set()
+        if self._drains:
+            self.drain()
+        else:
+            self.request()
+
+    def _read_orders(self, descriptor: int) -> None:
+        # Not through sys.stdin: a thread that waits in its buffer makes the interpreter abort when it ends.
+        while orders := os.read(descriptor, 4096):
+            for order in orders.split():
+                self._obey(order)
+        self.request()
+        time.sleep(ORPHAN_SECONDS)
+        os._exit(1)
+
+    def _obey(self, order: bytes) -> None:
+        """Drain, or stop as for the signal of that number; unlike signals, orders never end the process at once.
+
+        A service manager may signal parent and children alike: the order that follows must not count as the second.
+        """
+        if order == DRAIN_ORDER:
+            self.drain()
+        elif self.signal_number is None:
+            self._first_signal(int(order))

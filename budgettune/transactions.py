@@ -360,7 +360,7 @@ def _slot_row(
 ) -> SlotRow | None:
     """Return None for a row that is not of a cell."""
     cell, repeat = whole_number(attributes.get("cell")), whole_number(attributes.get("repeat"))
-    if cell is None or repeat is None:
+    if cell is None or repeat is None or whole_number(number) is None:
         return None
     return SlotRow(
         trial_id=trial_id,

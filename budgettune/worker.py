@@ -252,7 +252,7 @@ class _Worker:
             load_seconds=load_seconds,
             allow_import=self.options.allow_import,
             witness=self.witness,
-            should_stop=lambda: self.stop.is_set,
+            should_stop=lambda: self.stop.cuts_short,
             on_epoch=lambda record: self.listener.epoch(claim, spec, record),
         )
 
@@ -327,7 +327,7 @@ def train_one(
         load_seconds=load_seconds,
         allow_import=allow_import,
         witness=witness,
-        should_stop=lambda: stop is not None and stop.is_set,
+        should_stop=lambda: stop is not None and stop.cuts_short,
         on_epoch=on_epoch,
     )
 

@@ -96,6 +96,8 @@ def test_resolving_puts_searched_values_in_their_places():
     assert (spec.model.scale, spec.pruning.prune_rate, spec.train.batch_size) == (1.4, 0.3, 2000)
     assert spec.train.lr == 0.1
     assert spec.search == {}
+    sampled = load_spec("digits").with_overrides(["sampler.name=tpe"])
+    assert sampled.resolve({"scale": 1.2}).model.scale == 1.2
 
 
 def test_scales_that_round_to_the_same_network_run_once_and_are_named():

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+import math
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from budgettune.errors import DataError
 from budgettune.spec import DataSpec
 from budgettune.training.augment import augment, normalise
+from budgettune.training.cache import MappedImages
 from budgettune.training.download import one_line
 from budgettune.training.folder import read_folder
 from budgettune.training.idx import read_fashion_mnist
-from budgettune.training.images import ImageSet, SourceImages, hold_out, resize
+from budgettune.training.images import ImageSet, SourceImages, hold_out, resize, sum_moments
 from budgettune.training.sources import read_cifar, read_code, read_digits
 
 __all__ = ["ImageData", "ImageSet", "augment", "load_data", "normalise"]
@@ -87,8 +88,8 @@ def load_data(spec: DataSpec, *, allow_import: Collection[str] = ()) -> ImageDat
     train, held_out = _split(source, spec)
     if spec.image_size is not None:
         train, held_out = (_resized(part, spec.image_size) for part in (train, held_out))
-    _check_shapes(train.images, held_out.images, spec.name)
-    mean, std = _channel_statistics(train.images)
+    _check_shapes(train.images.shape, held_out.images.shape, spec.name)
+    mean, std = _channel_statistics(train)
     return ImageData(
         name=spec.name,
         train=train,
@@ -128,11 +129,13 @@ def _split(source: SourceImages, spec: DataSpec) -> tuple[ImageSet, ImageSet]:
 
 
 def _resized(images: ImageSet, size: int) -> ImageSet:
+    if isinstance(images.images, MappedImages):  # resized as the cache was built
+        return images
     return replace(images, images=resize(images.images, size))
 
 
-def _check_shapes(train: Tensor, held_out: Tensor, name: str) -> None:
-    (channels, height, width), other = train.shape[1:], tuple(held_out.shape[1:])
+def _check_shapes(train: Sequence[int], held_out: Sequence[int], name: str) -> None:
+    (channels, height, width), other = train[1:], tuple(held_out[1:])
     if other[0] != channels:
         raise DataError(
             f"{name}: {channels} channels in training images and {other[0]} in the others: make them the same"
@@ -144,15 +147,14 @@ def _check_shapes(train: Tensor, held_out: Tensor, name: str) -> None:
         )
 
 
-def _channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and standard deviation of each channel in [0, 1], exact from counts of the 256 values."""
-    values = torch.arange(256, dtype=torch.float64) / 255
+def _channel_statistics(train: ImageSet) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation of each channel in [0, 1], from exact sums."""
+    count, _, height, width = train.images.shape
+    values = count * height * width
     means, stds = [], []
-    for channel in range(images.shape[1]):
-        weights = torch.bincount(images[:, channel].flatten(), minlength=256).double()
-        weights /= weights.sum()
-        mean = float(weights @ values)
-        std = float((weights @ (values - mean).square()).sqrt())
-        means.append(mean)
+    for channel_sums in sum_moments(train.images).T.tolist():
+        total, squares = map(int, channel_sums)  # whole numbers do not round
+        std = math.sqrt(max(0, values * squares - total**2)) / values / 255
+        means.append(total / values / 255)
         stds.append(std if std > 1e-6 else 1.0)  # a constant channel would divide by zero
     return tuple(means), tuple(stds)

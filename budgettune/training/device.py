@@ -6,7 +6,7 @@ import ctypes
 import re
 import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
@@ -126,6 +126,11 @@ def keep_freed_memory() -> bool:
         return bool(libc.mallopt(_M_MMAP_THRESHOLD, 2**30)) and bool(libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
     except (OSError, AttributeError):  # another C library
         return False
+
+
+def host_bytes(shape: Sequence[int], device: torch.device) -> torch.Tensor:
+    """Return an empty uint8 tensor on the host, pinned where it feeds CUDA, so that nobody waits for its copy."""
+    return torch.empty(*shape, dtype=torch.uint8, pin_memory=device.type == "cuda")
 
 
 def has_fast_bf16(device: torch.device) -> bool:

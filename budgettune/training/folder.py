@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from budgettune.errors import DataError
+from budgettune.machine import usable_cores
 from budgettune.spec import DataSpec
+from budgettune.training.cache import Fill, MappedImages, Shape, Write, cache_file, content_key, mapped_images
 from budgettune.training.download import one_line, quiet
 from budgettune.training.images import ImageSet, SourceImages, hold_out
+
+T = TypeVar("T")
 
 HELD_OUT_FRACTION = 0.2
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 _GREY_MODES = frozenset(("1", "L", "LA", "La"))
 _DEEP_MODES = ("I", "F")  # and I;16, I;16B, …
 _MOST_THREADS = 16
+_BLOCK_BYTES = 2**20
 _LAYOUT = "lay it out as train/CLASS/IMAGE and test/CLASS/IMAGE, or as CLASS/IMAGE to have it split"
 
 
@@ -29,9 +38,11 @@ def read_folder(spec: DataSpec) -> SourceImages:
 
     Classes are numbered in the order of their names. Images are grey where all files are, else RGB. Where
     image_size is given, each file is resized as it is decoded, so that large photographs never lie in memory whole.
+    Where cache is given, the images stay in a file there, which is written by the first who needs it.
 
     Raises:
-        DataError: where the tree has another shape, or a file cannot be decoded or has another size.
+        DataError: where the tree has another shape, a file cannot be decoded or has another size, or the cache cannot
+            be written.
     """
     root = _root(spec)
     parts = [root / "train", root / "test"]
@@ -43,8 +54,13 @@ def read_folder(spec: DataSpec) -> SourceImages:
     classes = _classes(folders[0])
     for folder in folders[1:]:
         _check_same_classes(classes, folders[0], folder)
-    sets = _read_sets([_files(folder, classes) for folder in folders], spec.image_size)
-    train, test = sets if len(sets) == 2 else _split(sets[0], spec.seed, str(root))
+    listed = [_files(folder, classes) for folder in folders]
+    files = [file for part in listed for file in part]
+    images = ImageSet(_read(root, [path for path, _ in files], spec), torch.tensor([label for _, label in files]))
+    if len(listed) == 2:
+        train, test = images.take(slice(len(listed[0]))), images.take(slice(len(listed[0]), None))
+    else:
+        train, test = _split(images, spec.seed, str(root))
     # Nothing says that a mirrored image still shows the same class: it may be text or a hand.
     return SourceImages(train=train, test=test, num_classes=len(classes), flip=False)
 
@@ -74,11 +90,11 @@ def _check_same_classes(classes: Sequence[str], train: Path, test: Path) -> None
         )
 
 
-def _files(folder: Path, classes: Sequence[str]) -> list[tuple[Path, int]]:
+def _files(folder: Path, classes: Sequence[str]) -> list[tuple[str, int]]:
     """Return every image file with its label, in the order of names."""
     files = []
     for label, name in enumerate(classes):
-        paths = [path for path in sorted((folder / name).rglob("*")) if _is_image(path)]
+        paths = list(_images_under(folder / name))
         if not paths:
             raise DataError(
                 f"{folder / name}: no images in this class ({', '.join(_SUFFIXES)}): add some, or delete the folder"
@@ -87,40 +103,85 @@ def _files(folder: Path, classes: Sequence[str]) -> list[tuple[Path, int]]:
     return files
 
 
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in _SUFFIXES and not path.name.startswith(".") and path.is_file()
+def _images_under(folder: Path | str) -> Iterator[str]:
+    with os.scandir(folder) as found:  # plain text: a million Paths would fill a gigabyte
+        entries = sorted(found, key=lambda entry: entry.name)
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=False):
+            yield from _images_under(entry.path)
+        elif entry.name.lower().endswith(_SUFFIXES) and not entry.name.startswith(".") and entry.is_file():
+            yield entry.path
 
 
-def _read_sets(parts: Sequence[Sequence[tuple[Path, int]]], size: int | None) -> list[ImageSet]:
-    files = [file for part in parts for file in part]
-    arrays = _decode_all([path for path, _ in files], size)
-    if any(array.ndim == 3 for array in arrays):
-        arrays = [array if array.ndim == 3 else np.stack([array] * 3, axis=-1) for array in arrays]
-    sets, start = [], 0
-    for part in parts:
-        stacked = torch.from_numpy(np.stack(arrays[start : start + len(part)]))
-        images = stacked.permute(0, 3, 1, 2).contiguous() if stacked.ndim == 4 else stacked.unsqueeze(1)
-        sets.append(ImageSet(images, torch.tensor([label for _, label in part])))
-        start += len(part)
-    return sets
+def _read(root: Path, paths: Sequence[str], spec: DataSpec) -> Tensor | MappedImages:
+    """Return all images: in memory, or from the cache file where the study has one."""
+    size = spec.image_size
+    if spec.cache is None:
+        return _decode_into(_in_memory, paths, size)
+    file = cache_file(spec.cache, root, size)
+    return mapped_images(file, content_key(root, paths, size), lambda store: _decode_into(store, paths, size))
 
 
-def _decode_all(paths: Sequence[Path], size: int | None) -> list[np.ndarray]:
-    """Return uint8 [H, W] or [H, W, 3] for each file, all of one height and width."""
-    arrays: list[np.ndarray] = []
-    threads = min(_MOST_THREADS, os.cpu_count() or 1)
-    with quiet(), ThreadPoolExecutor(threads) as pool:
-        for path, array in zip(paths, pool.map(lambda path: _decode(path, size), paths), strict=True):
-            if arrays and array.shape[:2] != arrays[0].shape[:2]:
-                raise DataError(
-                    f"{path}: {_size(array)} pixels where {paths[0]} has {_size(arrays[0])}: "
-                    f"set data.image_size to bring all to one size"
-                )
-            arrays.append(array)
-    return arrays
+def _in_memory(shape: Shape, fill: Fill) -> Tensor:
+    images = torch.empty(shape, dtype=torch.uint8)
+    array = images.numpy()
+
+    def write(row: int, block: np.ndarray) -> None:
+        array[row : row + len(block)] = block
+
+    fill(write)
+    return images
 
 
-def _decode(path: Path, size: int | None) -> np.ndarray:
+def _decode_into(store: Callable[[Shape, Fill], T], paths: Sequence[str], size: int | None) -> T:
+    """Decode all files into a store, and return what it makes of them: grey where all of them are, else RGB."""
+    first = _decode(paths[0], size)
+    height, width = first.shape[:2]
+    channels = 1 if first.ndim == 2 else 3
+    try:
+        return store(
+            (len(paths), channels, height, width), partial(_decode_all, paths, size, (channels, height, width))
+        )
+    except _ColourFoundError:  # among grey ones: begin again, rather than open every file twice
+        return store((len(paths), 3, height, width), partial(_decode_all, paths, size, (3, height, width)))
+
+
+def _decode_all(paths: Sequence[str], size: int | None, shape: tuple[int, int, int], write: Write) -> None:
+    """Decode in several threads, each a block of neighbours at a time, which it writes in place."""
+    per_block = max(1, _BLOCK_BYTES // math.prod(shape))
+
+    def decode_block(row: int) -> None:
+        part = paths[row : row + per_block]
+        block = np.empty((len(part), *shape), np.uint8)
+        for image, path in zip(block, part, strict=True):
+            image[:] = _planes(_decode(path, size), shape, path, paths[0])
+        write(row, block)
+
+    with quiet(), ThreadPoolExecutor(min(_MOST_THREADS, usable_cores())) as pool:
+        for _ in pool.map(decode_block, range(0, len(paths), per_block)):
+            pass  # raises the first error, and drops the blocks that have not begun
+
+
+def _planes(array: np.ndarray, shape: tuple[int, int, int], path: str, first: str) -> np.ndarray:
+    """Return [C, H, W] or [1, H, W] of an image that is uint8 [H, W, C] or [H, W]."""
+    channels, height, width = shape
+    if array.shape[:2] != (height, width):
+        raise DataError(
+            f"{path}: {_size(array.shape[0], array.shape[1])} pixels where {first} has {_size(height, width)}: "
+            f"set data.image_size to bring all to one size"
+        )
+    if array.ndim == 2:
+        return array[None]
+    if channels == 1:
+        raise _ColourFoundError
+    return array.transpose(2, 0, 1)
+
+
+class _ColourFoundError(Exception):
+    """A colour file among grey ones."""
+
+
+def _decode(path: str, size: int | None) -> np.ndarray:
     try:
         with Image.open(path) as opened:
             mode = opened.mode
@@ -136,8 +197,8 @@ def _decode(path: Path, size: int | None) -> np.ndarray:
         raise DataError(f"{path}: cannot be read as an image ({one_line(error)}): replace it or delete it") from None
 
 
-def _size(array: np.ndarray) -> str:
-    return f"{array.shape[0]}×{array.shape[1]}"
+def _size(height: int, width: int) -> str:
+    return f"{height}×{width}"
 
 
 def _split(images: ImageSet, seed: int, where: str) -> tuple[ImageSet, ImageSet]:

@@ -13,8 +13,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from budgettune.errors import DataError
+from budgettune.training.cache import MappedImages, channel_moments
 
 _CHANNELS = range(1, 5)
+_PART_BYTES = 2**20
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,19 +24,20 @@ class ImageSet:
     """Images with a label each.
 
     Attributes:
-        images: uint8 [N, C, H, W].
+        images: uint8 [N, C, H, W], in memory or in a cache file.
         labels: int64 [N].
     """
 
-    images: Tensor
+    images: Tensor | MappedImages
     labels: Tensor
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def take(self, indices: Tensor) -> ImageSet:
-        """Return the images of the indices, in their order."""
-        return ImageSet(self.images[indices], self.labels[indices])
+    def take(self, indices: Tensor | slice) -> ImageSet:
+        """Return the images of the indices, in their order; those of a cache file stay there."""
+        images = self.images.select(indices) if isinstance(self.images, MappedImages) else self.images[indices]
+        return ImageSet(images, self.labels[indices])
 
     def to(self, device: torch.device | str) -> ImageSet:
         """Return the same images on a device."""
@@ -183,6 +186,15 @@ def _quotas(sizes: np.ndarray, count: int) -> np.ndarray:
     while quotas.sum() < count:
         quotas[np.argmax(np.where(quotas < sizes - 1, shares - quotas, -np.inf))] += 1
     return quotas
+
+
+def sum_moments(images: Tensor | MappedImages) -> np.ndarray:
+    """Return float64 [2, C], exact: the sums of all values of a channel and of their squares, in bounded memory."""
+    if isinstance(images, MappedImages):
+        return images.sum_moments()
+    parts = images.split(max(1, _PART_BYTES // images[0].numel()))
+    sums: np.ndarray = np.sum([channel_moments(part.numpy()).sum(axis=0) for part in parts], axis=0)
+    return sums
 
 
 def resize(images: Tensor, size: int) -> Tensor:

@@ -26,6 +26,7 @@ from budgettune.training.schedule import BudgetProgress, EpochProgress, learning
 from budgettune.training.stopwatch import Stopwatch
 
 EVALUATION_BATCH = 1_000
+EVALUATION_PIXELS = 1_024_000  # a thousand images of 32×32: evaluating larger ones must not set the peak of memory
 
 
 class Witness(Protocol):
@@ -103,7 +104,7 @@ def train(
     try:
         with torch.random.fork_rng(devices=cuda_devices):
             torch.manual_seed(seed)
-            run = _Run(config, data.to(box.device), box, seed, Stopwatch(clock, box.synchronize), allow_import)
+            run = Run(config, data.to(box.device), box, seed, Stopwatch(clock, box.synchronize), allow_import)
             return run.train(load_seconds, witness, should_stop, on_epoch)
     except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
@@ -152,8 +153,11 @@ def weights_sha256(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-class _Run:
-    """One training run: set-up in the constructor, off the clock; epochs in `train`, on it."""
+class Run:
+    """One training run: set-up in the constructor, off the clock; epochs in `train`, on it.
+
+    `step` alone is what a probe times.
+    """
 
     def __init__(
         self,
@@ -197,6 +201,7 @@ class _Run:
         should_stop: Callable[[], bool],
         on_epoch: Callable[[EpochRecord], None],
     ) -> Trained:
+        """Train until the epochs or the budget are used up; the arguments are those of the function `train`."""
         progress = self._progress()
         curve: list[EpochRecord] = []
         witness = witness or Nobody()
@@ -231,7 +236,7 @@ class _Run:
                 if number and progress.is_over(epoch):
                     break
                 share = progress.at(epoch, number / len(batches))
-                self._step(indices, weights, learning_rate_of(self.config.train, share), loss_sum)
+                self.step(indices, weights, learning_rate_of(self.config.train, share), loss_sum)
                 progress.learn(self.step_seconds[-1])
         steps, samples = self.steps - steps_before, self.samples - samples_before
         self.full_visits += self.strategy.size * steps / len(batches)
@@ -256,7 +261,7 @@ class _Run:
         weights = [None] * len(indices) if plan.weights is None else plan.weights[order].split(size)
         return list(zip(indices, weights, strict=True))
 
-    def _step(self, indices: Tensor, weights: Tensor | None, lr: float, loss_sum: Tensor) -> None:
+    def step(self, indices: Tensor, weights: Tensor | None, lr: float, loss_sum: Tensor) -> None:
         """Take one optimiser step and add the batch's losses to a sum that stays on the device."""
         watch, began = self.watch, self.watch.clock()
         with watch.phase("data"):
@@ -329,12 +334,11 @@ class _Run:
 
     def _accuracy(self, held_out: ImageSet) -> float:
         """Return the share of held-out images that are classified correctly, on the deterministic transform."""
+        size = max(1, min(EVALUATION_BATCH, EVALUATION_PIXELS // self.data.image_size**2))
         correct = torch.zeros((), dtype=torch.int64, device=self.box.device)
         self.model.eval()
         with torch.inference_mode(), self.box.autocast(self.precision):
-            for images, labels in zip(
-                held_out.images.split(EVALUATION_BATCH), held_out.labels.split(EVALUATION_BATCH), strict=True
-            ):
+            for images, labels in zip(held_out.images.split(size), held_out.labels.split(size), strict=True):
                 if self.config.data.augment_test:
                     images = augment(images, pad=self.data.pad, flip=self.data.flip, generator=self.generator)
                 correct += (self.model(self._normalise(images)).argmax(dim=1) == labels).sum()

@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -113,7 +115,7 @@ class TestRandom:
         strategy = make("random", size=200, rate=0.5, replacement=True)
         plans = [set(plan) for plan in run(strategy, range(20))]
         assert all(len(plan) == 100 for plan in plans)
-        shared = [len(one & other) for one, other in zip(plans, plans[1:], strict=False)]
+        shared = [len(one & other) for one, other in itertools.pairwise(plans)]
         assert 40 < np.mean(shared) < 60  # the walk would share none
 
 

@@ -153,7 +153,7 @@ class Weighted(Unweighted):
 
 
 def test_a_diverging_trial_ends_with_a_reason(spec, data):
-    with pytest.raises(NonFiniteLoss, match="lower train.lr"):
+    with pytest.raises(NonFiniteLoss, match=r"lower train\.lr"):
         run(spec, data, "train.optimizer=sgd", "train.lr=1e30")
 
 

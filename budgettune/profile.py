@@ -1,0 +1,262 @@
+"""Where the time of a search space goes: every network and batch probed, kernel cliffs named, remedies timed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+
+from budgettune.errors import OutOfMemory, UsageError
+from budgettune.machine import usable_cores
+from budgettune.profile_report import (
+    Alarm,
+    ProfileReport,
+    ProfileRow,
+    Remedy,
+    explain,
+    pair_kernels,
+    remedy,
+    render_profile,
+)
+from budgettune.profile_space import aligned_twin, configurations, label_of
+from budgettune.spec import Scalar, StudySpec, is_code
+from budgettune.training.cliffs import ALIGNMENT, THRESHOLD, Verdict, judge, nearest_healthy
+from budgettune.training.data import ImageData
+from budgettune.training.device import Device, has_fast_bf16, pick_device, pick_precision
+from budgettune.training.probe import Probe, ProbeResult, probe_images
+
+__all__ = ["Alarm", "ProfileReport", "ProfileRow", "configurations", "profile", "render_profile"]
+
+_LANES = {"AVX512": 16, "AVX2": 8}  # 32-bit numbers in a vector
+
+
+def profile(
+    spec: StudySpec,
+    *,
+    device: str = "auto",
+    threads: int | None = None,
+    rounds: int = 3,
+    steps: int = 3,
+    remedies: bool = True,
+    cudnn_benchmark: bool = True,
+    threshold: float = THRESHOLD,
+    allow_import: Collection[str] = (),
+    report_progress: Callable[[str], None] = lambda line: None,
+    make_probe: Callable[..., Probe] = Probe,
+) -> ProfileReport:
+    """Probe every distinct network and batch of a search space, and look closer at what falls off a cliff.
+
+    Configurations, and the aligned twin of each unaligned one, take turns for several rounds, in an order that
+    reverses each time; of each the quietest round counts, because a disturbance only ever adds time.
+
+    Args:
+        spec: of the study. Pruning and the length of training play no part; a range is probed at five points.
+        device: auto, cpu, cuda or cuda:N.
+        threads: of the CPU; None for every usable core.
+        rounds: turns of each configuration.
+        steps: timed in each turn.
+        remedies: time remedies for what is alarmed.
+        cudnn_benchmark: False to probe as scripts do that leave it off; it is then tried as a remedy.
+        threshold: time over prediction from which a configuration is alarmed.
+        allow_import: packages that code named in the spec may come from.
+        report_progress: told what happens, a line at a time.
+        make_probe: builds a probe; a stand-in for tests.
+
+    Raises:
+        UsageError: where rounds or steps are below one, or the device is not here.
+        SpecError: where a configuration cannot work.
+        DataError: where images that are not built in cannot be read.
+    """
+    if min(rounds, steps) < 1:
+        raise UsageError(f"rounds {rounds}, steps {steps}: give at least 1 of each")
+    box = Device(pick_device(device))
+    box.prepare()
+    workshop = _Workshop(spec, box, cudnn_benchmark, allow_import, make_probe)
+    with _threads(threads or usable_cores()):
+        return _Profiler(workshop, rounds, steps, threshold, report_progress).report(remedies)
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@dataclass
+class _Workshop:
+    """Builds probes of one spec on one device, with images shared between them."""
+
+    spec: StudySpec
+    box: Device
+    cudnn_benchmark: bool
+    allow_import: Collection[str]
+    make_probe: Callable[..., Probe]
+    images: dict[str, ImageData] = field(default_factory=dict)
+
+    def configs(self) -> dict[str, tuple[dict[str, Scalar], StudySpec]]:
+        """Return params and resolved spec of each configuration, by label, with the precision pinned.
+
+        A twin or a remedy then changes one thing at a time.
+        """
+        found: dict[str, tuple[dict[str, Scalar], StudySpec]] = {}
+        for params in configurations(self.spec):
+            config = self.spec.resolve(params)
+            widths = None if is_code(config.model.name) else list(config.model.realised_widths)
+            precision = pick_precision(config.train.precision, self.box.device, widths)
+            pinned = config.resolve({"train.precision": precision})
+            found.setdefault(label_of(pinned), (params, pinned))
+        return found
+
+    def probe(self, config: StudySpec, cudnn_benchmark: bool | None = None) -> Probe:
+        """Return a warm probe."""
+        return self.make_probe(
+            config,
+            self._images_for(config),
+            self.box,
+            cudnn_benchmark=self.cudnn_benchmark if cudnn_benchmark is None else cudnn_benchmark,
+            allow_import=self.allow_import,
+        )
+
+    def changes(self, config: StudySpec) -> dict[str, Callable[[], Probe]]:
+        """Return what may help a configuration: the change, and how to build its probe."""
+        other = "fp32" if config.train.precision == "bf16" else "bf16"
+        in_other = {"train.precision": other} if other == "fp32" or has_fast_bf16(self.box.device) else {}
+        aligned = {"model.width_multiple": ALIGNMENT} if aligned_twin(config) is not None else {}
+        params: list[dict[str, Any]] = [aligned, in_other, {**aligned, **in_other} if aligned and in_other else {}]
+        builders: dict[str, Callable[[], Probe]] = {
+            " ".join(f"{key}={value}" for key, value in change.items()): partial(self.probe, config.resolve(change))
+            for change in params
+            if change
+        }
+        if self.box.is_cuda and not self.cudnn_benchmark:
+            # torch keeps cuDNN's first choice for a shape whatever the switch says later: change the shape by one.
+            smaller = config.resolve({"train.batch_size": max(1, config.train.batch_size - 1)})
+            builders["cudnn.benchmark=True"] = partial(self.probe, smaller, cudnn_benchmark=True)
+        return builders
+
+    def _images_for(self, config: StudySpec) -> ImageData:
+        key, count = config.data.model_dump_json(), config.train.batch_size
+        if key not in self.images or len(self.images[key].train) < count:
+            self.images[key] = probe_images(config.data, count, self.box.device, self.allow_import)
+        return self.images[key]
+
+
+@dataclass
+class _Profiler:
+    """Takes a workshop's probes through the rounds, and the alarmed ones through the rest."""
+
+    workshop: _Workshop
+    rounds: int
+    steps: int
+    threshold: float
+    say: Callable[[str], None]
+    probes: dict[str, Probe] = field(default_factory=dict)
+    skipped: list[str] = field(default_factory=list)
+
+    def report(self, try_remedies: bool) -> ProfileReport:
+        """Return the whole report."""
+        configs = self.workshop.configs()
+        twins = self._build_all({label: config for label, (_, config) in configs.items()})
+        results = self._measure(self.probes)
+        verdicts = judge(results, twins, self.threshold)
+        rows = tuple(
+            ProfileRow(label=label, params=params, result=results[label], verdict=verdicts[label])
+            for label, (params, _) in configs.items()
+            if label in results
+        )
+        return ProfileReport(
+            device=self.workshop.box.machine().device_name,
+            threads=torch.get_num_threads(),
+            threshold=self.threshold,
+            rows=rows,
+            alarms=tuple(self._alarm(alike, results, verdicts, try_remedies) for alike in _by_network(rows)),
+            skipped=tuple(self.skipped),
+        )
+
+    def _build_all(self, configs: Mapping[str, StudySpec]) -> dict[str, str]:
+        """Build the probes of configurations and of their twins; return each label's twin."""
+        twins: dict[str, str] = {}
+        for label, config in configs.items():
+            self._build(label, partial(self.workshop.probe, config), self.probes)
+            twin = aligned_twin(config)
+            if twin is not None and label in self.probes:
+                twins[label] = label_of(twin)
+                self._build(twins[label], partial(self.workshop.probe, twin), self.probes)
+        return twins
+
+    def _build(self, label: str, build: Callable[[], Probe], probes: dict[str, Probe]) -> None:
+        """Add a probe unless it is there; note it where the device has no room."""
+        if label in probes:
+            return
+        self.say(f"warming up {label}")
+        try:
+            probes[label] = build()
+        except OutOfMemory as error:
+            self.skipped.append(f"{label}: {error}")
+
+    def _measure(self, probes: Mapping[str, Probe]) -> dict[str, ProbeResult]:
+        """Return the quietest of several rounds of each probe; rounds run forwards and backwards in turn."""
+        best: dict[str, ProbeResult] = {}
+        for number in range(self.rounds):
+            order = list(probes) if number % 2 == 0 else list(probes)[::-1]
+            for position, label in enumerate(order, start=1):
+                self.say(f"round {number + 1} of {self.rounds}, {position} of {len(order)}: {label}")
+                result = probes[label].measure(self.steps)
+                best[label] = min(best.get(label, result), result, key=lambda seen: seen.ms_median)
+        return best
+
+    def _alarm(
+        self,
+        alike: list[ProfileRow],
+        results: Mapping[str, ProbeResult],
+        verdicts: Mapping[str, Verdict],
+        try_remedies: bool,
+    ) -> Alarm:
+        """Look closely at the worst of one network's alarmed rows."""
+        worst, *others = sorted(alike, key=lambda row: -(row.verdict.excess or 0.0))
+        neighbour = nearest_healthy(worst.label, results, verdicts)
+        self.say(f"naming the kernels of {worst.label}")
+        beside = None if neighbour is None else results[neighbour]
+        pairs = pair_kernels(
+            self.probes[worst.label].kernels(),
+            () if neighbour is None else self.probes[neighbour].kernels(),
+            1.0 if beside is None else worst.result.flop_per_step / beside.flop_per_step,
+        )
+        lanes = None if self.workshop.box.is_cuda else _LANES.get(torch.backends.cpu.get_cpu_capability())
+        return Alarm(
+            label=worst.label,
+            also=tuple(row.label for row in others),
+            verdict=worst.verdict,
+            neighbour=neighbour,
+            explanation=explain(worst.result, beside, pairs, lanes),
+            kernels=pairs,
+            remedies=self._remedies(worst.label) if try_remedies else (),
+        )
+
+    def _remedies(self, label: str) -> tuple[Remedy, ...]:
+        """Time what may help, in turns with the configuration itself."""
+        probes = {label: self.probes[label]}
+        for change, build in self.workshop.changes(self.probes[label].config).items():
+            self._build(change, build, probes)
+        results = self._measure(probes)
+        before = results.pop(label)
+        tried = [remedy(change, before, after) for change, after in results.items()]
+        return tuple(sorted(tried, key=lambda one: -one.speedup))
+
+
+def _by_network(rows: tuple[ProfileRow, ...]) -> list[list[ProfileRow]]:
+    """Return the alarmed rows, those of one network at several batches together."""
+    groups: dict[tuple[Any, ...], list[ProfileRow]] = {}
+    for row in rows:
+        if row.verdict.is_cliff:
+            network = (row.result.widths, row.result.blocks, row.result.multiply_adds, row.result.precision)
+            groups.setdefault(network, []).append(row)
+    return list(groups.values())

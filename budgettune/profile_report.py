@@ -1,0 +1,290 @@
+"""What a profile found, as values, and how a terminal shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from budgettune.profile_space import spelled
+from budgettune.spec import Scalar
+from budgettune.training.cliffs import Verdict
+from budgettune.training.kernels import Kernel
+from budgettune.training.probe import ProbeResult
+
+KERNELS_SHOWN = 8
+NOTABLE_SHARE = 0.02
+
+_VERBS = {
+    "aligned twin": "its aligned twin predicts",
+    "neighbours": "its neighbours predict",
+    "other batches": "the same network at other batches predicts",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProfileRow:
+    """One configuration of the search space, and how it stands."""
+
+    label: str
+    params: Mapping[str, Scalar]
+    result: ProbeResult
+    verdict: Verdict
+
+    def flat(self) -> dict[str, Any]:
+        """Return plain values, one column each."""
+        return {
+            "label": self.label,
+            **self.params,
+            "widths": spelled(self.result.widths),
+            "blocks": self.result.blocks,
+            "batch_size": self.result.batch_size,
+            "precision": self.result.precision,
+            "multiply_adds": self.result.multiply_adds,
+            "steps": self.result.steps,
+            "step_ms_median": self.result.ms_median,
+            "step_ms_mad": self.result.ms_mad,
+            "gflops_per_second": self.result.flops_per_second / 1e9,
+            **asdict(self.verdict),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class KernelPair:
+    """A kernel of an alarmed configuration beside the same of its neighbour; None where one does not run it.
+
+    Attributes:
+        extra_ms: per step, beyond what the neighbour's time is at the configuration's arithmetic.
+    """
+
+    name: str
+    kind: str
+    own: Kernel | None
+    neighbour: Kernel | None
+    extra_ms: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Remedy:
+    """A change that was tried on an alarmed configuration.
+
+    Attributes:
+        change: overrides to set, or the switch to flip.
+        widths: realised with it.
+        step_ms: per step with it.
+        speedup: of the step.
+        speedup_per_flop: the same at equal arithmetic; widths that are rounded up do more of it.
+    """
+
+    change: str
+    widths: tuple[int, ...]
+    step_ms: float
+    speedup: float
+    speedup_per_flop: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alarm:
+    """A network that is far slower than its arithmetic explains, looked at where it is worst.
+
+    Attributes:
+        label: of its worst configuration.
+        also: labels of the same network at other batches that are alarmed too.
+        neighbour: label of the nearest configuration in arithmetic that is on no cliff.
+        explanation: in a sentence or two.
+        kernels: those that cost most beyond what the neighbour's cost, first; all, where there is no neighbour.
+        remedies: fastest first; empty where none was tried.
+    """
+
+    label: str
+    also: tuple[str, ...]
+    verdict: Verdict
+    neighbour: str | None
+    explanation: str
+    kernels: tuple[KernelPair, ...]
+    remedies: tuple[Remedy, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProfileReport:
+    """What a profile found; `skipped` says which configurations could not run, and why."""
+
+    device: str
+    threads: int
+    threshold: float
+    rows: tuple[ProfileRow, ...]
+    alarms: tuple[Alarm, ...]
+    skipped: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return asdict(self) | {"rows": [row.flat() for row in self.rows]}
+
+
+def remedy(change: str, before: ProbeResult, after: ProbeResult) -> Remedy:
+    """Return what a change brought."""
+    ms_before, ms_after = (result.ms_median / result.batch_size for result in (before, after))
+    return Remedy(
+        change=change,
+        widths=after.widths,
+        step_ms=after.ms_median,
+        speedup=ms_before / ms_after,
+        speedup_per_flop=after.flops_per_second / before.flops_per_second,
+    )
+
+
+def pair_kernels(own: Sequence[Kernel], neighbour: Sequence[Kernel], flop_ratio: float) -> tuple[KernelPair, ...]:
+    """Return kernels side by side, those with the most extra time first.
+
+    Args:
+        own: kernels of the alarmed configuration.
+        neighbour: kernels of a healthy one, empty where there is none.
+        flop_ratio: arithmetic of the alarmed step over the neighbour's.
+    """
+    ours, theirs = ({kernel.name: kernel for kernel in kernels} for kernels in (own, neighbour))
+    pairs = [
+        KernelPair(
+            name=name,
+            kind=(ours.get(name) or theirs[name]).kind,
+            own=ours.get(name),
+            neighbour=theirs.get(name),
+            extra_ms=_ms(ours.get(name)) - flop_ratio * _ms(theirs.get(name)),
+        )
+        for name in dict.fromkeys([*ours, *theirs])
+    ]
+    return tuple(sorted(pairs, key=lambda pair: -pair.extra_ms))
+
+
+def explain(own: ProbeResult, neighbour: ProbeResult | None, pairs: Sequence[KernelPair], lanes: int | None) -> str:
+    """Return why a configuration is slow, as far as its kernels tell.
+
+    Args:
+        own: the alarmed configuration.
+        neighbour: the healthy one that it is held against.
+        pairs: their kernels.
+        lanes: 32-bit numbers in a vector of the CPU; None on other devices.
+    """
+    sentences = [_slow_kinds(pairs) or _dearest(pairs)]
+    if lanes and own.widths and vector_fill(own.widths, lanes) < 0.95:
+        sentence = f"Its channels {spelled(own.widths)} fill {_fills(own.widths, lanes)} of vectors of {lanes} numbers"
+        if neighbour is not None:
+            sentence += f", the neighbour's {spelled(neighbour.widths)} {_fills(neighbour.widths, lanes)}"
+        sentences.append(f"{sentence}: the rest of each vector is computed and thrown away.")
+    return " ".join(filter(None, sentences))
+
+
+def vector_fill(widths: Sequence[int], lanes: int) -> float:
+    """Return the mean over stages of the part of the vectors that channels fill; stages cost about the same."""
+    return sum(width / _whole_vectors(width, lanes) for width in widths) / len(widths)
+
+
+def _whole_vectors(width: int, lanes: int) -> int:
+    return -(-width // lanes) * lanes
+
+
+def _fills(widths: Sequence[int], lanes: int) -> str:
+    return "/".join(f"{width / _whole_vectors(width, lanes):.0%}" for width in widths)
+
+
+def _ms(kernel: Kernel | None) -> float:
+    return 0.0 if kernel is None else kernel.ms
+
+
+def _slow_kinds(pairs: Sequence[KernelPair]) -> str:
+    """Name kernels of a slow kind that the neighbour does with less of."""
+    found = [pair for pair in pairs if pair.kind and pair.own and pair.own.share >= NOTABLE_SHARE and pair.extra_ms > 0]
+    if not found:
+        return ""
+    named = [f"{pair.name} ({pair.kind}, {pair.own.share:.0%} of its time)" for pair in found[:3] if pair.own]
+    return f"It runs kernels of a slow kind: {', '.join(named)}."
+
+
+def _dearest(pairs: Sequence[KernelPair]) -> str:
+    """Say where the extra time goes when all kernels are good ones."""
+    dearer = [pair for pair in pairs if pair.own and pair.neighbour and pair.extra_ms > 0]
+    if not dearer:
+        return ""
+    named = [f"{pair.name} ({pair.extra_ms:.1f} ms)" for pair in dearer[:3]]
+    return f"No FFT, reference or fallback kernel; the same kernels take longer per FLOP, above all {', '.join(named)}."
+
+
+def render_profile(report: ProfileReport, console: Console) -> None:
+    """Print a report for people: the table, then each alarm with its kernels and remedies."""
+    console.print(_rows_table(report))
+    for line in report.skipped:
+        console.print(f"[yellow]skipped:[/] {escape(line)}")
+    if not report.alarms:
+        console.print("No kernel cliff: every configuration takes about the time that its arithmetic explains.")
+    for alarm in report.alarms:
+        _render_alarm(alarm, console)
+
+
+def _rows_table(report: ProfileReport) -> Table:
+    table = _table(f"{report.device}, {report.threads} threads", "configuration")
+    for name in ("params", "M mult-adds", "ms/step", "±", "GFLOP/s", "over prediction", ""):
+        table.add_column(name, justify="left" if name in ("params", "") else "right")
+    for row in report.rows:
+        excess, witness = row.verdict.excess, row.verdict.witness
+        table.add_row(
+            row.label,
+            ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in row.params.items()),
+            f"{row.result.multiply_adds / 1e6:.1f}",
+            f"{row.result.ms_median:.1f}",
+            f"{row.result.ms_mad:.1f}",
+            f"{row.result.flops_per_second / 1e9:.1f}",
+            "-" if excess is None else f"{excess:.2f}× ({witness})",
+            "[bold red]cliff[/]" if row.verdict.is_cliff else "",
+        )
+    return table
+
+
+def _render_alarm(alarm: Alarm, console: Console) -> None:
+    excess, witness = alarm.verdict.excess or 1.0, alarm.verdict.witness
+    console.print(f"\n[bold red]cliff:[/] {escape(alarm.label)} takes {excess:.2f}× what {_VERBS[witness]}")
+    if alarm.also:
+        console.print(f"the same at: {escape('; '.join(alarm.also))}")
+    console.print(escape(alarm.explanation))
+    console.print(_kernel_table(alarm))
+    if alarm.remedies:
+        console.print(_remedy_table(alarm))
+
+
+def _kernel_table(alarm: Alarm) -> Table:
+    table = _table(f"kernels per step, beside {alarm.neighbour or 'nothing'}", "kernel")
+    for name in ("kind", "launches", "ms", "share", "neighbour's launches", "ms", "share", "extra ms"):
+        table.add_column(name, justify="left" if name == "kind" else "right")
+    for pair in alarm.kernels[:KERNELS_SHOWN]:
+        table.add_row(
+            escape(pair.name),
+            pair.kind,
+            *_kernel_cells(pair.own),
+            *_kernel_cells(pair.neighbour),
+            f"{pair.extra_ms:.1f}",
+        )
+    return table
+
+
+def _kernel_cells(kernel: Kernel | None) -> tuple[str, str, str]:
+    if kernel is None:
+        return "-", "-", "-"
+    return str(kernel.launches), f"{kernel.ms:.1f}", f"{kernel.share:.0%}"
+
+
+def _remedy_table(alarm: Alarm) -> Table:
+    table = _table("remedies", "change")
+    for name in ("widths", "ms/step", "speedup", "per FLOP"):
+        table.add_column(name, justify="right")
+    for tried in alarm.remedies:
+        speedups = (f"{tried.speedup:.2f}×", f"{tried.speedup_per_flop:.2f}×")
+        table.add_row(escape(tried.change), spelled(tried.widths), f"{tried.step_ms:.1f}", *speedups)
+    return table
+
+
+def _table(title: str, first: str) -> Table:
+    table = Table(title=escape(title), title_justify="left", box=None, pad_edge=False, header_style="bold")
+    table.add_column(first, overflow="fold")
+    return table

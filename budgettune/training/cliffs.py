@@ -1,0 +1,166 @@
+"""When is a configuration slower than its arithmetic explains? Pure: from timings to verdicts.
+
+A training step should cost what its arithmetic costs elsewhere: time ~ FLOP ** growth, with growth near 1 where
+products dominate and below 1 where fixed costs do. Each configuration is held against up to three witnesses, and the
+one that predicts least counts:
+
+- its *aligned twin*: the same network with widths rounded to a multiple of 8, at the same batch. It is the only good
+  witness where most of a search space has fallen off the same cliff;
+- its *neighbours*: the nearest networks in arithmetic, at the same batch;
+- its *other batches*: the same network at the nearest batch sizes.
+
+A prediction is the median over the witnesses of one sort, each scaled to the configuration's own arithmetic, so one
+bad neighbour cannot spoil it. Configurations that their twin already convicts are no witnesses for others.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import TypeVar
+
+from budgettune.training.probe import ProbeResult
+
+Key = TypeVar("Key", bound=Hashable)
+
+THRESHOLD = 1.25
+"""Time over prediction from which it is a cliff. Aligned networks of one family scatter by up to 1.12 around it."""
+
+ALIGNMENT = 8
+_NEAREST = 4
+_DISTINCT = 1.1  # ratio of arithmetic below which two points say nothing about growth
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """How a configuration stands against what others predict.
+
+    Attributes:
+        predicted_ms: per step, by the witness that predicts least; None where there is no witness.
+        excess: measured over predicted time; None likewise.
+        witness: `aligned twin`, `neighbours` or `other batches`; empty likewise.
+        is_cliff: whether the excess is over the threshold.
+    """
+
+    predicted_ms: float | None = None
+    excess: float | None = None
+    witness: str = ""
+    is_cliff: bool = False
+
+
+def is_aligned(widths: Sequence[int]) -> bool:
+    """Whether all channel counts are multiples of 8."""
+    return all(width % ALIGNMENT == 0 for width in widths)
+
+
+def growth(points: Iterable[ProbeResult]) -> float:
+    """Return the exponent of time against arithmetic: the median slope over all pairs, kept in [0, 1].
+
+    The estimator of Theil (1950) and Sen (1968), which a quarter of bad points cannot move far. 1 where there is no
+    pair to tell.
+    """
+    slopes = [
+        math.log(b.ms_median / a.ms_median) / math.log(b.flop_per_step / a.flop_per_step)
+        for a, b in itertools.combinations(points, 2)
+        if abs(math.log(b.flop_per_step / a.flop_per_step)) > math.log(_DISTINCT)
+    ]
+    return min(1.0, max(0.0, median(slopes))) if slopes else 1.0
+
+
+def predict(own: ProbeResult, witnesses: Sequence[ProbeResult], exponent: float) -> float:
+    """Return the milliseconds that witnesses predict for a configuration's arithmetic."""
+    return median(w.ms_median * math.pow(own.flop_per_step / w.flop_per_step, exponent) for w in witnesses)
+
+
+def judge(
+    results: Mapping[Key, ProbeResult], twins: Mapping[Key, Key], threshold: float = THRESHOLD
+) -> dict[Key, Verdict]:
+    """Return a verdict on every configuration.
+
+    Args:
+        results: by key, aligned twins among them.
+        twins: from the key of an unaligned configuration to that of its aligned twin; may lack any.
+        threshold: time over prediction from which it is a cliff.
+    """
+    by_twin = {key: _verdict(results[key], _by_twin(key, results, twins), threshold) for key in results}
+    healthy = {key: result for key, result in results.items() if not by_twin[key].is_cliff}
+    return {
+        key: _verdict(
+            own,
+            {
+                **_by_twin(key, results, twins),
+                "neighbours": _by_others(own, _neighbours(key, own, healthy), _scale(own, healthy)),
+                "other batches": _by_others(own, others := _other_batches(key, own, healthy), others),
+            },
+            threshold,
+        )
+        for key, own in results.items()
+    }
+
+
+def nearest_healthy(key: Key, results: Mapping[Key, ProbeResult], verdicts: Mapping[Key, Verdict]) -> Key | None:
+    """Return the configuration of the same batch and precision, on no cliff, that is nearest in arithmetic."""
+    healthy = {other: result for other, result in results.items() if not verdicts[other].is_cliff}
+    own = results[key]
+    return min(
+        (other for other, result in healthy.items() if other != key and _comparable(own, result)),
+        key=lambda other: _distance(own, results[other]),
+        default=None,
+    )
+
+
+def _verdict(own: ProbeResult, predictions: Mapping[str, float | None], threshold: float) -> Verdict:
+    known = {witness: ms for witness, ms in predictions.items() if ms is not None}
+    if not known:
+        return Verdict()
+    witness = min(known, key=known.__getitem__)
+    excess = own.ms_median / known[witness]
+    return Verdict(predicted_ms=known[witness], excess=excess, witness=witness, is_cliff=excess > threshold)
+
+
+def _by_twin(key: Key, results: Mapping[Key, ProbeResult], twins: Mapping[Key, Key]) -> dict[str, float | None]:
+    own = results[key]
+    twin = results.get(twins[key]) if key in twins else None
+    return {"aligned twin": None if twin is None else predict(own, [twin], growth(_scale(own, results)))}
+
+
+def _by_others(own: ProbeResult, others: Sequence[ProbeResult], scale: Sequence[ProbeResult]) -> float | None:
+    """Return what other networks or batches predict, None where there is none."""
+    nearest = sorted(others, key=lambda other: _distance(own, other))[:_NEAREST]
+    if not nearest:
+        return None
+    if all(other.flop_per_step > own.flop_per_step for other in nearest):
+        # Fixed costs weigh more in a smaller step: of the smallest only "not slower than the next" is safe to ask.
+        return nearest[0].ms_median
+    return predict(own, nearest, growth(scale))
+
+
+def _scale(own: ProbeResult, results: Mapping[Key, ProbeResult]) -> list[ProbeResult]:
+    """Return what tells how time grows with arithmetic: aligned networks at the same batch, else all of them."""
+    comparable = [result for result in results.values() if _comparable(own, result)]
+    aligned = [result for result in comparable if is_aligned(result.widths)]
+    return aligned if len({result.multiply_adds for result in aligned}) > 1 else comparable
+
+
+def _neighbours(key: Key, own: ProbeResult, healthy: Mapping[Key, ProbeResult]) -> list[ProbeResult]:
+    return [result for other, result in healthy.items() if other != key and _comparable(own, result)]
+
+
+def _other_batches(key: Key, own: ProbeResult, healthy: Mapping[Key, ProbeResult]) -> list[ProbeResult]:
+    network = (own.multiply_adds, own.precision)
+    return [
+        result
+        for other, result in healthy.items()
+        if other != key and (result.multiply_adds, result.precision) == network
+    ]
+
+
+def _comparable(own: ProbeResult, other: ProbeResult) -> bool:
+    return (own.batch_size, own.precision) == (other.batch_size, other.precision)
+
+
+def _distance(own: ProbeResult, other: ProbeResult) -> float:
+    return abs(math.log(own.flop_per_step / other.flop_per_step))

@@ -1,0 +1,198 @@
+"""A few steps of one configuration, timed: what it costs per FLOP, without any training to speak of."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from statistics import median
+
+import torch
+
+from budgettune.errors import OutOfMemory, SpecError
+from budgettune.spec import DataSpec, StudySpec
+from budgettune.training.data import ImageData, ImageSet, load_data
+from budgettune.training.device import Device, is_out_of_memory
+from budgettune.training.kernels import Kernel, kernels_of
+from budgettune.training.stopwatch import Stopwatch
+from budgettune.training.trainer import Run
+
+BUILT_IN_SHAPES = {
+    "digits": (1, 8, 10),
+    "fashion-mnist": (1, 28, 10),
+    "cifar10": (3, 32, 10),
+    "cifar100": (3, 32, 100),
+}
+"""Channels, pixels on a side and classes of the sets that need no files to be probed."""
+
+SEGMENTS = 3
+"""Stretches that a measurement is cut into on a device which the host does not wait for at every step."""
+
+_FLOP_PER_MULTIPLY_ADD = 6  # two operations, in the forward pass and twice in the backward pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeResult:
+    """What one configuration's steps cost.
+
+    Attributes:
+        batch_size: images per step.
+        precision: fp32 or bf16, as realised.
+        widths: realised channels of the stages; empty for a model that does not tell.
+        blocks: realised basic blocks per stage; None likewise.
+        multiply_adds: of one forward pass of one image.
+        steps: timed steps.
+        ms_median: milliseconds per step.
+        ms_mad: median absolute deviation of the same.
+    """
+
+    batch_size: int
+    precision: str
+    widths: tuple[int, ...]
+    blocks: int | None
+    multiply_adds: int
+    steps: int
+    ms_median: float
+    ms_mad: float
+
+    @property
+    def flop_per_step(self) -> float:
+        """Operations of a training step: forward, and two products of the same size backward."""
+        return float(_FLOP_PER_MULTIPLY_ADD * self.multiply_adds * self.batch_size)
+
+    @property
+    def flops_per_second(self) -> float:
+        """Achieved operations per second; those of layers without weights are not counted."""
+        return self.flop_per_step / (self.ms_median / 1e3)
+
+
+class Probe:
+    """One configuration, built and warmed up as the trainer does it, whose steps can be timed in rounds.
+
+    Nothing is pruned and no image is read twice: a step is gathering, augmentation, forward, backward and optimiser.
+    The global random state is left as it was found.
+
+    Args:
+        config: a resolved spec; its pruning and its length of training play no part.
+        data: at least batch_size images on the device, such as `probe_images` gives.
+        box: the device.
+        cudnn_benchmark: whether cuDNN measures its kernels, as in training, or trusts its heuristic.
+        allow_import: packages that code named in the spec may come from.
+        clock: seconds, monotonic.
+
+    Raises:
+        SpecError: where the configuration cannot work.
+        OutOfMemory: where the device has no room for it.
+    """
+
+    def __init__(
+        self,
+        config: StudySpec,
+        data: ImageData,
+        box: Device,
+        *,
+        cudnn_benchmark: bool = True,
+        allow_import: Collection[str] = (),
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        batch = config.train.batch_size
+        if batch > len(data.train):
+            raise SpecError(f"batch_size: {batch} is larger than the {len(data.train)} training images")
+        self.box, self.clock, self.cudnn_benchmark = box, clock, cudnn_benchmark
+        self.config = config.resolve({"pruning.strategy": "full", "pruning.prune_rate": 0.0, "train.budget": None})
+        first = data.train.take(slice(batch))
+        with self._guarded(), torch.random.fork_rng(devices=[box.device.index or 0] if box.is_cuda else []):
+            torch.manual_seed(0)
+            self._run = Run(
+                self.config,
+                replace(data, train=first, held_out=first),
+                box,
+                0,
+                Stopwatch(clock, box.synchronize),
+                allow_import,
+            )
+        self._indices = torch.arange(batch, device=box.device)
+        self._losses = torch.zeros((), device=box.device)
+
+    def measure(self, steps: int) -> ProbeResult:
+        """Time some steps, one by one on a CPU, in a few stretches elsewhere."""
+        size = max(1, steps // SEGMENTS) if self.box.is_cuda else 1
+        with self._guarded():
+            ms = [self._stretch(size) for _ in range(max(1, steps // size))]
+        architecture = self._run.architecture
+        return ProbeResult(
+            batch_size=self.config.train.batch_size,
+            precision=self._run.precision,
+            widths=tuple(architecture.get("widths", ())),
+            blocks=architecture.get("blocks"),
+            multiply_adds=self._run.multiply_adds,
+            steps=size * len(ms),
+            ms_median=median(ms),
+            ms_mad=median(abs(value - median(ms)) for value in ms),
+        )
+
+    def kernels(self) -> tuple[Kernel, ...]:
+        """Return what one step runs, dearest first."""
+        with self._guarded():
+            return kernels_of(self._step, self.box)
+
+    def _step(self) -> None:
+        self._run.step(self._indices, None, self.config.train.lr, self._losses)
+
+    def _stretch(self, steps: int) -> float:
+        """Return milliseconds per step."""
+        self.box.synchronize()
+        began = self.clock()
+        for _ in range(steps):
+            self._step()
+        self.box.synchronize()
+        return 1e3 * (self.clock() - began) / steps
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """Have cuDNN choose as this probe wants it, and name what a full device means."""
+        before = torch.backends.cudnn.benchmark
+        torch.backends.cudnn.benchmark = self.cudnn_benchmark
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise OutOfMemory(
+                f"no memory left on {self.box.device} at batch size {self.config.train.batch_size}: "
+                f"a smaller batch_size or scale would fit"
+            ) from error
+        finally:
+            torch.backends.cudnn.benchmark = before
+
+
+def probe_images(spec: DataSpec, count: int, device: torch.device, allow_import: Collection[str] = ()) -> ImageData:
+    """Return images to probe with: random ones in the shape of a built-in set, else the set's own.
+
+    Args:
+        spec: `[data]` of the study.
+        count: images that a built-in set is imitated with.
+        device: to put them on.
+        allow_import: packages that the images may come from.
+
+    Raises:
+        DataError: where a set that is not built in cannot be read.
+    """
+    if spec.name not in BUILT_IN_SHAPES:
+        return load_data(spec, allow_import=allow_import).to(device)
+    channels, size, num_classes = BUILT_IN_SHAPES[spec.name]
+    size = spec.image_size or size
+    generator = torch.Generator().manual_seed(spec.seed)
+    images = torch.randint(256, (count, channels, size, size), dtype=torch.uint8, generator=generator)
+    random = ImageSet(images, torch.randint(num_classes, (count,), generator=generator))
+    return ImageData(
+        name=spec.name,
+        train=random,
+        held_out=random,
+        num_classes=num_classes,
+        mean=(0.5,) * channels,
+        std=(0.25,) * channels,
+        flip=spec.name != "digits" if spec.flip is None else spec.flip,
+        pad=max(1, size // 8),
+    ).to(device)

@@ -1,0 +1,107 @@
+"""Every benchmark runs in a tiny setting, prints its tables and writes its numbers. What they measure is not judged."""
+
+import importlib
+import json
+import multiprocessing
+import statistics
+from pathlib import Path
+
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+TINY = ["--data", "digits", "--images", "200", "--batch-size", "50", "--blocks", "1", "--rounds", "1"]
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path, capsys):
+    """Return what runs a script in this process and gives its printed text and its JSON."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    threads = torch.get_num_threads()
+
+    def call(name: str, *arguments: str) -> tuple[str, dict]:
+        file = tmp_path / "numbers.json"
+        main = importlib.import_module(name).main
+        with torch.random.fork_rng():
+            main([*TINY, "--same-process", "--threads", "1", "--json", str(file), *arguments])
+        return capsys.readouterr().out, json.loads(file.read_text())
+
+    yield call
+    torch.set_num_threads(threads)
+
+
+def module(monkeypatch, name):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    return importlib.import_module(name)
+
+
+def test_throughput_compares_three_columns_that_do_the_same_visits(run):
+    text, numbers = run("throughput", "--scales", "1.1", "--epochs", "2", "--workers", "0", "--matmul-size", "64")
+    assert "| scale | column" in text
+    assert "times faster than the paper's recipe (target: at least 5.0)" in text
+    paper, same, defaults = numbers["speed"]
+    assert paper["visits"] == same["visits"] == defaults["visits"] == 200 + 140
+    assert paper["widths"] == same["widths"] == "17/35/70"
+    assert paper["multiply-adds (M)"] == same["multiply-adds (M)"]
+    assert defaults["widths"] == "16/32/72"
+    assert paper["times faster"] == 1
+    assert numbers["machine"]["threads"] == 1
+    assert "hostname" not in numbers["machine"]
+
+
+def test_throughput_compares_accuracy_over_seeds(run):
+    text, numbers = run("throughput", "--accuracy", "--image-size", "8", "--epochs", "1", "--workers", "0")
+    assert "| to paper" in text
+    assert [row["precision"] for row in numbers["accuracy"][:3]] == ["fp32"] * 3
+    assert [row["widths"] for row in numbers["accuracy"][1:3]] == ["17/35/70", "16/32/72"]
+    assert all(len(runs) == 3 for runs in numbers["runs"].values())
+
+
+def test_pruning_cost_covers_every_strategy(run):
+    arguments = ["--image-size", "8", "--sizes", "400", "--epochs", "2"]
+    text, numbers = run("pruning_cost", *arguments)
+    assert "saved / dropped" in text
+    assert [row["strategy"] for row in numbers["costs"]] == ["full", "random", "stale-quantile", "paper-as-coded"]
+    assert [row["visits"] for row in numbers["savings"][:3]] == [400, 280, 340]
+
+
+def test_deadline_ends_near_the_budget_at_both_batches(run):
+    text, numbers = run("deadline", "--budgets", "0.3", "--step-seconds", "0.02", "--probe-seconds", "0.2")
+    assert "| budget s" in text
+    assert len(numbers["deadline"]) == 2
+    assert all(row["rate at the end"] == 0 for row in numbers["deadline"])
+    assert all(run["seconds"] == pytest.approx(0.3, abs=0.2) for run in numbers["runs"])
+
+
+def test_the_gpu_checks_run_on_a_cpu_and_find_no_waits(run):
+    text, numbers = run("cuda_check", "--device", "cpu", "--epochs", "1")
+    assert "| event" in text
+    assert [row["per step"] for row in numbers["per_step"]] == [0] * 5
+    assert [row["widths"] for row in numbers["cudnn"]] == ["17/35/70", "16/32/72"]
+
+
+def test_a_fresh_process_starts_its_own_workers_as_a_usual_one(monkeypatch):
+    common = module(monkeypatch, "common")
+    assert common.fresh_process(multiprocessing.get_start_method) == multiprocessing.get_all_start_methods()[0]
+
+
+def test_alternating_begins_each_round_at_another_job(monkeypatch):
+    common = module(monkeypatch, "common")
+    assert [job for _, job in common.alternate("abc", 3)] == list("abcbcacab")
+
+
+def test_a_difference_within_two_standard_errors_is_called_noise(monkeypatch):
+    throughput = module(monkeypatch, "throughput")
+    mean, error = throughput.mean_and_error([1.0, 2.0, 3.0])
+    assert (mean, error) == (2.0, pytest.approx(statistics.stdev([1.0, 2.0, 3.0]) / 3**0.5))
+    assert throughput.verdict(2.0, 0.5) == "better"
+    assert throughput.verdict(-2.0, 0.5) == "WORSE"
+    assert throughput.verdict(-2.0, 1.5) == throughput.verdict(9.0, float("inf")) == "noise"
+
+
+def test_a_device_that_is_not_here_is_refused_in_one_line(monkeypatch, capsys):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    throughput, common = module(monkeypatch, "throughput"), module(monkeypatch, "common")
+    with pytest.raises(SystemExit, match=r"^error: device cuda is not here"):
+        common.start(lambda: throughput.main(["--device", "cuda", "--same-process"]))
