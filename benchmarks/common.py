@@ -17,8 +17,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
-from budgettune.errors import BudgetTuneError
 from budgettune.disturbance import Witness
+from budgettune.errors import BudgetTuneError
 from budgettune.machine import fingerprint, usable_cores, witness_for
 from budgettune.records import MachineInfo
 
@@ -153,6 +153,19 @@ def median_and_spread(values: Sequence[float]) -> tuple[float, float]:
     """Return the median, and the median absolute deviation as a share of it."""
     middle = statistics.median(values)
     return middle, statistics.median(abs(value - middle) for value in values) / middle if middle else 0.0
+
+
+def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+    """Return the mean and its standard error; the error of a single value is infinite."""
+    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("inf")
+    return statistics.fmean(values), error
+
+
+def verdict(mean: float, error: float) -> str:
+    """Return what a difference says: a gain, a loss, or nothing that these seeds can tell."""
+    if abs(mean) <= 2 * error:
+        return "noise"
+    return "better" if mean > 0 else "WORSE"
 
 
 def write_json(options: argparse.Namespace, info: MachineInfo, **tables: Any) -> None:

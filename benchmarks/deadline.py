@@ -76,7 +76,7 @@ def large_batch(options: argparse.Namespace, data: ImageData) -> int:
     """Return the batch size at which a step takes about `--step-seconds`, by a short measurement."""
     probe, _ = trial(options, data, batch_size=options.batch_size, budget=options.probe_seconds)
     per_image = probe.step_ms_median / 1e3 / options.batch_size
-    return max(1, min(len(data.train), round(options.step_seconds / per_image)))
+    return min(len(data.train), max(options.batch_size, round(options.step_seconds / per_image)))
 
 
 def row(budget: float, batch_size: int, results: list[tuple[TrialResult, float]]) -> dict[str, Any]:

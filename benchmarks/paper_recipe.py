@@ -81,6 +81,8 @@ def train_paper_recipe(
         device: to train on.
         workers: of the DataLoader.
     """
+    # The recipe has four workers, whatever the number of cores.
+    warnings.filterwarnings("ignore", message="This DataLoader will create")
     torch.manual_seed(seed)
     box = Device(device)
     dataset = PilImages(data.train, transform_of(data, augment=spec.data.augment))
@@ -95,9 +97,7 @@ def train_paper_recipe(
     began = time.perf_counter()
     for epoch in range(spec.train.epochs or 0):
         kept = keep(table, epoch, spec)
-        with warnings.catch_warnings():  # it advises against more workers than cores, but the recipe has four
-            warnings.simplefilter("ignore", UserWarning)
-            loader = DataLoader(Subset(dataset, kept), spec.train.batch_size, shuffle=True, num_workers=workers)
+        loader = DataLoader(Subset(dataset, kept), spec.train.batch_size, shuffle=True, num_workers=workers)
         for images, labels, indices in loader:
             losses = step(model, optimizer, images.to(box.device), labels.to(box.device))
             table[indices] = losses.cpu()

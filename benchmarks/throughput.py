@@ -256,7 +256,7 @@ def accuracy_row(
     name: str, measured: list[Measurement], paper: list[Measurement], above: list[Measurement] | None
 ) -> dict[str, Any]:
     """Return mean accuracy in %, and differences in points to the paper's recipe and to the row above."""
-    mean, error = mean_and_error([100 * one.accuracy for one in measured])
+    mean, error = common.mean_and_error([100 * one.accuracy for one in measured])
     row = {
         "": name,
         "precision": measured[0].precision,
@@ -269,22 +269,9 @@ def accuracy_row(
             row[title] = None
             continue
         pairs = zip(measured, other, strict=True)
-        mean, error = mean_and_error([100 * (mine.accuracy - theirs.accuracy) for mine, theirs in pairs])
-        row[title] = f"{mean:+.2f} ± {error:.2f} ({verdict(mean, error)})"
+        mean, error = common.mean_and_error([100 * (mine.accuracy - theirs.accuracy) for mine, theirs in pairs])
+        row[title] = f"{mean:+.2f} ± {error:.2f} ({common.verdict(mean, error)})"
     return row
-
-
-def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """Return the mean and its standard error; the error of a single value is infinite."""
-    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("inf")
-    return statistics.fmean(values), error
-
-
-def verdict(mean: float, error: float) -> str:
-    """Return what a difference says: a gain, a loss, or nothing that these seeds can tell."""
-    if abs(mean) <= 2 * error:
-        return "noise"
-    return "better" if mean > 0 else "WORSE"
 
 
 def note(line: str) -> None:
@@ -300,11 +287,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--refresh-every", type=int, default=5)
     parser.add_argument("--workers", type=int, default=4, help="of the recipe's DataLoader")
     parser.add_argument("--matmul-size", type=int, default=4_096)
-    parser.add_argument("--accuracy", action="store_true", help="compare accuracies; 14×14, 8,000 images, batch 125")
+    parser.add_argument("--accuracy", action="store_true", help="compare accuracies; 14×14, 6,000 images, batch 125")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--linear-lr", type=float, default=3e-3)
     if "--accuracy" in (sys.argv[1:] if arguments is None else arguments):
-        parser.set_defaults(images=8_000, image_size=14, batch_size=125, epochs=10)
+        parser.set_defaults(images=6_000, image_size=14, batch_size=125, epochs=10)
     else:
         parser.set_defaults(epochs=3)
     options = parser.parse_args(arguments)

@@ -11,7 +11,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from budgettune.errors import StorageError
 
-_URL_PASSWORD = re.compile(r"([A-Za-z][\w+.-]*://[^\s:/@?]*:)(\S*)@")
+# The length of a scheme is bounded, because a search over a long text without one would take quadratic time.
+_URL_PASSWORD = re.compile(r"((?<![\w+.-])[A-Za-z][\w+.-]{0,40}://[^\s:/@?]*:)\S*@")
 _NAMED_PASSWORD = re.compile(r"(?i)\b((?:ssl)?password=)[^\s&;'\"]+")
 
 # Part of the driver's message (lower case) -> what is wrong, and what to do. The first match counts.

@@ -176,7 +176,7 @@ def beat(connection: sa.Connection, trial_id: int) -> bool:
     upsert = statement.on_conflict_do_update(
         index_elements=["trial_id"], set_={"heartbeat": statement.excluded.heartbeat}
     )
-    return connection.execute(upsert).rowcount > 0
+    return connection.execute(upsert.execution_options(preserve_rowcount=True)).rowcount > 0
 
 
 def end_trial(

@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -30,6 +30,7 @@ from budgettune.rows import StoredParam
 from budgettune.spec import RangeSpec, SamplerSpec, StudySpec
 
 LARGEST_ENUMERATION = 100_000
+RANDOM_VALUES = 32
 SAMPLERS: dict[str, type[BaseSampler]] = {
     "tpe": optuna.samplers.TPESampler,
     "nsga2": optuna.samplers.NSGAIISampler,
@@ -154,19 +155,28 @@ def draw(study: optuna.Study, trial: FrozenTrial, space: Mapping[str, BaseDistri
 def unseen(
     space: Mapping[str, BaseDistribution], proposal: Mapping[str, Any], seen: set[Point], seed: int
 ) -> tuple[StoredParam, ...]:
-    """Return the proposal, or (where the study has run that very point) another point that it has not.
+    """Return the proposal, or (where the study has run that very point) a random one that it has not.
 
-    Only a finite space can repeat a point; once all of it has run, the proposal stands.
+    Samplers repeat points of small spaces, and the corners of large ones. Once all of a small space has run, the
+    proposal stands.
     """
     stored = stored_params(space, proposal)
     if point_of(stored) not in seen:
         return stored
-    axes = {name: _values(distribution) for name, distribution in space.items()}
-    if math.prod(len(values) for values in axes.values()) > LARGEST_ENUMERATION:
-        return stored
-    others = (dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values()))
-    fresh = [point for point in others if point_of(stored_params(space, point)) not in seen]
-    return stored_params(space, random.Random(seed).choice(fresh)) if fresh else stored
+    rng = random.Random(seed)
+    candidates = (stored_params(space, point) for point in _points(space, rng))
+    fresh = [point for point in candidates if point_of(point) not in seen]
+    return rng.choice(fresh) if fresh else stored
+
+
+def _points(space: Mapping[str, BaseDistribution], rng: random.Random) -> Iterator[dict[str, Any]]:
+    """Yield every point of a small space, else some random ones."""
+    axes = [_values(distribution, rng) for distribution in space.values()]
+    if math.prod(len(values) for values in axes) <= LARGEST_ENUMERATION:
+        points: Iterable[Sequence[Any]] = itertools.product(*axes)
+    else:
+        points = ([rng.choice(values) for values in axes] for _ in range(RANDOM_VALUES))
+    return (dict(zip(space, values, strict=True)) for values in points)
 
 
 def point_of(params: Sequence[StoredParam]) -> Point:
@@ -174,13 +184,16 @@ def point_of(params: Sequence[StoredParam]) -> Point:
     return tuple(sorted((param.name, param.value) for param in params))
 
 
-def _values(distribution: BaseDistribution) -> Sequence[Any]:
-    """Return every value of a distribution; none for a continuous one, which repeats no point."""
+def _values(distribution: BaseDistribution, rng: random.Random) -> Sequence[Any]:
+    """Return every value of a distribution; some random ones of a continuous one."""
     if isinstance(distribution, CategoricalDistribution):
         return distribution.choices
     if isinstance(distribution, IntDistribution):
         return range(distribution.low, distribution.high + 1, distribution.step)
-    if isinstance(distribution, FloatDistribution) and distribution.step is not None:
-        steps = round((distribution.high - distribution.low) / distribution.step)
-        return [distribution.low + step * distribution.step for step in range(steps + 1)]
-    return ()
+    assert isinstance(distribution, FloatDistribution)  # the only kinds that a search space is made of
+    low, high, step = distribution.low, distribution.high, distribution.step
+    if step is not None:
+        return [low + index * step for index in range(1 + round((high - low) / step))]
+    if distribution.log:
+        return [math.exp(rng.uniform(math.log(low), math.log(high))) for _ in range(RANDOM_VALUES)]
+    return [rng.uniform(low, high) for _ in range(RANDOM_VALUES)]

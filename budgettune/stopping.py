@@ -41,6 +41,7 @@ class StopFlag:
         self.signal_number: int | None = None
         self.before_exit: Callable[[], object] = _nothing
         self._drains = drains
+        self._was_signalled = False
         self._no_more = threading.Event()
         self._at_once = threading.Event()
         self._previous: dict[int, Any] = {}
@@ -89,14 +90,16 @@ class StopFlag:
     def _on_signal(self, number: int, _: FrameType | None) -> None:
         if number == DRAIN_SIGNAL:
             self.drain()
-        elif self.signal_number is None:
-            self._first_signal(number)
+        elif not self._was_signalled:
+            self._was_signalled = True
+            self._stop_for(number)
         else:
             self.before_exit()
             os._exit(128 + number)  # the lease expires by itself, and another worker takes the cell
 
-    def _first_signal(self, number: int) -> None:
-        self.signal_number = number
+    def _stop_for(self, number: int) -> None:
+        if self.signal_number is None:
+            self.signal_number = number
         if self._drains:
             self.drain()
         else:
@@ -114,9 +117,9 @@ class StopFlag:
     def _obey(self, order: bytes) -> None:
         """Drain, or stop as for the signal of that number; unlike signals, orders never end the process at once.
 
-        A service manager may signal parent and children alike: the order that follows must not count as the second.
+        A service manager may signal parent and children alike: the parent's order must not count as a second signal.
         """
         if order == DRAIN_ORDER:
             self.drain()
-        elif self.signal_number is None:
-            self._first_signal(int(order))
+        else:
+            self._stop_for(int(order))

@@ -46,6 +46,7 @@ __all__ = [
 ]
 
 LEASE_SECONDS = 60.0
+LONGEST_MESSAGE = 2_000  # characters of a failure that a row keeps
 
 
 @dataclass(frozen=True)
@@ -305,7 +306,8 @@ class StudyHandle:
 
     def _end(self, taken: TakenTrial, kind: str, message: str) -> bool:
         attempts = self.spec.sampler.max_attempts
-        return transactions.record_failure(self.engine, self.study_id, taken, kind, redact(message), attempts)
+        message = redact(message[: 2 * LONGEST_MESSAGE])[:LONGEST_MESSAGE]
+        return transactions.record_failure(self.engine, self.study_id, taken, kind, message, attempts)
 
     # --- put right --------------------------------------------------------------------------------------------------
 

@@ -47,7 +47,6 @@ from budgettune.tables import (
 
 SLOT_ATTRIBUTES = ("cell", "repeat", "attempt", "failure", "extra", "late_of")
 CLAIM_ATTRIBUTES = ("cell", "repeat", "attempt", "seed")
-LONGEST_MESSAGE = 2_000  # characters of a failure that a row keeps
 
 
 @dataclass(frozen=True)
@@ -213,7 +212,7 @@ def record_failure(
 
     Nothing happens where the trial runs no longer: whoever ended it has seen to its slot.
     """
-    failure = {"kind": kind, "message": message[:LONGEST_MESSAGE]}
+    failure = {"kind": kind, "message": message}
     attempt = taken.attributes["attempt"] + (kind != HANDED_BACK)
     with writing(engine) as connection:
         if not lock_study(connection, study_id) or lock_trial(connection, taken.trial_id) != "RUNNING":

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import torch
 
@@ -19,60 +17,26 @@ from budgettune.errors import (
     DataError,
     Interrupted,
     StorageError,
+    StudyNotFound,
     TrialFailed,
     UsageError,
 )
 from budgettune.machine import usable_cores, witness_for
 from budgettune.records import EpochRecord, TrialResult
 from budgettune.spec import DataSpec, StudySpec
+from budgettune.spool import Spool, pauses
 from budgettune.stopping import StopFlag
 from budgettune.study import Claim, StudyHandle, load_study, study_names
 from budgettune.training.data import ImageData, load_data
 from budgettune.training.device import Device, pick_device
 from budgettune.training.trainer import Trained, train
+from budgettune.watchdog import Heartbeat, TrialLimit
+from budgettune.worker_options import WorkerOptions, WorkerSummary
 
 logger = logging.getLogger(__name__)
 
 FAILURES_IN_A_ROW = 5
 """Unexpected failures after which a worker blames itself or the study's code, and stops using up attempts."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class WorkerOptions:
-    """How a worker runs.
-
-    Attributes:
-        device: auto, cpu, cuda or cuda:N.
-        threads: of torch on the CPU; None for every usable core.
-        trials: end after that many; None for no limit.
-        timeout_seconds: begin no trial after that; None for no limit.
-        wait: stay for studies and trials that come later.
-        allow_import: packages that code named by a study may come from.
-        poll_seconds: between looks at the database while idle.
-        heartbeat_seconds: between signs of life.
-        lease_seconds: without a sign of life after which a trial counts as lost.
-        delivery_seconds: for which a result is offered again to a database that does not answer.
-    """
-
-    device: str = "auto"
-    threads: int | None = None
-    trials: int | None = None
-    timeout_seconds: float | None = None
-    wait: bool = False
-    allow_import: frozenset[str] = frozenset()
-    poll_seconds: float = 2.0
-    heartbeat_seconds: float = 10.0
-    lease_seconds: float = 60.0
-    delivery_seconds: float = 600.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class WorkerSummary:
-    """What a worker did."""
-
-    completed: int
-    failed: int
-    signal_number: int | None
 
 
 class Listener:
@@ -109,34 +73,6 @@ class DataCache:
         return self._data, time.perf_counter() - began
 
 
-class Heartbeat:
-    """Renews a trial's lease on a thread of its own; a database that does not answer is asked again later."""
-
-    def __init__(self, study: StudyHandle, claim: Claim, interval_seconds: float) -> None:
-        self._beat: Callable[[], object] = lambda: study.heartbeat(claim.trial_id)
-        self._interval_seconds = interval_seconds
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=f"heartbeat-{claim.number}", daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._done.set()
-        self._thread.join(timeout=5)
-
-    def _run(self) -> None:
-        while not self._done.is_set():
-            try:
-                self._beat()
-            except Exception as error:  # whatever it is, the next beat may get through
-                logger.warning("heartbeat not recorded: %s", error)
-            self._done.wait(self._interval_seconds)
-
-
 def run_worker(
     url: str,
     study: str | None = None,
@@ -151,6 +87,8 @@ def run_worker(
 
     Raises:
         StudyNotFound: where the study is not there and `wait` is off.
+        StorageError: where the database does not answer, or for longer than `patience_seconds` once it has; a result
+            that it has not taken waits in the spool.
         DataError: where this box cannot read a study's images; the trial goes back unharmed.
         BudgetTuneError: where trial after trial fails in code that is not ours.
     """
@@ -167,8 +105,11 @@ class _Worker:
     listener: Listener
     completed: int = 0
     failed: int = 0
+    spool: Spool = field(default_factory=Spool)
     _in_a_row: int = 0
     _handles: dict[str, StudyHandle] = field(default_factory=dict)
+    _has_answered: bool = False
+    _waits: Iterator[float] | None = None
 
     def run(self) -> WorkerSummary:
         self.device = pick_device(self.options.device)
@@ -176,15 +117,36 @@ class _Worker:
         self.witness = prepare_process(self.device, self.options.threads)
         began = time.monotonic()
         while not self.stop.is_set and not self._is_spent(time.monotonic() - began):
-            studies = self._studies()
-            work = next(((study, claim) for study in studies if (claim := self._claim(study)) is not None), None)
-            if work is not None:
-                self._work_on(*work)
-            elif not self.options.wait and all(study.is_finished() for study in studies):
-                break
-            else:
-                self.stop.wait(self.options.poll_seconds)
+            try:
+                if not self._round():
+                    break
+                self._waits = None
+            except StorageError as error:
+                self._bear_with(error)
         return WorkerSummary(completed=self.completed, failed=self.failed, signal_number=self.stop.signal_number)
+
+    def _round(self) -> bool:
+        """Work on one trial, or wait a little for one; return false where nothing is left to do."""
+        studies = self._studies()
+        work = next(((study, claim) for study in studies if (claim := self._claim(study)) is not None), None)
+        if work is not None:
+            self._work_on(*work)
+        elif self.spool.deliver_all(self.url):
+            return True  # what is open has changed
+        elif not self.options.wait and all(study.is_finished() for study in studies):
+            return False
+        else:
+            self.stop.wait(self.options.poll_seconds)
+        return True
+
+    def _bear_with(self, error: StorageError) -> None:
+        """Wait a little for a database that answered before; else, or where patience is over, raise the error."""
+        self._waits = self._waits or pauses(self.options.patience_seconds)
+        pause_seconds = next(self._waits, None)
+        if not self._has_answered or pause_seconds is None or isinstance(error, StudyNotFound):
+            raise error
+        logger.warning("asking the database again in %g s: %s", pause_seconds, error)
+        self.stop.wait(pause_seconds)
 
     def _is_spent(self, seconds: float) -> bool:
         trials, timeout_seconds = self.options.trials, self.options.timeout_seconds
@@ -198,11 +160,15 @@ class _Worker:
             for name in names:
                 if name not in self._handles:
                     self._handles[name] = load_study(self.url, name)
-            return [self._handles[name] for name in names]
+            studies = [self._handles[name] for name in names]
         except StorageError:  # no database yet, no study of that name yet, or not reachable just now
             if self.options.wait:
                 return []
             raise
+        if not self._has_answered:
+            self._has_answered = True
+            self.spool.deliver_all(self.url)  # before a cell whose result is here is taken for open
+        return studies
 
     def _claim(self, study: StudyHandle) -> Claim | None:
         """Return an open trial of a study, looking for lost ones only where none is waiting."""
@@ -216,11 +182,11 @@ class _Worker:
         self.listener.claimed(study, claim)
         with Heartbeat(study, claim, self.options.heartbeat_seconds):
             try:
-                result = self._train(study, claim)
+                result = self._train_in_time(study, claim)
             except (Interrupted, KeyboardInterrupt):
+                self.stop.request()
                 study.hand_back(claim)
                 self.listener.failed(claim, "told to stop; its cell is open again")
-                self.stop.request()
             except (DataError, UsageError):
                 study.hand_back(claim)  # this box's fault, not the configuration's
                 raise
@@ -229,18 +195,32 @@ class _Worker:
             else:
                 self._deliver(study, claim, result)
 
-    def _train(self, study: StudyHandle, claim: Claim) -> TrialResult:
+    def _train_in_time(self, study: StudyHandle, claim: Claim) -> TrialResult:
+        options = self.options
+        with TrialLimit(
+            options.trial_timeout_seconds,
+            options.hang_grace_seconds,
+            record=lambda error: study.fail(claim, error.kind, str(error)),
+        ) as limit:
+            try:
+                return self._train(study, claim, lambda: self.stop.cuts_short or limit.is_over)
+            except Interrupted:
+                if self.stop.cuts_short:
+                    raise
+                raise limit.error() from None
+
+    def _train(self, study: StudyHandle, claim: Claim, should_stop: Callable[[], bool]) -> TrialResult:
         """Train a claim; again, where the study asks for it and something disturbed the clock."""
         clock = study.spec.clock
         again = clock.repeat_limit if clock.on_disturbed == "repeat" else 0
         for attempt in range(again + 1):
-            result = self._train_once(study, claim).result
+            result = self._train_once(study, claim, should_stop).result
             if result.status != "disturbed":
                 break
             logger.info("trial %d was disturbed (%d of %d tries)", claim.number, attempt + 1, again + 1)
         return result
 
-    def _train_once(self, study: StudyHandle, claim: Claim) -> Trained:
+    def _train_once(self, study: StudyHandle, claim: Claim, should_stop: Callable[[], bool]) -> Trained:
         spec = study.spec
         data, load_seconds = self.data.get(spec.resolve(claim.params).data)
         return train(
@@ -252,26 +232,17 @@ class _Worker:
             load_seconds=load_seconds,
             allow_import=self.options.allow_import,
             witness=self.witness,
-            should_stop=lambda: self.stop.cuts_short,
+            should_stop=should_stop,
             on_epoch=lambda record: self.listener.epoch(claim, spec, record),
         )
 
     def _deliver(self, study: StudyHandle, claim: Claim, result: TrialResult) -> None:
-        """Record a result, asking again for a while where the database does not answer."""
-        deadline = time.monotonic() + self.options.delivery_seconds
-        pause_seconds = 0.5
-        while True:
-            try:
-                kept = study.complete(claim, result)
-                break
-            except StorageError as error:
-                if time.monotonic() > deadline:
-                    raise
-                logger.warning("result of trial %d not recorded yet: %s", claim.number, error)
-                time.sleep(pause_seconds)
-                pause_seconds = min(30.0, 2 * pause_seconds)
+        counts = self.spool.deliver(study, claim, result, self.options.patience_seconds, self.stop.wait)
+        if counts is None:
+            self.listener.failed(claim, "told to stop; the next worker on this box delivers its result")
+            return
         self._in_a_row = 0
-        if kept:
+        if counts:
             self.completed += 1
             self.listener.completed(study, claim, result)
         else:

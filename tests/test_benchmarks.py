@@ -91,12 +91,12 @@ def test_alternating_begins_each_round_at_another_job(monkeypatch):
 
 
 def test_a_difference_within_two_standard_errors_is_called_noise(monkeypatch):
-    throughput = module(monkeypatch, "throughput")
-    mean, error = throughput.mean_and_error([1.0, 2.0, 3.0])
+    common = module(monkeypatch, "common")
+    mean, error = common.mean_and_error([1.0, 2.0, 3.0])
     assert (mean, error) == (2.0, pytest.approx(statistics.stdev([1.0, 2.0, 3.0]) / 3**0.5))
-    assert throughput.verdict(2.0, 0.5) == "better"
-    assert throughput.verdict(-2.0, 0.5) == "WORSE"
-    assert throughput.verdict(-2.0, 1.5) == throughput.verdict(9.0, float("inf")) == "noise"
+    assert common.verdict(2.0, 0.5) == "better"
+    assert common.verdict(-2.0, 0.5) == "WORSE"
+    assert common.verdict(-2.0, 1.5) == common.verdict(9.0, float("inf")) == "noise"
 
 
 def test_a_device_that_is_not_here_is_refused_in_one_line(monkeypatch, capsys):

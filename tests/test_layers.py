@@ -16,6 +16,8 @@ LAYERS = {
     "__main__": 5,
     "api": 5,
     "cli": 5,
+    "cli_options": 5,
+    "cli_study": 5,
     "progress": 5,
     "render": 5,
     # 4: programs
@@ -23,6 +25,8 @@ LAYERS = {
     "fleet": 4,
     "guard": 4,
     "report": 4,
+    "spool": 4,
+    "watchdog": 4,
     "webserver": 4,
     "worker": 4,
     # 3: studies, answers, models
@@ -49,6 +53,9 @@ LAYERS = {
     "passwords": 1,
     "records": 1,
     "spec": 1,
+    "spec_faults": 1,
+    "spec_tables": 1,
+    "worker_options": 1,
     # 0: nothing
     "errors": 0,
     "units": 0,
@@ -57,12 +64,13 @@ LAYERS = {
 
 NEIGHBOURS = {
     "__init__": {"api"},
-    "cli": {"__init__", "api", "progress", "render"},
+    "cli": {"__init__", "api", "cli_options", "cli_study", "progress", "render"},
+    "cli_options": {"render"},
+    "cli_study": {"api", "cli_options", "render"},
     "dashboard": {"guard", "webserver"},
     "disturbance": {"procfs", "sentinel"},
     "errors": {"units"},
     "export": {"query"},
-    "fleet": {"worker"},
     "machine": {"disturbance", "nvml", "procfs"},
     "nvml": {"disturbance"},
     "rows": {"tables"},
@@ -70,6 +78,7 @@ NEIGHBOURS = {
     "study": {"export", "query", "sampling", "transactions"},
     "training": {"machine"},
     "transactions": {"query"},
+    "worker": {"spool", "watchdog"},
 }
 """Imports within a layer that are meant; everything else points down."""
 

@@ -244,10 +244,17 @@ def test_counts_name_every_state(study):
 
 # --- What other programs leave --------------------------------------------------------------------------------------
 
-ODD = st.one_of(st.none(), st.booleans(), st.text(max_size=5), st.integers(), st.floats(), st.lists(st.integers(), max_size=2),
-                st.dictionaries(st.text(max_size=3), st.integers(), max_size=2))  # fmt: skip
-NAMES = ("cell", "repeat", "attempt", "seed", "status", "device_name", "failure", "curve", "phases", "machine", "epochs",
-         "keep_fraction", "extra", "late_of")  # fmt: skip
+ODD = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.text(max_size=5),
+    st.integers(),
+    st.floats(),
+    st.lists(st.integers(), max_size=2),
+    st.dictionaries(st.text(max_size=3), st.integers(), max_size=2),
+)
+NAMES = ["cell", "repeat", "attempt", "seed", "status", "device_name", "failure", "curve", "phases", "machine"]
+NAMES += ["epochs", "keep_fraction", "extra", "late_of"]
 
 
 @given(st.dictionaries(st.sampled_from(NAMES), ODD), OBJECTIVE, OBJECTIVE)

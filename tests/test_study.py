@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -17,9 +18,9 @@ from budgettune.errors import BudgetTuneError, SpecError, StorageError, StudyExi
 from budgettune.export import export
 from budgettune.records import EpochRecord, MachineInfo, PhaseSeconds, TrialResult
 from budgettune.spec import StudySpec
-from budgettune.storage import open_engine, writing
+from budgettune.storage import open_engine, reading, writing
 from budgettune.study import create_study, delete_study, list_studies, load_study
-from budgettune.tables import TABLES_OF_A_TRIAL, trial_heartbeats, trials, utc_in
+from budgettune.tables import TABLES_OF_A_STUDY, TABLES_OF_A_TRIAL, studies, trial_heartbeats, trials, utc_in
 
 SEARCH = {"scale": [1.0, 1.4], "prune_rate": [0.0, 0.3]}
 RANGES = {"train.lr": {"low": 1e-4, "high": 1e-1, "log": True}, "batch_size": {"low": 16, "high": 64, "step": 8}}
@@ -121,7 +122,7 @@ def test_any_name_works(storage_url, name):
 
 @pytest.mark.parametrize("name", ["a\0b", "lone \ud800 surrogate"])
 def test_a_name_that_no_database_keeps_is_refused(sqlite_url, name):
-    with pytest.raises(SpecError, match="name: .*leave it out"):
+    with pytest.raises(SpecError, match=r"name: .*leave it out"):
         create_study(grid().model_copy(update={"name": name}), sqlite_url)
 
 
@@ -148,7 +149,7 @@ def test_a_study_is_made_whole_or_not_at_all(sqlite_url, monkeypatch):
 def test_a_study_of_a_newer_budgettune_is_refused_by_name_and_still_listed(study):
     with writing(study.engine) as connection:
         connection.execute(sa.text("UPDATE study_user_attributes SET value_json = '{\"warp\": 9}'"))
-    with pytest.raises(StorageError, match="study 'study': .*open it with the budgettune that made it"):
+    with pytest.raises(StorageError, match=r"study 'study': .*open it with the budgettune that made it"):
         load_study(study.url)
     [summary] = list_studies(study.url)
     assert (summary.name, summary.cells, summary.states["WAITING"]) == ("study", None, 4)
@@ -413,7 +414,7 @@ def test_the_end_of_a_trial_whose_study_was_deleted_is_no_error(study):
 
 @pytest.mark.parametrize("sampler", ["random", "tpe", "nsga2", "gp"])
 def test_a_sampled_study_ends_at_its_number_of_points_each_with_its_repeats(sqlite_url, sampler):
-    with create_study(sampled(sampler, trials=14, repeats=2), sqlite_url) as study:
+    with create_study(sampled(sampler, trials=11, repeats=2), sqlite_url) as study:
         assert study.claim().params.keys() == {"train.lr", "batch_size", "scale"}
         work_off(study)
         let_lease_run_out(study)
@@ -423,7 +424,7 @@ def test_a_sampled_study_ends_at_its_number_of_points_each_with_its_repeats(sqli
         assert study.is_finished()
         points = Counter(tuple(record.params.items()) for record in records(study) if record.state == "COMPLETE")
         assert set(points.values()) == {2}
-        assert len(points) == 14
+        assert len(points) == 11
 
 
 def test_draws_depend_on_the_seed_and_the_trial_alone(tmp_path):
@@ -511,10 +512,9 @@ def test_deleting_a_study_leaves_no_row_of_it_and_others_untouched(study):
         delete_study(study.url, "other")
         assert records(study) == before
         delete_study(study.url, "study")
-        with study.engine.connect() as connection:
-            inspector = sa.inspect(connection)
-            left = [table for table in inspector.get_table_names() if table not in ("alembic_version", "version_info")]
-            assert [connection.execute(sa.select(sa.func.count()).select_from(sa.table(name))).scalar() for name in left] == [0] * len(left)  # fmt: skip
+        with reading(study.engine) as connection:
+            for table in (studies, trials, *TABLES_OF_A_STUDY, *TABLES_OF_A_TRIAL):
+                assert connection.execute(sa.select(table)).all() == []
     with pytest.raises(StudyNotFound):
         delete_study(study.url, "study")
 
@@ -568,7 +568,7 @@ def test_places_that_cannot_be_written_are_named_and_devices_are_not_replaced(st
         with pytest.raises(UsageError, match="cannot be written"):
             export(study.engine, study.study_id, "csv", out)
     export(study.engine, study.study_id, "csv", os.devnull)
-    assert not os.path.isfile(os.devnull)
+    assert not Path(os.devnull).is_file()
     with pytest.raises(UsageError, match="choose one of csv, json, parquet"):
         export(study.engine, study.study_id, "xlsx", tmp_path / "x")
 

@@ -132,9 +132,11 @@ def _by_others(own: ProbeResult, others: Sequence[ProbeResult], scale: Sequence[
     nearest = sorted(others, key=lambda other: _distance(own, other))[:_NEAREST]
     if not nearest:
         return None
+    # At the ends of the space growth would be extrapolated, and fixed costs bend it: only the bounds are safe there.
     if all(other.flop_per_step > own.flop_per_step for other in nearest):
-        # Fixed costs weigh more in a smaller step: of the smallest only "not slower than the next" is safe to ask.
-        return nearest[0].ms_median
+        return predict(own, nearest[:1], 0.0)  # less work takes no longer
+    if all(other.flop_per_step < own.flop_per_step for other in nearest):
+        return predict(own, nearest, 1.0)  # more work takes at most so much longer
     return predict(own, nearest, growth(scale))
 
 

@@ -135,7 +135,8 @@ def _in_memory(shape: Shape, fill: Fill) -> Tensor:
 
 def _decode_into(store: Callable[[Shape, Fill], T], paths: Sequence[str], size: int | None) -> T:
     """Decode all files into a store, and return what it makes of them: grey where all of them are, else RGB."""
-    first = _decode(paths[0], size)
+    with quiet():
+        first = _decode(paths[0], size)
     height, width = first.shape[:2]
     channels = 1 if first.ndim == 2 else 3
     try:

@@ -1,0 +1,249 @@
+"""The tables of a study file, one frozen model each. `budgettune.spec` puts them together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from budgettune.units import parse_duration
+
+STRATEGIES = ("full", "random", "stale-quantile", "paper-as-coded")
+Scalar = bool | int | float | str
+
+
+def _listed(value: Any) -> Any:
+    """TOML and JSON know lists only; frozen specs hold tuples."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+Duration = Annotated[float, BeforeValidator(parse_duration)]
+
+
+class Table(BaseModel):
+    """What all tables share: no unknown keys, no silent conversions, no change after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+def _code_or(*names: str) -> Any:
+    """Return a validator that takes one of the names, or code as package.module:name."""
+
+    def check(value: Any) -> Any:
+        if not isinstance(value, str) or not (value in names or is_code(value)):
+            raise ValueError(f"must be one of {', '.join(names)}, or code as package.module:name")
+        return value
+
+    return BeforeValidator(check)
+
+
+def is_code(name: str) -> bool:
+    """Whether a name stands for code to import, as package.module:attribute."""
+    module, colon, attribute = name.partition(":")
+    return bool(colon) and all(part.isidentifier() for part in [*module.split("."), attribute])
+
+
+class DataSpec(Table):
+    """`[data]`: which images, and what part of them.
+
+    Attributes:
+        root: folder of the files; unused by digits.
+        cache: folder for a memory-mapped copy of `folder` images, for sets larger than memory; None keeps them in it.
+        train_size: a fixed random subset of the training images, None for all.
+        evaluate_on: `test`, or `validation`: a fixed part of the training images that training never sees.
+        image_size: pixels on a side, resized once at load; None keeps the files' own.
+        augment: random crop after padding, and horizontal flip.
+        flip: whether a mirrored image keeps its label; None asks the image set (yes for Fashion-MNIST and CIFAR).
+        augment_test: the same on the held-out images, as the paper's script does by mistake.
+        seed: of the splits and the subset; not of training.
+    """
+
+    name: Annotated[str, _code_or("digits", "fashion-mnist", "cifar10", "cifar100", "folder")] = "digits"
+    root: str | None = None
+    cache: str | None = None
+    train_size: int | None = Field(None, ge=1)
+    evaluate_on: Literal["test", "validation"] = "test"
+    validation_fraction: float = Field(0.1, gt=0, lt=1)
+    image_size: int | None = Field(None, ge=4, le=1024)
+    augment: bool = True
+    flip: bool | None = None
+    augment_test: bool = False
+    seed: int = Field(0, ge=0)
+
+
+def round_width(width: float, multiple: int) -> int:
+    """Return a channel count near width.
+
+    With multiple 1 it is the paper's `max(8, int(width))`. Otherwise the nearest multiple, or the next one up where
+    that would lose more than a tenth (the rule of MobileNet's reference code; Sandler et al. 2018).
+    """
+    if multiple == 1:
+        return max(8, int(width))
+    nearest = max(multiple, math.floor(width / multiple + 0.5) * multiple)
+    return nearest if nearest >= 0.9 * width else nearest + multiple
+
+
+class ModelSpec(Table):
+    """`[model]`: a scalable family.
+
+    Attributes:
+        widths: channels of the three stages at scale 1.
+        blocks: basic blocks per stage at scale 1.
+        width_multiple: widths are rounded to it; 1 keeps the paper's unrounded ones.
+        depth_rounding: `nearest`, or `down` as the paper's script does.
+        scale: width and depth in tandem; width_scale and depth_scale override it for one of them.
+        options: passed by name to a model of your own.
+    """
+
+    name: Annotated[str, _code_or("resnet")] = "resnet"
+    widths: Annotated[tuple[int, int, int], BeforeValidator(_listed)] = (16, 32, 64)
+    blocks: int = Field(3, ge=1)
+    width_multiple: int = Field(8, ge=1)
+    depth_rounding: Literal["nearest", "down"] = "nearest"
+    scale: float = Field(1.0, gt=0, le=64)
+    width_scale: float | None = Field(None, gt=0, le=64)
+    depth_scale: float | None = Field(None, gt=0, le=64)
+    options: dict[str, Scalar] = {}
+
+    @model_validator(mode="after")
+    def _positive_widths(self) -> Self:
+        if min(self.widths) < 1:
+            raise ValueError("widths must be at least 1")
+        return self
+
+    @property
+    def realised_widths(self) -> tuple[int, int, int]:
+        """Channels of the three stages after scaling and rounding."""
+        scale = self.scale if self.width_scale is None else self.width_scale
+        first, second, third = (round_width(width * scale, self.width_multiple) for width in self.widths)
+        return first, second, third
+
+    @property
+    def realised_blocks(self) -> int:
+        """Basic blocks per stage after scaling and rounding, at least one."""
+        blocks = self.blocks * (self.scale if self.depth_scale is None else self.depth_scale)
+        return max(1, int(blocks) if self.depth_rounding == "down" else math.floor(blocks + 0.5))
+
+
+class TrainSpec(Table):
+    """`[train]`: how one trial is trained.
+
+    Attributes:
+        epochs: passes over what pruning keeps. Exactly one of epochs and budget; 30 where neither is given.
+        budget: seconds on the clock ("60s"); epochs follow from it and the schedule runs on elapsed time.
+        lr_schedule: from lr to zero at the end of training (`linear`, `cosine`), or `constant` as in the paper.
+        precision: `auto` takes bf16 where the processor has it and the widths are aligned.
+        compile: torch.compile, off the clock.
+        evaluate_every: epochs between points of the accuracy curve; the last epoch always has one.
+    """
+
+    epochs: int | None = Field(None, ge=1)
+    budget: Duration | None = None
+    batch_size: int = Field(128, ge=1)
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    lr: float = Field(1e-3, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(0.0, ge=0)
+    lr_schedule: Literal["constant", "linear", "cosine"] = "linear"
+    precision: Literal["auto", "fp32", "bf16"] = "fp32"
+    compile: bool = False
+    evaluate_every: int = Field(1, ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _epochs_or_budget(cls, values: Any) -> Any:
+        if isinstance(values, Mapping):  # anything else is refused by pydantic itself
+            epochs, budget = values.get("epochs"), values.get("budget")
+            if epochs is not None and budget is not None:
+                raise ValueError("epochs and budget exclude each other: keep one")
+            if epochs is None and budget is None:
+                return {**values, "epochs": 30}
+        return values
+
+
+class PruningSpec(Table):
+    """`[pruning]`: which samples an epoch keeps.
+
+    Attributes:
+        prune_rate: fraction of the samples that a pruned epoch drops.
+        refresh_every: stale-quantile and paper-as-coded keep everything every that many epochs.
+        replacement: `random` draws each epoch afresh (true) or walks a permutation (false).
+    """
+
+    strategy: Annotated[str, _code_or(*STRATEGIES)] = "stale-quantile"
+    prune_rate: float = Field(0.0, ge=0, lt=1)
+    refresh_every: int = Field(5, ge=1)
+    replacement: bool = False
+
+
+class RangeSpec(Table):
+    """A searched interval, whole numbers where both ends are; for samplers, not for grids."""
+
+    low: int | float
+    high: int | float
+    log: bool = False
+    step: int | float | None = None
+
+    @property
+    def is_int(self) -> bool:
+        """Whether only whole numbers are drawn."""
+        return all(isinstance(value, int) for value in (self.low, self.high, self.step or 0))
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> Self:
+        if any(isinstance(value, bool) for value in (self.low, self.high, self.step)):
+            raise ValueError("low, high and step must be numbers")
+        if not self.low < self.high:
+            raise ValueError(f"low must be below high, not {self.low} and {self.high}")
+        if self.log and (self.low <= 0 or self.step is not None):
+            raise ValueError("log needs low above zero and no step")
+        if self.step is not None and self.step <= 0:
+            raise ValueError("step must be above zero")
+        return self
+
+
+def _axis(value: Any) -> Any:
+    """Return a list as a tuple of plain values, and a table as a range."""
+    if isinstance(value, Mapping):
+        return RangeSpec.model_validate(dict(value))
+    if isinstance(value, RangeSpec):
+        return value
+    if not isinstance(value, (list, tuple)) or not all(isinstance(item, Scalar) for item in value):
+        raise ValueError("must be a list of plain values, or a range such as { low = 1e-4, high = 1e-2, log = true }")
+    return tuple(value)
+
+
+Axis = Annotated[tuple[Scalar, ...] | RangeSpec, BeforeValidator(_axis)]
+
+
+class SamplerSpec(Table):
+    """`[sampler]`: how points are chosen, and how often each is run.
+
+    Attributes:
+        name: `grid` runs every point of the search lists; the others are Optuna's.
+        seed: of the study: every trial's own seed follows from it.
+        repeats: trials per point, each with its own seed.
+        trials: points that a sampled study ends at, over all workers; None for no end.
+        max_attempts: tries of one cell and repeat before it is given up.
+    """
+
+    name: Literal["grid", "tpe", "nsga2", "gp", "random"] = "grid"
+    seed: int = Field(0, ge=0)
+    repeats: int = Field(1, ge=1)
+    trials: int | None = Field(None, ge=1)
+    max_attempts: int = Field(3, ge=1)
+
+
+class ClockSpec(Table):
+    """`[clock]`: what is done so that a time can be believed.
+
+    Attributes:
+        warmup_steps: throwaway steps per batch shape before the clock starts.
+        on_disturbed: `keep` a disturbed trial, marked; or `repeat` it at once, up to repeat_limit times.
+    """
+
+    warmup_steps: int = Field(2, ge=0)
+    on_disturbed: Literal["keep", "repeat"] = "keep"
+    repeat_limit: int = Field(2, ge=1)

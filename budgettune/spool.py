@@ -1,0 +1,245 @@
+"""Results on their way to the database, as files of this box: a finished measurement outlives whatever fails.
+
+A worker writes each result here before it delivers it, and removes the file once the database has confirmed. What a
+killed worker or a database that was away leaves behind is delivered by the next worker on the box.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from budgettune import query
+from budgettune.errors import StorageError, StudyNotFound
+from budgettune.records import TrialResult
+from budgettune.study import Claim, StudyHandle, load_study
+
+logger = logging.getLogger(__name__)
+
+FIRST_PAUSE_SECONDS = 0.5
+LONGEST_PAUSE_SECONDS = 30.0
+ASIDE_SUFFIX = ".set-aside"
+
+
+@dataclass(frozen=True)
+class Spooled:
+    """One result on its way.
+
+    Attributes:
+        storage: hash that names the database without a password.
+        study_id: the study's number there.
+        spec: hash of the study's spec; a study made anew under the same name differs in one of the two.
+    """
+
+    storage: str
+    study: str
+    study_id: int
+    spec: str
+    claim: Claim
+    result: TrialResult
+
+    def to_json(self) -> str:
+        """Return the contents of a spool file."""
+        return json.dumps({**vars(self), "claim": asdict(self.claim), "result": self.result.to_json()})
+
+    @classmethod
+    def from_json(cls, text: str) -> Spooled:
+        """Return what `to_json` wrote; ValueError, TypeError or KeyError where it did not write this."""
+        document = json.loads(text)
+        claim, result = Claim(**document["claim"]), TrialResult.from_json(document["result"])
+        return cls(**{**document, "claim": claim, "result": result})
+
+
+class Spool:
+    """The folder of results on their way.
+
+    Args:
+        folder: else BUDGETTUNE_SPOOL, else `budgettune/spool` in the user's folder for state.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder or default_folder()
+
+    def keep(self, study: StudyHandle, claim: Claim, result: TrialResult) -> Path | None:
+        """Write a result to a file, and return it; None where the box does not take it, which is worth a warning."""
+        storage = storage_identity(study.url)
+        spooled = Spooled(storage, study.name, study.study_id, _spec_hash(study), claim, result)
+        path = self.folder / f"{storage}-{study.study_id}-{claim.trial_id}.json"
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _write_whole(path, spooled.to_json())
+        except (OSError, TypeError, ValueError) as error:
+            logger.warning("result of trial %d has no local copy: %s", claim.number, error)
+            return None
+        return path
+
+    def deliver(
+        self,
+        study: StudyHandle,
+        claim: Claim,
+        result: TrialResult,
+        patience_seconds: float,
+        wait: Callable[[float], bool],
+    ) -> bool | None:
+        """Keep a result, then record it, asking again for a while where the database does not answer.
+
+        Args:
+            study: that the trial is of.
+            claim: the trial.
+            result: of the trial.
+            patience_seconds: for which to ask.
+            wait: sleeps for some seconds, and returns whether somebody asked to stop.
+
+        Returns:
+            whether the result is the one that counts for its cell, as `StudyHandle.complete` does; None where
+            somebody asked to stop before the database answered: the file is there for the next worker.
+
+        Raises:
+            StorageError: where patience is over; the file stays.
+        """
+        path = self.keep(study, claim, result)
+        waits = pauses(patience_seconds)
+        while True:
+            try:
+                counts = study.complete(claim, result)
+                remove(path)
+                return counts
+            except StorageError as error:
+                logger.warning("result of trial %d not recorded yet: %s", claim.number, error)
+                pause_seconds = next(waits, None)
+                if pause_seconds is None:
+                    raise
+            if path is None:
+                time.sleep(pause_seconds)  # no copy: a polite signal must not lose the only one
+            elif wait(pause_seconds):
+                return None
+
+    def deliver_all(self, url: str) -> int:
+        """Deliver what earlier workers left for a database, and return how many results it took.
+
+        Never raises: a database that is away is asked again by the next call, and a file that cannot be delivered
+        is set aside.
+        """
+        delivered = 0
+        for path in sorted(self.folder.glob(f"{storage_identity(url)}-*.json")):
+            try:
+                delivered += _deliver_file(path, url)
+            except StudyNotFound as error:
+                _set_aside(path, str(error))
+            except StorageError as error:
+                logger.warning("results in %s not delivered yet: %s", self.folder, error)
+                break
+            except Exception as error:  # one file never blocks the others, nor the worker
+                logger.warning("result in %s not delivered: %s: %s", path, type(error).__name__, error)
+        return delivered
+
+
+def _deliver_file(path: Path, url: str) -> bool:
+    spooled = _read(path)
+    if spooled is None:
+        return False
+    with load_study(url, spooled.study) as study:
+        if not _is_of(study, spooled):
+            return _set_aside(path, f"study {spooled.study!r} was made anew since")
+        counts = study.complete(spooled.claim, spooled.result)
+    remove(path)
+    number = spooled.claim.number
+    logger.warning("delivered the result of trial %d of %r%s", number, spooled.study, "" if counts else " as an extra")
+    return True
+
+
+def _read(path: Path) -> Spooled | None:
+    try:
+        return Spooled.from_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:  # another worker delivered it
+        return None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        _set_aside(path, f"damaged ({type(error).__name__}: {error})")
+        return None
+
+
+def _is_of(study: StudyHandle, spooled: Spooled) -> bool:
+    """Whether a result belongs to a trial of this study: SQLite numbers rows again after a study was deleted."""
+    claim = spooled.claim
+    if (study.study_id, _spec_hash(study)) != (spooled.study_id, spooled.spec):
+        return False
+    records = query.trial_records(study.engine, study.study_id, numbers=[claim.number], documents=False)
+    if [(record.cell, record.repeat, record.seed) for record in records] != [(claim.cell, claim.repeat, claim.seed)]:
+        return False
+    return study.storage.get_trial_id_from_study_id_trial_number(study.study_id, claim.number) == claim.trial_id
+
+
+def _set_aside(path: Path, reason: str) -> bool:
+    aside = path.with_name(path.name + ASIDE_SUFFIX)
+    with suppress(OSError):  # no permission: the file stays, and is warned of again
+        path.replace(aside)
+    logger.warning("result in %s cannot be delivered: %s: look at it, then remove it", aside, reason)
+    return False
+
+
+def remove(path: Path | None) -> None:
+    """Remove a file whose result the database has; one that stays is delivered again, which changes nothing."""
+    if path is not None:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Write a file that is there whole or not at all, whatever ends the process or the power."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        with open(partial, "w", encoding="utf-8", opener=_private) as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, mode=0o600)
+
+
+def pauses(patience_seconds: float, clock: Callable[[], float] = time.monotonic) -> Iterator[float]:
+    """Yield longer and longer pauses in seconds, until patience is over; it begins with the first pause."""
+    deadline, pause_seconds = clock() + patience_seconds, FIRST_PAUSE_SECONDS
+    while clock() < deadline:
+        yield pause_seconds
+        pause_seconds = min(2 * pause_seconds, LONGEST_PAUSE_SECONDS)
+
+
+def default_folder() -> Path:
+    """Return BUDGETTUNE_SPOOL, else `budgettune/spool` in XDG_STATE_HOME, else the same in ~/.local/state."""
+    named = os.environ.get("BUDGETTUNE_SPOOL")
+    if named:
+        return Path(named)
+    state = os.environ.get("XDG_STATE_HOME")
+    return (Path(state) if state else Path("~/.local/state").expanduser()) / "budgettune" / "spool"
+
+
+def storage_identity(url: str) -> str:
+    """Return a short hash that names a database: no user, no password, and the whole path of an SQLite file."""
+    if url.startswith("sqlite"):
+        place = str(Path(url.partition("///")[2].partition("?")[0]).resolve())
+    else:
+        parts = urlsplit(url)
+        options = parse_qs(parts.query)
+        # A server's socket folder and port may also stand behind the question mark.
+        host = options.get("host", [parts.netloc.rpartition("@")[2]])
+        place = f"postgresql {host} {options.get('port', [])} {parts.path}"
+    return hashlib.sha256(place.encode()).hexdigest()[:16]
+
+
+def _spec_hash(study: StudyHandle) -> str:
+    document: dict[str, Any] = study.spec.to_document()
+    return hashlib.sha256(json.dumps(document, sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -1,0 +1,136 @@
+"""Threads that look after a running trial: signs of life for its lease, and an end to one that hangs."""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from types import TracebackType
+from typing import Self
+
+from budgettune.errors import TrialFailed
+from budgettune.study import Claim, StudyHandle
+from budgettune.units import format_duration
+
+logger = logging.getLogger(__name__)
+
+HUNG_STATUS = 75
+"""Exit status of a worker whose trial hung: EX_TEMPFAIL of sysexits.h, start me again."""
+RECORDING_SECONDS = 20.0
+"""For which the end of a hung trial may wait for the database."""
+
+
+class TrialTimeout(TrialFailed):
+    """The trial took longer than a worker allows."""
+
+    kind = "timeout"
+
+
+class Heartbeat:
+    """Renews a trial's lease on a thread of its own; a database that does not answer is asked again later."""
+
+    def __init__(self, study: StudyHandle, claim: Claim, interval_seconds: float) -> None:
+        self._beat: Callable[[], object] = lambda: study.heartbeat(claim.trial_id)
+        self._interval_seconds = interval_seconds
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"heartbeat-{claim.number}", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._done.set()
+        self._thread.join(timeout=5)
+
+    def _run(self) -> None:
+        while not self._done.is_set():
+            try:
+                self._beat()
+            except Exception as error:  # whatever it is, the next beat may get through
+                logger.warning("heartbeat not recorded: %s", error)
+            self._done.wait(self._interval_seconds)
+
+
+class TrialLimit:
+    """Ends a trial that takes too long: a slow one at its next step, one that hangs inside a step with the process.
+
+    Nothing interrupts a step from outside, so the failure of a hung trial is recorded from a thread, and the process
+    ends with `HUNG_STATUS` for a fleet or a service manager to start it again.
+
+    Args:
+        seconds: a trial may take; None for no limit.
+        grace_seconds: more for the last step to return.
+        record: writes the failure of a hung trial to the database.
+        end_process: stands in for `os._exit` in tests.
+    """
+
+    def __init__(
+        self,
+        seconds: float | None,
+        grace_seconds: float,
+        record: Callable[[TrialTimeout], object],
+        end_process: Callable[[int], object] = os._exit,
+    ) -> None:
+        self._seconds = seconds
+        self._grace_seconds = grace_seconds
+        self._record = record
+        self._end_process = end_process
+        self._done = threading.Event()
+        self._began = time.monotonic()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the trial's time is up."""
+        return self._seconds is not None and time.monotonic() - self._began > self._seconds
+
+    def error(self) -> TrialTimeout:
+        """Return the error that stands for a trial out of time."""
+        return TrialTimeout(
+            f"took longer than {format_duration(self._seconds or 0.0)}: allow more with --trial-timeout, or less work"
+        )
+
+    def __enter__(self) -> Self:
+        self._began = time.monotonic()
+        if self._seconds is not None:
+            hung_seconds = self._seconds + self._grace_seconds
+            threading.Thread(target=self._watch, args=(hung_seconds,), name="trial-limit", daemon=True).start()
+            # A step that hangs without letting go of the interpreter stops our thread too; this one runs below it.
+            _dump_and_exit_later(hung_seconds + 2 * RECORDING_SECONDS)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._done.set()
+        if self._seconds is not None:
+            faulthandler.cancel_dump_traceback_later()
+
+    def _watch(self, seconds: float) -> None:
+        if self._done.wait(seconds):
+            return
+        with suppress(Exception):  # where it hangs is worth knowing, but never worth staying for
+            faulthandler.dump_traceback(file=sys.__stderr__ or sys.stderr)
+        recording = threading.Thread(target=self._try_to_record, name="trial-limit-record", daemon=True)
+        recording.start()
+        recording.join(RECORDING_SECONDS)
+        if not self._done.is_set():
+            self._end_process(HUNG_STATUS)
+
+    def _try_to_record(self) -> None:
+        try:
+            self._record(self.error())
+        except Exception as error:  # the lease runs out instead
+            logger.warning("the end of a hung trial is not recorded: %s", error)
+
+
+def _dump_and_exit_later(seconds: float) -> None:
+    with suppress(Exception):  # standard error without a file behind it
+        faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__ or sys.stderr)

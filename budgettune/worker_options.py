@@ -1,0 +1,47 @@
+"""How a worker runs and what it did, as values that a parent process can read without loading torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerOptions:
+    """How a worker runs.
+
+    Attributes:
+        device: auto, cpu, cuda or cuda:N.
+        threads: of torch on the CPU; None for every usable core.
+        trials: end after that many; None for no limit.
+        timeout_seconds: begin no trial after that; None for no limit.
+        trial_timeout_seconds: end a trial that takes longer, as failed; None for no limit.
+        wait: stay for studies and trials that come later.
+        allow_import: packages that code named by a study may come from.
+        poll_seconds: between looks at the database while idle.
+        heartbeat_seconds: between signs of life.
+        lease_seconds: without a sign of life after which a trial counts as lost.
+        patience_seconds: for which a database that answered before and stopped to is asked again.
+        hang_grace_seconds: beyond the trial's time after which a step that does not return ends the process.
+    """
+
+    device: str = "auto"
+    threads: int | None = None
+    trials: int | None = None
+    timeout_seconds: float | None = None
+    trial_timeout_seconds: float | None = None
+    wait: bool = False
+    allow_import: frozenset[str] = frozenset()
+    poll_seconds: float = 2.0
+    heartbeat_seconds: float = 10.0
+    lease_seconds: float = 60.0
+    patience_seconds: float = 600.0
+    hang_grace_seconds: float = 30.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerSummary:
+    """What a worker did."""
+
+    completed: int
+    failed: int
+    signal_number: int | None
