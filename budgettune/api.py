@@ -83,6 +83,7 @@ def best_under_budget(
     *,
     top: int = 1,
     device_name: str | None = None,
+    clean_only: bool = False,
     storage: str | None = None,
 ) -> list[TrialRecord]:
     """Return the most accurate finished trials whose training fits a budget, best first.
@@ -92,21 +93,29 @@ def best_under_budget(
         budget: seconds, or a text such as "60s".
         top: how many.
         device_name: only times from that kind of machine.
+        clean_only: only times that nothing is known to have disturbed.
         storage: database URL, where study is not a handle.
 
     Raises:
         NothingWithinBudget: where even the fastest finished trial takes longer.
     """
     engine, study_id = locate(study, storage)
-    return query.best_under_budget(engine, study_id, parse_duration(budget), top=top, device_name=device_name)
+    budget_seconds = parse_duration(budget)
+    return query.best_under_budget(
+        engine, study_id, budget_seconds, top=top, device_name=device_name, clean_only=clean_only
+    )
 
 
 def pareto_front(
-    study: StudyHandle | str | None = None, *, device_name: str | None = None, storage: str | None = None
+    study: StudyHandle | str | None = None,
+    *,
+    device_name: str | None = None,
+    clean_only: bool = False,
+    storage: str | None = None,
 ) -> list[TrialRecord]:
     """Return the finished trials that no other one beats in both time and accuracy, fastest first."""
     engine, study_id = locate(study, storage)
-    return query.pareto_front(engine, study_id, device_name=device_name)
+    return query.pareto_front(engine, study_id, device_name=device_name, clean_only=clean_only)
 
 
 def train(
@@ -125,7 +134,11 @@ def train(
 
 
 def hypervolume_of(
-    study: StudyHandle | str | None = None, *, device_name: str | None = None, storage: str | None = None
+    study: StudyHandle | str | None = None,
+    *,
+    device_name: str | None = None,
+    clean_only: bool = False,
+    storage: str | None = None,
 ) -> tuple[float, tuple[float, float]]:
     """Return the hypervolume of a study's front, and the reference point that it is measured against.
 
@@ -133,7 +146,7 @@ def hypervolume_of(
     times accuracy, and is comparable with another's only at an equal reference.
     """
     engine, study_id = locate(study, storage)
-    points = query.objective_points(engine, study_id, device_name=device_name)
+    points = query.objective_points(engine, study_id, device_name=device_name, clean_only=clean_only)
     reference = (1.1 * max((seconds for seconds, _ in points), default=0.0), 0.0)
     return query.hypervolume(points, reference), reference
 

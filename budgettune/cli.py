@@ -17,6 +17,7 @@ from budgettune import api, cli_study, render
 from budgettune.cli_options import (
     HELP,
     AllowImport,
+    CleanOnly,
     Debug,
     DebugSwitch,
     Device,
@@ -84,12 +85,15 @@ def best(
     ] = ...,  # type: ignore[assignment]
     top: Annotated[int, typer.Option("--top", min=1, metavar="K", help="How many.")] = 1,
     device_name: DeviceName = None,
+    clean_only: CleanOnly = False,
     form: FormatOption = Format.table,
     storage: Storage = None,
     debug: Debug = False,
 ) -> None:
     """Show the most accurate trials whose training fits a budget."""
-    records = api.best_under_budget(study, budget, top=top, device_name=device_name, storage=storage)
+    records = api.best_under_budget(
+        study, budget, top=top, device_name=device_name, clean_only=clean_only, storage=storage
+    )
     _show_trials(records, form, device_name)
 
 
@@ -97,13 +101,14 @@ def best(
 def front(
     study: Study = None,
     device_name: DeviceName = None,
+    clean_only: CleanOnly = False,
     form: FormatOption = Format.table,
     storage: Storage = None,
     debug: Debug = False,
 ) -> None:
     """Show the Pareto front of time and accuracy, and its hypervolume."""
-    records = api.pareto_front(study, device_name=device_name, storage=storage)
-    volume, reference = api.hypervolume_of(study, device_name=device_name, storage=storage)
+    records = api.pareto_front(study, device_name=device_name, clean_only=clean_only, storage=storage)
+    volume, reference = api.hypervolume_of(study, device_name=device_name, clean_only=clean_only, storage=storage)
     if form is Format.json:
         documents = [render.trial_document(record) for record in records]
         render.print_json({"front": documents, "hypervolume": volume, "reference": reference})

@@ -65,6 +65,7 @@ FormatOption = Annotated[Format, typer.Option("--format", help="Table for people
 DeviceName = Annotated[
     str | None, typer.Option("--device-name", metavar="NAME", help="Only times from that kind of machine.")
 ]
+CleanOnly = Annotated[bool, typer.Option("--clean-only", help="Leave out disturbed and unverified times.")]
 AllowImport = Annotated[
     list[str] | None,
     typer.Option(

@@ -167,7 +167,13 @@ def param_names(engine: sa.Engine, study_id: int) -> list[str]:
 
 
 def best_under_budget(
-    engine: sa.Engine, study_id: int, budget_seconds: float, *, top: int = 1, device_name: str | None = None
+    engine: sa.Engine,
+    study_id: int,
+    budget_seconds: float,
+    *,
+    top: int = 1,
+    device_name: str | None = None,
+    clean_only: bool = False,
 ) -> list[TrialRecord]:
     """Return the most accurate finished trials that train within a budget.
 
@@ -179,13 +185,14 @@ def best_under_budget(
         budget_seconds: of training on the clock.
         top: how many at most.
         device_name: take only times from that kind of machine.
+        clean_only: take only times that nothing is known to have disturbed.
 
     Raises:
         NothingWithinBudget: where no finished trial is that fast.
     """
     if top < 1:
         raise UsageError(f"top must be at least 1, not {top}")
-    seconds, accuracy, query = _finished(study_id, device_name)
+    seconds, accuracy, query = _finished(study_id, device_name, clean_only)
     affordable = (
         query.where(seconds.c.value <= budget_seconds)
         .order_by(accuracy.c.value.desc(), seconds.c.value, trials.c.number)
@@ -199,9 +206,11 @@ def best_under_budget(
         return _records(connection, ids)
 
 
-def pareto_front(engine: sa.Engine, study_id: int, *, device_name: str | None = None) -> list[TrialRecord]:
+def pareto_front(
+    engine: sa.Engine, study_id: int, *, device_name: str | None = None, clean_only: bool = False
+) -> list[TrialRecord]:
     """Return the finished trials that no other beats in both time and accuracy, fastest first."""
-    seconds, accuracy, query = _finished(study_id, device_name)
+    seconds, accuracy, query = _finished(study_id, device_name, clean_only)
     points = query.add_columns(seconds.c.value, accuracy.c.value, trials.c.number)
     with reading(engine) as connection:
         rows = sorted(connection.execute(points).all(), key=lambda row: (row[1], -row[2], row[3]))
@@ -217,9 +226,11 @@ def _undominated(rows: Iterable[Any]) -> list[Any]:
     return front
 
 
-def objective_points(engine: sa.Engine, study_id: int, *, device_name: str | None = None) -> list[tuple[float, float]]:
+def objective_points(
+    engine: sa.Engine, study_id: int, *, device_name: str | None = None, clean_only: bool = False
+) -> list[tuple[float, float]]:
     """Return (train_seconds, test_accuracy) of every finished trial."""
-    seconds, accuracy, query = _finished(study_id, device_name)
+    seconds, accuracy, query = _finished(study_id, device_name, clean_only)
     with reading(engine) as connection:
         rows = connection.execute(query.with_only_columns(seconds.c.value, accuracy.c.value))
         return [(row[0], row[1]) for row in rows]
@@ -247,7 +258,9 @@ def hypervolume(points: Sequence[tuple[float, float]], reference: tuple[float, f
     return area
 
 
-def _finished(study_id: int, device_name: str | None = None) -> tuple[sa.FromClause, sa.FromClause, sa.Select[Any]]:
+def _finished(
+    study_id: int, device_name: str | None = None, clean_only: bool = False
+) -> tuple[sa.FromClause, sa.FromClause, sa.Select[Any]]:
     """Return the two columns of values and a query for the ids of complete trials whose values are both finite."""
     seconds, accuracy = trial_values.alias("seconds"), trial_values.alias("accuracy")
     query = sa.select(trials.c.trial_id).where(
@@ -257,11 +270,13 @@ def _finished(study_id: int, device_name: str | None = None) -> tuple[sa.FromCla
         query = query.join(
             values, sa.and_(values.c.trial_id == trials.c.trial_id, values.c.objective == objective)
         ).where(is_finite(values.c.value))
-    if device_name is not None:
-        device = trial_user_attributes.alias("device")
-        query = query.join(
-            device, sa.and_(device.c.trial_id == trials.c.trial_id, device.c.key == "device_name")
-        ).where(device.c.value_json == json.dumps(device_name))
+    wanted = {"device_name": device_name, "status": "clean" if clean_only else None}
+    for key, value in wanted.items():
+        if value is not None:
+            attribute = trial_user_attributes.alias(key)
+            query = query.join(
+                attribute, sa.and_(attribute.c.trial_id == trials.c.trial_id, attribute.c.key == key)
+            ).where(attribute.c.value_json == json.dumps(value))
     return seconds, accuracy, query
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import json
 import subprocess
 import sys
@@ -153,6 +154,23 @@ def test_mixed_machines_are_pointed_out_and_can_be_told_apart(run, monkeypatch):
     named = json.loads(run("best", "--budget", "1h", "--top", 9, "--device-name", "Abacus x1", "--format", "json")[1])
     assert [row["number"] for row in named if row["number"] < 2] == []
     assert len(named) == 2
+
+
+def test_disturbed_times_are_marked_and_can_be_left_out(run, monkeypatch):
+    from budgettune.disturbance import Witness
+
+    verdicts = itertools.cycle(["clean", "disturbed"])
+    monkeypatch.setattr(Witness, "stop", lambda self: (next(verdicts), {}))
+    assert run("study", "create", "digits", *SMALL)[0] == 0
+    assert run("worker", "--device", "cpu")[0] == 0
+    assert {row["status"] for row in json.loads(run("best", "--budget", "1h", "--top", 9, "--format", "json")[1])} == {
+        "clean",
+        "disturbed",
+    }
+    clean = json.loads(run("best", "--budget", "1h", "--top", 9, "--clean-only", "--format", "json")[1])
+    assert [row["number"] % 2 for row in clean] == [0, 0]
+    front = json.loads(run("front", "--clean-only", "--format", "json")[1])["front"]
+    assert {row["status"] for row in front} == {"clean"}
 
 
 def _renamed(machine):

@@ -53,5 +53,7 @@ class RandomSubset(Strategy):
     def _next_round(self) -> torch.Tensor:
         """Return a permutation in which what is left of the old one comes last: no sample twice in an epoch."""
         fresh = self.permutation(self.size)
-        left_over = torch.isin(fresh, self.queue)
+        is_left_over = torch.zeros(self.size, dtype=torch.bool, device=self.device)
+        is_left_over[self.queue] = True
+        left_over = is_left_over[fresh]
         return torch.cat([fresh[~left_over], fresh[left_over]])
