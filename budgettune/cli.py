@@ -34,9 +34,10 @@ from budgettune.render import Format, err, out
 from budgettune.units import format_duration
 
 if TYPE_CHECKING:
+    from budgettune.fleet import Member, WorkerCommand
     from budgettune.records import TrialRecord
     from budgettune.spec import StudySpec
-    from budgettune.worker import WorkerOptions, WorkerSummary
+    from budgettune.worker_options import WorkerOptions, WorkerSummary
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -57,23 +58,36 @@ def worker(
     timeout: Annotated[
         float | None, typer.Option("--timeout", parser=duration, metavar="2h", help="Begin no trial after that.")
     ] = None,
+    trial_timeout: Annotated[
+        float | None,
+        typer.Option("--trial-timeout", parser=duration, metavar="2h", help="End a trial that takes longer."),
+    ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Stay for studies and trials that come later.")] = False,
+    drain: Annotated[bool, typer.Option("--drain", help="When told to stop, finish the trial first.")] = False,
+    processes: Annotated[
+        int | None, typer.Option("--processes", min=1, help="Workers on this CPU; on GPUs it is one each.")
+    ] = None,
     allow_import: AllowImport = None,
     storage: Storage = None,
     debug: Debug = False,
 ) -> None:
     """Train open trials until none is left. Ctrl-C hands the running trial back; twice quits at once."""
-    from budgettune.worker import WorkerOptions
+    from budgettune import fleet
+    from budgettune.worker_options import WorkerOptions
 
     options = WorkerOptions(
         device=device,
         threads=threads,
         trials=trials,
         timeout_seconds=timeout,
+        trial_timeout_seconds=trial_timeout,
         wait=wait,
         allow_import=api.allowed_packages(allow_import),
     )
-    summary = _work(study, options, storage)
+    members = fleet.members_here(options, processes)
+    if members:
+        raise typer.Exit(_run_fleet(members, fleet.worker_command(study, drain=drain, debug=debug), storage))
+    summary = _work(study, options, storage, drain=drain)
     err.print(f"{summary.completed} trials completed, {summary.failed} failed. Next: budgettune front")
 
 
@@ -180,6 +194,43 @@ def doctor(form: FormatOption = Format.table, debug: Debug = False) -> None:
 
 
 @app.command()
+def profile(
+    spec: Annotated[str, typer.Argument(metavar="[SPEC]", help="TOML file, or the name of a bundled one.")] = "paper",
+    sets: Sets = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Turns of each configuration.")] = 3,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Steps timed in each turn.")] = 3,
+    remedies: Annotated[bool, typer.Option("--remedies/--no-remedies", help="Try cures for what is alarmed.")] = True,
+    allow_import: AllowImport = None,
+    form: FormatOption = Format.table,
+    debug: Debug = False,
+) -> None:
+    """Time a step of every scale and batch size, and look into those that fall off a kernel cliff."""
+    from budgettune.profile import profile as run_profile
+    from budgettune.profile_report import render_profile
+    from budgettune.spec import load_spec
+
+    with err.status("probing") as status:
+        report = run_profile(
+            load_spec(spec).with_overrides(sets or []),
+            device=device,
+            threads=threads,
+            rounds=rounds,
+            steps=steps,
+            remedies=remedies,
+            allow_import=api.allowed_packages(allow_import),
+            report_progress=status.update,
+        )
+    if form is Format.table:
+        render_profile(report, out)
+    elif form is Format.json:
+        render.print_json(report.to_json())
+    else:
+        render.print_rows(report.to_json()["rows"], form)
+
+
+@app.command()
 def demo(threads: Threads = None, storage: Storage = None, debug: Debug = False) -> None:
     """Create, work, answer: a small grid on scikit-learn's digits, in one go."""
     from budgettune.worker import WorkerOptions
@@ -201,7 +252,19 @@ def demo(threads: Threads = None, storage: Storage = None, debug: Debug = False)
     )
 
 
-def _work(study: str | None, options: WorkerOptions, storage: str | None) -> WorkerSummary:
+def _run_fleet(members: list[Member], command: WorkerCommand, storage: str | None) -> int:
+    from budgettune.fleet import run_fleet
+    from budgettune.stopping import StopFlag
+    from budgettune.storage import storage_url
+
+    def say(line: str) -> None:
+        err.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    with StopFlag() as stop:
+        return run_fleet(members, command, storage_url(storage), stop, say=say)
+
+
+def _work(study: str | None, options: WorkerOptions, storage: str | None, *, drain: bool = False) -> WorkerSummary:
     """Run a worker with progress on standard error; leave with 130 or 143 where a signal ended it."""
     from budgettune.progress import TerminalProgress
     from budgettune.stopping import StopFlag
@@ -209,7 +272,8 @@ def _work(study: str | None, options: WorkerOptions, storage: str | None) -> Wor
     from budgettune.worker import run_worker
 
     progress = TerminalProgress(err)
-    with StopFlag() as stop:
+    with StopFlag(drains=drain) as stop:
+        stop.obey_parent()
         try:
             summary = run_worker(storage_url(storage), study, options, stop=stop, listener=progress)
         finally:

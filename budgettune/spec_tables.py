@@ -72,6 +72,12 @@ class DataSpec(Table):
     augment_test: bool = False
     seed: int = Field(0, ge=0)
 
+    @model_validator(mode="after")
+    def _only_folders_are_cached(self) -> Self:
+        if self.cache is not None and self.name != "folder":
+            raise ValueError("cache works with name = 'folder' only: the other sets fit in memory")
+        return self
+
 
 def round_width(width: float, multiple: int) -> int:
     """Return a channel count near width.

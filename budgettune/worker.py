@@ -57,8 +57,9 @@ class Listener:
 
 @dataclass
 class DataCache:
-    """The last image set, kept between trials of one process."""
+    """The last image set, on the device, kept between trials of one process."""
 
+    device: torch.device
     allow_import: Collection[str] = ()
     _spec: DataSpec | None = None
     _data: ImageData | None = None
@@ -69,7 +70,7 @@ class DataCache:
             return self._data, 0.0
         self._data = None  # never two sets in memory
         began = time.perf_counter()
-        self._data, self._spec = load_data(spec, allow_import=self.allow_import), spec
+        self._data, self._spec = load_data(spec, allow_import=self.allow_import).to(self.device), spec
         return self._data, time.perf_counter() - began
 
 
@@ -113,7 +114,7 @@ class _Worker:
 
     def run(self) -> WorkerSummary:
         self.device = pick_device(self.options.device)
-        self.data = DataCache(self.options.allow_import)
+        self.data = DataCache(self.device, self.options.allow_import)
         self.witness = prepare_process(self.device, self.options.threads)
         began = time.monotonic()
         while not self.stop.is_set and not self._is_spent(time.monotonic() - began):
@@ -288,7 +289,7 @@ def train_one(
     spec = study if isinstance(study, StudySpec) else study.spec
     chosen = pick_device(device)
     witness = prepare_process(chosen, threads)
-    data, load_seconds = DataCache(allow_import).get(spec.resolve(params).data)
+    data, load_seconds = DataCache(chosen, allow_import).get(spec.resolve(params).data)
     return train(
         spec,
         params,

@@ -11,6 +11,18 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from hypothesis import HealthCheck, settings
+
+# Several processes with threads of their own share few cores here: waiting threads must not burn them.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+settings.register_profile("budgettune", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("budgettune")
+
+
+@pytest.fixture(autouse=True)
+def spool_of_its_own(monkeypatch, tmp_path_factory):
+    """Keep results that wait for a database out of the user's own folder."""
+    monkeypatch.setenv("BUDGETTUNE_SPOOL", str(tmp_path_factory.mktemp("spool")))
 
 
 @pytest.fixture(scope="session")

@@ -37,6 +37,7 @@ def test_the_paper_has_80_cells_over_scale_prune_rate_and_batch():
         ("[train]\nepochs = 3\nbudget = '5s'", "epochs and budget exclude each other"),
         ("[train]\nbudget = '5x'", r"train\.budget: '5x' is not a duration"),
         ("[data]\nname = 'mnist'", r"data\.name: 'mnist' must be one of digits, fashion-mnist"),
+        ("[data]\ncache = 'there'", "cache works with name = 'folder' only"),
         ("[pruning]\nstrategy = 'magic'", "must be one of full, random"),
         ("[model]\nwidths = [1, 2]", r"model\.widths\.2: missing"),
         ("[model]\nwidths = [0, 2, 3]", "widths must be at least 1"),

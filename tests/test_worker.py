@@ -27,6 +27,12 @@ TINY = [
 OPTIONS = WorkerOptions(device="cpu", poll_seconds=0.05, allow_import=frozenset([__name__]))
 
 
+@pytest.fixture(autouse=True)
+def spool(tmp_path, monkeypatch):
+    monkeypatch.setenv("BUDGETTUNE_SPOOL", str(tmp_path / "spool"))
+    return tmp_path / "spool"
+
+
 def make(url, *overrides) -> StudyHandle:
     return create_study(load_spec("digits").with_overrides([*TINY, *overrides]), url)
 
@@ -145,6 +151,59 @@ def test_a_result_is_offered_again_while_the_database_does_not_answer(sqlite_url
     monkeypatch.setattr(StudyHandle, "complete", sometimes)
     assert run_worker(sqlite_url, None, OPTIONS).completed == 1
     assert study.verify().whole
+
+
+def test_a_result_that_the_database_did_not_take_is_delivered_by_the_next_worker(sqlite_url, spool, monkeypatch):
+    study = make(sqlite_url, "search={scale = [1.0]}")
+
+    stop = StopFlag()
+
+    def away(self, claim, result):
+        stop.request()
+        raise StorageError("away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StudyHandle, "complete", away)
+        assert run_worker(sqlite_url, None, OPTIONS, stop=stop).completed == 0
+    assert len(list(spool.iterdir())) == 1
+    assert run_worker(sqlite_url, None, OPTIONS).completed == 0
+    assert study.verify().whole
+    assert not list(spool.iterdir())
+
+
+def test_a_database_that_stops_answering_for_a_while_ends_no_worker(sqlite_url, monkeypatch):
+    study = make(sqlite_url, "search={scale = [1.0]}")
+    claim, calls = StudyHandle.claim, iter([False, True])
+
+    def sometimes(self):
+        if next(calls, False):
+            raise StorageError("away")
+        return claim(self)
+
+    monkeypatch.setattr(StudyHandle, "claim", sometimes)
+    assert run_worker(sqlite_url, None, OPTIONS).completed == 1
+    assert study.verify().whole
+
+
+def test_a_trial_that_takes_too_long_is_recorded_as_failed(sqlite_url):
+    study = make(sqlite_url, "search={scale = [1.0]}", "train.epochs=100000", "sampler.max_attempts=1")
+    assert run_worker(sqlite_url, None, WorkerOptions(device="cpu", trial_timeout_seconds=0.5)).failed == 1
+    (record,) = query.trial_records(study.engine, study.study_id)
+    assert record.failure.startswith("timeout: took longer than 0.5s")
+    assert study.is_finished()
+
+
+def test_a_worker_that_drains_finishes_its_trial_first(sqlite_url):
+    study = make(sqlite_url)
+    stop = StopFlag(drains=True)
+
+    class Signalled(Listener):
+        def claimed(self, study, claim):
+            stop._on_signal(signal.SIGTERM, None)
+
+    summary = run_worker(sqlite_url, None, OPTIONS, stop=stop, listener=Signalled())
+    assert (summary.completed, summary.signal_number) == (1, signal.SIGTERM)
+    assert study.counts()["WAITING"] == 3
 
 
 def test_heartbeats_survive_a_database_that_does_not_answer(sqlite_url, monkeypatch):

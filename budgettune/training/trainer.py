@@ -239,7 +239,7 @@ class Run:
                 self.step(indices, weights, learning_rate_of(self.config.train, share), loss_sum)
                 progress.learn(self.step_seconds[-1])
         steps, samples = self.steps - steps_before, self.samples - samples_before
-        self.full_visits += self.strategy.size * steps / len(batches)
+        self.full_visits += self.strategy.size * samples / sum(len(indices) for indices, _ in batches)
         loss = float(loss_sum) / samples
         if not math.isfinite(loss):
             raise NonFiniteLoss(f"the loss of epoch {epoch} is {loss}: lower train.lr, or use fp32")

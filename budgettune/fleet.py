@@ -1,0 +1,299 @@
+"""Several workers on one box: a child process per GPU, or as many as asked for on the CPU, started again when they die.
+
+The parent loads neither torch nor Optuna. Children take their orders on standard input, whose end tells them that the
+parent is gone; the database's URL goes to them through the environment, because everybody may read a command line.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from budgettune import nvml
+from budgettune.errors import UsageError
+from budgettune.machine import usable_cores
+from budgettune.stopping import DRAIN_ORDER, ORDERS_VARIABLE, StopFlag
+from budgettune.units import format_duration
+from budgettune.worker_options import WorkerOptions
+
+FIRST_PAUSE_SECONDS = 1.0
+LONGEST_PAUSE_SECONDS = 60.0
+EARLY_SECONDS = 60.0
+"""A child that lives longer did useful work: its death begins a new count."""
+EARLY_DEATHS = 5
+POLL_SECONDS = 0.1
+STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
+USAGE_STATUS = 2
+
+WorkerCommand = Callable[["Member", float], list[str]]
+
+
+@dataclass(frozen=True)
+class Member:
+    """One place in a fleet.
+
+    Attributes:
+        name: in front of each line that its process prints.
+        environment: added to the parent's.
+        options: of its worker.
+    """
+
+    name: str
+    options: WorkerOptions
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What follows from the end of a child.
+
+    Attributes:
+        action: done, restart or give-up.
+        early_deaths: in a row, this one included.
+        pause_seconds: before the restart.
+    """
+
+    action: str
+    early_deaths: int = 0
+    pause_seconds: float = 0.0
+
+
+def after_end(status: int, lived_seconds: float, early_deaths: int) -> Verdict:
+    """Decide what follows when a child ends by itself.
+
+    Args:
+        status: exit status, negative for a signal that killed it.
+        lived_seconds: from its start to its end.
+        early_deaths: in a row before this end.
+    """
+    if status == 0 or status in STOPPED:  # nothing left to do, or somebody told this child alone to stop
+        return Verdict("done")
+    # A worker that leaves with status 1 found that it cannot go on, however long that took it.
+    deaths = early_deaths + 1 if lived_seconds < EARLY_SECONDS or status == 1 else 0
+    if status == USAGE_STATUS or deaths >= EARLY_DEATHS:
+        return Verdict("give-up", deaths)
+    return Verdict("restart", deaths, min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2 ** max(0, deaths - 1)))
+
+
+def plan_fleet(options: WorkerOptions, processes: int | None, gpus: Sequence[str], cores: int) -> list[Member]:
+    """Return the members of a fleet; none where one worker in this process will do.
+
+    Args:
+        options: of the whole; `trials` and cores are shared out.
+        processes: asked for; None for one per GPU, or one on the CPU.
+        gpus: names of this box's GPUs as CUDA_VISIBLE_DEVICES takes them.
+        cores: that may be shared out.
+
+    Raises:
+        UsageError: for several processes on one GPU, whose times would disturb each other.
+    """
+    on_gpus = options.device == "auto" and bool(gpus)
+    count = (len(gpus) if on_gpus else 1) if processes is None else processes
+    if options.trials is not None:
+        count = min(count, options.trials)
+    if count == 1:
+        return []
+    if options.device.startswith("cuda") or (on_gpus and count > len(gpus)):
+        raise UsageError("--processes is for CPUs, and a GPU takes one worker: add --device cpu, or leave it out")
+    shared = replace(options, threads=options.threads or max(1, cores // count))
+    shares = [_share(options.trials, count, index) for index in range(count)]
+    if on_gpus:
+        return [
+            Member(f"gpu {gpu}", replace(shared, device="cuda", trials=share), {"CUDA_VISIBLE_DEVICES": gpu})
+            for gpu, share in zip(gpus, shares, strict=False)
+        ]
+    return [
+        Member(f"worker {index}", replace(shared, device="cpu", trials=share)) for index, share in enumerate(shares)
+    ]
+
+
+def _share(trials: int | None, count: int, index: int) -> int | None:
+    return None if trials is None else trials // count + (index < trials % count)
+
+
+def members_here(options: WorkerOptions, processes: int | None) -> list[Member]:
+    """Return the members of a fleet on this box; GPUs are counted only where the answer depends on them."""
+    gpus = visible_gpus() if options.device == "auto" and processes != 1 else []
+    return plan_fleet(options, processes, gpus, usable_cores())
+
+
+def visible_gpus() -> list[str]:
+    """Return the NVIDIA devices that this process may use, as CUDA_VISIBLE_DEVICES takes them."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        listed = [name.strip() for name in named.split(",")]
+        return listed[: next((i for i, name in enumerate(listed) if name in ("", "-1")), len(listed))]
+    try:
+        return [str(index) for index in range(len(nvml.gpu_names()))]
+    except RuntimeError:  # no such package, or no driver: the driver's own tool tells the two apart
+        tool = shutil.which("nvidia-smi")
+        return [] if tool is None else _listed_by(tool)
+
+
+def _listed_by(tool: str) -> list[str]:
+    try:
+        listing = subprocess.run([tool, "-L"], capture_output=True, text=True, timeout=30, check=False).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return re.findall(r"UUID: (GPU-[^)\s]+)\)", listing)
+
+
+def worker_command(study: str | None, *, drain: bool, debug: bool) -> WorkerCommand:
+    """Return the function that gives a member's command line, its time limit cut by the seconds gone by."""
+
+    def command(member: Member, seconds_gone: float) -> list[str]:
+        options = member.options
+        timeout = options.timeout_seconds
+        pairs = {
+            "--device": options.device,
+            "--threads": options.threads,
+            "--trials": options.trials,
+            "--timeout": None if timeout is None else f"{max(1e-3, timeout - seconds_gone):.3f}",
+            "--trial-timeout": options.trial_timeout_seconds,
+        }
+        words = [word for name, value in pairs.items() if value is not None for word in (name, str(value))]
+        words += [word for package in sorted(options.allow_import) for word in ("--allow-import", package)]
+        flags = {"--wait": options.wait, "--drain": drain, "--debug": debug}
+        words += [name for name, is_on in flags.items() if is_on]
+        return [sys.executable, "-m", "budgettune.cli", "worker", *words, *([] if study is None else ["--", study])]
+
+    return command
+
+
+class Child:
+    """A member's process, and what became of those before it."""
+
+    def __init__(self, member: Member, say: Callable[[str], object]) -> None:
+        self.member = member
+        self.outcome: str | None = None
+        self.last_line = ""
+        self._say = say
+        self._early_deaths = 0
+        self._process: subprocess.Popen[bytes] | None = None
+        self._reader: threading.Thread | None = None
+        self._began = 0.0
+        self._due: float | None = 0.0
+
+    def tend(self, command: WorkerCommand, environment: Mapping[str, str], now: float, *, stopping: bool) -> None:
+        """Look after the child once: start it where that is due, and decide where it has ended."""
+        if self.outcome is not None:
+            return
+        if self._process is not None:
+            status = self._process.poll()
+            if status is not None:
+                self._bury(status, now, stopping)
+        elif stopping:
+            self.outcome = "stopped"
+        elif self._due is not None and now >= self._due:
+            self._start(command(self.member, now), environment, now)
+
+    def order(self, word: bytes) -> None:
+        """Write an order to the child's standard input; one that has just died needs none."""
+        if self._process is not None and self._process.stdin is not None:
+            try:
+                self._process.stdin.write(word + b"\n")
+                self._process.stdin.flush()
+            except OSError:
+                return
+
+    def kill(self) -> None:
+        """End the child at once; its lease expires by itself."""
+        if self._process is not None:
+            self._process.kill()
+
+    def _start(self, words: list[str], environment: Mapping[str, str], now: float) -> None:
+        self._began = now
+        self._process = subprocess.Popen(
+            words,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={**environment, **self.member.environment, ORDERS_VARIABLE: "1", "PYTHONUNBUFFERED": "1"},
+            start_new_session=True,  # Ctrl-C reaches the parent alone, which passes it on once
+        )
+        self._reader = threading.Thread(target=self._read, args=(self._process,), daemon=True)
+        self._reader.start()
+
+    def _read(self, process: subprocess.Popen[bytes]) -> None:
+        for raw in process.stdout or ():
+            line = raw.decode(errors="replace").rstrip()
+            self.last_line = line or self.last_line
+            self._say(f"{self.member.name}: {line}")
+
+    def _bury(self, status: int, now: float, stopping: bool) -> None:
+        if self._reader is not None:
+            self._reader.join(timeout=2)  # its last line is the reason
+        for pipe in (self._process.stdin, self._process.stdout) if self._process else ():
+            if pipe is not None:
+                pipe.close()
+        self._process = None
+        verdict = after_end(status, now - self._began, self._early_deaths)
+        self._early_deaths = verdict.early_deaths
+        if verdict.action == "restart" and not stopping:
+            self._due = now + verdict.pause_seconds
+            pause = format_duration(verdict.pause_seconds)
+            self._say(f"{self.member.name}: ended with status {status}; starts again in {pause}")
+            return
+        self.outcome = "stopped" if stopping else verdict.action
+        if self.outcome == "give-up":
+            self._say(f"{self.member.name}: given up after status {status}: {self.last_line or 'it said nothing'}")
+
+
+def run_fleet(
+    members: Sequence[Member],
+    command: WorkerCommand,
+    url: str,
+    stop: StopFlag,
+    *,
+    say: Callable[[str], object],
+    clock: Callable[[], float] = time.monotonic,
+) -> int:
+    """Run a worker per member until all have ended, and return the exit status of the whole.
+
+    Args:
+        members: from `members_here`.
+        command: from `worker_command`, or a stand-in.
+        url: of the database.
+        stop: passed on to the children; a second signal kills them.
+        say: takes each line of their output, with the child's name in front.
+        clock: seconds that only ever grow.
+
+    Returns:
+        0 when the work is done, 128 + the signal that ended it, 1 where every child was given up.
+    """
+    children = [Child(member, say) for member in members]
+    environment = {**os.environ, "BUDGETTUNE_STORAGE": url}
+    stop.before_exit = lambda: _kill(children)
+    began, told = clock(), b""
+    while any(child.outcome is None for child in children):
+        order = _order(stop)
+        if order != told:
+            told = order
+            for child in children:
+                child.order(order)
+        for child in children:
+            child.tend(command, environment, clock() - began, stopping=bool(told))
+        time.sleep(POLL_SECONDS)
+    if stop.signal_number is not None:
+        return 128 + stop.signal_number
+    return int(all(child.outcome == "give-up" for child in children))
+
+
+def _kill(children: Sequence[Child]) -> None:
+    for child in children:
+        child.kill()
+
+
+def _order(stop: StopFlag) -> bytes:
+    """Return what the children should be told now; nothing where they go on."""
+    if stop.signal_number is not None:
+        return str(int(stop.signal_number)).encode()
+    return DRAIN_ORDER if stop.is_set else b""

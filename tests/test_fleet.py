@@ -1,0 +1,130 @@
+"""Fleets: what follows from a death, who gets which device, and real processes that die, stop and finish."""
+
+import os
+import signal
+import sys
+import threading
+import time
+
+import pytest
+
+from budgettune import fleet, stopping
+from budgettune.errors import UsageError
+from budgettune.fleet import Member, Verdict, after_end, plan_fleet, run_fleet
+from budgettune.spec import load_spec
+from budgettune.stopping import StopFlag
+from budgettune.study import create_study
+from budgettune.worker_options import WorkerOptions
+
+CPU = WorkerOptions(device="cpu")
+OBEDIENT = "import sys; order = sys.stdin.readline().strip(); print('told', order, flush=True); sys.exit(0)"
+
+
+def test_a_death_is_followed_by_a_longer_and_longer_pause_until_the_fifth_early_one():
+    assert [after_end(-9, 1, deaths).pause_seconds for deaths in range(4)] == [1, 2, 4, 8]
+    assert after_end(-9, 1, 4).action == "give-up"
+    assert after_end(-9, 3600, 4) == Verdict("restart", 0, 1.0)
+    assert after_end(1, 3600, 4).action == "give-up"
+    assert after_end(2, 1, 0).action == "give-up"
+    assert {after_end(status, 1, 0).action for status in (0, 130, 143)} == {"done"}
+
+
+def test_each_gpu_gets_one_process_that_sees_it_alone():
+    members = plan_fleet(WorkerOptions(trials=3), None, ["0", "GPU-b"], cores=9)
+    assert [member.environment for member in members] == [
+        {"CUDA_VISIBLE_DEVICES": "0"},
+        {"CUDA_VISIBLE_DEVICES": "GPU-b"},
+    ]
+    assert [(m.options.device, m.options.threads, m.options.trials) for m in members] == [
+        ("cuda", 4, 2),
+        ("cuda", 4, 1),
+    ]
+
+
+def test_cores_are_shared_out_on_the_cpu_unless_threads_are_given():
+    assert [m.options.threads for m in plan_fleet(CPU, 3, [], cores=2)] == [1, 1, 1]
+    assert [m.options.threads for m in plan_fleet(WorkerOptions(threads=5), 2, [], cores=8)] == [5, 5]
+    assert plan_fleet(CPU, None, ["0", "1"], cores=8) == plan_fleet(WorkerOptions(), 1, ["0", "1"], cores=8) == []
+    for device, gpus in (("cuda", ["0"]), ("auto", ["0", "1"])):
+        with pytest.raises(UsageError, match="--device cpu"):
+            plan_fleet(WorkerOptions(device=device), 3, gpus, cores=8)
+
+
+@pytest.mark.parametrize(("named", "seen"), [("0,GPU-b", ["0", "GPU-b"]), ("", []), ("-1", []), ("2,-1,3", ["2"])])
+def test_gpus_are_those_that_the_environment_leaves_visible(monkeypatch, named, seen):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    assert fleet.visible_gpus() == seen
+
+
+def test_the_command_line_holds_every_option_and_no_url():
+    options = WorkerOptions(device="cpu", threads=2, timeout_seconds=10, wait=True, allow_import=frozenset(["mine"]))
+    words = fleet.worker_command("s", drain=True, debug=False)(Member("a", options), 4.0)
+    text = " ".join(words[3:])
+    assert text == "worker --device cpu --threads 2 --timeout 6.000 --allow-import mine --wait --drain -- s"
+
+
+def run(scripts, stop=None):
+    """Run a fleet of Python scripts and return its exit status and what it said."""
+    lines = []
+    members = [Member(name, CPU) for name in scripts]
+
+    def command(member, seconds_gone):
+        return [sys.executable, "-c", scripts[member.name]]
+
+    status = run_fleet(members, command, "sqlite:///secret.db", stop or StopFlag(), say=lines.append)
+    return status, lines
+
+
+def test_a_child_that_keeps_dying_is_given_up_with_its_last_line_and_the_others_go_on(monkeypatch):
+    monkeypatch.setattr(fleet, "FIRST_PAUSE_SECONDS", 0.01)
+    status, lines = run({"bad": "raise SystemExit('no such thing')", "good": "print('did it')"})
+    assert status == 0
+    assert "good: did it" in lines
+    assert lines[-1] == "bad: given up after status 1: no such thing"
+    assert sum("starts again" in line for line in lines) == 4
+    assert run({"bad": "raise SystemExit(2)"})[0] == 1
+
+
+def test_children_get_the_url_through_the_environment():
+    script = "import os, sys; print(os.environ['BUDGETTUNE_STORAGE'], os.environ['BUDGETTUNE_ORDERS_ON_STDIN'])"
+    assert run({"a": script})[1] == ["a: sqlite:///secret.db 1"]
+
+
+def test_a_request_to_stop_reaches_every_child_once():
+    for act, order, expected in (
+        (lambda stop: stop._on_signal(signal.SIGTERM, None), "15", 143),
+        (lambda stop: stop.drain(), "drain", 0),
+    ):
+        stop = StopFlag()
+        timer = threading.Timer(1.0, act, [stop])
+        timer.start()
+        status, lines = run({"a": OBEDIENT, "b": OBEDIENT}, stop)
+        assert (status, sorted(lines)) == (expected, [f"a: told {order}", f"b: told {order}"])
+
+
+def test_a_child_stops_when_its_parent_is_gone(monkeypatch):
+    monkeypatch.setattr(stopping, "ORPHAN_SECONDS", 1e6)  # the orphan here is the test's own process
+    stop = StopFlag()
+    read, write = os.pipe()
+    thread = threading.Thread(target=stop._read_orders, args=(read,), daemon=True)
+    thread.start()
+    os.write(write, b"drain\n")
+    assert stop.wait(5)
+    assert not stop.cuts_short
+    os.close(write)
+    deadline = time.monotonic() + 5
+    while not stop.cuts_short and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert stop.cuts_short
+
+
+def test_two_processes_of_the_real_command_finish_a_study(sqlite_url, tmp_path, monkeypatch):
+    monkeypatch.setenv("BUDGETTUNE_SPOOL", str(tmp_path / "spool"))
+    overrides = ["train.epochs=1", "search={scale = [1.0], prune_rate = [0, 0.5]}", "clock.warmup_steps=1"]
+    study = create_study(load_spec("digits").with_overrides(overrides), sqlite_url)
+    lines = []
+    members = plan_fleet(CPU, 2, [], cores=2)
+    command = fleet.worker_command(study.name, drain=False, debug=False)
+    assert run_fleet(members, command, sqlite_url, StopFlag(), say=lines.append) == 0, lines
+    assert study.verify().whole
+    assert {line.partition(":")[0] for line in lines} == {"worker 0", "worker 1"}

@@ -1,0 +1,141 @@
+"""Results on their way: kept before they are delivered, delivered once, never in the way."""
+
+import itertools
+import json
+import time
+
+import pytest
+
+from budgettune import query
+from budgettune.errors import StorageError
+from budgettune.records import MachineInfo, PhaseSeconds, TrialResult
+from budgettune.spec import load_spec
+from budgettune.spool import Spool, Spooled, default_folder, pauses, storage_identity
+from budgettune.study import StudyHandle, create_study, delete_study
+from budgettune.watchdog import HUNG_STATUS, TrialLimit
+
+
+@pytest.fixture
+def spool(tmp_path):
+    return Spool(tmp_path / "spool")
+
+
+def make(url, *overrides):
+    spec = load_spec("digits").with_overrides(["search={scale = [1.0, 2.0]}", "train.batch_size=256", *overrides])
+    return create_study(spec, url)
+
+
+def result(seed=0):
+    return TrialResult(
+        train_seconds=1.5, test_accuracy=0.9, keep_fraction=1.0, epochs=1, steps=6, samples=1536, parameters=10,
+        multiply_adds=10, step_ms_median=1.0, step_ms_mad=0.1, peak_memory_mb=1.0, final_lr=0.0, seed=seed,
+        precision="fp32", weights_sha256="0", curve=(), phases=PhaseSeconds(), batch_shapes=(256,),
+        machine=MachineInfo(hostname="h", device="cpu", device_name="c"),
+    )  # fmt: skip
+
+
+def away(*_):
+    raise StorageError("away")
+
+
+def test_a_file_holds_all_and_no_password(spool, sqlite_url):
+    study = make(sqlite_url)
+    claim = study.claim()
+    path = spool.keep(study, claim, result())
+    assert Spooled.from_json(path.read_text()).result == result()
+    assert Spooled.from_json(path.read_text()).claim == claim
+    assert path.stat().st_mode & 0o077 == 0
+    assert sorted(json.loads(path.read_text())) == ["claim", "result", "spec", "storage", "study", "study_id"]
+
+
+def test_the_same_database_is_known_by_whatever_user_and_password():
+    one, same, other = (
+        storage_identity(f"postgresql://{login}@host:5432/{name}")
+        for login, name in (("a:secret", "db"), ("b:other", "db"), ("a:secret", "db2"))
+    )
+    assert one == same != other
+    assert storage_identity("sqlite:///a.db") == storage_identity("sqlite:///./a.db") != storage_identity("sqlite:///b")
+
+
+def test_a_result_is_delivered_again_until_the_database_answers(spool, sqlite_url, monkeypatch):
+    study = make(sqlite_url)
+    claim = study.claim()
+    complete, answers = StudyHandle.complete, itertools.chain([away, away], itertools.repeat(None))
+    monkeypatch.setattr(StudyHandle, "complete", lambda *args: (next(answers) or complete)(*args))
+    assert spool.deliver(study, claim, result(), 60, lambda seconds: False) is True
+    assert list(spool.folder.iterdir()) == []
+    assert study.counts()["COMPLETE"] == 1
+
+
+def test_what_a_stopped_worker_leaves_is_delivered_once_by_the_next(spool, storage_url, monkeypatch):
+    study = make(storage_url)
+    claim = study.claim()
+    with monkeypatch.context() as patch:
+        patch.setattr(StudyHandle, "complete", away)
+        assert spool.deliver(study, claim, result(), 60, lambda seconds: True) is None
+        assert spool.deliver_all(storage_url) == 0
+        with pytest.raises(StorageError):
+            spool.deliver(study, claim, result(), 0, lambda seconds: False)
+    (path,) = spool.folder.iterdir()
+    text = path.read_text()
+    assert spool.deliver_all("sqlite:///another.db") == 0
+    assert spool.deliver_all(storage_url) == 1
+    path.write_text(text)  # the first worker was killed before it removed the file
+    assert spool.deliver_all(storage_url) == 1
+    assert list(spool.folder.iterdir()) == []
+    assert study.counts()["COMPLETE"] == 1
+
+
+def test_a_late_result_is_kept_as_an_extra(spool, sqlite_url):
+    study = make(sqlite_url)
+    claim = study.claim()
+    spool.keep(study, claim, result())
+    study.fail(claim, "lost", "gone")
+    again = next(taken for taken in iter(study.claim, None) if taken.cell == claim.cell)
+    study.complete(again, result())
+    assert spool.deliver_all(sqlite_url) == 1
+    assert study.counts()["COMPLETE"] == 2
+    assert not study.verify().doubled
+
+
+def test_damaged_files_and_those_of_a_study_made_anew_are_set_aside(spool, sqlite_url):
+    study = make(sqlite_url)
+    path = spool.keep(study, study.claim(), result())
+    path.with_name(f"{storage_identity(sqlite_url)}-damaged.json").write_text('{"claim": {}')
+    delete_study(sqlite_url, study.name)
+    assert spool.deliver_all(sqlite_url) == 0
+    assert {file.suffix for file in spool.folder.iterdir()} == {".set-aside"}
+    anew = make(sqlite_url, "train.epochs=7")
+    path.with_name(path.name + ".set-aside").replace(path)
+    assert spool.deliver_all(sqlite_url) == 0
+    assert query.state_counts(anew.engine, anew.study_id)["COMPLETE"] == 0
+
+
+def test_a_box_that_takes_no_file_delivers_all_the_same(tmp_path, sqlite_url):
+    (tmp_path / "file").write_text("")
+    study = make(sqlite_url)
+    assert Spool(tmp_path / "file" / "spool").deliver(study, study.claim(), result(), 1, lambda seconds: True)
+
+
+def test_the_folder_is_the_users_own(monkeypatch):
+    monkeypatch.delenv("BUDGETTUNE_SPOOL", raising=False)
+    monkeypatch.setenv("XDG_STATE_HOME", "/state")
+    assert str(default_folder()) == "/state/budgettune/spool"
+    monkeypatch.setenv("BUDGETTUNE_SPOOL", "/mine")
+    assert str(default_folder()) == "/mine"
+
+
+def test_pauses_grow_until_patience_is_over():
+    clock = iter([0, 0, 1, 2, 3, 4, 5, 6, 11]).__next__
+    assert list(pauses(10, clock)) == [0.5, 1, 2, 4, 8, 16, 30]
+
+
+def test_a_step_that_hangs_is_recorded_and_ends_the_process():
+    seen, ended = [], []
+    with TrialLimit(0.05, 0.05, record=seen.append, end_process=ended.append) as limit:
+        deadline = time.monotonic() + 10
+        while not ended and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert limit.is_over
+    assert ended == [HUNG_STATUS]
+    assert [error.kind for error in seen] == ["timeout"]
