@@ -202,6 +202,9 @@ def profile(
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Turns of each configuration.")] = 3,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Steps timed in each turn.")] = 3,
     remedies: Annotated[bool, typer.Option("--remedies/--no-remedies", help="Try cures for what is alarmed.")] = True,
+    cudnn_benchmark: Annotated[
+        bool, typer.Option("--cudnn-benchmark/--no-cudnn-benchmark", help="Off, as in the paper's script.")
+    ] = True,
     allow_import: AllowImport = None,
     form: FormatOption = Format.table,
     debug: Debug = False,
@@ -219,6 +222,7 @@ def profile(
             rounds=rounds,
             steps=steps,
             remedies=remedies,
+            cudnn_benchmark=cudnn_benchmark,
             allow_import=api.allowed_packages(allow_import),
             report_progress=status.update,
         )
@@ -227,7 +231,7 @@ def profile(
     elif form is Format.json:
         render.print_json(report.to_json())
     else:
-        render.print_rows(report.to_json()["rows"], form)
+        render.print_rows([row.flat() for row in report.rows], form)
 
 
 @app.command()

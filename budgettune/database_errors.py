@@ -46,6 +46,8 @@ _REMEDIES = (
     ("file is encrypted", "not a database file: name another file, or remove this one"),
     ("disk image is malformed", "the file is damaged: restore it from a copy, or export with `sqlite3 FILE .recover`"),
     ("disk i/o error", "the disk cannot be read or written: check its space and health"),
+    ("lock timeout", "another process holds the study's rows for too long: stop it, or try again"),
+    ("idle-in-transaction timeout", "this process paused in the middle of a transaction: try again"),
     ("database is locked", "another process keeps the file locked: stop it, or use PostgreSQL for many workers"),
     ("no such table", "holds no Optuna tables: make them with `budgettune study create`"),
     ("nul", "a text holds a NUL character, which the database cannot keep: leave it out"),

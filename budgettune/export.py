@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import sys
 import uuid
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from budgettune import query
 from budgettune.errors import BudgetTuneError, UsageError
 from budgettune.records import RECORD_COLUMNS, TrialRecord
+from budgettune.rows import json_text
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -68,7 +68,7 @@ def _write_json(engine: sa.Engine, study_id: int, file: BinaryIO) -> None:
     separator = "[\n"
     for records in query.record_batches(engine, study_id):
         for record in records:
-            file.write((separator + json.dumps(record.to_json(), allow_nan=False)).encode())
+            file.write((separator + json_text(record.to_json())).encode())
             separator = ",\n"
     file.write(b"[]\n" if separator == "[\n" else b"\n]\n")
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from budgettune.errors import OutOfMemory, UsageError
-from budgettune.machine import usable_cores
+from budgettune.machine import usable_cores, witness_for
 from budgettune.profile_report import (
     Alarm,
     ProfileReport,
@@ -51,7 +51,8 @@ def profile(
     """Probe every distinct network and batch of a search space, and look closer at what falls off a cliff.
 
     Configurations, and the aligned twin of each unaligned one, take turns for several rounds, in an order that
-    reverses each time; of each the quietest round counts, because a disturbance only ever adds time.
+    reverses each time; of each the quietest round counts, because a disturbance only ever adds time. Where one looks
+    like a cliff, its batch is measured again before anything is said.
 
     Args:
         spec: of the study. Pruning and the length of training play no part; a range is probed at five points.
@@ -164,8 +165,14 @@ class _Profiler:
     def report(self, try_remedies: bool) -> ProfileReport:
         """Return the whole report."""
         configs = self.workshop.configs()
+        machine = self.workshop.box.machine()
         twins = self._build_all({label: config for label, (_, config) in configs.items()})
-        results = self._measure(self.probes)
+        witness = witness_for(machine.device, threads=machine.threads, device_uuid=machine.device_uuid)
+        witness.start()
+        try:
+            results = self._confirmed(self._measure(self.probes), twins)
+        finally:
+            status, _ = witness.stop()
         verdicts = judge(results, twins, self.threshold)
         rows = tuple(
             ProfileRow(label=label, params=params, result=results[label], verdict=verdicts[label])
@@ -173,12 +180,13 @@ class _Profiler:
             if label in results
         )
         return ProfileReport(
-            device=self.workshop.box.machine().device_name,
+            device=machine.device_name,
             threads=torch.get_num_threads(),
             threshold=self.threshold,
             rows=rows,
             alarms=tuple(self._alarm(alike, results, verdicts, try_remedies) for alike in _by_network(rows)),
             skipped=tuple(self.skipped),
+            status=status,
         )
 
     def _build_all(self, configs: Mapping[str, StudySpec]) -> dict[str, str]:
@@ -210,8 +218,17 @@ class _Profiler:
             for position, label in enumerate(order, start=1):
                 self.say(f"round {number + 1} of {self.rounds}, {position} of {len(order)}: {label}")
                 result = probes[label].measure(self.steps)
-                best[label] = min(best.get(label, result), result, key=lambda seen: seen.ms_median)
+                best[label] = _quieter(best.get(label, result), result)
         return best
+
+    def _confirmed(self, results: Mapping[str, ProbeResult], twins: Mapping[str, str]) -> dict[str, ProbeResult]:
+        """Measure again the batches in which something looks like a cliff: a disturbance is none."""
+        suspects = {label for label, verdict in judge(results, twins, self.threshold).items() if verdict.is_cliff}
+        batches = {results[label].batch_size for label in suspects}
+        again = {label: probe for label, probe in self.probes.items() if results[label].batch_size in batches}
+        if again:
+            self.say(f"measuring {len(again)} again, to be sure of {len(suspects)} that look like cliffs")
+        return {**results, **{label: _quieter(results[label], new) for label, new in self._measure(again).items()}}
 
     def _alarm(
         self,
@@ -250,6 +267,10 @@ class _Profiler:
         before = results.pop(label)
         tried = [remedy(change, before, after) for change, after in results.items()]
         return tuple(sorted(tried, key=lambda one: -one.speedup))
+
+
+def _quieter(one: ProbeResult, other: ProbeResult) -> ProbeResult:
+    return min(one, other, key=lambda result: result.ms_median)
 
 
 def _by_network(rows: tuple[ProfileRow, ...]) -> list[list[ProfileRow]]:

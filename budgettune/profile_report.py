@@ -111,7 +111,17 @@ class Alarm:
 
 @dataclass(frozen=True, kw_only=True)
 class ProfileReport:
-    """What a profile found; `skipped` says which configurations could not run, and why."""
+    """What a profile found.
+
+    Attributes:
+        device: name of what was probed.
+        threads: of the CPU.
+        threshold: time over prediction from which a configuration is alarmed.
+        rows: one for each configuration of the search space.
+        alarms: one for each network off a cliff.
+        skipped: which configurations could not run, and why.
+        status: clean, disturbed or unverified: whether the box was quiet meanwhile.
+    """
 
     device: str
     threads: int
@@ -119,6 +129,7 @@ class ProfileReport:
     rows: tuple[ProfileRow, ...]
     alarms: tuple[Alarm, ...]
     skipped: tuple[str, ...] = ()
+    status: str = "unverified"
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -196,7 +207,8 @@ def _ms(kernel: Kernel | None) -> float:
 
 def _slow_kinds(pairs: Sequence[KernelPair]) -> str:
     """Name kernels of a slow kind that the neighbour does with less of."""
-    found = [pair for pair in pairs if pair.kind and pair.own and pair.own.share >= NOTABLE_SHARE and pair.extra_ms > 0]
+    whole_ms = sum(_ms(pair.own) for pair in pairs)
+    found = [pair for pair in pairs if pair.kind and pair.own and pair.extra_ms > NOTABLE_SHARE * whole_ms]
     if not found:
         return ""
     named = [f"{pair.name} ({pair.kind}, {pair.own.share:.0%} of its time)" for pair in found[:3] if pair.own]
@@ -217,6 +229,8 @@ def render_profile(report: ProfileReport, console: Console) -> None:
     console.print(_rows_table(report))
     for line in report.skipped:
         console.print(f"[yellow]skipped:[/] {escape(line)}")
+    if report.status == "disturbed":
+        console.print("[yellow]note:[/] something else used this machine meanwhile: repeat on a quiet one to be sure.")
     if not report.alarms:
         console.print("No kernel cliff: every configuration takes about the time that its arithmetic explains.")
     for alarm in report.alarms:

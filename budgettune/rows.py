@@ -7,6 +7,7 @@ trials); whoever ends a trial holds the trial's row; the study's comes first. SQ
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -134,7 +135,23 @@ def _copy_params(connection: sa.Connection, pairs: Sequence[tuple[int, NewTrial]
 
 
 def _attribute_rows(trial_id: int, attributes: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return [{"trial_id": trial_id, "key": key, "value_json": json.dumps(value)} for key, value in attributes.items()]
+    return [{"trial_id": trial_id, "key": key, "value_json": json_text(value)} for key, value in attributes.items()]
+
+
+def json_text(value: Any) -> str:
+    """Return a value as JSON; numbers that are not finite become null, because JSON has no word for them."""
+    try:
+        return json.dumps(value, allow_nan=False)
+    except ValueError:
+        return json.dumps(_finite(value))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _value_rows(trial_id: int, values: Sequence[float]) -> list[dict[str, Any]]:

@@ -6,35 +6,35 @@ reading answers starts fast.
 
 from __future__ import annotations
 
-import hashlib
 import os
-import sqlite3
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
-from sqlalchemy import event
 
 from budgettune.database_errors import redact, translated
+from budgettune.engines import (
+    driver_named,
+    engine_of,
+    engine_options,
+    new_engine,
+    parse_url,
+    reading,
+    shown,
+    sqlite_file,
+    tuned,
+    writing,
+)
 from budgettune.errors import StorageError
+from budgettune.locks import exclusive
 
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage
-    from sqlalchemy.engine.interfaces import DBAPIConnection
 
 __all__ = ["DEFAULT_URL", "exclusive", "open_engine", "open_storage", "reading", "redact", "storage_url", "writing"]
 
 DEFAULT_URL = "sqlite:///budgettune.db"
 SCHEMA_REVISION = "v3.2.0.a"
 """Optuna's tables as they are since 3.2; the SQL here is written for them."""
-
-BUSY_TIMEOUT_SECONDS = 60
-CONNECT_TIMEOUT_SECONDS = 10
-NETWORK_TIMEOUT_MS = 60_000
-LOCK_NOT_AVAILABLE = "55P03"  # PostgreSQL's code
 
 
 def storage_url(explicit: str | None = None) -> str:
@@ -52,12 +52,12 @@ def open_engine(url: str, *, create: bool = False) -> sa.Engine:
     Raises:
         StorageError: where the database cannot be reached, is not Optuna's, or has another version of its tables.
     """
-    parsed = _parse(url)
+    parsed = parse_url(url)
     if create:
         _create_schema(parsed)
     else:
         _require_file(parsed)
-    engine = _engine(parsed)
+    engine = engine_of(parsed)
     if not create:
         _require_schema(engine)
     return engine
@@ -74,176 +74,17 @@ def open_storage(url: str, *, create: bool = False) -> RDBStorage:
         StorageError: as for `open_engine`.
     """
     open_engine(url, create=create)
-    return _rdb_storage(_parse(url))
-
-
-@contextmanager
-def reading(engine: sa.Engine) -> Iterator[sa.Connection]:
-    """Yield a connection for reading; it takes no lock, and works on a read-only file."""
-    with translated(_shown(engine.url)), engine.connect().execution_options(budgettune_read=True) as connection:
-        yield connection
-
-
-@contextmanager
-def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
-    """Yield a connection in one transaction, committed where the block ends well."""
-    with translated(_shown(engine.url)), engine.begin() as connection:
-        yield connection
-
-
-@contextmanager
-def exclusive(url_or_engine: str | sa.Engine, name: str, timeout_seconds: float = 60) -> Iterator[None]:
-    """Hold a lock by name that all processes of a database share; it is freed when its holder dies.
-
-    A file beside an SQLite file, an advisory lock in PostgreSQL (on a connection and in a transaction of its own, so
-    that it also works through a pooler).
-
-    Raises:
-        StorageError: where another process holds it for too long.
-    """
-    url = url_or_engine.url if isinstance(url_or_engine, sa.Engine) else _parse(url_or_engine)
-    lock = _file_lock if url.get_backend_name() == "sqlite" else _advisory_lock
-    with lock(url, name, timeout_seconds):
-        yield
-
-
-# --- URLs -----------------------------------------------------------------------------------------------------------
-
-
-def _parse(url: str) -> sa.URL:
-    """Return the URL with the driver that we use, or raise StorageError."""
-    try:
-        parsed = sa.make_url(url)
-    except (sa.exc.ArgumentError, ValueError):
-        raise StorageError(
-            f"{redact(url)}: not a database URL: write sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE"
-        ) from None
-    if parsed.drivername in ("postgresql", "postgres"):
-        parsed = parsed.set(drivername="postgresql+psycopg")
-    backend = parsed.drivername.partition("+")[0]
-    if backend not in ("sqlite", "postgresql"):
-        raise StorageError(f"{backend}: not a database that works here: use SQLite (one box) or PostgreSQL (many)")
-    if backend == "sqlite" and _sqlite_file(parsed) is None:
-        raise StorageError(f"{redact(url)}: lives in one process only: name a file, for example {DEFAULT_URL}")
-    return parsed
-
-
-def _sqlite_file(url: sa.URL) -> Path | None:
-    """Return the file of an SQLite URL, None for a database in memory."""
-    name = (url.database or "").removeprefix("file:")
-    in_memory = not name or name.startswith(":memory:") or url.query.get("mode") == "memory"
-    return None if in_memory else Path(name)
-
-
-def _shown(url: sa.URL) -> str:
-    return redact(url.render_as_string(hide_password=True))
+    return _rdb_storage(parse_url(url))
 
 
 def _require_file(url: sa.URL) -> None:
     """Refuse an SQLite file that is not there, because connecting would make an empty one."""
     if url.get_backend_name() == "sqlite":
-        file = _sqlite_file(url)
+        file = sqlite_file(url)
         if file is not None and not file.exists():
             raise StorageError(
-                f"{_shown(url)}: no such file: make it with `budgettune study create`, or check --storage"
+                f"{shown(url)}: no such file: make it with `budgettune study create`, or check --storage"
             )
-
-
-# --- Engines --------------------------------------------------------------------------------------------------------
-
-
-class _Connection(sqlite3.Connection):
-    """Closed with its last reference, so that nobody has to dispose of an engine."""
-
-    def __del__(self) -> None:
-        with suppress(sqlite3.ProgrammingError):  # it never opened
-            self.close()
-
-
-def _engine_options(url: sa.URL) -> dict[str, Any]:
-    if url.get_backend_name() == "sqlite":
-        return {"connect_args": {"timeout": BUSY_TIMEOUT_SECONDS, "factory": _Connection}}
-    # prepare_threshold: prepared statements belong to one server connection, and a pooler hands out many.
-    connect_args: dict[str, Any] = {"prepare_threshold": None} if url.drivername == "postgresql+psycopg" else {}
-    defaults = {"connect_timeout": CONNECT_TIMEOUT_SECONDS, "tcp_user_timeout": NETWORK_TIMEOUT_MS}
-    connect_args |= {name: value for name, value in defaults.items() if name not in url.query}
-    return {"connect_args": connect_args, "pool_pre_ping": True, "pool_size": 2, "max_overflow": 3}
-
-
-def _engine(url: sa.URL) -> sa.Engine:
-    """Return an engine of this process: one for each server, so that many handles share few connections.
-
-    A file gets a new one each time, because another file may have its name by now.
-    """
-    if url.get_backend_name() == "sqlite":
-        return _tuned(_new_engine(url))
-    with _servers_lock:
-        key = url.render_as_string(hide_password=False)
-        if key not in _servers:
-            _servers[key] = _tuned(_new_engine(url))
-        return _servers[key]
-
-
-_servers: dict[str, sa.Engine] = {}
-_servers_lock = threading.Lock()
-
-
-def _forget_connections() -> None:
-    """In a forked child: leave the parent's connections to the parent."""
-    for engine in _servers.values():
-        engine.dispose(close=False)
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_connections)
-
-
-def _new_engine(url: sa.URL) -> sa.Engine:
-    with _driver_named(url), translated(_shown(url)):
-        return sa.create_engine(url, **_engine_options(url))
-
-
-@contextmanager
-def _driver_named(url: sa.URL) -> Iterator[None]:
-    try:
-        yield
-    except ImportError:
-        raise StorageError(
-            f"{_shown(url)}: the driver {url.drivername} is not installed: write the URL as postgresql://…"
-        ) from None
-
-
-def _tuned(engine: sa.Engine) -> sa.Engine:
-    """Set what makes concurrent work safe, on every connection that is opened from now on."""
-    if engine.dialect.name == "sqlite":
-        event.listen(engine, "connect", _on_sqlite_connect)
-        event.listen(engine, "begin", _on_sqlite_begin)
-    else:
-        event.listen(engine, "connect", _on_postgresql_connect)
-    engine.dispose()  # connections that were opened before know nothing of these events
-    return engine
-
-
-def _on_sqlite_connect(connection: DBAPIConnection, _record: object) -> None:
-    # The driver's own BEGIN is deferred: two workers read the same WAITING row before either writes.
-    connection.isolation_level = None
-    connection.execute("PRAGMA synchronous=NORMAL")
-
-
-def _on_sqlite_begin(connection: sa.Connection) -> None:
-    read_only = connection.get_execution_options().get("budgettune_read", False)
-    connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
-
-
-def _on_postgresql_connect(connection: DBAPIConnection, _record: object) -> None:
-    # Optuna's heartbeats are CURRENT_TIMESTAMP in a column without time zone: all boxes must mean the same one.
-    cursor = connection.cursor()
-    cursor.execute("SET TIME ZONE 'UTC'")
-    cursor.close()
-    connection.commit()
-
-
-# --- Schema ---------------------------------------------------------------------------------------------------------
 
 
 def _revision(engine: sa.Engine) -> str | None:
@@ -259,12 +100,12 @@ def _require_schema(engine: sa.Engine) -> None:
     revision = _revision(engine)
     if revision == SCHEMA_REVISION:
         return
-    shown = _shown(engine.url)
+    url = shown(engine.url)
     if revision is None:
         _refuse_foreign_file(engine)
-        raise StorageError(f"{shown}: holds no study yet: make one with `budgettune study create`")
+        raise StorageError(f"{url}: holds no study yet: make one with `budgettune study create`")
     raise StorageError(
-        f"{shown}: its tables are of version {revision}, not {SCHEMA_REVISION}: "
+        f"{url}: its tables are of version {revision}, not {SCHEMA_REVISION}: "
         f"run `optuna storage upgrade --storage URL`, or install a newer budgettune"
     )
 
@@ -277,19 +118,19 @@ def _refuse_foreign_file(engine: sa.Engine) -> None:
         tables = sa.inspect(connection).get_table_names()
     if tables and "studies" not in tables and "version_info" not in tables:
         names = ", ".join(sorted(tables)[:3])
-        raise StorageError(f"{_shown(engine.url)}: not an Optuna database (it holds {names}): name another file")
+        raise StorageError(f"{shown(engine.url)}: not an Optuna database (it holds {names}): name another file")
 
 
 def _create_schema(url: sa.URL) -> None:
     """Make the tables where they are missing. One process does it, because several at once make most of them fail."""
-    file = _sqlite_file(url) if url.get_backend_name() == "sqlite" else None
+    file = sqlite_file(url) if url.get_backend_name() == "sqlite" else None
     if file is not None and not file.parent.is_dir():
-        raise StorageError(f"{_shown(url)}: no folder {file.parent}: make it first, or name another file")
-    engine = _new_engine(url)
+        raise StorageError(f"{shown(url)}: no folder {file.parent}: make it first, or name another file")
+    engine = new_engine(url)
     try:
-        if (file is None or file.exists()) and _revision(engine) == SCHEMA_REVISION:
+        if (file is None or file.exists()) and _revision(engine) == SCHEMA_REVISION and _is_write_ahead(engine):
             return
-        with _lock_for_schema(url):
+        with exclusive(url, "schema"):
             if _revision(engine) is None:
                 _refuse_foreign_file(engine)
                 _make_tables(url)
@@ -299,78 +140,37 @@ def _create_schema(url: sa.URL) -> None:
         engine.dispose()
 
 
-@contextmanager
-def _lock_for_schema(url: sa.URL) -> Iterator[None]:
-    lock = _file_lock if url.get_backend_name() == "sqlite" else _advisory_lock
-    with lock(url, "schema", BUSY_TIMEOUT_SECONDS):
-        yield
-
-
 def _make_tables(url: sa.URL) -> None:
     from optuna.storages import RDBStorage
 
-    with translated(_shown(url)):
-        storage = RDBStorage(_optuna_url(url), engine_kwargs=_engine_options(url))
+    with translated(shown(url)):
+        storage = RDBStorage(_optuna_url(url), engine_kwargs=engine_options(url))
         storage.engine.dispose()
+
+
+def _is_write_ahead(engine: sa.Engine) -> bool:
+    if engine.dialect.name != "sqlite":
+        return True  # every server is
+    with reading(engine) as connection:
+        return bool(connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal")
 
 
 def _write_ahead(engine: sa.Engine) -> None:
     """Let readers and one writer work side by side; the file remembers it."""
     if engine.dialect.name == "sqlite":
-        with translated(_shown(engine.url)), engine.connect() as connection:
+        with translated(shown(engine.url)), engine.connect() as connection:
             connection.exec_driver_sql("PRAGMA journal_mode=WAL")
 
 
 def _rdb_storage(url: sa.URL) -> RDBStorage:
     from optuna.storages import RDBStorage
 
-    with _driver_named(url), translated(_shown(url)):
-        storage = RDBStorage(_optuna_url(url), engine_kwargs=_engine_options(url), skip_table_creation=True)
-    _tuned(storage.engine)
+    with driver_named(url), translated(shown(url)):
+        storage = RDBStorage(_optuna_url(url), engine_kwargs=engine_options(url), skip_table_creation=True)
+    tuned(storage.engine)
     return storage
 
 
 def _optuna_url(url: sa.URL) -> str:
     # Optuna runs str.format on it.
     return url.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")
-
-
-# --- Locks ----------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _file_lock(url: sa.URL, name: str, timeout_seconds: float) -> Iterator[None]:
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(f"{_sqlite_file(url)}-{name}.lock", timeout=timeout_seconds)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise _lock_is_busy(url, name, timeout_seconds) from None
-    except OSError as error:
-        raise StorageError(f"{_shown(url)}: cannot make a lock file beside it ({error.strerror})") from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-@contextmanager
-def _advisory_lock(url: sa.URL, name: str, timeout_seconds: float) -> Iterator[None]:
-    key = int.from_bytes(hashlib.sha256(f"budgettune/{name}".encode()).digest()[:8], "big", signed=True)
-    engine = sa.create_engine(url, poolclass=sa.NullPool, connect_args=_engine_options(url)["connect_args"])
-    with translated(_shown(url)), engine.begin() as connection:
-        connection.execute(sa.text(f"SET LOCAL lock_timeout = {int(timeout_seconds * 1000)}"))
-        try:
-            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(key)))
-        except sa.exc.OperationalError as error:
-            if getattr(error.orig, "sqlstate", None) != LOCK_NOT_AVAILABLE:
-                raise
-            raise _lock_is_busy(url, name, timeout_seconds) from None
-        yield
-
-
-def _lock_is_busy(url: sa.URL, name: str, timeout_seconds: float) -> StorageError:
-    return StorageError(
-        f"{_shown(url)}: another process holds the lock {name!r} for over {timeout_seconds:g} s: stop it, or try again"
-    )

@@ -5,9 +5,7 @@ The guarantee: exactly one complete trial for every cell and repeat, run at leas
 
 from __future__ import annotations
 
-import statistics
 import weakref
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from types import TracebackType
@@ -18,12 +16,15 @@ import sqlalchemy as sa
 from budgettune import query, transactions
 from budgettune.cells import HANDED_BACK, Cells, GivenUp, Queued, Slot, SlotRow, Verification
 from budgettune.database_errors import redact
-from budgettune.errors import SpecError, StorageError, StudyExists, StudyNotFound
+from budgettune.errors import SpecError, StorageError, StudyExists
 from budgettune.export import export
+from budgettune.planning import first_trials, new_trials, trial_keys
 from budgettune.records import TrialResult, trial_attributes
 from budgettune.rows import NewTrial
+from budgettune.slots import slot_rows
 from budgettune.spec import StudySpec
 from budgettune.storage import open_engine, open_storage
+from budgettune.summaries import StudySummary, list_studies, study_names
 from budgettune.transactions import Reconciled, TakenTrial
 
 if TYPE_CHECKING:
@@ -75,26 +76,6 @@ class Claim:
         return TakenTrial(self.trial_id, self.number, self.params, attributes)
 
 
-@dataclass(frozen=True)
-class StudySummary:
-    """A study in a line.
-
-    Attributes:
-        cells: cells × repeats that it wants; None for a sampled study without an end, or a spec that cannot be read.
-        states: trials in each state.
-        devices: kinds of machine that its times come from.
-        train_seconds: spent on the clock by all finished trials.
-        seconds_left: estimate at the present number of workers (one, where none runs); None where nothing tells.
-    """
-
-    name: str
-    cells: int | None
-    states: dict[str, int]
-    devices: tuple[str, ...]
-    train_seconds: float
-    seconds_left: float | None
-
-
 def create_study(spec: StudySpec, url: str, *, skip_if_exists: bool = False) -> StudyHandle:
     """Make a study with one waiting trial per grid cell and repeat, in one transaction.
 
@@ -109,7 +90,7 @@ def create_study(spec: StudySpec, url: str, *, skip_if_exists: bool = False) -> 
     """
     _check_name(spec.name)
     engine = open_engine(url, create=True)
-    study_id = transactions.insert_study(engine, spec.name, spec.to_json(), _first_trials(spec))
+    study_id = transactions.insert_study(engine, spec.name, spec.to_json(), first_trials(spec))
     if study_id is not None:
         return StudyHandle(spec, url, study_id, engine)
     return _reopen(spec, url, engine, skip_if_exists)
@@ -154,54 +135,6 @@ def _handle(url: str, engine: sa.Engine, name: str | None) -> StudyHandle:
     except (SpecError, ValueError) as error:
         raise StorageError(f"study {row.name!r}: {error}: open it with the budgettune that made it") from None
     return StudyHandle(spec, url, row.study_id, engine)
-
-
-def study_names(url: str) -> list[str]:
-    """Return the names of our studies in order of creation.
-
-    Raises:
-        StudyNotFound: where there is none.
-    """
-    engine = open_engine(url)
-    try:
-        names = [row.name for row in query.studies(engine) if row.spec_json is not None]
-    finally:
-        engine.dispose()
-    if not names:
-        raise StudyNotFound("there is no study yet: make one with `budgettune study create`")
-    return names
-
-
-def list_studies(url: str) -> list[StudySummary]:
-    """Return every study in order of creation, with its state and an estimate of the time left."""
-    engine = open_engine(url)
-    return [_summary(engine, row) for row in query.studies(engine) if row.spec_json is not None]
-
-
-def _summary(engine: sa.Engine, row: query.StudyRow) -> StudySummary:
-    states = query.state_counts(engine, row.study_id)
-    seconds = query.train_seconds(engine, row.study_id)
-    try:
-        cells = Cells(StudySpec.from_json(row.spec_json or ""), transactions.slot_rows(engine, row.study_id))
-        wanted, left = cells.wanted_count(), cells.left_count()
-    except (SpecError, ValueError):
-        wanted, left = None, None
-    return StudySummary(
-        name=row.name,
-        cells=wanted,
-        states=states,
-        devices=tuple(query.device_names(engine, row.study_id)),
-        train_seconds=sum(seconds),
-        seconds_left=_seconds_left(seconds, left, workers=states["RUNNING"]),
-    )
-
-
-def _seconds_left(train_seconds: Sequence[float], left: int | None, workers: int) -> float | None:
-    if left == 0:
-        return 0.0
-    if left is None or not train_seconds:
-        return None
-    return statistics.median(train_seconds) * left / max(1, workers)
 
 
 def delete_study(url: str, name: str) -> None:
@@ -343,7 +276,7 @@ class StudyHandle:
         return self._cells().left_count() == 0
 
     def _cells(self) -> Cells:
-        return Cells(self.spec, transactions.slot_rows(self.engine, self.study_id))
+        return Cells(self.spec, slot_rows(self.engine, self.study_id))
 
     # --- sampled points ---------------------------------------------------------------------------------------------
 
@@ -385,25 +318,3 @@ class StudyHandle:
         from budgettune import sampling
 
         return sampling.cached(self.storage)
-
-
-def trial_keys(spec: StudySpec, queued: Queued) -> dict[str, int]:
-    """Return the user attributes that say which cell, repeat and attempt a trial is."""
-    cell, repeat = queued.slot
-    return {"cell": cell, "repeat": repeat, "attempt": queued.attempt, "seed": spec.trial_seed(cell, repeat)}
-
-
-def new_trials(spec: StudySpec, queue: Sequence[Queued]) -> list[NewTrial]:
-    """Return the waiting rows of slots; the params of a grid cell come from the spec, others from an earlier trial."""
-    if not queue:
-        return []
-    if spec.sampler.name != "grid":
-        return [NewTrial("WAITING", trial_keys(spec, each), params_of=each.source) for each in queue]
-    from budgettune.sampling import grid_params
-
-    params = grid_params(spec)
-    return [NewTrial("WAITING", trial_keys(spec, each), params=params[each.slot.cell]) for each in queue]
-
-
-def _first_trials(spec: StudySpec) -> list[NewTrial]:
-    return new_trials(spec, Cells(spec, ()).to_queue())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +11,6 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from budgettune.cells import HANDED_BACK, LOST, Slot, SlotRow
-from budgettune.query import failure_pair, parse_json, read_attributes, read_params, whole_number
 from budgettune.rows import (
     NewTrial,
     StoredParam,
@@ -25,7 +23,8 @@ from budgettune.rows import (
     read_stored_params,
     set_state,
 )
-from budgettune.storage import reading, writing
+from budgettune.slots import read_slot_rows
+from budgettune.storage import writing
 from budgettune.tables import (
     DIRECTIONS,
     METRIC_NAMES,
@@ -33,19 +32,17 @@ from budgettune.tables import (
     SPEC_ATTRIBUTE,
     TABLES_OF_A_STUDY,
     TABLES_OF_A_TRIAL,
-    plain_text,
     studies,
     study_directions,
     study_system_attributes,
     study_user_attributes,
     trial_heartbeats,
-    trial_params,
     trial_user_attributes,
     trials,
     utc_in,
 )
+from budgettune.trial_rows import read_attributes, read_params, whole_number
 
-SLOT_ATTRIBUTES = ("cell", "repeat", "attempt", "failure", "extra", "late_of")
 CLAIM_ATTRIBUTES = ("cell", "repeat", "attempt", "seed")
 
 
@@ -319,56 +316,3 @@ def settle(
         beat(connection, trial_id)
         insert_trials(connection, study_id, [NewTrial("WAITING", each, params_of=trial_id) for each in repeats])
         return read_params(connection, [trial_id])[trial_id]
-
-
-# --- Slots ----------------------------------------------------------------------------------------------------------
-
-
-def slot_rows(engine: sa.Engine, study_id: int) -> list[SlotRow]:
-    """Return what decisions need to know of every trial of a cell."""
-    with reading(engine) as connection:
-        return read_slot_rows(connection, study_id)
-
-
-def read_slot_rows(connection: sa.Connection, study_id: int) -> list[SlotRow]:
-    """Return the same inside a transaction."""
-    own = sa.select(trials.c.trial_id, trials.c.number, plain_text(trials.c.state)).where(trials.c.study_id == study_id)
-    attribute = trial_user_attributes
-    pairs = (
-        sa.select(attribute.c.trial_id, attribute.c.key, attribute.c.value_json)
-        .join(trials, trials.c.trial_id == attribute.c.trial_id)
-        .where(trials.c.study_id == study_id, attribute.c.key.in_(SLOT_ATTRIBUTES))
-    )
-    with_params = (
-        sa.select(trial_params.c.trial_id)
-        .distinct()
-        .join(trials, trials.c.trial_id == trial_params.c.trial_id)
-        .where(trials.c.study_id == study_id)
-    )
-    attributes: defaultdict[int, dict[str, Any]] = defaultdict(dict)
-    for trial_id, key, text in connection.execute(pairs):
-        attributes[trial_id][key] = parse_json(text)
-    drawn = set(connection.execute(with_params).scalars())
-    found = connection.execute(own).all()
-    rows = (_slot_row(row[0], row[1], row[2], attributes[row[0]], row[0] in drawn) for row in found)
-    return [row for row in rows if row is not None]
-
-
-def _slot_row(
-    trial_id: int, number: int, state: str, attributes: Mapping[str, Any], has_params: bool
-) -> SlotRow | None:
-    """Return None for a row that is not of a cell."""
-    cell, repeat = whole_number(attributes.get("cell")), whole_number(attributes.get("repeat"))
-    if cell is None or repeat is None or whole_number(number) is None:
-        return None
-    return SlotRow(
-        trial_id=trial_id,
-        number=number,
-        state=state,
-        slot=Slot(cell, repeat),
-        attempt=whole_number(attributes.get("attempt")) or 1,
-        has_params=has_params,
-        failure=failure_pair(attributes.get("failure")),
-        extra=attributes.get("extra") is True,
-        late_of=whole_number(attributes.get("late_of")),
-    )

@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -208,6 +209,23 @@ def test_each_network_off_the_cliff_is_explained_and_its_remedies_are_timed():
     speedups = {tried.change: tried.speedup_per_flop for tried in alarm.remedies}
     assert speedups["model.width_multiple=8"] == pytest.approx(3.0)
     assert any("round 3 of 3" in line for line in said)
+
+
+class DisturbedAtFirst(SlowWhenNarrow):
+    """The same where all channels are good, and something else ran during the first rounds of one network."""
+
+    odd = False
+
+    def measure(self, steps):
+        result = super().measure(steps)
+        hit = result.widths[0] == 17 and self.calls <= 3
+        return replace(result, ms_median=result.ms_median * (4 if hit else 1))
+
+
+def test_a_disturbance_is_not_taken_for_a_cliff():
+    report = profile(paper(), device="cpu", threads=1, make_probe=DisturbedAtFirst)
+    assert report.alarms == ()
+    assert report.status in ("clean", "disturbed", "unverified")
 
 
 def test_remedies_can_be_left_out():

@@ -237,6 +237,7 @@ def test_records_can_be_chosen_by_state_and_number(study):
 
 def test_counts_name_every_state(study):
     add(study, 1, 0.5)
+    assert query.waiting_trial_ids(study.engine, study.study_id, 9) == []
     assert query.state_counts(study.engine, study.study_id) == {
         "RUNNING": 0, "COMPLETE": 1, "PRUNED": 0, "FAIL": 0, "WAITING": 0,
     }  # fmt: skip
@@ -289,6 +290,7 @@ def test_broken_rows_are_left_out_and_the_rest_is_answered(sqlite_url):
             """'{"name": "CategoricalDistribution", "attributes": {"choices": [1]}}')""",
             "INSERT INTO trial_user_attributes (trial_id, key, value_json) VALUES (8, 'curve', 'not json')",
             "INSERT INTO trial_user_attributes (trial_id, key, value_json) VALUES (8, 'machine', NULL)",
+            "INSERT INTO trial_user_attributes (trial_id, key, value_json) VALUES (8, 'phases', '{\"step\": [1]}')",
             "UPDATE trials SET number = NULL WHERE trial_id = 9",
         ]
         with writing(study.engine) as connection:
@@ -297,6 +299,7 @@ def test_broken_rows_are_left_out_and_the_rest_is_answered(sqlite_url):
         records = query.trial_records(study.engine, study.study_id)
         assert [record.number for record in records if record.train_seconds == 1.0] == [1, 5, 6, 7]
         assert (records[7].started_at, records[7].params, records[7].curve) == (None, {}, ())
+        assert (records[7].phases, records[7].machine) == (None, None)
         best = query.best_under_budget(study.engine, study.study_id, 1.0, top=99)
         assert {record.number for record in best} <= {7}
         assert numbers(query.pareto_front(study.engine, study.study_id)) == [7]

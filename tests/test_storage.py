@@ -19,26 +19,31 @@ from budgettune.storage import DEFAULT_URL, exclusive, open_engine, open_storage
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
-def shared_url(request, tmp_path_factory):
-    """Return a database for all tests of the contract: each empties it first."""
+def shared_storage(request, tmp_path_factory):
+    """Return one storage for all tests of the contract, once on each kind of database."""
     if request.param == "sqlite":
-        return f"sqlite:///{tmp_path_factory.mktemp('contract') / 'study.db'}"
-    return request.getfixturevalue("shared_postgresql_url")
+        url = f"sqlite:///{tmp_path_factory.mktemp('contract') / 'study.db'}"
+    else:
+        url = request.getfixturevalue("shared_postgresql_url")
+    storage = open_storage(url, create=True)
+    yield storage
+    storage.remove_session()
+    storage.engine.dispose()
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 class TestContractOfOptuna(StorageTestCase):
     """Optuna's own tests of a storage, on what `open_storage` returns."""
 
     @pytest.fixture
-    def storage(self, shared_url):
-        storage = open_storage(shared_url, create=True)
-        for study in storage.get_all_studies():
-            storage.delete_study(study._study_id)
-        yield storage
-        storage.remove_session()
-        storage.engine.dispose()
-        gc.collect()  # one of the tests drops an open storage, which psycopg warns of
+    def storage(self, shared_storage):
+        for study in shared_storage.get_all_studies():
+            shared_storage.delete_study(study._study_id)
+        return shared_storage
+
+    @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+    def test_pickle_storage(self, storage):
+        super().test_pickle_storage(storage)
+        gc.collect()  # it drops an open storage, which psycopg warns of
 
 
 def test_the_url_is_the_explicit_one_else_ours_else_optunas_else_a_local_file(monkeypatch):
@@ -229,10 +234,12 @@ def test_reading_waits_for_nobody(sqlite_url):
         assert connection.execute(sa.text("SELECT count(*) FROM studies")).scalar() == 0
 
 
-def test_postgresql_sessions_are_in_utc(postgresql_url):
+def test_postgresql_sessions_are_in_utc_and_hold_no_lock_for_ever(postgresql_url):
     storage = open_storage(postgresql_url, create=True)
     with storage.engine.connect() as connection:
         assert connection.execute(sa.text("SHOW TIME ZONE")).scalar() == "UTC"
+        assert connection.execute(sa.text("SHOW lock_timeout")).scalar() == "1min"
+        assert connection.execute(sa.text("SHOW idle_in_transaction_session_timeout")).scalar() == "1min"
     storage.engine.dispose()
 
 

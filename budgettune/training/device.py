@@ -68,8 +68,8 @@ class Device:
         if self.is_cuda:
             self._cuda.synchronize(self.device)
 
-    def pace(self) -> None:
-        """Keep the host at most two steps ahead of the device, without draining the queue.
+    def pace(self, lead: int) -> None:
+        """Call after each step: keep the host at most `lead` steps ahead of the device, without draining the queue.
 
         Under a time budget the host's clock decides whether another step begins; a host that had queued a hundred
         steps would overshoot by all of them.
@@ -79,7 +79,7 @@ class Device:
         event = self._cuda.Event()
         event.record()
         self._pending.append(event)
-        if len(self._pending) > 2:
+        while len(self._pending) > lead:
             self._pending.pop(0).synchronize()
 
     def reset_peak_memory(self) -> None:

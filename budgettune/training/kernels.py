@@ -35,7 +35,6 @@ KINDS = {
 """Kinds of kernels to look out for, by name; the first that matches counts."""
 
 _WRAPPERS = re.compile(r"convolution|^autograd::|^profiler::", re.IGNORECASE)
-_SMALL_SHARE = 0.002
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +57,7 @@ class Kernel:
 
 
 def kernels_of(step: Callable[[], None], box: Device, passes: int = 3) -> tuple[Kernel, ...]:
-    """Return the kernels of a step, dearest first; those under 0.2% of its time are left out unless of a slow kind.
+    """Return the kernels of a step, dearest first.
 
     Of several passes the quickest counts. While they run, what other threads print may be lost.
     """
@@ -86,8 +85,7 @@ def summarise(events: Iterable[tuple[str, int, float]]) -> tuple[Kernel, ...]:
         Kernel(name=name, kind=kind_of(name), launches=launches, ms=ms, share=ms / whole)
         for name, (launches, ms) in totals.items()
     ]
-    shown = [kernel for kernel in kernels if kernel.share >= _SMALL_SHARE or kernel.kind not in ("", "reorder")]
-    return tuple(sorted(shown, key=lambda kernel: -kernel.ms))
+    return tuple(sorted(kernels, key=lambda kernel: -kernel.ms))
 
 
 def parse_onednn(text: str) -> list[tuple[str, int, float]]:
@@ -109,7 +107,7 @@ def parse_onednn(text: str) -> list[tuple[str, int, float]]:
 
 
 def _quickest(take: Callable[[], list[tuple[str, int, float]]], passes: int) -> list[tuple[str, int, float]]:
-    return min((take() for _ in range(passes)), key=lambda events: sum(ms for *_, ms in events))
+    return min((take() for _ in range(passes)), key=lambda events: (not events, sum(ms for *_, ms in events)))
 
 
 def _profiler_events(step: Callable[[], None], box: Device) -> list[tuple[str, int, float]]:

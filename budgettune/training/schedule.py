@@ -37,6 +37,10 @@ class EpochProgress:
     def learn(self, step_seconds: float) -> None:
         """Take no notice: epochs end when they end."""
 
+    def lead(self) -> int | None:
+        """Return how many steps the host may run ahead of the device: any number."""
+        return None
+
 
 class BudgetProgress:
     """Training that ends at a number of seconds on the clock.
@@ -66,6 +70,10 @@ class BudgetProgress:
     def learn(self, step_seconds: float) -> None:
         """Take in how long the latest step took."""
         self._recent.append(step_seconds)
+
+    def lead(self) -> int | None:
+        """Return how many steps the host may run ahead of the device: two, and none when the end is near."""
+        return 2 if self.budget_seconds - self.elapsed() > 8 * self._step() else 0
 
     def _step(self) -> float:
         return median(self._recent) if self._recent else 0.0

@@ -238,6 +238,8 @@ class Run:
                 share = progress.at(epoch, number / len(batches))
                 self.step(indices, weights, learning_rate_of(self.config.train, share), loss_sum)
                 progress.learn(self.step_seconds[-1])
+                if (lead := progress.lead()) is not None:
+                    self.box.pace(lead)
         steps, samples = self.steps - steps_before, self.samples - samples_before
         self.full_visits += self.strategy.size * samples / sum(len(indices) for indices, _ in batches)
         loss = float(loss_sum) / samples
@@ -275,8 +277,6 @@ class Run:
             loss_sum += losses.sum()
         with watch.phase("observe"):
             self.strategy.observe(indices, losses, logits)
-        if self.config.train.budget is not None:
-            self.box.pace()
         self.step_seconds.append(watch.clock() - began)
         self.batch_shapes.add(len(indices))
         self.steps += 1

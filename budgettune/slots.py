@@ -1,0 +1,66 @@
+"""What decisions need to know of a study's trials, read in a few statements."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+import sqlalchemy as sa
+
+from budgettune.cells import Slot, SlotRow
+from budgettune.storage import reading
+from budgettune.tables import plain_text, trial_params, trial_user_attributes, trials
+from budgettune.trial_rows import failure_pair, parse_json, whole_number
+
+SLOT_ATTRIBUTES = ("cell", "repeat", "attempt", "failure", "extra", "late_of")
+
+
+def slot_rows(engine: sa.Engine, study_id: int) -> list[SlotRow]:
+    """Return what decisions need to know of every trial of a cell."""
+    with reading(engine) as connection:
+        return read_slot_rows(connection, study_id)
+
+
+def read_slot_rows(connection: sa.Connection, study_id: int) -> list[SlotRow]:
+    """Return the same inside a transaction."""
+    own = sa.select(trials.c.trial_id, trials.c.number, plain_text(trials.c.state)).where(trials.c.study_id == study_id)
+    attribute = trial_user_attributes
+    pairs = (
+        sa.select(attribute.c.trial_id, attribute.c.key, attribute.c.value_json)
+        .join(trials, trials.c.trial_id == attribute.c.trial_id)
+        .where(trials.c.study_id == study_id, attribute.c.key.in_(SLOT_ATTRIBUTES))
+    )
+    with_params = (
+        sa.select(trial_params.c.trial_id)
+        .distinct()
+        .join(trials, trials.c.trial_id == trial_params.c.trial_id)
+        .where(trials.c.study_id == study_id)
+    )
+    attributes: defaultdict[int, dict[str, Any]] = defaultdict(dict)
+    for trial_id, key, text in connection.execute(pairs):
+        attributes[trial_id][key] = parse_json(text)
+    drawn = set(connection.execute(with_params).scalars())
+    found = connection.execute(own).all()
+    rows = (_slot_row(row[0], row[1], row[2], attributes[row[0]], row[0] in drawn) for row in found)
+    return [row for row in rows if row is not None]
+
+
+def _slot_row(
+    trial_id: int, number: int, state: str, attributes: Mapping[str, Any], has_params: bool
+) -> SlotRow | None:
+    """Return None for a row that is not of a cell."""
+    cell, repeat = whole_number(attributes.get("cell")), whole_number(attributes.get("repeat"))
+    if cell is None or repeat is None or whole_number(number) is None:
+        return None
+    return SlotRow(
+        trial_id=trial_id,
+        number=number,
+        state=state,
+        slot=Slot(cell, repeat),
+        attempt=whole_number(attributes.get("attempt")) or 1,
+        has_params=has_params,
+        failure=failure_pair(attributes.get("failure")),
+        extra=attributes.get("extra") is True,
+        late_of=whole_number(attributes.get("late_of")),
+    )

@@ -1,0 +1,238 @@
+"""Trials of Optuna's tables as `TrialRecord`s.
+
+What is not as we write it (another program's attribute, a text where a number belongs) is left out of the record.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from datetime import datetime
+from functools import lru_cache
+from typing import Any
+
+import sqlalchemy as sa
+
+from budgettune.records import NUMERIC_ATTRIBUTES, EpochRecord, MachineInfo, PhaseSeconds, TrialRecord
+from budgettune.storage import reading
+from budgettune.tables import is_finite, plain_text, trial_params, trial_user_attributes, trial_values, trials
+
+IDS_PER_STATEMENT = 500
+DOCUMENTS = ("curve", "phases", "machine")
+_PLAIN_ATTRIBUTES = ("cell", "repeat", "attempt", "seed", "status", "device_name", "failure", *NUMERIC_ATTRIBUTES)
+_WHOLE_NUMBERS = ("cell", "repeat", "attempt", "seed", "epochs", "steps", "parameters", "multiply_adds")
+_REAL_NUMBERS = tuple(name for name in NUMERIC_ATTRIBUTES if name not in _WHOLE_NUMBERS)
+
+
+def trial_records(
+    engine: sa.Engine,
+    study_id: int,
+    *,
+    states: Collection[str] | None = None,
+    numbers: Collection[int] | None = None,
+    documents: bool = True,
+) -> list[TrialRecord]:
+    """Return the trials of a study by number.
+
+    Args:
+        engine: from `open_engine`.
+        study_id: from `find_study`.
+        states: only those, for example {"COMPLETE"}.
+        numbers: only those.
+        documents: with curve, phases and machine; they are most of the bytes.
+    """
+    query = sa.select(trials.c.trial_id).where(trials.c.study_id == study_id).order_by(trials.c.number)
+    if states is not None:
+        query = query.where(plain_text(trials.c.state).in_(list(states)))
+    if numbers is not None:
+        query = query.where(trials.c.number.in_(list(numbers)))
+    with reading(engine) as connection:
+        return records_of(connection, list(connection.execute(query).scalars()), documents=documents)
+
+
+def record_batches(engine: sa.Engine, study_id: int, *, documents: bool = True) -> Iterator[list[TrialRecord]]:
+    """Yield all trials of a study by number, some hundreds at a time: a study may be larger than memory."""
+    query = sa.select(trials.c.trial_id).where(trials.c.study_id == study_id).order_by(trials.c.number)
+    with reading(engine) as connection:
+        ids = list(connection.execute(query).scalars())
+        for begin in range(0, len(ids), IDS_PER_STATEMENT):
+            yield _batch(connection, ids[begin : begin + IDS_PER_STATEMENT], documents)
+
+
+def records_of(connection: sa.Connection, trial_ids: Sequence[int], *, documents: bool = True) -> list[TrialRecord]:
+    """Return the records of trials, in the order of their ids."""
+    records: list[TrialRecord] = []
+    for begin in range(0, len(trial_ids), IDS_PER_STATEMENT):
+        records += _batch(connection, trial_ids[begin : begin + IDS_PER_STATEMENT], documents)
+    return records
+
+
+def _batch(connection: sa.Connection, ids: Sequence[int], documents: bool) -> list[TrialRecord]:
+    rows = connection.execute(
+        sa.select(
+            trials.c.trial_id,
+            trials.c.number,
+            plain_text(trials.c.state),
+            plain_text(trials.c.datetime_start),
+            plain_text(trials.c.datetime_complete),
+        ).where(trials.c.trial_id.in_(ids))
+    )
+    by_id = {row[0]: row for row in rows}
+    params, values = read_params(connection, ids), _values(connection, ids)
+    attributes = read_attributes(connection, ids, (*_PLAIN_ATTRIBUTES, *(DOCUMENTS if documents else ())))
+    return [
+        _record(by_id[key], params[key], values[key], attributes[key])
+        for key in ids
+        if key in by_id and isinstance(by_id[key][1], int)
+    ]
+
+
+def _record(
+    row: Sequence[Any], params: dict[str, Any], values: dict[int, float], attributes: dict[str, Any]
+) -> TrialRecord:
+    _, number, state, started_at, completed_at = row
+    return TrialRecord(
+        number=number,
+        state=state,
+        params=params,
+        train_seconds=values.get(0),
+        test_accuracy=values.get(1),
+        failure=failure_text(attributes.get("failure")),
+        status=_text(attributes.get("status")),
+        device_name=_text(attributes.get("device_name")),
+        started_at=_moment(started_at),
+        completed_at=_moment(completed_at),
+        curve=_curve(attributes.get("curve")),
+        phases=_document(PhaseSeconds, attributes.get("phases"), _is_phase),
+        machine=_document(MachineInfo, attributes.get("machine"), _is_machine_fact),
+        **{name: whole_number(attributes.get(name)) for name in _WHOLE_NUMBERS},
+        **{name: _number(attributes.get(name)) for name in _REAL_NUMBERS},  # type: ignore[arg-type]
+    )
+
+
+def read_params(connection: sa.Connection, trial_ids: Sequence[int]) -> defaultdict[int, dict[str, Any]]:
+    """Return the params of trials as they were sampled, by trial id."""
+    table = trial_params
+    query = sa.select(table.c.trial_id, table.c.param_name, table.c.param_value, table.c.distribution_json)
+    params: defaultdict[int, dict[str, Any]] = defaultdict(dict)
+    for trial_id, name, value, distribution in connection.execute(
+        query.where(table.c.trial_id.in_(trial_ids)).order_by(table.c.param_id)
+    ):
+        try:
+            params[trial_id][name] = _external(value, distribution)
+        except (TypeError, ValueError, LookupError, OverflowError):
+            continue
+    return params
+
+
+def _external(value: Any, distribution_json: str) -> Any:
+    """Return a param as the user knows it; a choice is stored as its index, a whole number as a float."""
+    name, choices = _distribution(distribution_json)
+    if choices is not None:
+        return choices[int(value)]
+    return int(value) if name.startswith("Int") else float(value)
+
+
+@lru_cache(maxsize=4096)
+def _distribution(distribution_json: str) -> tuple[str, tuple[Any, ...] | None]:
+    document = json.loads(distribution_json)
+    choices = document["attributes"].get("choices") if document["name"] == "CategoricalDistribution" else None
+    return document["name"], None if choices is None else tuple(choices)
+
+
+def _values(connection: sa.Connection, trial_ids: Sequence[int]) -> defaultdict[int, dict[int, float]]:
+    query = sa.select(trial_values.c.trial_id, trial_values.c.objective, trial_values.c.value)
+    values: defaultdict[int, dict[int, float]] = defaultdict(dict)
+    for trial_id, objective, value in connection.execute(
+        query.where(trial_values.c.trial_id.in_(trial_ids), is_finite(trial_values.c.value))
+    ):
+        values[trial_id][objective] = value
+    return values
+
+
+def read_attributes(
+    connection: sa.Connection, trial_ids: Sequence[int], names: Collection[str]
+) -> defaultdict[int, dict[str, Any]]:
+    """Return some user attributes of trials, by trial id; what is not JSON is left out."""
+    table = trial_user_attributes
+    query = sa.select(table.c.trial_id, table.c.key, table.c.value_json)
+    attributes: defaultdict[int, dict[str, Any]] = defaultdict(dict)
+    for trial_id, key, text in connection.execute(
+        query.where(table.c.trial_id.in_(trial_ids), table.c.key.in_(list(names)))
+    ):
+        attributes[trial_id][key] = parse_json(text)
+    return attributes
+
+
+def parse_json(text: Any) -> Any:
+    """Return the value of a JSON text, None where it is none."""
+    try:
+        return json.loads(text)
+    except (TypeError, ValueError, RecursionError):
+        return None
+
+
+def whole_number(value: Any) -> int | None:
+    """Return a value where it is a whole number, else None."""
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _number(value: Any) -> float | None:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return value if is_number and math.isfinite(value) else None
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _moment(text: Any) -> str | None:
+    """Return a stored UTC time as ISO 8601."""
+    try:
+        return datetime.fromisoformat(f"{text}+00:00").isoformat()
+    except ValueError:
+        return None
+
+
+def failure_pair(value: Any) -> tuple[str, str] | None:
+    """Return the kind and the message of a stored failure."""
+    if isinstance(value, Mapping):
+        return str(value.get("kind", "unknown")), str(value.get("message", ""))
+    return ("unknown", value) if isinstance(value, str) else None
+
+
+def failure_text(value: Any) -> str | None:
+    """Return a stored failure as `kind: message`."""
+    pair = failure_pair(value)
+    return None if pair is None else ": ".join(part for part in pair if part)
+
+
+def _document(kind: type[Any], value: Any, is_valid: Callable[[str, Any], bool]) -> Any:
+    """Return a stored document as a record, None where a field is unknown, missing or of the wrong type."""
+    if not isinstance(value, Mapping) or not all(is_valid(str(name), item) for name, item in value.items()):
+        return None
+    try:
+        return kind(**value)
+    except TypeError:
+        return None
+
+
+def _is_phase(_name: str, value: Any) -> bool:
+    return _number(value) is not None
+
+
+def _is_machine_fact(name: str, value: Any) -> bool:
+    if name in ("cores", "threads", "memory_mb"):
+        return whole_number(value) is not None
+    return isinstance(value, str) or (value is None and name in ("device_uuid", "driver", "cuda", "cudnn"))
+
+
+def _is_epoch_fact(name: str, value: Any) -> bool:
+    return _number(value) is not None or (value is None and name == "accuracy")
+
+
+def _curve(value: Any) -> tuple[EpochRecord, ...]:
+    epochs = [_document(EpochRecord, epoch, _is_epoch_fact) for epoch in value] if isinstance(value, list) else []
+    return () if None in epochs else tuple(epochs)
