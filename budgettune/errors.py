@@ -11,6 +11,7 @@ BudgetTuneError                 say what is wrong and what to do next, in one li
 └── TrialFailed                 one trial cannot go on; carries the kind of failure that its row keeps
     ├── OutOfMemory
     ├── NonFiniteLoss
+    ├── TrialTimeout
     └── Interrupted             told to stop; its cell is handed back and no attempt is used up
 """
 
@@ -88,6 +89,12 @@ class NonFiniteLoss(TrialFailed):
     """The mean loss of an epoch is NaN or infinite: the configuration diverged."""
 
     kind = "non-finite-loss"
+
+
+class TrialTimeout(TrialFailed):
+    """The trial took longer than a worker allows."""
+
+    kind = "timeout"
 
 
 class Interrupted(TrialFailed):

@@ -169,6 +169,8 @@ class TrialRecord:
         cell: index of the point in the grid (or in the order of sampling); repeats of a point share it.
         attempt: 1 for the first try of a cell and repeat.
         status: clean, disturbed or unverified: whether the time can be believed.
+        device_name: kind of machine, as `MachineInfo.key`.
+        extra: a late result beside the one that counts for its cell and repeat.
         failure: why it failed, with the kind in front; None otherwise.
         started_at: ISO 8601, UTC.
         completed_at: ISO 8601, UTC.
@@ -193,6 +195,7 @@ class TrialRecord:
     step_ms_median: float | None = None
     peak_memory_mb: float | None = None
     device_name: str | None = None
+    extra: bool = False
     failure: str | None = None
     started_at: str | None = None
     completed_at: str | None = None

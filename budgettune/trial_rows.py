@@ -21,7 +21,17 @@ from budgettune.tables import is_finite, plain_text, trial_params, trial_user_at
 
 IDS_PER_STATEMENT = 500
 DOCUMENTS = ("curve", "phases", "machine")
-_PLAIN_ATTRIBUTES = ("cell", "repeat", "attempt", "seed", "status", "device_name", "failure", *NUMERIC_ATTRIBUTES)
+_PLAIN_ATTRIBUTES = (
+    "cell",
+    "repeat",
+    "attempt",
+    "seed",
+    "status",
+    "device_name",
+    "failure",
+    "extra",
+    *NUMERIC_ATTRIBUTES,
+)
 _WHOLE_NUMBERS = ("cell", "repeat", "attempt", "seed", "epochs", "steps", "parameters", "multiply_adds")
 _REAL_NUMBERS = tuple(name for name in NUMERIC_ATTRIBUTES if name not in _WHOLE_NUMBERS)
 
@@ -102,6 +112,7 @@ def _record(
         failure=failure_text(attributes.get("failure")),
         status=_text(attributes.get("status")),
         device_name=_text(attributes.get("device_name")),
+        extra=attributes.get("extra") is True,
         started_at=_moment(started_at),
         completed_at=_moment(completed_at),
         curve=_curve(attributes.get("curve")),

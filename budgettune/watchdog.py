@@ -13,7 +13,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
-from budgettune.errors import TrialFailed
+from budgettune.errors import TrialTimeout
 from budgettune.study import Claim, StudyHandle
 from budgettune.units import format_duration
 
@@ -23,12 +23,6 @@ HUNG_STATUS = 75
 """Exit status of a worker whose trial hung: EX_TEMPFAIL of sysexits.h, start me again."""
 RECORDING_SECONDS = 20.0
 """For which the end of a hung trial may wait for the database."""
-
-
-class TrialTimeout(TrialFailed):
-    """The trial took longer than a worker allows."""
-
-    kind = "timeout"
 
 
 class Heartbeat:

@@ -84,6 +84,7 @@ NEIGHBOURS = {
     "locks": {"database_errors", "engines"},
     "machine": {"disturbance", "nvml", "procfs"},
     "nvml": {"disturbance"},
+    "planning": {"sampling"},
     "profile": {"profile_report", "profile_space"},
     "profile_report": {"profile_space"},
     "progress": {"render"},
