@@ -268,17 +268,13 @@ def _render_alarm(alarm: Alarm, console: Console) -> None:
 
 
 def _kernel_table(alarm: Alarm) -> Table:
-    table = _table(f"kernels per step, beside {alarm.neighbour or 'nothing'}", "kernel")
-    for name in ("kind", "launches", "ms", "share", "neighbour's launches", "ms", "share", "extra ms"):
+    table = _table(f"kernels per step, against {alarm.neighbour or 'nothing'}", "kernel")
+    for name in ("kind", "launches", "ms", "share", "extra ms"):
         table.add_column(name, justify="left" if name == "kind" else "right")
     for pair in alarm.kernels[:KERNELS_SHOWN]:
-        table.add_row(
-            escape(pair.name),
-            pair.kind,
-            *_kernel_cells(pair.own),
-            *_kernel_cells(pair.neighbour),
-            f"{pair.extra_ms:.1f}",
-        )
+        sides = zip(_kernel_cells(pair.own), _kernel_cells(pair.neighbour), strict=True)
+        against = (f"{own} : {neighbour}" for own, neighbour in sides)
+        table.add_row(escape(pair.name), pair.kind, *against, f"{pair.extra_ms:.1f}")
     return table
 
 

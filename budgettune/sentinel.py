@@ -28,8 +28,8 @@ class SentinelSeconds:
 
     @property
     def slowdown(self) -> float:
-        """Of the worse reading against the best; 1 is none."""
-        return max(self.before, self.after) / self.best
+        """Of the mean of both readings against the best: an estimate for the time between them; 1 is none."""
+        return (self.before + self.after) / 2 / self.best
 
 
 class Sentinel:

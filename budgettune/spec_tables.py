@@ -153,7 +153,7 @@ class TrainSpec(Table):
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(0.0, ge=0)
     lr_schedule: Literal["constant", "linear", "cosine"] = "linear"
-    precision: Literal["auto", "fp32", "bf16"] = "fp32"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: bool = False
     evaluate_every: int = Field(1, ge=1)
 
