@@ -29,7 +29,7 @@ def seconds_of_trials(options: argparse.Namespace, warmup_steps: int) -> tuple[l
     spec = StudySpec.from_document(
         {
             "name": "first-trial",
-            "data": common.data_table(options),
+            "data": {**common.data_table(options), "evaluate_on": "validation", "validation_fraction": 0.01},
             "train": {"epochs": 2, "batch_size": options.batch_size, "precision": "auto", "evaluate_every": 2},
             "clock": {"warmup_steps": warmup_steps},
         }
