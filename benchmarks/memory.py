@@ -123,7 +123,7 @@ def runs(options: argparse.Namespace, folder: Path) -> Iterator[tuple[str, Peaks
     """Yield the name of a run and its peaks, the baseline (images in memory) first."""
     plain = {"name": "folder", "root": str(folder / "images")}
     cached = plain | {"cache": str(folder / "cache")}
-    yield "in memory", common.fresh_process(load_and_train, study(plain, options), options.threads)
+    yield "in memory, loaded only", common.fresh_process(load, plain, options.threads)
     yield "cache, built", common.fresh_process(load, cached, options.threads)
     yield "cache, used", common.fresh_process(load_and_train, study(cached, options), options.threads)
     if options.fashion_root:

@@ -4,6 +4,7 @@ import csv
 import io
 import itertools
 import json
+import re
 import subprocess
 import sys
 
@@ -125,7 +126,8 @@ def test_a_configuration_is_trained_again_to_the_same_weights_and_kept(trained, 
 def test_train_takes_settings_in_place_of_a_trial(trained, tmp_path):
     status, out, _ = trained("train", "--set", "scale=1.5", "--set", "train.budget=0.5s", "--out", tmp_path / "m.pt")
     assert status == 0
-    assert "after 0.5" in out
+    seconds = float(re.search(r"after ([\d.]+)s", out)[1])
+    assert 0.2 < seconds < 2  # a unit test claims no exact times: benchmarks/deadline.py does
     assert trained("train")[0] == 2
     assert trained("train", "--trial", 99)[0] == 1
 

@@ -104,10 +104,15 @@ def test_what_the_host_takes_disturbs(field):
 
 
 def test_a_slow_sentinel_disturbs_whether_before_after_or_in_an_earlier_trial():
-    for readings in [(0.003, 0.002, 0.002), (0.002, 0.003, 0.002), (0.003, 0.003, 0.002)]:
+    for readings in [(0.004, 0.002, 0.002), (0.002, 0.004, 0.002), (0.003, 0.003, 0.002)]:
         found = verdict(sentinel=SentinelSeconds(before=readings[0], after=readings[1], best=readings[2]))
         assert found.status == "disturbed"
         assert "1.50 times slower" in found.reasons[0]
+
+
+def test_one_reading_that_is_a_little_slow_is_held_against_the_other():
+    assert verdict(sentinel=SentinelSeconds(before=0.0028, after=0.002, best=0.002)).status == "clean"
+    assert verdict(sentinel=SentinelSeconds(before=0.0028, after=0.0024, best=0.002)).status == "disturbed"
 
 
 def test_without_evidence_nothing_is_clean():
