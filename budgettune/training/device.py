@@ -119,7 +119,7 @@ def keep_freed_memory() -> bool:
     """Have glibc keep what a step frees for the next step, and return whether it could be told.
 
     By default blocks of activations (tens of megabytes) go back to the system after every step and come again as
-    40,000 page faults: 12 to 20% of a step's time on the CPU, and most of its scatter.
+    40,000 page faults: 12 to 20% of a step's time on the CPU.
     """
     try:
         libc = ctypes.CDLL(None)

@@ -182,6 +182,8 @@ class Run:
             self.precision = pick_precision(config.train.precision, box.device, self.architecture.get("widths"))
             self.forward = torch.compile(self.model) if config.train.compile else self.model
             self.generator = torch.Generator(box.device).manual_seed(seed)
+            # Of its own, so that how often a trial is evaluated does not change what it learns.
+            self.held_out_generator = torch.Generator(box.device).manual_seed(seed + 2)
             self.strategy = make_strategy(
                 config.pruning, len(data.train.labels), seed=seed + 1, device=box.device, allow_import=allow_import
             )
@@ -340,7 +342,7 @@ class Run:
         with torch.inference_mode(), self.box.autocast(self.precision):
             for images, labels in zip(held_out.images.split(size), held_out.labels.split(size), strict=True):
                 if self.config.data.augment_test:
-                    images = augment(images, pad=self.data.pad, flip=self.data.flip, generator=self.generator)
+                    images = augment(images, pad=self.data.pad, flip=self.data.flip, generator=self.held_out_generator)
                 correct += (self.model(self._normalise(images)).argmax(dim=1) == labels).sum()
         self.model.train()
         return int(correct) / len(held_out.labels)

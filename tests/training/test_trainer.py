@@ -196,6 +196,11 @@ def test_held_out_images_are_augmented_only_where_asked(spec, data):
     assert augmented < plain
 
 
+def test_how_often_held_out_images_are_augmented_does_not_change_what_is_learnt(spec, data):
+    often, once = (run(spec, data, "data.augment_test=true", f"train.evaluate_every={every}") for every in (1, 4))
+    assert often.weights_sha256 == once.weights_sha256
+
+
 def test_the_witness_watches_training_and_nothing_else(spec, data):
     class Bystander:
         def __init__(self):
