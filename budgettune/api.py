@@ -92,7 +92,7 @@ def best_under_budget(
         study: which.
         budget: seconds, or a text such as "60s".
         top: how many.
-        device_name: only times from that kind of machine.
+        device_name: only times from that kind of machine; None for the study's own kind, `any` for all.
         clean_only: only times that nothing is known to have disturbed.
         storage: database URL, where study is not a handle.
 
@@ -100,10 +100,8 @@ def best_under_budget(
         NothingWithinBudget: where even the fastest finished trial takes longer.
     """
     engine, study_id = locate(study, storage)
-    budget_seconds = parse_duration(budget)
-    return query.best_under_budget(
-        engine, study_id, budget_seconds, top=top, device_name=device_name, clean_only=clean_only
-    )
+    budget_seconds, kind = parse_duration(budget), query.comparable_kind(engine, study_id, device_name)
+    return query.best_under_budget(engine, study_id, budget_seconds, top=top, device_name=kind, clean_only=clean_only)
 
 
 def pareto_front(
@@ -115,7 +113,8 @@ def pareto_front(
 ) -> list[TrialRecord]:
     """Return the finished trials that no other one beats in both time and accuracy, fastest first."""
     engine, study_id = locate(study, storage)
-    return query.pareto_front(engine, study_id, device_name=device_name, clean_only=clean_only)
+    kind = query.comparable_kind(engine, study_id, device_name)
+    return query.pareto_front(engine, study_id, device_name=kind, clean_only=clean_only)
 
 
 def train(
@@ -126,11 +125,16 @@ def train(
     device: str = "auto",
     threads: int | None = None,
     allow_import: Collection[str] = (),
+    allow_root: Collection[str] | None = None,
 ) -> Trained:
     """Train one configuration without recording it, and return `.result` and `.model`."""
     from budgettune import worker
+    from budgettune.roots import allowed_folders
 
-    return worker.train_one(study, params or {}, seed=seed, device=device, threads=threads, allow_import=allow_import)
+    folders = None if isinstance(study, StudySpec) else allowed_folders(allow_root, study.url)
+    return worker.train_one(
+        study, params or {}, seed=seed, device=device, threads=threads, allow_import=allow_import, folders=folders
+    )
 
 
 def hypervolume_of(
@@ -146,9 +150,17 @@ def hypervolume_of(
     times accuracy, and is comparable with another's only at an equal reference.
     """
     engine, study_id = locate(study, storage)
-    points = query.objective_points(engine, study_id, device_name=device_name, clean_only=clean_only)
+    kind = query.comparable_kind(engine, study_id, device_name)
+    points = query.objective_points(engine, study_id, device_name=kind, clean_only=clean_only)
     reference = (1.1 * max((seconds for seconds, _ in points), default=0.0), 0.0)
     return query.hypervolume(points, reference), reference
+
+
+def machines_note(
+    study: StudyHandle | str | None = None, *, device_name: str | None = None, storage: str | None = None
+) -> str | None:
+    """Return a sentence on whose times an answer holds, where the study has those of several kinds of machine."""
+    return query.machines_note(*locate(study, storage), device_name)
 
 
 def configuration(
@@ -172,6 +184,12 @@ def allowed_packages(names: Iterable[str] | None) -> frozenset[str]:
     """Return the packages that studies may import from: those named, else those in BUDGETTUNE_ALLOW_IMPORT."""
     listed = names if names is not None else os.environ.get("BUDGETTUNE_ALLOW_IMPORT", "").split(",")
     return frozenset(name.strip() for name in listed if name.strip())
+
+
+def allowed_roots(names: Iterable[str] | None) -> frozenset[str] | None:
+    """Return the folders named, else those in BUDGETTUNE_ALLOW_ROOT; None where neither says anything."""
+    listed = names if names is not None else os.environ.get("BUDGETTUNE_ALLOW_ROOT", "").split(os.pathsep)
+    return frozenset(name for name in listed if name) or None
 
 
 def locate(study: StudyHandle | str | None, storage: str | None) -> tuple[Any, int]:

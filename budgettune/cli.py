@@ -17,6 +17,7 @@ from budgettune import api, cli_study, render
 from budgettune.cli_options import (
     HELP,
     AllowImport,
+    AllowRoot,
     CleanOnly,
     Debug,
     DebugSwitch,
@@ -35,7 +36,6 @@ from budgettune.units import format_duration
 
 if TYPE_CHECKING:
     from budgettune.fleet import Member, WorkerCommand
-    from budgettune.records import TrialRecord
     from budgettune.spec import StudySpec
     from budgettune.worker_options import WorkerOptions, WorkerSummary
 
@@ -67,7 +67,11 @@ def worker(
     processes: Annotated[
         int | None, typer.Option("--processes", min=1, help="Workers on this CPU; on GPUs it is one each.")
     ] = None,
+    allow_mixed: Annotated[
+        bool, typer.Option("--allow-mixed", help="Work on studies whose times come from another kind of machine.")
+    ] = False,
     allow_import: AllowImport = None,
+    allow_root: AllowRoot = None,
     storage: Storage = None,
     debug: Debug = False,
 ) -> None:
@@ -83,6 +87,8 @@ def worker(
         trial_timeout_seconds=trial_timeout,
         wait=wait,
         allow_import=api.allowed_packages(allow_import),
+        allow_root=api.allowed_roots(allow_root),
+        allow_mixed=allow_mixed,
     )
     members = fleet.members_here(options, processes)
     if members:
@@ -108,7 +114,8 @@ def best(
     records = api.best_under_budget(
         study, budget, top=top, device_name=device_name, clean_only=clean_only, storage=storage
     )
-    _show_trials(records, form, device_name)
+    render.note(api.machines_note(study, device_name=device_name, storage=storage))
+    render.print_trials(records, form)
 
 
 @app.command()
@@ -123,11 +130,12 @@ def front(
     """Show the Pareto front of time and accuracy, and its hypervolume."""
     records = api.pareto_front(study, device_name=device_name, clean_only=clean_only, storage=storage)
     volume, reference = api.hypervolume_of(study, device_name=device_name, clean_only=clean_only, storage=storage)
+    render.note(api.machines_note(study, device_name=device_name, storage=storage))
     if form is Format.json:
         documents = [render.trial_document(record) for record in records]
         render.print_json({"front": documents, "hypervolume": volume, "reference": reference})
         return
-    _show_trials(records, form, device_name)
+    render.print_trials(records, form)
     if form is Format.table:
         out.print(_hypervolume_line(volume, reference), highlight=False)
 
@@ -144,15 +152,20 @@ def train(
     device: Device = "auto",
     threads: Threads = None,
     allow_import: AllowImport = None,
+    allow_root: AllowRoot = None,
     storage: Storage = None,
     debug: Debug = False,
 ) -> None:
     """Train one configuration of a study and keep the model."""
+    from budgettune.roots import allowed_folders
+
     if (trial is None) == (not sets):
         raise typer.BadParameter("give either --trial N or --set key=value")
     handle = api.load_study(study, storage=storage)
     spec, params, trial_seed = api.configuration(handle, trial, sets or [])
-    result = _train(spec, params, trial_seed if seed is None else seed, to, device, threads, allow_import)
+    folders = allowed_folders(api.allowed_roots(allow_root), handle.url)
+    seed = trial_seed if seed is None else seed
+    result = _train(spec, params, seed, to, device, threads, api.allowed_packages(allow_import), folders)
     out.print(
         f"{to}: accuracy {result.test_accuracy:.2%} after {format_duration(result.train_seconds)}",
         highlight=False,
@@ -294,7 +307,8 @@ def _train(
     to: Path,
     device: str,
     threads: int | None,
-    allow: list[str] | None,
+    allow_import: frozenset[str],
+    folders: frozenset[Path] | None,
 ) -> Any:
     from budgettune.stopping import StopFlag
     from budgettune.worker import save_model, train_one
@@ -302,15 +316,17 @@ def _train(
     show = err.status("training") if err.is_terminal else nullcontext()
     with StopFlag() as stop, show:
         trained = train_one(
-            spec, params, seed=seed, device=device, threads=threads, allow_import=api.allowed_packages(allow), stop=stop
+            spec,
+            params,
+            seed=seed,
+            device=device,
+            threads=threads,
+            allow_import=allow_import,
+            folders=folders,
+            stop=stop,
         )
     save_model(to, trained, spec, params)
     return trained.result
-
-
-def _show_trials(records: list[TrialRecord], form: Format, device_name: str | None) -> None:
-    render.warn_of_mixed_machines(records, device_name)
-    render.print_trials(records, form)
 
 
 def _hypervolume_line(volume: float, reference: tuple[float, float]) -> str:

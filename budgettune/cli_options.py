@@ -63,7 +63,10 @@ Debug = Annotated[
 Study = Annotated[str | None, typer.Argument(metavar="[STUDY]", help="May be left out where there is only one.")]
 FormatOption = Annotated[Format, typer.Option("--format", help="Table for people, JSON or CSV for programs.")]
 DeviceName = Annotated[
-    str | None, typer.Option("--device-name", metavar="NAME", help="Only times from that kind of machine.")
+    str | None,
+    typer.Option(
+        "--device-name", metavar="NAME|any", help="Kind of machine; the study's own where left out, any for all."
+    ),
 ]
 CleanOnly = Annotated[bool, typer.Option("--clean-only", help="Leave out disturbed and unverified times.")]
 AllowImport = Annotated[
@@ -72,6 +75,14 @@ AllowImport = Annotated[
         "--allow-import",
         metavar="PACKAGE",
         help="Package that code named by a study may come from (repeatable); else $BUDGETTUNE_ALLOW_IMPORT.",
+    ),
+]
+AllowRoot = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow-root",
+        metavar="FOLDER",
+        help="Folder whose files a study of a shared database may name (repeatable); else $BUDGETTUNE_ALLOW_ROOT.",
     ),
 ]
 Device = Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda|cuda:N", help="What to train on.")]

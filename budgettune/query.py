@@ -16,6 +16,7 @@ import sqlalchemy as sa
 
 from budgettune.errors import NothingWithinBudget, StudyNotFound, UsageError
 from budgettune.records import TrialRecord
+from budgettune.slots import machine_kind
 from budgettune.storage import reading
 from budgettune.tables import (
     METRIC_NAMES_ATTRIBUTE,
@@ -34,11 +35,14 @@ from budgettune.tables import studies as studies_table
 from budgettune.trial_rows import parse_json, record_batches, records_of, trial_records
 
 __all__ = [
+    "ANY_KIND",
     "StudyRow",
     "best_under_budget",
+    "comparable_kind",
     "device_names",
     "find_study",
     "hypervolume",
+    "machines_note",
     "objective_points",
     "param_names",
     "pareto_front",
@@ -49,6 +53,10 @@ __all__ = [
     "trial_records",
     "waiting_trial_ids",
 ]
+
+
+ANY_KIND = "any"
+"""In place of a device name: times of all kinds of machine, side by side."""
 
 
 @dataclass(frozen=True)
@@ -157,6 +165,39 @@ def device_names(engine: sa.Engine, study_id: int) -> list[str]:
     with reading(engine) as connection:
         names = [parse_json(text) for text in connection.execute(query).scalars()]
     return sorted(name for name in names if isinstance(name, str))
+
+
+def comparable_kind(engine: sa.Engine, study_id: int, device_name: str | None = None) -> str | None:
+    """Return the kind of machine whose times an answer may compare; None where all may.
+
+    Args:
+        engine: from `open_engine`.
+        study_id: from `find_study`.
+        device_name: what a user asked for; None for the study's own kind where it holds several, ANY_KIND for all.
+
+    Raises:
+        UsageError: where the study has no time of that kind.
+    """
+    if device_name == ANY_KIND:
+        return None
+    names = device_names(engine, study_id)
+    if device_name is not None and names and device_name not in names:
+        raise UsageError(f"no finished trial ran on {device_name!r}: choose one of {', '.join(map(repr, names))}")
+    if device_name is not None or len(names) < 2:
+        return device_name
+    return machine_kind(engine, study_id)
+
+
+def machines_note(engine: sa.Engine, study_id: int, device_name: str | None = None) -> str | None:
+    """Return a sentence on whose times an answer holds, where the study has those of several kinds of machine."""
+    names = device_names(engine, study_id)
+    if device_name not in (None, ANY_KIND) or len(names) < 2:
+        return None
+    if device_name == ANY_KIND:
+        return f"these times come from different kinds of machine: {'; '.join(names)}"
+    own = machine_kind(engine, study_id)
+    others = "; ".join(name for name in names if name != own)
+    return f"times of {own} only; the study also holds {others}: --device-name chooses, any takes all"
 
 
 def param_names(engine: sa.Engine, study_id: int) -> list[str]:

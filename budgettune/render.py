@@ -21,6 +21,7 @@ __all__ = [
     "cell",
     "err",
     "escape",
+    "note",
     "out",
     "param_columns",
     "print_json",
@@ -28,7 +29,6 @@ __all__ = [
     "print_trials",
     "trial_document",
     "trial_row",
-    "warn_of_mixed_machines",
 ]
 
 out = Console()
@@ -109,11 +109,7 @@ def print_trials(records: Sequence[TrialRecord], form: Format, *, title: str | N
         print_rows([trial_row(record, form) for record in records], form, title=title)
 
 
-def warn_of_mixed_machines(records: Sequence[TrialRecord], chosen: str | None) -> None:
-    """Say so on standard error where times of different machines stand side by side."""
-    kinds = sorted({record.device_name for record in records if record.device_name})
-    if chosen is None and len(kinds) > 1:
-        err.print(
-            f"[yellow]note:[/] these times come from {len(kinds)} kinds of machine ({'; '.join(kinds)}): "
-            f"choose one with --device-name"
-        )
+def note(text: str | None) -> None:
+    """Print a sentence that a user should not miss on standard error."""
+    if text is not None:
+        err.print(f"[yellow]note:[/] {escape(text)}", highlight=False, soft_wrap=True)

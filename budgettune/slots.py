@@ -10,7 +10,14 @@ import sqlalchemy as sa
 
 from budgettune.cells import Slot, SlotRow
 from budgettune.storage import reading
-from budgettune.tables import plain_text, trial_params, trial_user_attributes, trials
+from budgettune.tables import (
+    SPEC_ATTRIBUTE,
+    plain_text,
+    study_user_attributes,
+    trial_params,
+    trial_user_attributes,
+    trials,
+)
 from budgettune.trial_rows import failure_pair, parse_json, whole_number
 
 SLOT_ATTRIBUTES = ("cell", "repeat", "attempt", "failure", "extra", "late_of")
@@ -44,6 +51,36 @@ def read_slot_rows(connection: sa.Connection, study_id: int) -> list[SlotRow]:
     found = connection.execute(own).all()
     rows = (_slot_row(row[0], row[1], row[2], attributes[row[0]], row[0] in drawn) for row in found)
     return [row for row in rows if row is not None]
+
+
+def machine_kind(engine: sa.Engine, study_id: int) -> str | None:
+    """Return the kind of machine that a study's times come from: the spec's, else the first finished trial's."""
+    with reading(engine) as connection:
+        return read_machine_kind(connection, study_id)
+
+
+def read_machine_kind(connection: sa.Connection, study_id: int) -> str | None:
+    """Return the same inside a transaction."""
+    table, attribute = study_user_attributes, trial_user_attributes
+    spec = sa.select(table.c.value_json).where(table.c.study_id == study_id, table.c.key == SPEC_ATTRIBUTE)
+    asked = _asked_kind(parse_json(connection.execute(spec).scalar()))
+    if asked is not None:
+        return asked
+    first = (
+        sa.select(attribute.c.value_json)
+        .join(trials, trials.c.trial_id == attribute.c.trial_id)
+        .where(trials.c.study_id == study_id, trials.c.state == "COMPLETE", attribute.c.key == "device_name")
+        .order_by(trials.c.datetime_complete, trials.c.number)
+        .limit(1)
+    )
+    name = parse_json(connection.execute(first).scalar())
+    return name if isinstance(name, str) else None
+
+
+def _asked_kind(spec: Any) -> str | None:
+    machine = spec.get("machine") if isinstance(spec, dict) else None
+    name = machine.get("device_name") if isinstance(machine, dict) else None
+    return name if isinstance(name, str) else None
 
 
 def _slot_row(

@@ -20,6 +20,7 @@ from budgettune.spec_tables import (
     Axis,
     ClockSpec,
     DataSpec,
+    MachineSpec,
     ModelSpec,
     PruningSpec,
     RangeSpec,
@@ -34,6 +35,7 @@ __all__ = [
     "STRATEGIES",
     "ClockSpec",
     "DataSpec",
+    "MachineSpec",
     "ModelSpec",
     "PruningSpec",
     "RangeSpec",
@@ -72,6 +74,7 @@ class StudySpec(Table):
     search: dict[str, Axis] = Field(default_factory=dict)
     sampler: SamplerSpec = SamplerSpec()
     clock: ClockSpec = ClockSpec()
+    machine: MachineSpec = MachineSpec()
 
     @classmethod
     def from_toml(cls, text: str, source: str = "study file") -> StudySpec:

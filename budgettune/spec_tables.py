@@ -242,6 +242,17 @@ class SamplerSpec(Table):
     max_attempts: int = Field(3, ge=1)
 
 
+class MachineSpec(Table):
+    """`[machine]`: whose times a study holds.
+
+    Attributes:
+        device_name: kind of machine, as `study show` and `--device-name` spell it; None takes that of the first
+            finished trial.
+    """
+
+    device_name: str | None = Field(None, min_length=1)
+
+
 class ClockSpec(Table):
     """`[clock]`: what is done so that a time can be believed.
 

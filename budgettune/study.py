@@ -21,7 +21,7 @@ from budgettune.export import export
 from budgettune.planning import first_trials, new_trials, trial_keys
 from budgettune.records import TrialResult, trial_attributes
 from budgettune.rows import NewTrial
-from budgettune.slots import slot_rows
+from budgettune.slots import machine_kind, slot_rows
 from budgettune.spec import StudySpec
 from budgettune.storage import open_engine, open_storage
 from budgettune.summaries import StudySummary, list_studies, study_names
@@ -162,6 +162,7 @@ class StudyHandle:
         self.url = url
         self.study_id = study_id
         self.engine = engine
+        self._kind: str | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -210,18 +211,21 @@ class StudyHandle:
         """Renew the lease of a running trial; false where it was taken for lost (or deleted)."""
         return transactions.renew_lease(self.engine, trial_id)
 
-    def complete(self, claim: Claim, result: TrialResult) -> bool:
+    def complete(self, claim: Claim, result: TrialResult, *, allow_mixed: bool = False) -> bool:
         """Record a result; return whether it is the one that counts for its cell and repeat.
 
         A late result (the trial was taken for lost) still counts where its cell has no other trial running or
-        complete; else it is kept as a trial marked `extra`. Objectives that are not finite fail the trial. Calling
-        this again after a StorageError is safe.
+        complete; else it is kept as a trial marked `extra`. So is a result from another kind of machine than
+        `machine_kind`, unless kinds may be mixed; its cell is queued again. Objectives that are not finite fail the
+        trial. Calling this again after a StorageError is safe.
         """
         if not result.is_finite():
             self.fail(claim, "non-finite-result", f"{result.train_seconds} s, accuracy {result.test_accuracy}")
             return False
         values = (result.train_seconds, result.test_accuracy)
-        return transactions.record_result(self.engine, self.study_id, claim.taken(), trial_attributes(result), values)
+        kind = result.machine.key if allow_mixed else self._kind
+        attributes = trial_attributes(result)
+        return transactions.record_result(self.engine, self.study_id, claim.taken(), attributes, values, kind)
 
     def fail(self, claim: Claim, kind: str, message: str) -> bool:
         """Fail a trial; its cell is queued again unless it was given up. Return whether it was queued.
@@ -262,6 +266,11 @@ class StudyHandle:
             return new_trials(self.spec, again), 0
 
         return transactions.put_right(self.engine, self.study_id, None, decide).queued
+
+    def machine_kind(self) -> str | None:
+        """Return the kind of machine that the study's times come from: `[machine]`, else the first finished trial's."""
+        self._kind = self._kind or machine_kind(self.engine, self.study_id)
+        return self._kind
 
     def counts(self) -> dict[str, int]:
         """Return the number of trials in each state."""

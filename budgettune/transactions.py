@@ -23,7 +23,7 @@ from budgettune.rows import (
     read_stored_params,
     set_state,
 )
-from budgettune.slots import read_slot_rows
+from budgettune.slots import read_machine_kind, read_slot_rows
 from budgettune.storage import writing
 from budgettune.tables import (
     DIRECTIONS,
@@ -165,41 +165,67 @@ def renew_lease(engine: sa.Engine, trial_id: int) -> bool:
 
 
 def record_result(
-    engine: sa.Engine, study_id: int, taken: TakenTrial, attributes: Mapping[str, Any], values: tuple[float, float]
+    engine: sa.Engine,
+    study_id: int,
+    taken: TakenTrial,
+    attributes: Mapping[str, Any],
+    values: tuple[float, float],
+    kind: str | None = None,
 ) -> bool:
     """Store a result; return whether it is the one that counts for its cell and repeat.
 
-    Delivering the same result again (the answer to the first delivery was lost) changes nothing.
+    Delivering the same result again (the answer to the first delivery was lost) changes nothing. A result from another
+    kind of machine is kept as an extra, and its slot is queued again.
+
+    Args:
+        engine: from `open_engine`.
+        study_id: of the study.
+        taken: the trial.
+        attributes: of its result.
+        values: seconds and accuracy.
+        kind: of machine that counts; None asks the study.
     """
     with writing(engine) as connection:
+        if not lock_study(connection, study_id):
+            return False  # deleted meanwhile
         state = lock_trial(connection, taken.trial_id)
-        if state == "RUNNING":
+        fits = (kind or read_machine_kind(connection, study_id)) in (None, attributes.get("device_name"))
+        if state == "RUNNING" and fits:
             end_trial(connection, taken.trial_id, "COMPLETE", attributes, values)
-    return state in ("RUNNING", "COMPLETE") or _record_late(engine, study_id, taken, attributes, values)
+            return True
+        if state == "RUNNING":
+            end_trial(connection, taken.trial_id, "COMPLETE", {**attributes, "extra": True}, values)
+            insert_trials(connection, study_id, [NewTrial("WAITING", taken.attributes, params_of=taken.trial_id)])
+            return False
+        if state == "COMPLETE":
+            return read_attributes(connection, [taken.trial_id], ["extra"])[taken.trial_id].get("extra") is not True
+        return state is not None and _record_late(connection, study_id, taken, attributes, values, fits)
 
 
 def _record_late(
-    engine: sa.Engine, study_id: int, taken: TakenTrial, attributes: Mapping[str, Any], values: tuple[float, float]
+    connection: sa.Connection,
+    study_id: int,
+    taken: TakenTrial,
+    attributes: Mapping[str, Any],
+    values: tuple[float, float],
+    fits: bool,
 ) -> bool:
     """Keep the result of a trial that was taken for lost: for its cell where that still waits, else as an extra."""
     attributes = {**attributes, "late_of": taken.number}
-    with writing(engine) as connection:
-        if not lock_study(connection, study_id) or lock_trial(connection, taken.trial_id) is None:
-            return False  # deleted meanwhile
-        rows = [row for row in read_slot_rows(connection, study_id) if row.slot == taken.slot]
-        delivered = next((row for row in rows if row.late_of == taken.number), None)
-        if delivered is not None:
-            return not delivered.extra
-        for row in rows:
-            if row.state == "WAITING" and lock_trial(connection, row.trial_id) == "WAITING":
-                end_trial(connection, row.trial_id, "COMPLETE", attributes, values)
-                return True
-        counts = not any(row.is_taken for row in rows)
-        if not counts:
-            attributes["extra"] = True
-        new = NewTrial("COMPLETE", {**taken.attributes, **attributes}, params_of=taken.trial_id, values=values)
-        insert_trials(connection, study_id, [new])
-        return counts
+    rows = [row for row in read_slot_rows(connection, study_id) if row.slot == taken.slot]
+    delivered = next((row for row in rows if row.late_of == taken.number), None)
+    if delivered is not None:
+        return not delivered.extra
+    for row in rows if fits else ():
+        if row.state == "WAITING" and lock_trial(connection, row.trial_id) == "WAITING":
+            end_trial(connection, row.trial_id, "COMPLETE", attributes, values)
+            return True
+    counts = fits and not any(row.is_taken for row in rows)
+    if not counts:
+        attributes["extra"] = True
+    new = NewTrial("COMPLETE", {**taken.attributes, **attributes}, params_of=taken.trial_id, values=values)
+    insert_trials(connection, study_id, [new])
+    return counts
 
 
 def record_failure(

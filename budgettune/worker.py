@@ -22,7 +22,8 @@ from budgettune.errors import (
     UsageError,
 )
 from budgettune.machine import usable_cores, witness_for
-from budgettune.records import EpochRecord, TrialResult
+from budgettune.records import EpochRecord, MachineInfo, TrialResult
+from budgettune.roots import allowed_folders, check_paths
 from budgettune.spec import DataSpec, StudySpec
 from budgettune.spool import Spool, pauses
 from budgettune.stopping import StopFlag
@@ -57,10 +58,15 @@ class Listener:
 
 @dataclass
 class DataCache:
-    """The last image set, on the device, kept between trials of one process."""
+    """The last image set, on the device, kept between trials of one process.
+
+    Attributes:
+        folders: that a study may name files in, from `allowed_folders`.
+    """
 
     device: torch.device
     allow_import: Collection[str] = ()
+    folders: frozenset[Path] | None = None
     _spec: DataSpec | None = None
     _data: ImageData | None = None
 
@@ -68,6 +74,7 @@ class DataCache:
         """Return the images of a `[data]` table and the seconds that reading them took (0 where they were here)."""
         if self._data is not None and self._spec == spec:
             return self._data, 0.0
+        check_paths([("data.root", spec.root), ("data.cache", spec.cache)], self.folders)
         self._data = None  # never two sets in memory
         began = time.perf_counter()
         self._data, self._spec = load_data(spec, allow_import=self.allow_import).to(self.device), spec
@@ -109,13 +116,15 @@ class _Worker:
     spool: Spool = field(default_factory=Spool)
     _in_a_row: int = 0
     _handles: dict[str, StudyHandle] = field(default_factory=dict)
+    _refused: set[str] = field(default_factory=set)
     _has_answered: bool = False
     _waits: Iterator[float] | None = None
 
     def run(self) -> WorkerSummary:
         self.device = pick_device(self.options.device)
-        self.data = DataCache(self.device, self.options.allow_import)
-        self.witness = prepare_process(self.device, self.options.threads)
+        folders = allowed_folders(self.options.allow_root, self.url)
+        self.data = DataCache(self.device, self.options.allow_import, folders)
+        self.machine, self.witness = prepare_process(self.device, self.options.threads)
         began = time.monotonic()
         while not self.stop.is_set and not self._is_spent(time.monotonic() - began):
             try:
@@ -169,7 +178,23 @@ class _Worker:
         if not self._has_answered:
             self._has_answered = True
             self.spool.deliver_all(self.url)  # before a cell whose result is here is taken for open
-        return studies
+        return [study for study in studies if self._fits(study)]
+
+    def _fits(self, study: StudyHandle) -> bool:
+        """Whether a study's times come from machines of this kind; where it was named and they do not, say so."""
+        kind = None if self.options.allow_mixed else study.machine_kind()
+        if kind in (None, self.machine.key):
+            return True
+        refusal = (
+            f"study {study.name!r} takes its times on {kind}, and this worker is {self.machine.key}: run it on such "
+            f"a machine (--threads tells how many of a CPU's), or mix their times knowingly with --allow-mixed"
+        )
+        if self.study_name:
+            raise UsageError(refusal)
+        if study.name not in self._refused:
+            logger.warning("left out: %s", refusal)
+            self._refused.add(study.name)
+        return False
 
     def _claim(self, study: StudyHandle) -> Claim | None:
         """Return an open trial of a study, looking for lost ones only where none is waiting."""
@@ -238,7 +263,8 @@ class _Worker:
         )
 
     def _deliver(self, study: StudyHandle, claim: Claim, result: TrialResult) -> None:
-        counts = self.spool.deliver(study, claim, result, self.options.patience_seconds, self.stop.wait)
+        allow_mixed, patience_seconds = self.options.allow_mixed, self.options.patience_seconds
+        counts = self.spool.deliver(study, claim, result, patience_seconds, self.stop.wait, allow_mixed=allow_mixed)
         if counts is None:
             self.listener.failed(claim, "told to stop; the next worker on this box delivers its result")
             return
@@ -248,7 +274,7 @@ class _Worker:
             self.listener.completed(study, claim, result)
         else:
             self.failed += 1
-            self.listener.failed(claim, "another worker was quicker: its lease had expired")
+            self.listener.failed(claim, "kept as an extra: another worker's result counts for its cell")
 
     def _record_failure(self, study: StudyHandle, claim: Claim, error: Exception) -> None:
         expected = isinstance(error, BudgetTuneError)
@@ -267,11 +293,11 @@ class _Worker:
             ) from error
 
 
-def prepare_process(device: torch.device, threads: int | None) -> Witness:
-    """Fix the number of threads for the whole process, and return a witness for what is trained in it."""
+def prepare_process(device: torch.device, threads: int | None) -> tuple[MachineInfo, Witness]:
+    """Fix the number of threads for the whole process; return its machine, and a witness for what is trained in it."""
     torch.set_num_threads(threads or usable_cores())
     machine = Device(device).machine()
-    return witness_for(machine.device, threads=machine.threads, device_uuid=machine.device_uuid)
+    return machine, witness_for(machine.device, threads=machine.threads, device_uuid=machine.device_uuid)
 
 
 def train_one(
@@ -282,14 +308,27 @@ def train_one(
     device: str = "auto",
     threads: int | None = None,
     allow_import: Collection[str] = (),
+    folders: frozenset[Path] | None = None,
     stop: StopFlag | None = None,
     on_epoch: Callable[[EpochRecord], None] = lambda record: None,
 ) -> Trained:
-    """Train one configuration without recording it in a study, and return its result and model."""
+    """Train one configuration without recording it in a study, and return its result and model.
+
+    Args:
+        study: or its spec.
+        params: values of what the study searches.
+        seed: of everything random.
+        device: auto, cpu, cuda or cuda:N.
+        threads: of the CPU; None for every usable core.
+        allow_import: packages that code named in the spec may come from.
+        folders: that it may name files in, from `allowed_folders`; None for any.
+        stop: ends it early, with Interrupted.
+        on_epoch: told each point of the curve.
+    """
     spec = study if isinstance(study, StudySpec) else study.spec
     chosen = pick_device(device)
-    witness = prepare_process(chosen, threads)
-    data, load_seconds = DataCache(chosen, allow_import).get(spec.resolve(params).data)
+    _, witness = prepare_process(chosen, threads)
+    data, load_seconds = DataCache(chosen, allow_import, folders).get(spec.resolve(params).data)
     return train(
         spec,
         params,

@@ -414,6 +414,64 @@ def test_a_late_result_counts_where_its_cell_was_given_up(storage_url):
         assert study.verify().whole
 
 
+# --- One kind of machine --------------------------------------------------------------------------------------------
+
+
+def test_the_first_finished_trial_says_which_machine_counts_and_other_times_are_kept_as_extras(study):
+    first, second = study.claim(), study.claim()
+    assert study.machine_kind() is None
+    assert study.complete(first, result(device_name="fast")) is True
+    assert study.machine_kind() == "fast x2"
+    other = load_study(study.url)  # a worker that knows nothing of the first one's kind
+    assert other.complete(second, result(device_name="slow")) is False
+    assert other.complete(second, result(device_name="slow")) is False
+    extras = [record for record in records(study) if record.extra]
+    assert [(record.number, record.device_name) for record in extras] == [(second.number, "slow x2")]
+    again = [record for record in records(study) if record.cell == second.cell and record.state == "WAITING"]
+    assert [record.attempt for record in again] == [second.attempt]
+    work_off(study, device_name="fast")
+    assert study.verify().whole
+
+
+def test_kinds_may_be_mixed_knowingly(study):
+    first, second = study.claim(), study.claim()
+    study.complete(first, result(device_name="fast"))
+    assert study.complete(second, result(device_name="slow"), allow_mixed=True) is True
+    assert query.machines_note(study.engine, study.study_id) == (
+        "times of fast x2 only; the study also holds slow x2: --device-name chooses, any takes all"
+    )
+
+
+def test_a_late_result_of_another_machine_takes_no_cell(study):
+    study.complete(study.claim(), result(device_name="fast"))
+    late = study.claim()
+    let_lease_run_out(study)
+    study.reconcile()
+    assert study.complete(late, result(device_name="slow")) is False
+    work_off(study, device_name="fast")
+    assert study.verify().whole
+
+
+def test_a_spec_may_name_the_machine(storage_url):
+    spec = StudySpec.from_document({"name": "s", "search": {"scale": [1.0]}, "machine": {"device_name": "fast x2"}})
+    study = create_study(spec, storage_url)
+    assert study.machine_kind() == "fast x2"
+    assert study.complete(study.claim(), result(device_name="slow")) is False
+    assert study.complete(study.claim(), result(device_name="fast")) is True
+    assert study.verify().whole
+
+
+def test_answers_hold_the_times_of_one_kind_of_machine_unless_all_are_asked_for(study):
+    for device_name, seconds in (("fast", 10.0), ("slow", 5.0)):
+        study.complete(study.claim(), result(seconds, device_name=device_name), allow_mixed=True)
+    for asked, fastest in ((None, 10.0), ("slow x2", 5.0), ("any", 5.0)):
+        kind = query.comparable_kind(study.engine, study.study_id, asked)
+        front = query.pareto_front(study.engine, study.study_id, device_name=kind)
+        assert front[0].train_seconds == fastest
+    with pytest.raises(UsageError, match="'fast x2', 'slow x2'"):
+        query.comparable_kind(study.engine, study.study_id, "unknown")
+
+
 def test_a_late_failure_changes_nothing(study):
     claim = lost_claim(study)
     before = study.counts()

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -138,12 +139,30 @@ def test_a_box_that_cannot_take_part_hands_the_trial_back_and_says_why(sqlite_ur
         assert [record.attempt for record in waiting] == [1, 1, 1, 1]
 
 
+def test_a_worker_of_another_kind_of_machine_refuses_unless_told_to_mix(sqlite_url, caplog):
+    study = make(sqlite_url, "machine.device_name=Abacus")
+    with pytest.raises(UsageError, match=r"takes its times on Abacus, and this worker is .*--allow-mixed"):
+        run_worker(sqlite_url, study.name, OPTIONS)
+    assert run_worker(sqlite_url, None, OPTIONS).completed == 0
+    assert "left out: study" in caplog.text
+    assert run_worker(sqlite_url, study.name, replace(OPTIONS, trials=1, allow_mixed=True)).completed == 1
+    assert study.counts()["COMPLETE"] == 1
+
+
+def test_a_study_names_files_only_where_the_box_has_opened_a_folder(sqlite_url, tmp_path):
+    study = make(sqlite_url, "data.name=folder", f"data.root={tmp_path}/secret")
+    with pytest.raises(UsageError, match=rf"data.root: .*--allow-root {tmp_path}/secret"):
+        run_worker(sqlite_url, study.name, replace(OPTIONS, allow_root=frozenset([f"{tmp_path}/open"])))
+    with pytest.raises(DataError):  # allowed, and not there
+        run_worker(sqlite_url, study.name, replace(OPTIONS, allow_root=frozenset([str(tmp_path)])))
+
+
 def test_a_result_is_offered_again_while_the_database_does_not_answer(sqlite_url, monkeypatch):
     study = make(sqlite_url, "search={scale = [1.0]}")
     answers = iter([StorageError("away"), StorageError("away")])
     complete = StudyHandle.complete
 
-    def sometimes(self, claim, result):
+    def sometimes(self, claim, result, **kind):
         for error in answers:
             raise error
         return complete(self, claim, result)
@@ -158,7 +177,7 @@ def test_a_result_that_the_database_did_not_take_is_delivered_by_the_next_worker
 
     stop = StopFlag()
 
-    def away(self, claim, result):
+    def away(self, claim, result, **_):
         stop.request()
         raise StorageError("away")
 
