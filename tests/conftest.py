@@ -19,6 +19,16 @@ settings.register_profile("budgettune", deadline=None, suppress_health_check=[He
 settings.load_profile("budgettune")
 
 
+def pytest_collection_modifyitems(config, items):
+    """Leave out what takes minutes, unless -m names it."""
+    for marker in ("chaos", "slow"):
+        if marker not in config.getoption("markexpr"):
+            skip = pytest.mark.skip(reason=f"takes a minute or more: run it with `pytest -m {marker}`")
+            for item in items:
+                if marker in item.keywords:
+                    item.add_marker(skip)
+
+
 @pytest.fixture(autouse=True)
 def spool_of_its_own(monkeypatch, tmp_path_factory):
     """Keep results that wait for a database out of the user's own folder."""
@@ -31,12 +41,17 @@ def postgresql_server():
     # Not under pytest's own folder: started as root, the server runs as another user, and each new session of pytest
     # closes that folder to others.
     with tempfile.TemporaryDirectory(prefix="budgettune-", ignore_cleanup_errors=True) as folder:
-        server = _import_pgserver(folder).get_server(Path(folder) / "data", cleanup_mode="stop")
+        server = start_postgresql(folder)
         with psycopg.connect(server.get_uri(), autocommit=True) as connection:
             connection.execute("ALTER SYSTEM SET fsync = off")
             connection.execute("SELECT pg_reload_conf()")
         yield server.get_uri()
         server.cleanup()
+
+
+def start_postgresql(folder):
+    """Return a server with its data in a folder; `.get_uri()`, `.get_pid()`, `.start()`, `.cleanup()`."""
+    return _import_pgserver(folder).get_server(Path(folder) / "data", cleanup_mode="stop")
 
 
 def _import_pgserver(folder):

@@ -1,15 +1,12 @@
 """Workers in this process and in processes of their own: recorded results, failures, signals, several at once."""
 
-import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
+from processes import command, wait_until
 from torch import nn
 
 from budgettune import api, query
@@ -36,22 +33,6 @@ def spool(tmp_path, monkeypatch):
 
 def make(url, *overrides) -> StudyHandle:
     return create_study(load_spec("digits").with_overrides([*TINY, *overrides]), url)
-
-
-def command(url, *words):
-    return subprocess.Popen(
-        [sys.executable, "-m", "budgettune.cli", "worker", "--storage", url, "--threads", "1", *words],
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
-    )
-
-
-def wait_until(condition, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.05)
 
 
 def test_a_worker_fills_a_study_with_whole_records(storage_url):
