@@ -17,7 +17,7 @@ def command(url, *words, prefix=(), **environment):
     )
 
 
-def wait_until(condition, seconds=60):
+def wait_until(condition, seconds=180):
     """Wait for something to become true, and fail where it does not."""
     deadline = time.monotonic() + seconds
     while not condition():
