@@ -21,7 +21,7 @@ from budgettune.study import create_study, load_study
 pytestmark = pytest.mark.chaos
 
 OUTAGE_SECONDS = 30
-SEARCH = "search={scale = [1.0, 2.0], prune_rate = [0, 0.25, 0.5], batch_size = [128, 200, 256, 300]}"
+SEARCH = "search={scale = [1.0], prune_rate = [0, 0.25, 0.5], batch_size = [128, 160, 192, 200, 224, 240, 256, 300]}"
 
 
 def make(url, *overrides):
@@ -82,7 +82,7 @@ def small_disk(megabytes):
 
 
 def test_work_goes_on_when_a_full_disk_has_room_again():
-    with small_disk(megabytes=4) as folder:
+    with small_disk(megabytes=16) as folder:
         url, ballast = f"sqlite:///{folder}/study.db", Path(folder, "ballast")
         study = make(url)
         workers = [command(url) for _ in range(2)]
