@@ -113,7 +113,7 @@ def compare(
             say=_say,
         )
     _show_comparison(comparison, form)
-    if figure is not None:
+    if figure is not None and comparison.runs:
         from budgettune.comparison_figure import write_figure
 
         write_figure(figure, comparison)

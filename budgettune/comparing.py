@@ -18,6 +18,7 @@ import torch
 from budgettune.comparison import Comparison, Measured, Run, read_comparison, write_comparison
 from budgettune.comparison_plan import Turn, arms_of, budgets_of, shared_spec, turns, with_turn
 from budgettune.errors import BudgetTuneError, DataError, Interrupted, TrialFailed, UsageError
+from budgettune.profile_space import label_of
 from budgettune.records import TrialResult
 from budgettune.spec import StudySpec, is_code, load_spec
 from budgettune.stopping import StopFlag
@@ -42,7 +43,7 @@ def compare(
     device: str = "auto",
     threads: int | None = None,
     allow_import: Collection[str] = (),
-    out: Path | None = None,
+    out: str | Path | None = None,
     resume: bool = False,
     stop: StopFlag | None = None,
     say: Callable[[str], None] = lambda line: None,
@@ -74,6 +75,7 @@ def compare(
         SpecError: where the spec cannot work.
         DataError: where the images cannot be read.
     """
+    out = None if out is None else Path(out)
     _check(seeds, shuffle_labels, out, resume)
     spec = spec if isinstance(spec, StudySpec) else load_spec(spec)
     arms, budgets_seconds = arms_of(spec, strategies, prune_rates), budgets_of(spec, [*map(parse_duration, budgets)])
@@ -88,6 +90,7 @@ def compare(
     data = with_wrong_labels(load_data(shared.data, allow_import=allow_import), shuffle_labels, shared.data.seed)
     bench = _Bench(shared, data.to(chosen), chosen, witness, allow_import, stop or StopFlag())
     plan = turns(arms, budgets_seconds, [spec.trial_seed(0, number) for number in range(seeds)])
+    say(f"{shared.data.name}, {label_of(shared)}")
     if spec.train.lr_schedule == "constant":
         say("the learning rate falls linearly to zero at the deadline, in place of the spec's constant one")
     return _run_all(plan, comparison, bench, out, say)
@@ -226,7 +229,7 @@ class _Bench:
 
 def _reason(error: Exception) -> str:
     kind = error.kind if isinstance(error, TrialFailed) else type(error).__name__
-    return f"{kind}: {error}"
+    return f"{kind}: {error}".splitlines()[0]
 
 
 def _measured(result: TrialResult) -> Measured:

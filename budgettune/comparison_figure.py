@@ -15,9 +15,9 @@ from budgettune.units import format_duration
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-ROW_PIXELS = 26
-FRAME_PIXELS = 150
-CLEAR, UNCLEAR, SEED = "#c2410c", "#475569", "rgba(100, 116, 139, 0.45)"
+ROW_PIXELS, GAP_PIXELS, FRAME_PIXELS = 24, 90, 180
+LINE_COLOR, SEED_COLOR = "#475569", "#94a3b8"
+COLORS = {"better": "#1d4ed8", "worse": "#c2410c", "no different": LINE_COLOR}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class Mark:
         mean: over seeds.
         half: of its 95% interval; None where it is not known.
         seeds: the single values.
-        is_clear: whether it differs from full beyond chance, after correction.
+        verdict: better or worse than full beyond chance, after correction; or no different.
         note: shown where the pointer rests on it.
     """
 
@@ -36,7 +36,7 @@ class Mark:
     mean: float
     half: float | None
     seeds: tuple[float, ...]
-    is_clear: bool
+    verdict: str
     note: str
 
 
@@ -63,17 +63,23 @@ def draw(values: Sequence[Panel]) -> go.Figure:
         for panel in values
         for title in (f"accuracy at {format_duration(panel.budget_seconds)}, %", "difference from full, points")
     ]
-    heights = [len(panel.accuracy) + 2 for panel in values]
+    heights = [ROW_PIXELS * (len(panel.accuracy) + 1) for panel in values]
+    inner = sum(heights) + GAP_PIXELS * (len(values) - 1)
     figure = make_subplots(
-        rows=len(values), cols=2, shared_yaxes=True, row_heights=heights, subplot_titles=titles, horizontal_spacing=0.03
+        rows=len(values),
+        cols=2,
+        shared_yaxes=True,
+        row_heights=heights,
+        subplot_titles=titles,
+        horizontal_spacing=0.03,
+        vertical_spacing=GAP_PIXELS / inner if len(values) > 1 else 0,
     )
     for row, panel in enumerate(values, start=1):
         for column, marks in enumerate((panel.accuracy, panel.against_full), start=1):
             _draw_marks(figure, marks, row, column)
-        figure.add_vline(x=0, line_dash="dot", line_color=UNCLEAR, row=row, col=2)
+        figure.add_vline(x=0, line_dash="dot", line_color=LINE_COLOR, row=row, col=2)
     figure.update_yaxes(autorange="reversed")
-    height = FRAME_PIXELS * len(values) + ROW_PIXELS * sum(heights)
-    figure.update_layout(height=height, showlegend=False, template="plotly_white", title=_TITLE)
+    figure.update_layout(height=inner + FRAME_PIXELS, showlegend=False, template="plotly_white", title=_TITLE)
     return figure
 
 
@@ -86,7 +92,10 @@ def write_figure(path: Path, comparison: Comparison) -> None:
     write_text(path, draw(panels(comparison)).to_html(include_plotlyjs=True))
 
 
-_TITLE = "Pruning strategies at equal training time: means with 95% intervals, single seeds, clear differences in red"
+_TITLE = (
+    "Pruning strategies at equal training time: means, 95% intervals and single seeds<br>"
+    "<sup>blue: better than full beyond chance; red: worse; grey: these seeds show no difference</sup>"
+)
 
 
 def _panel(budget_seconds: float, standings: Sequence[Standing]) -> Panel:
@@ -109,29 +118,35 @@ def _mark(row: Standing, found: Estimate, values: Sequence[float]) -> Mark:
         mean=100 * found.mean,
         half=None if found.high is None else 100 * (found.high - found.mean),
         seeds=tuple(100 * value for value in values),
-        is_clear=p is not None and p <= ALPHA,
+        verdict=_verdict(row),
         note=note if p is None else f"{note}, p {p:.2g}",
     )
 
 
+def _verdict(row: Standing) -> str:
+    if row.against_full is None or row.corrected_p is None or row.corrected_p > ALPHA:
+        return "no different"
+    return "better" if row.against_full.difference.mean > 0 else "worse"
+
+
 def _draw_marks(figure: go.Figure, marks: Sequence[Mark], row: int, column: int) -> None:
     figure.add_scatter(
-        x=[value for mark in marks for value in mark.seeds],
-        y=[mark.label for mark in marks for _ in mark.seeds],
+        x=[mark.mean for mark in marks],
+        y=[mark.label for mark in marks],
+        error_x={"array": [mark.half or 0.0 for mark in marks], "color": LINE_COLOR},
         mode="markers",
-        marker={"color": SEED, "size": 6},
-        hovertemplate="%{y}: %{x:.2f}<extra></extra>",
+        marker={"color": [COLORS[mark.verdict] for mark in marks], "size": 10, "symbol": "diamond"},
+        text=[mark.note for mark in marks],
+        hovertemplate="%{y}: %{x:.2f}<br>%{text}<extra></extra>",
         row=row,
         col=column,
     )
     figure.add_scatter(
-        x=[mark.mean for mark in marks],
-        y=[mark.label for mark in marks],
-        error_x={"array": [mark.half or 0.0 for mark in marks], "color": UNCLEAR},
+        x=[value for mark in marks for value in mark.seeds],
+        y=[mark.label for mark in marks for _ in mark.seeds],
         mode="markers",
-        marker={"color": [CLEAR if mark.is_clear else UNCLEAR for mark in marks], "size": 10, "symbol": "diamond"},
-        text=[mark.note for mark in marks],
-        hovertemplate="%{y}: %{x:.2f}<br>%{text}<extra></extra>",
+        marker={"color": SEED_COLOR, "size": 7, "symbol": "circle-open"},
+        hovertemplate="%{y}: %{x:.2f}<extra></extra>",
         row=row,
         col=column,
     )

@@ -30,7 +30,7 @@ def sentences(comparison: Comparison, budget_seconds: float) -> list[str]:
         f"supported: {decide(comparison, budget_seconds).sentence}",
         *_seeds_tell(tested),
         f"{clean} of {runs} runs had a clean clock",
-        *(f"{row.arm} failed {row.failed} times: {'; '.join(row.failures)}" for row in standings if row.failed),
+        *(f"failed runs of {row.arm}: {row.failed} ({'; '.join(row.failures)})" for row in standings if row.failed),
     ]
 
 
@@ -47,9 +47,9 @@ def _seeds_tell(tested: Sequence[Standing]) -> list[str]:
     }
     seen = ", ".join(f"{point:.2f} at {count}" for count, point in points.items())
     return [
-        f"p: paired t-test over {seeds} seeds, Holm's correction for {len(tests)} comparisons; "
+        f"p: paired t-test over {seeds} seeds with Holm's correction (comparisons: {len(tests)}); "
         f"exact p: sign flips, uncorrected, {smallest_exact_p(seeds):.2g} at the least",
-        f"differences from full that this many seeds show four times in five, in points: {seen}",
+        f"differences from full, in points, that seeds show four times in five, going by these runs: {seen}",
     ]
 
 

@@ -86,7 +86,7 @@ NEIGHBOURS = {
     "cli_options": {"render"},
     "cli_study": {"api", "cli_options", "render"},
     "cli_training": {"api", "cli_options", "render"},
-    "comparing": {"comparison_plan", "worker"},
+    "comparing": {"comparison_plan", "profile_space", "worker"},
     "comparison": {"files", "records", "spec"},
     "dashboard": {"guard", "webserver"},
     "disturbance": {"procfs", "sentinel"},
