@@ -29,6 +29,8 @@ class Decision:
 def settled(spec: StudySpec) -> StudySpec:
     """Return a spec whose pruning is decided; one that asks for no decision, or has one, comes back as it is.
 
+    The whole `[pruning]` table becomes that of the evidence, so that the strategy runs as it was compared.
+
     Raises:
         UsageError: where the evidence cannot be read.
         SpecError: where the evidence is about other images, or about several budgets and the study has none.
@@ -40,14 +42,15 @@ def settled(spec: StudySpec) -> StudySpec:
     comparison = read_comparison(path)
     _check_fit(spec, comparison, path)
     found = decide(comparison, spec.train.budget)
-    document = spec.to_document()
-    # The file's bare name: its folder means nothing to the other machines of a study.
-    document["pruning"] |= {
+    pruning_table = {
+        **comparison.spec.get("pruning", {}),
         "strategy": found.strategy,
         "prune_rate": found.prune_rate,
-        "evidence": path.name,
+        "when": "auto",
+        "evidence": path.name,  # its folder means nothing to the other machines of a study
         "decided": found.sentence,
     }
+    document = spec.to_document() | {"pruning": pruning_table}
     return StudySpec.from_document(document, str(path))
 
 
@@ -68,25 +71,25 @@ def decide(comparison: Comparison, budget_seconds: float | None = None) -> Decis
     where = _circumstances(comparison, budget)
     if not any(row.arm == FULL and row.runs for row in rows):
         return Decision(*FULL, f"full: the evidence has no finished run of full {where} to hold others against")
-    tested = [row for row in rows if row.corrected_p is not None]
-    if not tested:
-        return Decision(*FULL, f"full: the evidence has no two pairs of runs {where}")
-    better = [row for row in tested if _is_better(row)]
-    best = max(better or tested, key=_mean_accuracy)
+    tested = sum(row.corrected_p is not None for row in rows)
+    whole = [row for row in rows if row.corrected_p is not None and not row.failed]
+    if not whole:
+        return Decision(*FULL, f"full: no other strategy has two runs and no failed one {where}")
+    better = [row for row in whole if _is_better(row)]
+    best = max(better or whole, key=_advantage)
     if better:
-        return Decision(*best.arm, f"{best.arm}: {_figures(best, len(tested))} {where}")
-    return Decision(
-        *FULL, f"full: nothing beats it beyond chance {where}; {best.arm} comes closest: {_figures(best, len(tested))}"
-    )
+        return Decision(*best.arm, f"{best.arm}: {_figures(best, tested)} {where}")
+    closest = f"{best.arm} comes closest: {_figures(best, tested)}"
+    return Decision(*FULL, f"full: nothing beats it beyond chance {where}; {closest}")
 
 
 def _is_better(row: Standing) -> bool:
-    test, p = row.against_full, row.corrected_p
-    return test is not None and p is not None and p <= ALPHA and test.difference.mean > 0 and not row.failed
+    return row.corrected_p is not None and row.corrected_p <= ALPHA and _advantage(row) > 0
 
 
-def _mean_accuracy(row: Standing) -> float:
-    return -math.inf if row.accuracy is None else row.accuracy.mean
+def _advantage(row: Standing) -> float:
+    """Return the mean difference from full at equal seeds: with all seeds there, it ranks as mean accuracy does."""
+    return 0.0 if row.against_full is None else row.against_full.difference.mean
 
 
 def _figures(row: Standing, comparisons: int) -> str:

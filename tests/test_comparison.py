@@ -156,7 +156,7 @@ def test_the_table_says_mean_interval_difference_p_overhead_and_realised_rate():
 def test_words_name_the_support_the_visible_difference_the_clock_and_the_failures():
     found = comparison({"full": FULL_AT, "random 0.3": [*ALIKE[:4], None]})
     text = "\n".join(sentences(found, 10.0))
-    assert "supported: full: nothing beats it beyond chance at 10.0s" in text
+    assert "supported: full: no other strategy has two runs and no failed one at 10.0s" in text
     assert "p: paired t-test over 4 seeds with Holm's correction (comparisons: 1)" in text
     assert "0.12 at the least" in text
     assert " at 4, " in text and " at 40" in text

@@ -34,7 +34,12 @@ def test_what_is_significant_alone_is_not_after_correction_for_many():
 
 
 def test_a_strategy_that_failed_now_and_then_is_not_chosen():
-    assert decide(comparison({"full": FULL_AT, "random 0.3": [*BETTER[:4], None]})).strategy == "full"
+    survived = {"full": FULL_AT, "random 0.3": [*BETTER[:4], None]}
+    assert "no other strategy has two runs and no failed one" in decide(comparison(survived)).sentence
+    found = decide(comparison({**survived, "random 0.5": ALIKE}))
+    assert found.strategy == "full"
+    assert "random 0.5 comes closest" in found.sentence
+    assert "after correction for 2" in found.sentence
 
 
 @pytest.mark.parametrize(
@@ -42,8 +47,8 @@ def test_a_strategy_that_failed_now_and_then_is_not_chosen():
     [
         ({"random 0.3": BETTER}, "no finished run of full"),
         ({"full": [None, None], "random 0.3": BETTER}, "no finished run of full"),
-        ({"full": FULL_AT}, "no two pairs"),
-        ({"full": FULL_AT[:1], "random 0.3": BETTER[:1]}, "no two pairs"),
+        ({"full": FULL_AT}, "no other strategy has two runs"),
+        ({"full": FULL_AT[:1], "random 0.3": BETTER[:1]}, "no other strategy has two runs"),
         ({}, "holds no run"),
     ],
 )
@@ -81,6 +86,12 @@ def test_a_study_is_created_with_what_its_evidence_supports(tmp_path, sqlite_url
         assert len(study.spec.cells()) == 2
         assert settled(study.spec) == study.spec
     create_study(spec, sqlite_url, skip_if_exists=True).close()
+
+
+def test_a_strategy_runs_in_the_study_as_it_was_compared(tmp_path):
+    compared = DIGITS.with_overrides(["pruning.refresh_every=9"])
+    spec = auto(tmp_path, comparison({"full": FULL_AT, "stale-quantile 0.3": BETTER}, spec=compared))
+    assert settled(spec).pruning.refresh_every == 9
 
 
 def test_evidence_is_looked_for_in_the_working_directory_too(tmp_path, monkeypatch):
