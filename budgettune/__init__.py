@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         train,
         trial_records,
     )
+    from budgettune.comparing import compare
     from budgettune.errors import BudgetTuneError
     from budgettune.query import hypervolume
     from budgettune.records import TrialRecord, TrialResult
@@ -33,6 +34,7 @@ _HOME = {
     "TrialResult": "records",
     "WorkerOptions": "worker",
     "best_under_budget": "api",
+    "compare": "comparing",
     "create_study": "api",
     "hypervolume": "query",
     "load_spec": "spec",
@@ -50,6 +52,7 @@ __all__ = [
     "TrialResult",
     "WorkerOptions",
     "best_under_budget",
+    "compare",
     "create_study",
     "hypervolume",
     "load_spec",

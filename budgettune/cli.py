@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import signal
 import sys
-from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from budgettune import api, cli_study, render
+from budgettune import api, cli_study, cli_training, render
 from budgettune.cli_options import (
     HELP,
     AllowImport,
@@ -24,7 +23,6 @@ from budgettune.cli_options import (
     Device,
     DeviceName,
     FormatOption,
-    Sets,
     Storage,
     Study,
     Threads,
@@ -36,7 +34,6 @@ from budgettune.units import format_duration
 
 if TYPE_CHECKING:
     from budgettune.fleet import Member, WorkerCommand
-    from budgettune.spec import StudySpec
     from budgettune.worker_options import WorkerOptions, WorkerSummary
 
 app = typer.Typer(
@@ -47,6 +44,7 @@ app = typer.Typer(
     epilog="First steps: budgettune demo. Or: study create digits, worker, best --budget 5s, front, dashboard.",
 )
 app.add_typer(cli_study.app, name="study")
+app.add_typer(cli_training.app)
 
 
 @app.command()
@@ -141,39 +139,6 @@ def front(
 
 
 @app.command()
-def train(
-    study: Study = None,
-    to: Annotated[Path, typer.Option("--out", metavar="FILE", help="Where the model goes.")] = Path("model.pt"),
-    trial: Annotated[
-        int | None, typer.Option("--trial", min=0, metavar="N", help="Params and seed of a trial.")
-    ] = None,
-    sets: Sets = None,
-    seed: Annotated[int | None, typer.Option("--seed", min=0)] = None,
-    device: Device = "auto",
-    threads: Threads = None,
-    allow_import: AllowImport = None,
-    allow_root: AllowRoot = None,
-    storage: Storage = None,
-    debug: Debug = False,
-) -> None:
-    """Train one configuration of a study and keep the model."""
-    from budgettune.roots import allowed_folders
-
-    if (trial is None) == (not sets):
-        raise typer.BadParameter("give either --trial N or --set key=value")
-    handle = api.load_study(study, storage=storage)
-    spec, params, trial_seed = api.configuration(handle, trial, sets or [])
-    folders = allowed_folders(api.allowed_roots(allow_root), handle.url)
-    seed = trial_seed if seed is None else seed
-    result = _train(spec, params, seed, to, device, threads, api.allowed_packages(allow_import), folders)
-    out.print(
-        f"{to}: accuracy {result.test_accuracy:.2%} after {format_duration(result.train_seconds)}",
-        highlight=False,
-        markup=False,
-    )
-
-
-@app.command()
 def dashboard(
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes a free one.")] = 8080,
@@ -204,47 +169,6 @@ def doctor(form: FormatOption = Format.table, debug: Debug = False) -> None:
         for fact in doctor_facts()
     ]
     render.print_rows(rows, form)
-
-
-@app.command()
-def profile(
-    spec: Annotated[str, typer.Argument(metavar="[SPEC]", help="TOML file, or the name of a bundled one.")] = "paper",
-    sets: Sets = None,
-    device: Device = "auto",
-    threads: Threads = None,
-    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Turns of each configuration.")] = 3,
-    steps: Annotated[int, typer.Option("--steps", min=1, help="Steps timed in each turn.")] = 3,
-    remedies: Annotated[bool, typer.Option("--remedies/--no-remedies", help="Try cures for what is alarmed.")] = True,
-    cudnn_benchmark: Annotated[
-        bool, typer.Option("--cudnn-benchmark/--no-cudnn-benchmark", help="Off, as in the paper's script.")
-    ] = True,
-    allow_import: AllowImport = None,
-    form: FormatOption = Format.table,
-    debug: Debug = False,
-) -> None:
-    """Time a step of every scale and batch size, and look into those that fall off a kernel cliff."""
-    from budgettune.profile import profile as run_profile
-    from budgettune.profile_report import render_profile
-    from budgettune.spec import load_spec
-
-    with err.status("probing") as status:
-        report = run_profile(
-            load_spec(spec).with_overrides(sets or []),
-            device=device,
-            threads=threads,
-            rounds=rounds,
-            steps=steps,
-            remedies=remedies,
-            cudnn_benchmark=cudnn_benchmark,
-            allow_import=api.allowed_packages(allow_import),
-            report_progress=status.update,
-        )
-    if form is Format.table:
-        render_profile(report, out)
-    elif form is Format.json:
-        render.print_json(report.to_json())
-    else:
-        render.print_rows([row.flat() for row in report.rows], form)
 
 
 @app.command()
@@ -298,35 +222,6 @@ def _work(study: str | None, options: WorkerOptions, storage: str | None, *, dra
     if summary.signal_number is not None:
         raise typer.Exit(128 + summary.signal_number)
     return summary
-
-
-def _train(
-    spec: StudySpec,
-    params: dict[str, Any],
-    seed: int,
-    to: Path,
-    device: str,
-    threads: int | None,
-    allow_import: frozenset[str],
-    folders: frozenset[Path] | None,
-) -> Any:
-    from budgettune.stopping import StopFlag
-    from budgettune.worker import save_model, train_one
-
-    show = err.status("training") if err.is_terminal else nullcontext()
-    with StopFlag() as stop, show:
-        trained = train_one(
-            spec,
-            params,
-            seed=seed,
-            device=device,
-            threads=threads,
-            allow_import=allow_import,
-            folders=folders,
-            stop=stop,
-        )
-    save_model(to, trained, spec, params)
-    return trained.result
 
 
 def _hypervolume_line(volume: float, reference: tuple[float, float]) -> str:

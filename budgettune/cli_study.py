@@ -53,6 +53,8 @@ def study_create(
     )
     if note := study.spec.twin_note():
         err.print(f"note: {note}", highlight=False, markup=False)
+    if decided := study.spec.pruning.decided:
+        out.print(f"pruning, decided on {study.spec.pruning.evidence}: {decided}", highlight=False, markup=False)
     cells = (
         f"{len(study.spec.cells())} cells"
         if study.spec.sampler.name == "grid"

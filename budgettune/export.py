@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import sys
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from budgettune import query
 from budgettune.errors import BudgetTuneError, UsageError
+from budgettune.files import replacing
 from budgettune.records import RECORD_COLUMNS, TrialRecord
 from budgettune.rows import json_text
 
@@ -93,24 +93,8 @@ def _opened(out: str | Path | None) -> Iterator[BinaryIO]:
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
         return
-    path = Path(out)
     try:
-        if path.exists() and not path.is_file():  # a pipe or a device; a folder fails here
-            with path.open("wb") as file:
-                yield file
-            return
-        with _replacing(path) as file:
+        with replacing(Path(out)) as file:
             yield file
     except OSError as error:
         raise UsageError(f"{out}: cannot be written ({error.strerror}): name another file") from None
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with temporary.open("xb") as file:
-            yield file
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

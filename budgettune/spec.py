@@ -202,7 +202,16 @@ def load_spec(source: str | Path) -> StudySpec:
         reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
         names = ", ".join(sorted(bundled_studies()))
         raise SpecError(f"study file {source}: {reason}; give a TOML file's path or one of: {names}") from None
-    return StudySpec.from_toml(text, str(path))
+    return _with_evidence_beside(path, StudySpec.from_toml(text, str(path)))
+
+
+def _with_evidence_beside(path: Path, spec: StudySpec) -> StudySpec:
+    """Return the spec with its evidence found beside its file, where it lies there; else as it is."""
+    evidence = path.parent / (spec.pruning.evidence or "")
+    if not evidence.is_file():
+        return spec
+    pruning = spec.pruning.model_copy(update={"evidence": str(evidence)})
+    return spec.model_copy(update={"pruning": pruning})
 
 
 def bundled_studies() -> dict[str, Path]:
@@ -276,6 +285,11 @@ def _check_search(spec: StudySpec, source: str) -> None:
             raise SpecError(
                 f"{source}: search.{key}: unknown key{nearest(key, SHORT_KEYS)}; "
                 f'allowed: {known}, or a setting such as "train.lr"'
+            )
+        if target.startswith("pruning.") and (spec.pruning.when == "auto" or target == "pruning.when"):
+            raise SpecError(
+                f"{source}: search.{key}: `pruning.when = 'auto'` decides on pruning for the whole study: "
+                f"take search.{key} out (or --set {key}=VALUE), or leave pruning.when at 'always'"
             )
         _check_axis(spec, key, axis, source)
     if spec.sampler.name == "grid":

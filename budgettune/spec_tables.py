@@ -176,12 +176,24 @@ class PruningSpec(Table):
         prune_rate: fraction of the samples that a pruned epoch drops.
         refresh_every: stale-quantile and paper-as-coded keep everything every that many epochs.
         replacement: `random` draws each epoch afresh (true) or walks a permutation (false).
+        when: `always`, or `auto`: `study create` sets strategy and prune_rate to what the evidence supports.
+        evidence: file that `budgettune compare --out` wrote, for `auto`.
+        decided: what `study create` decided on that evidence, and why.
     """
 
     strategy: Annotated[str, _code_or(*STRATEGIES)] = "stale-quantile"
     prune_rate: float = Field(0.0, ge=0, lt=1)
     refresh_every: int = Field(5, ge=1)
     replacement: bool = False
+    when: Literal["always", "auto"] = "always"
+    evidence: str | None = None
+    decided: str | None = None
+
+    @model_validator(mode="after")
+    def _auto_needs_evidence(self) -> Self:
+        if self.when == "auto" and self.evidence is None:
+            raise ValueError("when = 'auto' needs evidence: the file that `budgettune compare --out` wrote")
+        return self
 
 
 class RangeSpec(Table):

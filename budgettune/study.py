@@ -79,6 +79,8 @@ class Claim:
 def create_study(spec: StudySpec, url: str, *, skip_if_exists: bool = False) -> StudyHandle:
     """Make a study with one waiting trial per grid cell and repeat, in one transaction.
 
+    With `[pruning] when = "auto"` the study gets the strategy and the prune rate that its evidence supports.
+
     Args:
         spec: the study file.
         url: of the database; the SQLite file and the tables are made where they are missing.
@@ -87,8 +89,11 @@ def create_study(spec: StudySpec, url: str, *, skip_if_exists: bool = False) -> 
     Raises:
         StudyExists: where a study of that name is there (or, with `skip_if_exists`, one with other settings).
         StorageError: where the database cannot be used.
+        UsageError: where the evidence cannot be read.
+        SpecError: where the evidence is not about this study.
     """
     _check_name(spec.name)
+    spec = _settled(spec)
     engine = open_engine(url, create=True)
     study_id = transactions.insert_study(engine, spec.name, spec.to_json(), first_trials(spec))
     if study_id is not None:
@@ -106,6 +111,14 @@ def _reopen(spec: StudySpec, url: str, engine: sa.Engine, skip_if_exists: bool) 
         )
     handle.reconcile()
     return handle
+
+
+def _settled(spec: StudySpec) -> StudySpec:
+    if spec.pruning.when == "always":
+        return spec
+    from budgettune import evidence  # brings scipy, which nothing else here needs
+
+    return evidence.settled(spec)
 
 
 def _check_name(name: str) -> None:

@@ -18,9 +18,14 @@ LAYERS = {
     "cli": 5,
     "cli_options": 5,
     "cli_study": 5,
+    "cli_training": 5,
     "progress": 5,
     "render": 5,
     # 4: programs
+    "comparing": 4,
+    "comparison_figure": 4,
+    "comparison_plan": 4,
+    "comparison_report": 4,
     "dashboard": 4,
     "fleet": 4,
     "guard": 4,
@@ -48,6 +53,7 @@ LAYERS = {
     "database_errors": 2,
     "disturbance": 2,
     "engines": 2,
+    "evidence": 2,
     "locks": 2,
     "machine": 2,
     "nvml": 2,
@@ -60,6 +66,8 @@ LAYERS = {
     "tables": 2,
     "training": 2,
     # 1: frozen values
+    "comparison": 1,
+    "files": 1,
     "passwords": 1,
     "records": 1,
     "spec": 1,
@@ -68,15 +76,19 @@ LAYERS = {
     "worker_options": 1,
     # 0: nothing
     "errors": 0,
+    "significance": 0,
     "units": 0,
 }
 """Layer of each module; a package stands for all its modules, which may import each other."""
 
 NEIGHBOURS = {
     "__init__": {"api"},
-    "cli": {"__init__", "api", "cli_options", "cli_study", "progress", "render"},
+    "cli": {"__init__", "api", "cli_options", "cli_study", "cli_training", "progress", "render"},
     "cli_options": {"render"},
     "cli_study": {"api", "cli_options", "render"},
+    "cli_training": {"api", "cli_options", "render"},
+    "comparing": {"comparison_plan", "profile_space", "worker"},
+    "comparison": {"files", "records", "spec"},
     "dashboard": {"guard", "webserver"},
     "disturbance": {"procfs", "sentinel"},
     "engines": {"database_errors"},
