@@ -23,6 +23,7 @@ from budgettune.evidence import settled
 from budgettune.spec import DataSpec, load_spec
 from budgettune.stopping import StopFlag
 from budgettune.training.data import load_data
+from budgettune.training.device import Device
 from budgettune.training.pruning import Strategy
 
 QUICK = ["train.batch_size=256", "clock.warmup_steps=1", "search={}"]
@@ -55,7 +56,7 @@ class Scripted:
 
 def told_to_say(threads, *statuses):
     torch.set_num_threads(threads or 1)
-    return Scripted(*statuses)
+    return Device(torch.device("cpu")).machine(), Scripted(*statuses)
 
 
 @pytest.fixture
