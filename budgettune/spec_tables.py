@@ -170,18 +170,40 @@ class TrainSpec(Table):
 
 
 class PruningSpec(Table):
-    """`[pruning]`: which samples an epoch keeps.
+    """`[pruning]`: which samples an epoch keeps. Behind each key stand the strategies that read it.
 
     Attributes:
         prune_rate: fraction of the samples that a pruned epoch drops.
-        refresh_every: stale-quantile and paper-as-coded keep everything every that many epochs.
-        replacement: `random` draws each epoch afresh (true) or walks a permutation (false).
+        refresh_every: everything is kept every that many epochs (stale-quantile, paper-as-coded).
+        replacement: each epoch is drawn afresh (true), or epochs walk a permutation (false) (random).
+        reselect_every: epochs between two choices (epsilon-greedy, ucb, craig).
+        scores: a file of your own, float [N] as .npy, in place of computed scores (el2n, grand, forgetting, ccs,
+            prototypes, reference-model).
+        side: which end of the scores is kept (the same).
+        helper_epochs: of each helper model that is trained on the clock (el2n, grand, forgetting, ccs, rho-loss,
+            reference-model).
+        helper_runs: helpers whose scores are averaged (el2n, grand).
+        helper_scale: `model.scale` of a helper; None for the trial's own network (rho-loss, reference-model).
+        holdout_fraction: of the samples that the helper learns from, and the model does not (rho-loss).
+        clusters: of k-means; None for one per class (prototypes).
+        cutoff: hardest fraction that is always dropped (ccs).
+        strata: ranges of scores that are kept alike (ccs).
     """
 
     strategy: Annotated[str, _code_or(*STRATEGIES)] = "stale-quantile"
     prune_rate: float = Field(0.0, ge=0, lt=1)
     refresh_every: int = Field(5, ge=1)
     replacement: bool = False
+    reselect_every: int = Field(5, ge=1)
+    scores: str | None = None
+    side: Literal["hard", "middle", "easy"] = "hard"
+    helper_epochs: int = Field(10, ge=1)
+    helper_runs: int = Field(1, ge=1)
+    helper_scale: float | None = Field(None, gt=0, le=64)
+    holdout_fraction: float = Field(0.1, gt=0, lt=1)
+    clusters: int | None = Field(None, ge=1)
+    cutoff: float = Field(0.1, ge=0, lt=1)
+    strata: int = Field(50, ge=1)
 
 
 class RangeSpec(Table):
