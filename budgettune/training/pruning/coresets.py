@@ -43,7 +43,7 @@ def medoids(
     """Return medoids of each group, and how many points of the group are nearest to each.
 
     Within a group S maximises facility location, F(S) = Σ_i (D − min_{j∈S} ‖x_i − x_j‖), with D no smaller than any
-    distance (CRAIG; Mirzasoleiman, Bilmes and Leskovec 2020, equation 11 and algorithm 1). Where that takes the best
+    distance (CRAIG; Mirzasoleiman, Bilmes and Leskovec 2020, algorithm 1). Where that takes the best
     of all points in each step, this takes the best of (n/k)·ln(1/ε) random ones ("Lazier than lazy greedy";
     Mirzasoleiman et al. 2015): n·ln(1/ε) evaluations of F instead of n·k, and in expectation F(S) ≥ (1 − 1/e − ε)·F*.
 
@@ -143,19 +143,28 @@ def apportion(sizes: Tensor, total: int) -> Tensor:
 
 
 def spherical_kmeans(points: Tensor, clusters: int, *, rounds: int = 25, generator: torch.Generator) -> Tensor:
-    """Return the cosine distance of each point to its nearest centre: float32 [n] in [0, 2].
+    """Return the cosine distance of each point to its nearest centre: float32 [n] in [0, 2], NaN where not finite.
 
     Lloyd's rounds on the unit sphere (Dhillon and Modha 2001) from a start by k-means++ (Arthur and Vassilvitskii
     2007); they end where no point changes its centre. A centre that loses all its points stays where it is.
 
     Args:
-        points: float32 [n, dimensions], finite; their length is of no account, and points at zero are at distance 1.
-        clusters: centres, at most n.
+        points: float32 [n, dimensions]; their length is of no account, and points at zero are at distance 1.
+        clusters: centres; no more than there are points.
         rounds: at most.
         generator: of the start; on the device of points.
     """
-    points = normalize(points, dim=1)
-    centres = _plus_plus(points, min(clusters, len(points)), generator)
+    finite = points.isfinite().all(dim=1)
+    distances = torch.full((len(points),), torch.nan, device=points.device)
+    if finite.any():
+        inside = normalize(points[finite], dim=1)
+        centres = _lloyd(inside, _plus_plus(inside, min(clusters, len(inside)), generator), rounds)
+        distances[finite] = 1 - (inside @ centres.T).amax(dim=1)
+    return distances
+
+
+def _lloyd(points: Tensor, centres: Tensor, rounds: int) -> Tensor:
+    """Return where the centres come to rest, or are after so many rounds; all of length one."""
     nearest = None
     for _ in range(rounds):
         previous, nearest = nearest, (points @ centres.T).argmax(dim=1)
@@ -164,7 +173,7 @@ def spherical_kmeans(points: Tensor, clusters: int, *, rounds: int = 25, generat
         # As a product and not by scattering, whose sums are in no fixed order on CUDA.
         sums = one_hot(nearest, len(centres)).to(points.dtype).T @ points
         centres = normalize(sums, dim=1).where(sums.norm(dim=1, keepdim=True) > 0, centres)
-    return 1 - (points @ centres.T).amax(dim=1)
+    return centres
 
 
 def _plus_plus(points: Tensor, clusters: int, generator: torch.Generator) -> Tensor:

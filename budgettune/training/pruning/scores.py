@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 Side = Literal["hard", "middle", "easy"]
 
@@ -17,9 +18,7 @@ def softmax_error(logits: Tensor, labels: Tensor) -> Tensor:
         logits: [B, classes], of any floating type.
         labels: int64 [B].
     """
-    error = logits.float().softmax(dim=1)
-    error[torch.arange(len(labels), device=labels.device), labels] -= 1
-    return error
+    return logits.float().softmax(dim=1) - one_hot(labels, logits.shape[1])
 
 
 def el2n(logits: Tensor, labels: Tensor) -> Tensor:
