@@ -45,7 +45,7 @@ class RhoLoss(_ChoosesInBatches):
     """
 
     state = ("irreducible",)
-    irreducible: Tensor
+    irreducible: Tensor | None = None
 
     @property
     def helper_scales(self) -> tuple[float | None, ...]:
@@ -62,6 +62,7 @@ class RhoLoss(_ChoosesInBatches):
 
     def select(self, candidates: Scores) -> Selection:
         """Keep the candidates with the highest reducible loss."""
+        assert self.irreducible is not None  # prepare found them wherever there are candidates
         reducible = candidates.losses - self.irreducible[candidates.indices]
         return Selection(keep_by_score(reducible, self.drop_of(candidates), "hard", self.generator))
 

@@ -15,11 +15,6 @@ from budgettune.training.pruning.static import ScoredAhead
 class _ScoredByShortRuns(ScoredAhead):
     """The mean score over helper_runs models of the trial's own kind, each trained for helper_epochs on everything."""
 
-    @property
-    def helper_scales(self) -> tuple[float | None, ...]:
-        """The trial's own network."""
-        return (None,)
-
     def scores(self) -> Tensor:
         """Train the helpers one after the other, and score with each."""
         runs, total = self.spec.helper_runs, torch.zeros(self.size, device=self.device)

@@ -29,7 +29,7 @@ def read_scores(name: str, size: int) -> Tensor:
         raise DataError(f"pruning.scores: {path} is no file on this machine: copy it here, or correct the path")
     try:
         scores = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # a damaged header fails in numpy's parser in many ways
         raise DataError(f"pruning.scores: {path} cannot be read: write it with numpy.save(path, scores)") from error
     if not isinstance(scores, np.ndarray) or scores.shape != (size,) or scores.dtype.kind not in "fiu":
         raise DataError(
