@@ -9,8 +9,18 @@ import torch
 from budgettune.errors import SpecError
 from budgettune.spec import PruningSpec, is_code
 from budgettune.training.imports import import_code
+from budgettune.training.pruning.bandits import EpsilonGreedy, UpperConfidenceBound
 from budgettune.training.pruning.base import EpochPlan, Passes, Quota, Scorer, Scores, Selection, Strategy
+from budgettune.training.pruning.batches import BatchCoreset, RhoLoss
 from budgettune.training.pruning.blind import Full, RandomSubset
+from budgettune.training.pruning.craig import Craig
+from budgettune.training.pruning.dynamics import CoverageCentric, Forgetting, Prototypes
+from budgettune.training.pruning.early import El2n, Grand
+from budgettune.training.pruning.heldout import ReferenceModel
+from budgettune.training.pruning.infobatch import InfoBatch
+from budgettune.training.pruning.kakurenbo import Kakurenbo
+from budgettune.training.pruning.selective import SelectiveBackprop, StaleSelectiveBackprop
+from budgettune.training.pruning.seta import SeTa
 from budgettune.training.pruning.stale import PaperAsCoded, StaleQuantile
 
 __all__ = [
@@ -30,6 +40,22 @@ REGISTRY: dict[str, type[Strategy]] = {
     "random": RandomSubset,
     "stale-quantile": StaleQuantile,
     "paper-as-coded": PaperAsCoded,
+    "selective-backprop": SelectiveBackprop,
+    "stale-selective-backprop": StaleSelectiveBackprop,
+    "infobatch": InfoBatch,
+    "epsilon-greedy": EpsilonGreedy,
+    "ucb": UpperConfidenceBound,
+    "seta": SeTa,
+    "kakurenbo": Kakurenbo,
+    "el2n": El2n,
+    "grand": Grand,
+    "forgetting": Forgetting,
+    "ccs": CoverageCentric,
+    "prototypes": Prototypes,
+    "reference-model": ReferenceModel,
+    "rho-loss": RhoLoss,
+    "craig": Craig,
+    "batch-coreset": BatchCoreset,
 }
 
 

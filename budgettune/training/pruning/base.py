@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from budgettune import prune_rates
 from budgettune.errors import SpecError
 from budgettune.spec import PruningSpec
 
@@ -145,6 +146,7 @@ class Strategy(ABC):
         epochs: of the run; None under a time budget.
 
     Attributes:
+        largest_drop: fraction of the samples that the epochs of the strongest pruning drop, for the asked rate.
         needs_model: whether it uses passes or `select`, and so works in the trainer only.
         state: names of the attributes that a resumed run needs.
         passes: what `prepare` was given.
@@ -168,13 +170,19 @@ class Strategy(ABC):
         self.size = size
         self.spec = spec
         self.epochs = epochs
+        self.largest_drop = prune_rates.largest_drop(spec, epochs)
         self.device = torch.device(device)
         self.generator = torch.Generator(self.device).manual_seed(seed)
 
     @property
     def keep_count(self) -> int:
-        """Samples that a pruned epoch keeps: at least one."""
-        return max(1, self.size - round(self.spec.prune_rate * self.size))
+        """Samples that the epochs of the strongest pruning keep: at least one."""
+        return max(1, self.size - round(self.largest_drop * self.size))
+
+    def drop_count(self, epoch: int, progress: float) -> int:
+        """Return how many samples an epoch is to drop for the asked rate; 0 where the strategy keeps it whole."""
+        part = prune_rates.profile(self.spec, epoch, progress)
+        return min(self.size - 1, round(self.largest_drop * part * self.size))
 
     @property
     def candidates(self) -> float:
@@ -188,7 +196,7 @@ class Strategy(ABC):
 
     def epoch_sizes(self) -> tuple[int, ...]:
         """Return the numbers of samples that epochs are expected to have, for warming up their last batches."""
-        return self.size, self.keep_count
+        return prune_rates.epoch_sizes(self.spec, self.size, self.epochs)
 
     def prepare(self, passes: Passes) -> None:
         """Take what looks at the model, once, before the first epoch. Overriders call this first.
