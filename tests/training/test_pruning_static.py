@@ -11,15 +11,13 @@ from torch.nn import functional
 
 from budgettune.errors import DataError, SpecError
 from budgettune.spec import PruningSpec
-from budgettune.training.pruning import REGISTRY, Scores, make_strategy
+from budgettune.training.pruning import Scores, make_strategy
 from budgettune.training.pruning.coresets import weighted_coreset
 from budgettune.training.pruning.score_file import read_scores
 from budgettune.training.pruning.scores import el2n, keep_by_strata, last_layer_grad_norm, softmax_error
 
 AHEAD = ("el2n", "grand", "reference-model")
 IN_PASSING = ("forgetting", "ccs", "prototypes")
-IN_BATCHES = ("rho-loss", "batch-coreset")
-ALL = (*AHEAD, *IN_PASSING, *IN_BATCHES, "craig")
 CLASSES = 3
 
 
@@ -65,14 +63,6 @@ def visits(strategy, epoch, epochs=10) -> list[int]:
     """Play one epoch as the trainer does, with the fake model's logits of that epoch; return what was trained on."""
     plan, passes = strategy.plan(epoch, epoch / epochs), strategy.passes
     indices = torch.arange(strategy.size) if plan.indices is None else plan.indices
-    if plan.select and strategy.candidates > 1:
-        chunk = max(6, min(round(6 * strategy.candidates), strategy.size))
-        chosen = []
-        for part in indices.split(chunk):
-            selection = strategy.select(passes.seen(part, epoch))
-            assert len(selection.positions) >= 1
-            chosen.append(part[selection.positions])
-        indices = torch.cat(chosen)
     for part in indices.split(6):
         seen = passes.seen(part, epoch)
         strategy.observe(seen.indices, seen.losses, seen.logits)
@@ -293,52 +283,6 @@ class TestCraig:
         assert plan.weights.tolist() == [1] * 15
 
 
-@pytest.mark.parametrize("name", ALL)
-class TestAll:
-    @pytest.mark.parametrize("size", [1, 2, 3, 40])
-    @pytest.mark.parametrize("rate", [0.0, 0.3, 0.75, 0.79])
-    def test_epochs_are_never_empty_and_visit_each_sample_at_most_once(self, name, size, rate):
-        strategy = make(name, size, rate)
-        for epoch in range(10):
-            indices = visits(strategy, epoch)
-            assert 1 <= len(indices) <= size
-            assert len(set(indices)) == len(indices)
-
-    @pytest.mark.parametrize("rate", [0.1, 0.4, 0.75])
-    def test_a_run_drops_the_rate_that_was_asked_for(self, name, rate):
-        strategy = make(name, 200, rate)
-        counts = [len(visits(strategy, epoch)) for epoch in range(10)]
-        assert sum(counts) / 2_000 == pytest.approx(1 - rate, abs=0.006)  # whole samples
-
-    def test_the_same_seed_gives_the_same_visits_and_no_global_chance_is_used(self, name):
-        state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
-        one, again = ([visits(strategy, epoch) for epoch in range(8)] for strategy in (make(name), make(name)))
-        assert one == again
-        assert torch.equal(torch.get_rng_state(), state)
-        assert np.array_equal(np.random.get_state()[1], numpy_state)
-
-    @pytest.mark.parametrize("stop", [1, 2, 5])
-    def test_a_run_resumed_from_its_saved_state_continues_identically(self, name, stop):
-        first = make(name)
-        for epoch in range(stop):
-            visits(first, epoch)
-        saved, asked = first.state_dict(), first.passes.asked
-        rest = [visits(first, epoch) for epoch in range(stop, 10)]
-        resumed = make_strategy(PruningSpec(strategy=name, prune_rate=0.4), 60, seed=9, epochs=10)
-        resumed.passes = FakePasses(60)
-        resumed.passes.asked = asked
-        resumed.load_state_dict(saved)
-        assert [visits(resumed, epoch) for epoch in range(stop, 10)] == rest
-        assert not resumed.passes.helpers
-
-    def test_nothing_is_asked_of_a_model_where_nothing_is_dropped(self, name):
-        passes = FakePasses(60)
-        strategy = make(name, rate=0.0, passes=passes)
-        assert [visits(strategy, epoch) for epoch in range(10)] == [everything(60)] * 10
-        assert not passes.helpers
-        assert not passes.asked
-
-
 @pytest.mark.parametrize("name", (*AHEAD, *IN_PASSING))
 class TestScoresOfTheUser:
     def test_nothing_is_computed_and_every_epoch_drops_the_same(self, name, tmp_path):
@@ -379,10 +323,6 @@ def test_strategies_that_score_in_passing_reach_the_rate_under_a_time_budget_too
         count = strategy.size if plan.indices is None else len(plan.indices)
         now, seen, whole = now + count / 100_000, seen + count, whole + 1_000
     assert seen / whole == pytest.approx(0.5, abs=0.01)
-
-
-def test_the_registry_has_them_all():
-    assert set(ALL) <= set(REGISTRY)
 
 
 class TestScoreFiles:
