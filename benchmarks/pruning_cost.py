@@ -108,6 +108,9 @@ class Table:
         self.features = torch.rand(size, FEATURES, generator=chance, device=device)
         self.scored = self.helper_samples = 0
 
+    def check(self) -> None:
+        """Let the strategy go on."""
+
     def score(self, indices: Tensor | None = None) -> Scores:
         """Return the outputs of some samples."""
         if indices is None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from budgettune.errors import DataError, SpecError
+from budgettune.errors import DataError, Interrupted, SpecError
 from budgettune.spec import PruningSpec
 from budgettune.training.pruning import Scores, make_strategy
 from budgettune.training.pruning.coresets import weighted_coreset
@@ -31,7 +31,7 @@ class FakePasses:
         self.labels = torch.randint(CLASSES, (size,), generator=generator)
         self.logits = torch.randn(40, size, CLASSES, generator=generator)
         self.features = torch.randn(40, size, 4, generator=generator)
-        self.asked = 0
+        self.asked = self.checked = 0
         self.helpers: list[dict] = []
 
     def seen(self, indices, version: int) -> Scores:
@@ -39,6 +39,9 @@ class FakePasses:
         logits, labels = self.logits[version, indices], self.labels[indices]
         losses = functional.cross_entropy(logits, labels, reduction="none")
         return Scores(indices, labels, losses, logits, self.features[version, indices])
+
+    def check(self) -> None:
+        self.checked += 1
 
     def score(self, indices=None) -> Scores:
         self.asked += 1
@@ -267,6 +270,23 @@ class TestCraig:
             assert torch.equal(plan.weights, expected[epoch // 3][1])
             assert float(plan.weights.mean()) == pytest.approx(1)
         assert passes.asked == 3
+
+    def test_a_choice_that_takes_long_can_be_stopped_at_every_step_and_leaves_the_last_one(self):
+        passes = FakePasses(60)
+        strategy = make("craig", passes=passes, reselect_every=3)
+        before = strategy.plan(0, 0.0)
+        per_choice = passes.checked
+        assert per_choice >= 36 / CLASSES
+
+        def interrupt():
+            passes.checked += 1
+            if passes.checked == per_choice + 5:
+                raise Interrupted("now")
+
+        passes.check = interrupt
+        with pytest.raises(Interrupted):
+            strategy.plan(3, 0.3)
+        assert torch.equal(strategy.kept, before.indices)
 
     def test_a_class_that_is_missing_and_one_of_a_single_sample_are_no_trouble(self):
         passes = FakePasses(20)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -11,8 +12,18 @@ from torch.nn.functional import normalize, one_hot
 _BLOCK_VALUES = 16 * 2**20  # coordinates that are compared at a time: 64 MiB
 
 
+def _nothing() -> None:
+    """Let the greedy choice go on."""
+
+
 def weighted_coreset(
-    points: Tensor, groups: Tensor, drop: int, *, epsilon: float = 0.1, generator: torch.Generator
+    points: Tensor,
+    groups: Tensor,
+    drop: int,
+    *,
+    epsilon: float = 0.1,
+    generator: torch.Generator,
+    each_step: Callable[[], None] = _nothing,
 ) -> tuple[Tensor, Tensor]:
     """Return medoids of each group and weights in proportion to their clusters, when `drop` points go.
 
@@ -25,6 +36,7 @@ def weighted_coreset(
         drop: how many to drop.
         epsilon: as for medoids.
         generator: as for medoids.
+        each_step: as for medoids.
 
     Returns:
         int64 [n - drop] of indices, and float32 weights [n - drop] with a mean of one.
@@ -32,13 +44,21 @@ def weighted_coreset(
     finite = points.isfinite().all(dim=1)
     inside, outside = finite.nonzero().squeeze(1), (~finite).nonzero().squeeze(1)
     keep = len(inside) - max(0, min(drop, len(inside), len(points) - 1))
-    picks, clusters = medoids(points[inside], groups[inside], keep, epsilon=epsilon, generator=generator)
+    picks, clusters = medoids(
+        points[inside], groups[inside], keep, epsilon=epsilon, generator=generator, each_step=each_step
+    )
     sizes = torch.cat([clusters, torch.ones_like(outside)]).float()
     return torch.cat([inside[picks], outside]), sizes / sizes.mean()
 
 
 def medoids(
-    points: Tensor, groups: Tensor, keep: int, *, epsilon: float = 0.1, generator: torch.Generator
+    points: Tensor,
+    groups: Tensor,
+    keep: int,
+    *,
+    epsilon: float = 0.1,
+    generator: torch.Generator,
+    each_step: Callable[[], None] = _nothing,
 ) -> tuple[Tensor, Tensor]:
     """Return medoids of each group, and how many points of the group are nearest to each.
 
@@ -56,6 +76,7 @@ def medoids(
         keep: in all, 0 ≤ keep ≤ n.
         epsilon: what the guarantee gives up for speed, in (0, 1).
         generator: on the device of points.
+        each_step: called before each of the steps, of which there are many; it may raise.
 
     Returns:
         int64 [keep] of indices, and int64 [keep] of cluster sizes, which sum to the sizes of the groups that have any.
@@ -73,7 +94,7 @@ def medoids(
         places = torch.arange(int(sizes[block].max()), device=points.device)
         valid = places < sizes[block, None]
         members = order[(starts[block, None] + places).where(valid, 0)]
-        picks, counts = _stochastic_greedy(points[members], sizes[block], quotas[block], epsilon, generator)
+        picks, counts = _stochastic_greedy(points[members], sizes[block], quotas[block], epsilon, generator, each_step)
         taken = torch.arange(picks.shape[1], device=points.device) < quotas[block, None]
         chosen.append(members.gather(1, picks)[taken])
         clusters.append(counts[taken])
@@ -81,7 +102,12 @@ def medoids(
 
 
 def _stochastic_greedy(
-    points: Tensor, sizes: Tensor, quotas: Tensor, epsilon: float, generator: torch.Generator
+    points: Tensor,
+    sizes: Tensor,
+    quotas: Tensor,
+    epsilon: float,
+    generator: torch.Generator,
+    each_step: Callable[[], None],
 ) -> tuple[Tensor, Tensor]:
     """Choose in every row at once; a row's first `quota` picks count, the steps that it takes after them do not.
 
@@ -91,6 +117,7 @@ def _stochastic_greedy(
         quotas: int64 [rows], at least 1.
         epsilon: as for medoids.
         generator: as for medoids.
+        each_step: as for medoids.
 
     Returns:
         int64 [rows, max(quotas)] of places in the row, and the sizes of their clusters.
@@ -107,6 +134,7 @@ def _stochastic_greedy(
     everyone = torch.arange(members, device=device).repeat(rows, 1)
     remaining = everyone.clone()  # of a row, the first size - step
     for step in range(steps):
+        each_step()
         left = (sizes - step).clamp(min=1)[:, None]
         some = torch.randint(2**62, (rows, tries), generator=generator, device=device) if tries < members else everyone
         places = some % left

@@ -18,7 +18,8 @@ def softmax_error(logits: Tensor, labels: Tensor) -> Tensor:
         logits: [B, classes], of any floating type.
         labels: int64 [B].
     """
-    return logits.float().softmax(dim=1) - one_hot(labels, logits.shape[1])
+    onehot: Tensor = one_hot(labels, logits.shape[1])
+    return logits.float().softmax(dim=1) - onehot
 
 
 def el2n(logits: Tensor, labels: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ class Static(Strategy):
     """
 
     needs_model = True
-    state = ("kept",)
+    state: tuple[str, ...] = ("kept",)
     kept: Tensor | None = None
 
     def prepare(self, passes: Passes) -> None:
