@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
-_BLOCK_VALUES = 16 * 2**20  # coordinates that are compared at a time: 64 MiB
+_BLOCK_VALUES = 16 * 2**20  # coordinates, or distances, that are held at a time: 64 MiB
 
 
 def _nothing() -> None:
@@ -131,18 +131,22 @@ def _stochastic_greedy(
     nearest = (2 * points.norm(dim=-1).max()).where(valid, 0.0)
     owner = torch.zeros(rows, members, dtype=torch.int64, device=device)
     picks = torch.zeros(rows, steps, dtype=torch.int64, device=device)
+    at_a_time = max(1, _BLOCK_VALUES // (rows * members))
     everyone = torch.arange(members, device=device).repeat(rows, 1)
     remaining = everyone.clone()  # of a row, the first size - step
     for step in range(steps):
         each_step()
         left = (sizes - step).clamp(min=1)[:, None]
-        some = torch.randint(2**62, (rows, tries), generator=generator, device=device) if tries < members else everyone
-        places = some % left
+        drawn = torch.randint(2**62, (rows, tries), generator=generator, device=device) if tries < members else everyone
+        places = drawn % left
         candidates = remaining.gather(1, places)
-        distances = torch.cdist(points[row, candidates], points, compute_mode="donot_use_mm_for_euclid_dist")
-        best = (nearest[:, None] - distances).clamp_(min=0).sum(dim=2).argmax(dim=1, keepdim=True)
+        gains = [
+            (nearest[:, None] - _distances(points[row, some], points)).clamp_(min=0).sum(dim=2)
+            for some in candidates.split(at_a_time, dim=1)
+        ]
+        best = torch.cat(gains, dim=1).argmax(dim=1, keepdim=True)
         pick = candidates.gather(1, best)
-        distance = distances[row, best].squeeze(1)
+        distance = _distances(points[row, pick], points).squeeze(1)
         closer = (distance < nearest).scatter(1, pick, True)  # a medoid stands for itself, also among duplicates
         owner.masked_fill_(closer & (step < quotas[:, None]), step)
         nearest = torch.minimum(nearest, distance)
@@ -150,6 +154,11 @@ def _stochastic_greedy(
         remaining.scatter_(1, places.gather(1, best), remaining.gather(1, left - 1))
     counts = (row * steps + owner)[valid].bincount(minlength=rows * steps)
     return picks, counts.view(rows, steps)
+
+
+def _distances(some: Tensor, points: Tensor) -> Tensor:
+    """Return Euclidean distances, [rows, some, members], without the rounding of the faster way by products."""
+    return torch.cdist(some, points, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def apportion(sizes: Tensor, total: int) -> Tensor:
@@ -209,8 +218,6 @@ def _plus_plus(points: Tensor, clusters: int, generator: torch.Generator) -> Ten
     distance = torch.ones(len(points), device=points.device)  # half the square of the chord
     centres: list[Tensor] = []
     while len(centres) < clusters:
-        drawn = distance.double().cumsum(0)
-        place = torch.searchsorted(drawn, drawn[-1:] * torch.rand(1, generator=generator, device=points.device))
-        centres.append(points[place.clamp(max=len(points) - 1)].squeeze(0))
+        centres.append(points[torch.multinomial(distance, 1, generator=generator)].squeeze(0))
         distance = torch.minimum(distance, 1 - points @ centres[-1]).clamp(min=1e-12)
     return torch.stack(centres)
