@@ -2,18 +2,16 @@
 
 import itertools
 import math
-import os
 
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional
 
-from budgettune.errors import DataError, Interrupted, SpecError
+from budgettune.errors import Interrupted, SpecError
 from budgettune.spec import PruningSpec
 from budgettune.training.pruning import Scores, make_strategy
 from budgettune.training.pruning.coresets import weighted_coreset
-from budgettune.training.pruning.score_file import read_scores
 from budgettune.training.pruning.scores import el2n, keep_by_strata, last_layer_grad_norm, softmax_error
 
 AHEAD = ("el2n", "grand", "reference-model")
@@ -343,59 +341,3 @@ def test_strategies_that_score_in_passing_reach_the_rate_under_a_time_budget_too
         count = strategy.size if plan.indices is None else len(plan.indices)
         now, seen, whole = now + count / 100_000, seen + count, whole + 1_000
     assert seen / whole == pytest.approx(0.5, abs=0.01)
-
-
-class TestScoreFiles:
-    def test_whole_numbers_and_half_precision_are_scores_too(self, tmp_path):
-        for kind in (np.int16, np.float16, np.float64):
-            np.save(tmp_path / "a.npy", np.array([3, 1, 2], dtype=kind))
-            assert read_scores(str(tmp_path / "a.npy"), 3).tolist() == [3, 1, 2]
-
-    @pytest.mark.parametrize(
-        "scores", [np.zeros(4), np.zeros((3, 1)), np.zeros(3, dtype=complex), np.array(["a", "b", "c"])]
-    )
-    def test_another_shape_or_kind_is_refused_with_what_to_do(self, tmp_path, scores):
-        np.save(tmp_path / "a.npy", scores)
-        with pytest.raises(DataError, match=r"a\.npy must hold one number for each of the 3 training images"):
-            read_scores(str(tmp_path / "a.npy"), 3)
-
-    def test_a_file_without_any_finite_score_is_refused(self, tmp_path):
-        np.save(tmp_path / "a.npy", np.full(3, np.nan))
-        with pytest.raises(DataError, match="no finite score"):
-            read_scores(str(tmp_path / "a.npy"), 3)
-
-    def test_a_pickle_is_never_loaded(self, tmp_path):
-        class Bomb:
-            def __reduce__(self):
-                return os.mkdir, (str(tmp_path / "exploded"),)
-
-        np.save(tmp_path / "a.npy", np.array([Bomb()] * 3, dtype=object), allow_pickle=True)
-        (tmp_path / "b.npy").write_bytes(__import__("pickle").dumps(Bomb()))
-        for name in ("a.npy", "b.npy"):
-            with pytest.raises(DataError, match="cannot be read"):
-                read_scores(str(tmp_path / name), 3)
-        assert not (tmp_path / "exploded").exists()
-
-    def test_other_files_are_refused_without_showing_what_is_in_them(self, tmp_path):
-        secret = tmp_path / "secret"
-        secret.write_text("root:hunter2")
-        np.savez(tmp_path / "many.npz", a=np.zeros(3))
-        (tmp_path / "cut.npy").write_bytes(b"\x93NUMPY\x01\x00")
-        (tmp_path / "empty.npy").touch()
-        for name in ("secret", "many.npz", "cut.npy", "empty.npy"):
-            with pytest.raises(DataError) as caught:
-                read_scores(str(tmp_path / name), 3)
-            assert "hunter2" not in str(caught.value)
-
-    def test_a_header_that_promises_more_than_the_file_holds_takes_no_memory(self, tmp_path):
-        header = {"descr": "<f8", "fortran_order": False, "shape": (3_000_000_000_000,)}
-        with (tmp_path / "a.npy").open("wb") as file:
-            np.lib.format.write_array_header_1_0(file, header)
-        with pytest.raises(DataError, match="cannot be read"):
-            read_scores(str(tmp_path / "a.npy"), 3_000_000_000_000)
-
-    def test_what_is_no_file_is_refused_at_once(self, tmp_path):
-        os.mkfifo(tmp_path / "pipe")
-        for name in ("missing.npy", "pipe", "."):
-            with pytest.raises(DataError, match="no file on this machine"):
-                read_scores(str(tmp_path / name), 3)
