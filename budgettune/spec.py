@@ -16,13 +16,12 @@ from pydantic import Field, ValidationError
 from budgettune.errors import SpecError
 from budgettune.prune_rates import largest_drop
 from budgettune.spec_faults import explain, nearest
+from budgettune.spec_pruning import STRATEGIES, PruningSpec
 from budgettune.spec_tables import (
-    STRATEGIES,
     Axis,
     ClockSpec,
     DataSpec,
     ModelSpec,
-    PruningSpec,
     RangeSpec,
     SamplerSpec,
     Scalar,

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from simulation import World, make, play
 
-from budgettune.prune_rates import LARGEST_REPEAT
+from budgettune.prune_rates import LARGEST_CHANCE
 from budgettune.training.pruning.bandits import EpsilonGreedy, UpperConfidenceBound
 from budgettune.training.pruning.infobatch import InfoBatch
 from budgettune.training.pruning.selective import draw, standing
@@ -171,7 +171,7 @@ class TestInfoBatch:
         strategy = infobatch([0.0] * 90 + [9.0] * 10, rate=0.55)
         strategy.owed = 1_000
         plan = strategy.plan(1, 0.1)
-        assert float(plan.weights.max()) == pytest.approx(90 / (90 - int(LARGEST_REPEAT * 90)))
+        assert float(plan.weights.max()) == pytest.approx(90 / (90 - int(LARGEST_CHANCE * 90)))
 
     def test_equal_scores_have_nothing_below_their_mean(self):
         assert infobatch([0.1] * 1_000).plan(1, 0.1).indices is None
