@@ -12,6 +12,7 @@ BudgetTuneError                 say what is wrong and what to do next, in one li
     ├── OutOfMemory
     ├── NonFiniteLoss
     ├── TrialTimeout
+    ├── BudgetUsedUp            a time budget is over before training began
     └── Interrupted             told to stop; its cell is handed back and no attempt is used up
 """
 
@@ -95,6 +96,12 @@ class TrialTimeout(TrialFailed):
     """The trial took longer than a worker allows."""
 
     kind = "timeout"
+
+
+class BudgetUsedUp(TrialFailed):
+    """What a pruning strategy does before training has taken the whole time budget."""
+
+    kind = "budget-used-up"
 
 
 class Interrupted(TrialFailed):

@@ -14,15 +14,15 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from budgettune.errors import SpecError
+from budgettune.prune_rates import largest_drop
 from budgettune.spec_faults import explain, nearest
+from budgettune.spec_pruning import STRATEGIES, PruningSpec
 from budgettune.spec_tables import (
-    STRATEGIES,
     Axis,
     ClockSpec,
     DataSpec,
     MachineSpec,
     ModelSpec,
-    PruningSpec,
     RangeSpec,
     SamplerSpec,
     Scalar,
@@ -302,6 +302,7 @@ def _check_search(spec: StudySpec, source: str) -> None:
     elif not spec.search:
         raise SpecError(f"{source}: search: a sampler needs something to search: name an axis, or use --grid")
     _check_batch(spec, source)
+    _check_rates(spec, source)
 
 
 def _check_axis(spec: StudySpec, key: str, axis: tuple[Scalar, ...] | RangeSpec, source: str) -> None:
@@ -327,6 +328,23 @@ def _check_axis(spec: StudySpec, key: str, axis: tuple[Scalar, ...] | RangeSpec,
             StudySpec.model_validate(document)
         except ValidationError as error:
             raise SpecError(f"{source}: search.{key}: {explain(error, StudySpec)}") from None
+
+
+def _check_rates(spec: StudySpec, source: str) -> None:
+    """Refuse prune rates that a strategy cannot reach, for every combination of what is searched."""
+    axes = {
+        full_key(key): (axis.low, axis.high) if isinstance(axis, RangeSpec) else axis
+        for key, axis in spec.search.items()
+        if full_key(key).startswith("pruning.") or full_key(key) in ("train.epochs", "train.budget")
+    }
+    for values in itertools.product(*axes.values()):
+        params = dict(zip(axes, values, strict=True))
+        fields = {key.removeprefix("pruning."): value for key, value in params.items() if key.startswith("pruning.")}
+        epochs = None if "train.budget" in params else params.get("train.epochs", spec.train.epochs)
+        try:
+            largest_drop(spec.pruning.model_copy(update=fields), None if epochs is None else int(epochs))
+        except SpecError as error:
+            raise SpecError(f"{source}: {error}") from None
 
 
 def _check_batch(spec: StudySpec, source: str) -> None:

@@ -19,7 +19,7 @@ def explain(error: ValidationError, root: type[BaseModel]) -> str:
 
 def _fault(fault: dict[str, Any], root: type[BaseModel]) -> str:
     location = [str(part) for part in fault["loc"]]
-    key = ".".join(location) or "study"
+    key = ".".join(part if part.isprintable() else repr(part) for part in location) or "study"
     if fault["type"] == "extra_forbidden":
         allowed = _keys_of(root, location[:-1])
         return f"{key}: unknown key{nearest(location[-1], allowed)}; allowed: {', '.join(allowed)}"

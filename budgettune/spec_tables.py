@@ -10,7 +10,6 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from budgettune.units import parse_duration
 
-STRATEGIES = ("full", "random", "stale-quantile", "paper-as-coded")
 Scalar = bool | int | float | str
 
 
@@ -28,7 +27,7 @@ class Table(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
-def _code_or(*names: str) -> Any:
+def code_or(*names: str) -> Any:
     """Return a validator that takes one of the names, or code as package.module:name."""
 
     def check(value: Any) -> Any:
@@ -60,7 +59,7 @@ class DataSpec(Table):
         seed: of the splits and the subset; not of training.
     """
 
-    name: Annotated[str, _code_or("digits", "fashion-mnist", "cifar10", "cifar100", "folder")] = "digits"
+    name: Annotated[str, code_or("digits", "fashion-mnist", "cifar10", "cifar100", "folder")] = "digits"
     root: str | None = None
     cache: str | None = None
     train_size: int | None = Field(None, ge=1)
@@ -103,7 +102,7 @@ class ModelSpec(Table):
         options: passed by name to a model of your own.
     """
 
-    name: Annotated[str, _code_or("resnet")] = "resnet"
+    name: Annotated[str, code_or("resnet")] = "resnet"
     widths: Annotated[tuple[int, int, int], BeforeValidator(_listed)] = (16, 32, 64)
     blocks: int = Field(3, ge=1)
     width_multiple: int = Field(8, ge=1)
@@ -167,33 +166,6 @@ class TrainSpec(Table):
             if epochs is None and budget is None:
                 return {**values, "epochs": 30}
         return values
-
-
-class PruningSpec(Table):
-    """`[pruning]`: which samples an epoch keeps.
-
-    Attributes:
-        prune_rate: fraction of the samples that a pruned epoch drops.
-        refresh_every: stale-quantile and paper-as-coded keep everything every that many epochs.
-        replacement: `random` draws each epoch afresh (true) or walks a permutation (false).
-        when: `always`, or `auto`: `study create` sets strategy and prune_rate to what the evidence supports.
-        evidence: file that `budgettune compare --out` wrote, for `auto`.
-        decided: what `study create` decided on that evidence, and why.
-    """
-
-    strategy: Annotated[str, _code_or(*STRATEGIES)] = "stale-quantile"
-    prune_rate: float = Field(0.0, ge=0, lt=1)
-    refresh_every: int = Field(5, ge=1)
-    replacement: bool = False
-    when: Literal["always", "auto"] = "always"
-    evidence: str | None = None
-    decided: str | None = None
-
-    @model_validator(mode="after")
-    def _auto_needs_evidence(self) -> Self:
-        if self.when == "auto" and self.evidence is None:
-            raise ValueError("when = 'auto' needs evidence: the file that `budgettune compare --out` wrote")
-        return self
 
 
 class RangeSpec(Table):

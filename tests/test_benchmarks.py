@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from budgettune.spec import STRATEGIES
+
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 TINY = ["--data", "digits", "--images", "200", "--batch-size", "50", "--blocks", "1", "--rounds", "1"]
 
@@ -61,8 +63,13 @@ def test_pruning_cost_covers_every_strategy(run):
     arguments = ["--image-size", "8", "--sizes", "400", "--epochs", "2"]
     text, numbers = run("pruning_cost", *arguments)
     assert "saved / dropped" in text
-    assert [row["strategy"] for row in numbers["costs"]] == ["full", "random", "stale-quantile", "paper-as-coded"]
-    assert [row["visits"] for row in numbers["savings"][:3]] == [400, 280, 340]
+    assert [row["strategy"] for row in numbers["costs"]] == list(STRATEGIES)
+    asked = {row["strategy"]: (row["looked at per epoch"], row["helper epochs"]) for row in numbers["costs"]}
+    assert asked["stale-quantile"] == ("0.00", "0")
+    assert asked["selective-backprop"] == ("0.90", "0")  # its first epoch chooses nothing
+    assert asked["el2n"] == ("0.00", "3")  # before the first epoch
+    assert asked["craig"] == ("0.20", "0")
+    assert [row["visits"] for row in numbers["savings"][:3]] == [400, 280, 280]
 
 
 def test_deadline_ends_near_the_budget_at_both_batches(run):

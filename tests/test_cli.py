@@ -38,6 +38,7 @@ def run(monkeypatch, capsys, tmp_path):
 
 SMALL = [
     *("--set", "train.epochs=1"),
+    *("--set", "pruning.strategy=random"),
     *("--set", "train.batch_size=256"),
     *("--set", "search={scale = [1.0, 2.0], prune_rate = [0.0, 0.5]}"),
 ]

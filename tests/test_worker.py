@@ -19,6 +19,7 @@ from budgettune.worker import Listener, WorkerOptions, run_worker, train_one
 TINY = [
     "train.epochs=1",
     "train.batch_size=256",
+    "pruning.strategy=random",
     "clock.warmup_steps=1",
     "search={scale = [1.0, 2.0], prune_rate = [0, 0.5]}",
 ]
@@ -47,7 +48,7 @@ def test_a_worker_fills_a_study_with_whole_records(storage_url):
         assert record.curve[-1].accuracy == record.test_accuracy
         assert 0.95 * record.train_seconds < record.phases.on_clock <= record.train_seconds
         assert record.prune_seconds == record.phases.pruning
-        assert record.keep_fraction == 1  # one epoch, and the first keeps all
+        assert record.keep_fraction == pytest.approx(1 - record.params["prune_rate"], abs=0.001)
         assert record.machine.threads > 0
         assert record.status in ("clean", "disturbed", "unverified")
         assert record.device_name == record.machine.key
