@@ -39,6 +39,7 @@ __all__ = [
     "device_names",
     "find_study",
     "hypervolume",
+    "latest_trials",
     "objective_points",
     "param_names",
     "pareto_front",
@@ -157,6 +158,18 @@ def device_names(engine: sa.Engine, study_id: int) -> list[str]:
     with reading(engine) as connection:
         names = [parse_json(text) for text in connection.execute(query).scalars()]
     return sorted(name for name in names if isinstance(name, str))
+
+
+def latest_trials(engine: sa.Engine, study_id: int, limit: int) -> list[TrialRecord]:
+    """Return the complete trials that ended last, latest first, without curve, phases and machine."""
+    query = (
+        sa.select(trials.c.trial_id)
+        .where(trials.c.study_id == study_id, trials.c.state == "COMPLETE")
+        .order_by(trials.c.datetime_complete.desc(), trials.c.number.desc())
+        .limit(limit)
+    )
+    with reading(engine) as connection:
+        return records_of(connection, list(connection.execute(query).scalars()), documents=False)
 
 
 def param_names(engine: sa.Engine, study_id: int) -> list[str]:

@@ -20,6 +20,7 @@ LAYERS = {
     "cli_study": 5,
     "progress": 5,
     "render": 5,
+    "watch": 5,
     # 4: programs
     "dashboard": 4,
     "live_figures": 4,
@@ -72,6 +73,7 @@ LAYERS = {
     # 0: nothing
     "errors": 0,
     "renewal": 0,
+    "textplot": 0,
     "units": 0,
 }
 """Layer of each module; a package stands for all its modules, which may import each other."""
