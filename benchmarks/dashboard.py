@@ -45,7 +45,6 @@ SPAWN = multiprocessing.get_context("spawn")
 NAME = "dashboard"
 EPOCHS = 30
 PATIENCE_SECONDS = 120.0
-SERVERS = ("nobody", "budgettune", "optuna-dashboard")
 
 
 @dataclass
@@ -293,7 +292,7 @@ def compare(url: str, options: argparse.Namespace) -> dict[str, Any]:
     study = make_study(url, options.trials)
     waiting = options.workers * options.each
     rates, seconds, visits = defaultdict(list), defaultdict(list), defaultdict(Visits)
-    for _, kind in common.alternate(SERVERS, options.rounds):
+    for _, kind in common.alternate(("nobody", *options.servers), options.rounds):
         queue(study, finished=options.trials, waiting=waiting)
         if kind == "nobody":
             rate, each = run_workers(url, options.workers, options.each)
@@ -357,6 +356,7 @@ def database(kind: str) -> Iterator[str]:
 def main(arguments: list[str] | None = None) -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--databases", nargs="+", choices=["sqlite", "postgresql"], default=["sqlite", "postgresql"])
+    options.add_argument("--servers", nargs="+", choices=list(SERVE), default=list(SERVE))
     options.add_argument("--trials", type=int, default=10_000, help="finished trials of the study")
     options.add_argument("--clients", type=int, default=20, help="visitors")
     options.add_argument("--poll-seconds", type=float, default=10.0, help="between two polls of a visitor")

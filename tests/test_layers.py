@@ -82,7 +82,7 @@ NEIGHBOURS = {
     "__init__": {"api"},
     "cli": {"__init__", "api", "cli_options", "cli_study", "progress", "render"},
     "cli_options": {"render"},
-    "cli_study": {"api", "cli_options", "render"},
+    "cli_study": {"api", "cli_options", "render", "watch"},
     "dashboard": {"guard", "live_figures", "shared_view", "webserver"},
     "disturbance": {"procfs", "sentinel"},
     "engines": {"database_errors"},
