@@ -27,6 +27,7 @@ from budgettune.cli_options import (
     Study,
     Threads,
     duration,
+    studies_beginning,
 )
 from budgettune.errors import BudgetTuneError
 from budgettune.render import Format, err, out
@@ -49,7 +50,10 @@ app.add_typer(cli_training.app)
 
 @app.command()
 def worker(
-    study: Annotated[str | None, typer.Argument(metavar="[STUDY]", help="Every open study where left out.")] = None,
+    study: Annotated[
+        str | None,
+        typer.Argument(metavar="[STUDY]", help="Every open study where left out.", autocompletion=studies_beginning),
+    ] = None,
     device: Device = "auto",
     threads: Threads = None,
     trials: Annotated[int | None, typer.Option("--trials", min=1, help="End after that many.")] = None,

@@ -9,14 +9,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from budgettune import api, render
-from budgettune.cli_options import HELP, Debug, ExportFormat, FormatOption, SamplerName, Sets, Storage, Study
+from budgettune.cli_options import (
+    HELP,
+    Debug,
+    ExportFormat,
+    FormatOption,
+    SamplerName,
+    Sets,
+    Storage,
+    Study,
+    duration,
+)
 from budgettune.errors import UsageError
 from budgettune.render import Format, err, out
 from budgettune.storage import storage_url
 from budgettune.units import format_duration
 
 if TYPE_CHECKING:
-    from budgettune.study import StudySummary
+    from budgettune.study import StudyHandle, StudySummary
 
 app = typer.Typer(
     no_args_is_help=True, context_settings=HELP, help="Create, list, show, check, export, delete studies."
@@ -75,13 +85,25 @@ def study_list(form: FormatOption = Format.table, storage: Storage = None, debug
 
 @app.command("show")
 def study_show(
-    study: Study = None, form: FormatOption = Format.table, storage: Storage = None, debug: Debug = False
+    study: Study = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Stay and show how it goes, until nothing is left or Ctrl-C.")
+    ] = False,
+    every: Annotated[
+        float, typer.Option("--every", parser=duration, metavar="2s", help="Between looks of --watch.")
+    ] = 2.0,
+    form: FormatOption = Format.table,
+    storage: Storage = None,
+    debug: Debug = False,
 ) -> None:
     """Show one study: states, machines, time spent and left, and cells that were given up."""
-    from budgettune.study import list_studies
+    from budgettune.summaries import study_summary
 
     handle = api.load_study(study, storage=storage)
-    summary = next(row for row in list_studies(storage_url(storage)) if row.name == handle.name)
+    if watch:
+        _watch(handle, every, form)
+        return
+    summary = study_summary(handle.engine, handle.name)
     given_up = handle.verify().given_up
     if form is Format.json:
         render.print_json(
@@ -151,6 +173,19 @@ def study_delete(
         raise UsageError(f"this deletes study {study!r} and its trials for good: repeat with --yes")
     delete_study(storage_url(storage), study)
     out.print(f"study {study!r} deleted", markup=False)
+
+
+def _watch(handle: StudyHandle, every_seconds: float, form: Format) -> None:
+    """Stay until nothing is left; leave with 130 or 143 where a signal ended it."""
+    from budgettune.stopping import StopFlag
+    from budgettune.watch import watch
+
+    if form is not Format.table:
+        raise typer.BadParameter(f"--watch is for people: leave it out to get {form.value}")
+    with StopFlag() as stop:
+        watch(handle, out, every_seconds, stop)
+    if stop.signal_number is not None:
+        raise typer.Exit(128 + stop.signal_number)
 
 
 def _summary_row(summary: StudySummary, form: Format) -> dict[str, Any]:

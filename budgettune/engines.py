@@ -141,13 +141,21 @@ def driver_named(url: sa.URL) -> Iterator[None]:
         ) from None
 
 
-def tuned(engine: sa.Engine) -> sa.Engine:
-    """Set what makes concurrent work safe, on every connection that is opened from now on."""
+def tuned(engine: sa.Engine, *, read_only: bool = False) -> sa.Engine:
+    """Set what makes concurrent work safe, on every connection that is opened from now on.
+
+    Args:
+        engine: as SQLAlchemy makes it.
+        read_only: let the database refuse writes; on SQLite no read then waits for a writer, or keeps one waiting.
+    """
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _on_sqlite_connect)
         event.listen(engine, "begin", _on_sqlite_begin)
     else:
         event.listen(engine, "connect", _on_postgresql_connect)
+    if read_only:
+        engine.update_execution_options(budgettune_read=True)
+        event.listen(engine, "connect", _refuse_writes)
     engine.dispose()  # connections that were opened before know nothing of these events
     return engine
 
@@ -167,5 +175,13 @@ def _on_postgresql_connect(connection: DBAPIConnection, _record: object) -> None
     cursor = connection.cursor()
     for statement in POSTGRESQL_SESSION:
         cursor.execute(statement)
+    cursor.close()
+    connection.commit()
+
+
+def _refuse_writes(connection: DBAPIConnection, _record: object) -> None:
+    is_sqlite = isinstance(connection, sqlite3.Connection)
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA query_only=ON" if is_sqlite else "SET default_transaction_read_only = on")
     cursor.close()
     connection.commit()

@@ -42,6 +42,7 @@ __all__ = [
     "device_names",
     "find_study",
     "hypervolume",
+    "latest_trials",
     "machines_note",
     "objective_points",
     "param_names",
@@ -198,6 +199,18 @@ def machines_note(engine: sa.Engine, study_id: int, device_name: str | None = No
     own = machine_kind(engine, study_id)
     others = "; ".join(name for name in names if name != own)
     return f"times of {own} only; the study also holds {others}: --device-name chooses, any takes all"
+
+
+def latest_trials(engine: sa.Engine, study_id: int, limit: int) -> list[TrialRecord]:
+    """Return the complete trials that ended last, latest first, without curve, phases and machine."""
+    query = (
+        sa.select(trials.c.trial_id)
+        .where(trials.c.study_id == study_id, trials.c.state == "COMPLETE")
+        .order_by(trials.c.datetime_complete.desc(), trials.c.number.desc())
+        .limit(limit)
+    )
+    with reading(engine) as connection:
+        return records_of(connection, list(connection.execute(query).scalars()), documents=False)
 
 
 def param_names(engine: sa.Engine, study_id: int) -> list[str]:

@@ -63,18 +63,19 @@ def open_engine(url: str, *, create: bool = False) -> sa.Engine:
     return engine
 
 
-def open_storage(url: str, *, create: bool = False) -> RDBStorage:
+def open_storage(url: str, *, create: bool = False, read_only: bool = False) -> RDBStorage:
     """Return Optuna's storage on a database, safe for many workers at once.
 
     Args:
         url: as for `open_engine`.
         create: make the file and the tables where they are missing.
+        read_only: let the database itself refuse every write.
 
     Raises:
         StorageError: as for `open_engine`.
     """
     open_engine(url, create=create)
-    return _rdb_storage(parse_url(url))
+    return _rdb_storage(parse_url(url), read_only=read_only)
 
 
 def _require_file(url: sa.URL) -> None:
@@ -162,12 +163,12 @@ def _write_ahead(engine: sa.Engine) -> None:
             connection.exec_driver_sql("PRAGMA journal_mode=WAL")
 
 
-def _rdb_storage(url: sa.URL) -> RDBStorage:
+def _rdb_storage(url: sa.URL, *, read_only: bool) -> RDBStorage:
     from optuna.storages import RDBStorage
 
     with driver_named(url), translated(shown(url)):
         storage = RDBStorage(_optuna_url(url), engine_kwargs=engine_options(url), skip_table_creation=True)
-    tuned(storage.engine)
+    tuned(storage.engine, read_only=read_only)
     return storage
 
 

@@ -18,6 +18,7 @@ from budgettune.cells import HANDED_BACK, Cells, GivenUp, Queued, Slot, SlotRow,
 from budgettune.database_errors import redact
 from budgettune.errors import SpecError, StorageError, StudyExists
 from budgettune.export import export
+from budgettune.note import study_note
 from budgettune.planning import first_trials, new_trials, trial_keys
 from budgettune.records import TrialResult, trial_attributes
 from budgettune.rows import NewTrial
@@ -95,7 +96,7 @@ def create_study(spec: StudySpec, url: str, *, skip_if_exists: bool = False) -> 
     _check_name(spec.name)
     spec = _settled(spec)
     engine = open_engine(url, create=True)
-    study_id = transactions.insert_study(engine, spec.name, spec.to_json(), first_trials(spec))
+    study_id = transactions.insert_study(engine, spec.name, spec.to_json(), first_trials(spec), note=study_note(spec))
     if study_id is not None:
         return StudyHandle(spec, url, study_id, engine)
     return _reopen(spec, url, engine, skip_if_exists)

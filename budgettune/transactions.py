@@ -29,6 +29,8 @@ from budgettune.tables import (
     DIRECTIONS,
     METRIC_NAMES,
     METRIC_NAMES_ATTRIBUTE,
+    NOTE_ATTRIBUTE,
+    NOTE_VERSION_ATTRIBUTE,
     SPEC_ATTRIBUTE,
     TABLES_OF_A_STUDY,
     TABLES_OF_A_TRIAL,
@@ -85,8 +87,14 @@ class Reconciled:
 # --- Studies --------------------------------------------------------------------------------------------------------
 
 
-def insert_study(engine: sa.Engine, name: str, spec_json: str, new_trials: Sequence[NewTrial]) -> int | None:
-    """Add a study with its first trials, all or nothing; return its id, None where one of that name is there."""
+def insert_study(
+    engine: sa.Engine, name: str, spec_json: str, new_trials: Sequence[NewTrial], *, note: str
+) -> int | None:
+    """Add a study with its note for dashboards and its first trials, all or nothing.
+
+    Returns:
+        The study's id, None where one of that name is there.
+    """
     with writing(engine) as connection:
         make = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
         statement = make(studies).values(study_name=name).on_conflict_do_nothing(index_elements=["study_name"])
@@ -101,6 +109,8 @@ def insert_study(engine: sa.Engine, name: str, spec_json: str, new_trials: Seque
         for table, key, value in (
             (study_user_attributes, SPEC_ATTRIBUTE, spec_json),
             (study_system_attributes, METRIC_NAMES_ATTRIBUTE, json.dumps(METRIC_NAMES)),
+            (study_system_attributes, NOTE_VERSION_ATTRIBUTE, "1"),
+            (study_system_attributes, NOTE_ATTRIBUTE, json.dumps(note)),
         ):
             connection.execute(sa.insert(table).values(study_id=study_id, key=key, value_json=value))
         insert_trials(connection, study_id, new_trials)

@@ -112,3 +112,16 @@ def test_a_device_that_is_not_here_is_refused_in_one_line(monkeypatch, capsys):
     throughput, common = module(monkeypatch, "throughput"), module(monkeypatch, "common")
     with pytest.raises(SystemExit, match=r"^error: device cuda is not here"):
         common.start(lambda: throughput.main(["--device", "cuda", "--same-process"]))
+
+
+def test_the_dashboard_benchmark_has_workers_alone_and_beside_both_servers(monkeypatch, tmp_path, capsys):
+    file = tmp_path / "numbers.json"
+    small = ["--trials", "60", "--clients", "2", "--workers", "2", "--each", "5", "--rounds", "1"]
+    module(monkeypatch, "dashboard").main(
+        [*small, "--poll-seconds", "0.3", "--databases", "sqlite", "--json", str(file)]
+    )
+    numbers = json.loads(file.read_text())["sqlite"]
+    assert "| slower by" in capsys.readouterr().out
+    assert [row["beside"] for row in numbers["workers"]] == ["nobody", "budgettune", "optuna-dashboard"]
+    assert [row["failed"] for row in numbers["visitors"]] == [0, 0]
+    assert all(row["polls"] >= 2 for row in numbers["visitors"])
