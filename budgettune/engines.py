@@ -154,8 +154,10 @@ def tuned(engine: sa.Engine, *, read_only: bool = False) -> sa.Engine:
     else:
         event.listen(engine, "connect", _on_postgresql_connect)
     if read_only:
-        engine.update_execution_options(budgettune_read=True)
-        event.listen(engine, "connect", _refuse_writes)
+        # Per transaction on PostgreSQL: a setting of the session would reach others through a pooler.
+        engine.update_execution_options(budgettune_read=True, postgresql_readonly=True)
+        if engine.dialect.name == "sqlite":
+            event.listen(engine, "connect", _on_sqlite_connect_to_read)
     engine.dispose()  # connections that were opened before know nothing of these events
     return engine
 
@@ -164,6 +166,10 @@ def _on_sqlite_connect(connection: DBAPIConnection, _record: object) -> None:
     # The driver's own BEGIN is deferred: two workers read the same WAITING row before either writes.
     connection.isolation_level = None
     connection.execute("PRAGMA synchronous=NORMAL")
+
+
+def _on_sqlite_connect_to_read(connection: DBAPIConnection, _record: object) -> None:
+    connection.execute("PRAGMA query_only=ON")
 
 
 def _on_sqlite_begin(connection: sa.Connection) -> None:
@@ -175,13 +181,5 @@ def _on_postgresql_connect(connection: DBAPIConnection, _record: object) -> None
     cursor = connection.cursor()
     for statement in POSTGRESQL_SESSION:
         cursor.execute(statement)
-    cursor.close()
-    connection.commit()
-
-
-def _refuse_writes(connection: DBAPIConnection, _record: object) -> None:
-    is_sqlite = isinstance(connection, sqlite3.Connection)
-    cursor = connection.cursor()
-    cursor.execute("PRAGMA query_only=ON" if is_sqlite else "SET default_transaction_read_only = on")
     cursor.close()
     connection.commit()

@@ -61,7 +61,7 @@ class Look:
         """Return the estimate by the present rate, else the summary's."""
         if self.summary.cells is None or not self.per_hour or self.summary.seconds_left == 0:
             return self.summary.seconds_left
-        return 3600 * (self.summary.cells - self.summary.states["COMPLETE"]) / self.per_hour
+        return 3600 * max(self.summary.cells - self.summary.states["COMPLETE"], 0) / self.per_hour
 
 
 def look(study: StudyHandle) -> Look:
@@ -139,11 +139,15 @@ def _states(summary: StudySummary) -> RenderableType:
 
 
 def _pace(seen: Look) -> str:
-    rate = "nothing runs" if seen.per_hour is None else f"{seen.per_hour:,.4g} trials/hour"
     if seen.is_over:
         rate = "nothing is left to run"
-    elif seen.seconds_left is not None:
-        rate += f", about {format_duration(seen.seconds_left)} left"
+    elif not seen.summary.states["RUNNING"]:
+        rate = "nothing runs"
+    elif seen.per_hour is None:
+        rate = "no trial has ended yet"
+    else:
+        left = "" if seen.seconds_left is None else f", about {format_duration(seen.seconds_left)} left"
+        rate = f"{seen.per_hour:,.0f} trials/hour{left}"
     return f"{rate}, {format_duration(seen.summary.train_seconds)} trained"
 
 
