@@ -13,15 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from budgettune import api, cli_study, render
+from budgettune import api, cli_answers, cli_study, render
 from budgettune.cli_options import (
     HELP,
     AllowImport,
-    CleanOnly,
     Debug,
     DebugSwitch,
     Device,
-    DeviceName,
     FormatOption,
     Sets,
     Storage,
@@ -35,7 +33,6 @@ from budgettune.units import format_duration
 
 if TYPE_CHECKING:
     from budgettune.fleet import Member, WorkerCommand
-    from budgettune.records import TrialRecord
     from budgettune.spec import StudySpec
     from budgettune.worker_options import WorkerOptions, WorkerSummary
 
@@ -44,9 +41,10 @@ app = typer.Typer(
     context_settings=HELP,
     pretty_exceptions_enable=False,
     help='"I have T seconds of training time. What should I train, and how sure are you?"',
-    epilog="First steps: budgettune demo. Or: study create digits, worker, best --budget 5s, front, dashboard.",
+    epilog="First steps: budgettune demo. Or: study create digits, worker, best --budget 5s, front, report.",
 )
 app.add_typer(cli_study.app, name="study")
+app.add_typer(cli_answers.app)
 
 
 @app.command()
@@ -89,47 +87,6 @@ def worker(
         raise typer.Exit(_run_fleet(members, fleet.worker_command(study, drain=drain, debug=debug), storage))
     summary = _work(study, options, storage, drain=drain)
     err.print(f"{summary.completed} trials completed, {summary.failed} failed. Next: budgettune front")
-
-
-@app.command()
-def best(
-    study: Study = None,
-    budget: Annotated[
-        float, typer.Option("--budget", parser=duration, metavar="60s", help="Training time allowed.")
-    ] = ...,  # type: ignore[assignment]
-    top: Annotated[int, typer.Option("--top", min=1, metavar="K", help="How many.")] = 1,
-    device_name: DeviceName = None,
-    clean_only: CleanOnly = False,
-    form: FormatOption = Format.table,
-    storage: Storage = None,
-    debug: Debug = False,
-) -> None:
-    """Show the most accurate trials whose training fits a budget."""
-    records = api.best_under_budget(
-        study, budget, top=top, device_name=device_name, clean_only=clean_only, storage=storage
-    )
-    _show_trials(records, form, device_name)
-
-
-@app.command()
-def front(
-    study: Study = None,
-    device_name: DeviceName = None,
-    clean_only: CleanOnly = False,
-    form: FormatOption = Format.table,
-    storage: Storage = None,
-    debug: Debug = False,
-) -> None:
-    """Show the Pareto front of time and accuracy, and its hypervolume."""
-    records = api.pareto_front(study, device_name=device_name, clean_only=clean_only, storage=storage)
-    volume, reference = api.hypervolume_of(study, device_name=device_name, clean_only=clean_only, storage=storage)
-    if form is Format.json:
-        documents = [render.trial_document(record) for record in records]
-        render.print_json({"front": documents, "hypervolume": volume, "reference": reference})
-        return
-    _show_trials(records, form, device_name)
-    if form is Format.table:
-        out.print(_hypervolume_line(volume, reference), highlight=False)
 
 
 @app.command()
@@ -244,7 +201,7 @@ def demo(threads: Threads = None, storage: Storage = None, debug: Debug = False)
     out.print(f"study {study.name!r}: {summary.completed} trials trained now, {len(study.spec.cells())} in all\n")
     members = api.pareto_front(study.name, storage=storage)
     render.print_trials(members, Format.table, title="The Pareto front: nothing is both faster and more accurate")
-    out.print(_hypervolume_line(*api.hypervolume_of(study.name, storage=storage)), highlight=False)
+    out.print(render.hypervolume_line(*api.hypervolume_of(study.name, storage=storage)), highlight=False)
     for member in (members[0], members[len(members) // 2], members[-1]):
         budget_seconds = 1.02 * (member.train_seconds or 0.0)
         answer = api.best_under_budget(study.name, budget_seconds, storage=storage)
@@ -306,16 +263,6 @@ def _train(
         )
     save_model(to, trained, spec, params)
     return trained.result
-
-
-def _show_trials(records: list[TrialRecord], form: Format, device_name: str | None) -> None:
-    render.warn_of_mixed_machines(records, device_name)
-    render.print_trials(records, form)
-
-
-def _hypervolume_line(volume: float, reference: tuple[float, float]) -> str:
-    seconds, accuracy = reference
-    return f"hypervolume {volume:.4g} (seconds × accuracy) against {format_duration(seconds)}, accuracy {accuracy:g}"
 
 
 def main() -> None:

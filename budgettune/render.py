@@ -21,6 +21,7 @@ __all__ = [
     "cell",
     "err",
     "escape",
+    "hypervolume_line",
     "out",
     "param_columns",
     "print_json",
@@ -117,3 +118,9 @@ def warn_of_mixed_machines(records: Sequence[TrialRecord], chosen: str | None) -
             f"[yellow]note:[/] these times come from {len(kinds)} kinds of machine ({'; '.join(kinds)}): "
             f"choose one with --device-name"
         )
+
+
+def hypervolume_line(volume: float, reference: tuple[float, float]) -> str:
+    """Return a hypervolume with its reference point, for people."""
+    seconds, accuracy = reference
+    return f"hypervolume {volume:.4g} (seconds × accuracy) against {format_duration(seconds)}, accuracy {accuracy:g}"
