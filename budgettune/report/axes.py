@@ -103,11 +103,11 @@ def searched_axes(trials: Sequence[TrialRecord], search: Search | None = None) -
     """
     search = search or {}
     names = dict.fromkeys([*search, *(name for trial in trials for name in trial.params)])
-    endings = Counter(map(_ending, names))
+    labels = param_labels(names)
     found = (
         _axis(
             name,
-            _ending(name) if endings[_ending(name)] == 1 else name,
+            labels[name],
             [trial.params[name] for trial in trials if name in trial.params],
             search.get(name),
         )
@@ -116,8 +116,11 @@ def searched_axes(trials: Sequence[TrialRecord], search: Search | None = None) -
     return tuple(axis for axis in found if len(axis.levels) > 1)
 
 
-def _ending(name: str) -> str:
-    return name.rpartition(".")[2].replace("_", " ")
+def param_labels(names: Iterable[str]) -> dict[str, str]:
+    """Return each parameter's name for people: its last part, or all of it where two end alike."""
+    short = {name: name.rpartition(".")[2].replace("_", " ") for name in names}
+    counts = Counter(short.values())
+    return {name: label if counts[label] == 1 else name for name, label in short.items()}
 
 
 def _axis(name: str, label: str, values: Sequence[Any], searched: Any) -> Axis:
@@ -162,7 +165,7 @@ def grouped(axis: Axis | None, trials: Sequence[TrialRecord], most: int) -> Grou
 
 def _nearest_level(axis: Axis, codes: np.ndarray) -> np.ndarray:
     levels = np.array([axis.code(level) for level in axis.levels])
-    return np.searchsorted(levels, np.nan_to_num(codes, nan=levels[0]))
+    return np.asarray(np.searchsorted(levels, np.nan_to_num(codes, nan=levels[0])))
 
 
 def _frequent(axis: Axis, codes: np.ndarray, most: int) -> tuple[list[str], np.ndarray]:

@@ -90,5 +90,5 @@ def picture(figure: Any, format: str) -> bytes:  # noqa: A002
     try:
         return bytes(figure.to_image(format=format, width=PICTURE_WIDTH, scale=2 if format == "png" else 1))
     except Exception as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(",.: ")
         raise BudgetTuneError(f"{HOW_TO_GET_PICTURES} ({reason})") from error

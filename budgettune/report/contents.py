@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from budgettune.records import MachineInfo, TrialRecord
-from budgettune.report.axes import Search, value_text
+from budgettune.report.axes import Search, param_labels, value_text
 from budgettune.report.training_values import configuration_key, configurations
 from budgettune.report.values import (
     Overview,
@@ -147,8 +147,9 @@ def answers(view: Overview, study: str) -> tuple[Answer, ...]:
 
 
 def _facts(trial: TrialRecord, view: Overview) -> list[tuple[str, str]]:
+    labels = param_labels([*(axis.name for axis in view.axes), *trial.params])
     facts = {
-        **{axis.label: value_text(trial.params.get(axis.name)) for axis in view.axes},
+        **{label: value_text(trial.params.get(name)) for name, label in labels.items()},
         "samples kept": None if trial.keep_fraction is None else f"{trial.keep_fraction:.0%}",
         "epochs": trial.epochs,
         "parameters": None if trial.parameters is None else f"{trial.parameters:,}",

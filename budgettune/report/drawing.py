@@ -25,8 +25,7 @@ SYMBOLS = ("triangle-up", "square", "pentagon", "hexagon", "octagon", "circle", 
 """More vertices for larger models, as in the paper; the last is for trials that lack the parameter."""
 MOST_GROUPS = 6
 MANY_TRIALS = 1_000
-"""From here on markers are drawn by WebGL, small and see-through."""
-FULL_HOVER_TRIALS = 2_000
+"""From here on markers are small and see-through."""
 HEIGHT = 460
 """Pixels."""
 
@@ -52,7 +51,7 @@ def template(ink: str, background: str, grid: str) -> dict[str, Any]:
             "colorway": list(CATEGORY_COLOURS),
             "hoverlabel": {"align": "left", "bgcolor": background, "bordercolor": GREY, "font": {"color": ink}},
             "legend": {"orientation": "h", "yanchor": "bottom", "y": 1.01, "x": 0},
-            "margin": {"l": 60, "r": 20, "t": 56, "b": 56},
+            "margin": {"l": 60, "r": 20, "t": 32, "b": 56},
         }
     }
 
@@ -67,19 +66,25 @@ def plain(text: Any) -> str:
 
 
 def new_figure(title: str, traces: Sequence[Any], height: int = HEIGHT, **layout: Any) -> go.Figure:
-    """Return a figure in our light template."""
-    return go.Figure(traces, {"template": LIGHT, "title": {"text": title}, "height": height, **layout})
+    """Return a figure in our light template; a page, which has headings of its own, takes title and margin away."""
+    heading = {"text": title, "font": {"size": 17}, "x": 0.01, "yref": "container", "y": 0.97, "yanchor": "top"}
+    return go.Figure(traces, {"template": LIGHT, "title": heading, "margin": {"t": 100}, "height": height, **layout})
 
 
 def time_axis(view: Overview, title: str = "training time", **more: Any) -> dict[str, Any]:
     """Return the axis of training time in the unit that suits the study."""
-    kind = {"type": "log", "dtick": "D2"} if view.time_is_log else {"rangemode": "tozero"}
-    return {"title": {"text": f"{title} ({view.unit.name})"}, **kind, **more}
+    heading = {"title": {"text": f"{title} ({view.unit.name})"}}
+    if not view.time_is_log:
+        return {**heading, "rangemode": "tozero", **more}
+    # plotly's own ticks say 2 and 5 for 0.2 and 50.
+    ticks = [digit * 10.0**power for power in range(-6, 6) for digit in (1, 2, 5)]
+    return {**heading, "type": "log", "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks], **more}
 
 
 def accuracy_axis(title: str = "test accuracy", **more: Any) -> dict[str, Any]:
     """Return the axis of accuracy in per cent."""
-    return {"title": {"text": title}, "tickformat": ".4~p", **more}
+    # A single value must not make an axis from -100% to 200%.
+    return {"title": {"text": title}, "tickformat": ".4~p", "minallowed": -0.02, "maxallowed": 1.02, **more}
 
 
 def param_axis(axis: Axis, **more: Any) -> dict[str, Any]:
@@ -143,25 +148,17 @@ def trial_markers(
 
 
 def _scatter(view: Overview, rows: np.ndarray, x: np.ndarray, y: np.ndarray, marker: Any, **more: Any) -> Any:
-    kind = go.Scattergl if len(view.trials) > MANY_TRIALS else go.Scatter
-    axes = view.axes if len(view.trials) <= FULL_HOVER_TRIALS or more.pop("hover_in_full", False) else None
-    more.pop("hover_in_full", None)
-    texts = [_short(view.trials[row]) if axes is None else hover_text(view.trials[row], axes) for row in rows]
-    return kind(
+    return go.Scatter(
         x=x[rows],
         y=y[rows],
         mode="markers",
         marker=marker,
-        hovertext=texts,
+        hovertext=[hover_text(view.trials[row], view.axes) for row in rows],
         hoverinfo="x+y+text",
         meta="trials",
         showlegend=False,
         **more,
     )
-
-
-def _short(trial: TrialRecord) -> str:
-    return f"trial {trial.number}"
 
 
 def _shape(view: Overview, groups: Groups, group: int, is_hollow: bool) -> dict[str, Any]:

@@ -29,7 +29,17 @@ from budgettune.report.drawing import (
     trial_markers,
 )
 from budgettune.report.search_values import accuracy_map
-from budgettune.report.values import Overview, label_rows, objectives, overview, pareto_front, summary
+from budgettune.report.values import (
+    MOST_IN_FRONT,
+    MOST_IN_OTHERS,
+    Overview,
+    label_rows,
+    objectives,
+    overview,
+    pareto_front,
+    shown_rows,
+    summary,
+)
 
 Records = Iterable[TrialRecord] | Overview
 PANEL_HEIGHT = 300
@@ -82,11 +92,10 @@ def front(records: Records, search: Search | None = None) -> go.Figure:
     """Return every trial by time and accuracy with the Pareto front (the paper's Figure 1)."""
     view = overview(records, search)
     groups = grouped(view.marker, view.trials, MOST_GROUPS)
-    everything = np.arange(len(view.trials))
     x, y = in_unit(view, view.seconds), view.accuracy.astype(np.float32)
     traces = [
         front_line(view, view.front),
-        *trial_markers(view, groups, everything, x, y, hover_in_full=True),
+        *trial_markers(view, groups, shown_rows(view, MOST_IN_FRONT), x, y),
         *marker_legend(view, groups),
         *_labels(view, x, y),
     ]
@@ -131,11 +140,12 @@ def panels(records: Records, search: Search | None = None) -> go.Figure:
     split = grouped(view.marker, view.trials, MOST_GROUPS)
     shapes = grouped(view.label, view.trials, MOST_GROUPS)
     x, y = in_unit(view, view.seconds), view.accuracy.astype(np.float32)
+    shown = shown_rows(view, MOST_IN_OTHERS)
     traces: list[Any] = [*marker_legend(view, shapes)]
     for panel in range(len(split.labels)):
         place = {"xaxis": axis_id("x", panel + 1), "yaxis": axis_id("y", panel + 1)}
-        rows = split.rows(panel)
-        own = pareto_front(view.trials[row] for row in rows)
+        rows = shown[split.members[shown] == panel]
+        own = pareto_front(view.trials[row] for row in split.rows(panel))
         traces += [
             front_line(view, view.front, showlegend=panel == 0, name="front of all", line=_FAINT, **place),
             front_line(view, own, showlegend=panel == 0, name="front of the panel", **place),
@@ -194,9 +204,10 @@ def times(records: Records, search: Search | None = None) -> go.Figure:
         raise NothingToDraw("One configuration was run: nothing to compare its time with.")
     x, y = axis.codes(view.trials).astype(np.float32), in_unit(view, view.seconds)
     single = grouped(None, view.trials, MOST_GROUPS)
+    shown = shown_rows(view, MOST_IN_OTHERS)
     traces = [
         *_median_lines(view, axis, x, y),
-        *trial_markers(view, single, np.flatnonzero(~np.isnan(x)), x, y),
+        *trial_markers(view, single, shown[~np.isnan(x[shown])], x, y),
         *marker_legend(view, single),
     ]
     return new_figure(

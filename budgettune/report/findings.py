@@ -29,7 +29,7 @@ from budgettune.report.training_values import (
 from budgettune.report.training_values import (
     curves as curve_values,
 )
-from budgettune.report.values import Overview, objectives, summary
+from budgettune.report.values import MOST_IN_FRONT, MOST_IN_OTHERS, Overview, objectives, summary
 from budgettune.units import format_duration
 
 LITTLE_EXPLAINED = 0.2
@@ -51,18 +51,18 @@ def front(view: Overview) -> str:
     if len(view.trials) == 1:
         return f"One trial is finished, {summary(view.trials[0])}: a front needs more."
     count = len(view.front)
-    text = f"{count} of {len(view.trials)} trials {'is' if count == 1 else 'are'} on the front: no other one is both "
+    text = f"{count} of {len(view.trials):,} trials {'is' if count == 1 else 'are'} on the front: no other one is both "
     text += f"faster and more accurate. The fastest is {summary(view.front[0])}"
     text += f"; the most accurate {summary(view.most_accurate)}." if count > 1 else "."
     numbers = f" Beside markers, where there is room: {view.label.label}." if view.label else ""
-    return text + numbers + _doubts(view)
+    return text + numbers + _doubts(view) + _sample(view, MOST_IN_FRONT)
 
 
 def _doubts(view: Overview) -> str:
     disturbed = sum(trial.status == "disturbed" for trial in view.trials)
     if not disturbed:
         return ""
-    return f" {disturbed} {'time was' if disturbed == 1 else 'times were'} disturbed by other work (hollow markers)."
+    return f" {disturbed:,} {'time was' if disturbed == 1 else 'times were'} disturbed by other work (hollow markers)."
 
 
 def curves(view: Overview) -> str:
@@ -72,12 +72,12 @@ def curves(view: Overview) -> str:
     early = [point for point in values.front if point.epoch < last_epoch[point.number]]
     shown = len(values.shown)
     sample = "all" if shown == values.total else f"{shown} of {values.total:,}"
-    text = f"Shown: {sample} trials. Of {len(values.front)} unbeaten points, {len(early)} lie before a trial's end"
+    text = f"Shown: {sample} trials. {len(early)} of the {len(values.front)} steps of the red staircase are trials "
     if not early:
-        return f"{text}: no trial would have been a better answer had it stopped early."
+        return f"{text}that had not ended: none would have been a better answer had it stopped early."
     best = max(early, key=lambda point: point.accuracy)
     reached = f"{best.accuracy:.2%} in {format_duration(best.seconds)}"
-    return f"{text}; the best of them is trial {best.number} after epoch {best.epoch + 1}: {reached}."
+    return f"{text}that had not ended; the best of them is trial {best.number} after epoch {best.epoch + 1}: {reached}."
 
 
 def panels(view: Overview) -> str:
@@ -89,13 +89,19 @@ def panels(view: Overview) -> str:
     )
     name = groups.axis.label if groups.axis else ""
     parts = [f"{counts[group]} from {name} {groups.labels[group]}" for group in sorted(counts)]
-    return f"The front of {len(view.front)} takes {_listed(parts)}."
+    return f"The front of {len(view.front)} takes {_listed(parts)}." + _sample(view, MOST_IN_OTHERS)
+
+
+def _sample(view: Overview, most: int) -> str:
+    """Say so where a figure draws some of the trials only."""
+    count = len(view.trials)
+    return "" if count <= most else f" Drawn are {most:,} of {count:,} trials: the front and a random sample."
 
 
 def times(view: Overview) -> str:
     """Say how time changes with the marker's and the colour's parameter."""
     axes = [axis for axis in (view.marker, view.colour) if axis is not None]
-    return " ".join(_time_ratio(view, axis) for axis in axes)
+    return " ".join(_time_ratio(view, axis) for axis in axes) + _sample(view, MOST_IN_OTHERS)
 
 
 def _time_ratio(view: Overview, axis: Axis) -> str:

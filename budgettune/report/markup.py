@@ -6,6 +6,7 @@ import base64
 import hashlib
 import html
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,11 @@ from typing import Any
 def text(value: Any) -> str:
     """Return a value as text of a page or of a quoted attribute."""
     return html.escape(str(value))
+
+
+def prose(value: Any) -> str:
+    """Return a sentence as text of a page, with what stands between backticks as code."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", text(value))
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

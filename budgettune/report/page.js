@@ -10,10 +10,6 @@ const TITLE_HEIGHT = 32;
 const LEGEND_ROW_HEIGHT = 16;
 const COLOUR_BAR_DEPTH = 90;
 
-const hasWebGL = (() => {
-  try { return Boolean(document.createElement("canvas").getContext("webgl")); } catch { return false; }
-})();
-
 const template = () => page.templates[dark.matches ? "dark" : "light"];
 
 // On a narrow page panels stand in one column, the colour scale below them, and the legend takes rows of its own.
@@ -47,17 +43,20 @@ function shownTraces(plot) {
 // Drawn anew where the width or the colours change: plotly.js 4.1 misplaces a colour scale that it turns.
 function drawAnew(plot) {
   const config = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
-  Plotly.newPlot(plot, shownTraces(plot), fitted(plot), config).then(() => {
+  return Plotly.newPlot(plot, shownTraces(plot), fitted(plot), config).then(() => {
     plot.style.minHeight = "";
     plot.dispatchEvent(new CustomEvent("drawn"));
   });
 }
 
+const nextFrame = () => new Promise((resolve) => requestAnimationFrame(() => setTimeout(resolve)));
+let drawing = Promise.resolve();
+
+// One figure after the other, so that the page answers in between.
 function draw(plot) {
   if (plot.figure) return;
   plot.figure = JSON.parse(document.getElementById(plot.dataset.figure).textContent);
-  if (!hasWebGL) plot.figure.data.forEach((trace) => { if (trace.type === "scattergl") trace.type = "scatter"; });
-  drawAnew(plot);
+  drawing = drawing.then(() => drawAnew(plot)).then(nextFrame);
 }
 
 const plots = [...document.querySelectorAll(".plot")];

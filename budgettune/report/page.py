@@ -17,7 +17,7 @@ from budgettune.report.contents import Contents, answers, front_rows
 from budgettune.report.drawing import DARK, LIGHT
 from budgettune.report.figures import draw
 from budgettune.report.findings import FINDINGS
-from budgettune.report.markup import compact_json, content_policy, data_block, table, text
+from budgettune.report.markup import compact_json, content_policy, data_block, prose, table, text
 from budgettune.report.sections import SECTIONS, Section
 from budgettune.report.values import Overview, machine_kind, objectives
 
@@ -65,7 +65,7 @@ def build_page(
         style=_file("page.css"),
         study=text(contents.study),
         states=text(_states(contents)),
-        notices="".join(f'<p class="notice">{text(notice)}</p>' for notice in _notices(contents)),
+        notices="".join(f'<p class="notice">{prose(notice)}</p>' for notice in _notices(contents)),
         chooser=_chooser(views) if len(views) > 1 else "",
         views="".join(_view_html(view, is_first=view is views[0]) for view in views),
         machines=table(contents.machines) if contents.machines else "<p>No time has been taken yet.</p>",
@@ -95,9 +95,9 @@ def _section(view: _View, section: Section) -> str:
     try:
         finding, figure = FINDINGS[section.figure](view.overview), draw(section.figure, view.overview, view.search)
     except NothingToDraw as reason:
-        return f"{heading}<p>{text(reason)}</p></section>"
+        return f"{heading}<p>{prose(reason)}</p></section>"
     figure.layout.template = None  # the page's own, light or dark
-    figure.layout.title = None
+    figure.layout.title = figure.layout.margin = None
     key = f"{view.key}-{section.figure}"
     return (
         f'{heading}<p class="finding">{text(finding)}</p>{_budget_form(view) if section.figure == "answer" else ""}'
@@ -141,8 +141,9 @@ def _states(contents: Contents) -> str:
         "PRUNED": "stopped early",
     }
     total = sum(contents.states.values())
+    trials = "1 trial" if total == 1 else f"{total:,} trials"
     counts = [f"{contents.states[state]:,} {word}" for state, word in words.items() if contents.states.get(state)]
-    return f"{total:,} trials: {', '.join(counts)}." if counts else "No trials yet."
+    return f"{trials}: {', '.join(counts)}." if counts else "No trials yet."
 
 
 def _notices(contents: Contents) -> Iterator[str]:

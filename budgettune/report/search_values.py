@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -105,6 +106,7 @@ class Importances:
     trials: int
 
 
+@lru_cache(maxsize=1)  # the sentence and the figure of a page both ask
 def importances(view: Overview) -> Importances:
     """Return how much each searched parameter matters for time and for accuracy.
 

@@ -46,7 +46,7 @@ SECTIONS = (
         "Each panel holds the trials of one value, on the same scales. Red is the front of the panel, dotted the front "
         "of all trials.",
     ),
-    Section("times", "What takes time", "Lines join the medians of trials of one colour."),
+    Section("times", "What takes time", "Where values are few, lines join the median times of trials of one colour."),
     Section(
         "accuracies",
         "What gives accuracy",

@@ -23,6 +23,8 @@ LOG_TIME_RATIO = 20.0
 LABEL_BOX = (0.075, 0.05)
 """Width and height of a short text beside a point, as shares of a figure."""
 MOST_LABELS = 100
+MOST_IN_FRONT, MOST_IN_OTHERS = 10_000, 2_500
+"""Trials that the main figure and the other scatter plots draw; beyond, a sample that says so."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class TimeUnit:
     seconds: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Overview:
     """The finished trials of one kind of machine, and what every figure asks of them first.
 
@@ -192,6 +194,17 @@ def summary(trial: TrialRecord) -> str:
     """Return a trial's number, accuracy and time in a few words."""
     seconds, accuracy = objectives(trial)
     return f"trial {trial.number}: {accuracy:.2%} in {format_duration(seconds)}"
+
+
+def shown_rows(view: Overview, most: int) -> np.ndarray:
+    """Return the trials to draw as indices: all, or the front and a random sample of the others."""
+    if len(view.trials) <= most:
+        return np.arange(len(view.trials))
+    on_front = {trial.number for trial in view.front}
+    is_kept = np.array([trial.number in on_front for trial in view.trials])
+    others = np.flatnonzero(~is_kept)
+    sample = np.random.default_rng(0).choice(others, max(0, most - int(is_kept.sum())), replace=False)
+    return np.sort(np.concatenate([np.flatnonzero(is_kept), sample]))
 
 
 def label_rows(view: Overview) -> list[int]:
