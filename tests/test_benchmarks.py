@@ -105,3 +105,12 @@ def test_a_device_that_is_not_here_is_refused_in_one_line(monkeypatch, capsys):
     throughput, common = module(monkeypatch, "throughput"), module(monkeypatch, "common")
     with pytest.raises(SystemExit, match=r"^error: device cuda is not here"):
         common.start(lambda: throughput.main(["--device", "cuda", "--same-process"]))
+
+
+def test_the_report_is_timed_beside_optunas_own_plot(monkeypatch, tmp_path, capsys):
+    report = module(monkeypatch, "report")
+    report.main(["--trials", "5", "--rounds", "1", "--json", str(tmp_path / "numbers.json")])
+    (row,) = json.loads((tmp_path / "numbers.json").read_text())["report"]
+    assert "| trials | build s" in capsys.readouterr().out
+    assert row["trials"] == 5
+    assert row["page MB"] > 1
