@@ -163,6 +163,48 @@ def machines_note(
     return query.machines_note(*locate(study, storage), device_name)
 
 
+def write_report(
+    study: StudyHandle | str | None,
+    out: str | Path = "report.html",
+    *,
+    format: str = "html",  # noqa: A002
+    figure: str | None = None,
+    budget: str | float | None = None,
+    device_name: str | None = None,
+    clean_only: bool = False,
+    storage: str | None = None,
+) -> None:
+    """Write a study's figures and answers as one page that opens without a network, or one figure as a picture.
+
+    Args:
+        study: which.
+        out: file to write; `-` for standard output.
+        format: html for the page; png or svg for one figure (with kaleido and a browser).
+        figure: which figure, for png and svg: a name in `budgettune.report.figures.FIGURES`.
+        budget: where the page's slider stands at first: seconds, or a text such as "60s".
+        device_name: only times from that kind of machine.
+        clean_only: only times that nothing is known to have disturbed.
+        storage: database URL, where study is not a handle.
+
+    Raises:
+        UsageError: where the options cannot work together, or the file cannot be written.
+        NothingToDraw: where the study does not hold what the figure shows.
+    """
+    from budgettune import report
+
+    engine, study_id = locate(study, storage)
+    report.write_report(
+        engine,
+        study_id,
+        out,
+        format=format,
+        figure=figure,
+        budget_seconds=None if budget is None else parse_duration(budget),
+        device_name=device_name,
+        clean_only=clean_only,
+    )
+
+
 def configuration(
     study: StudyHandle, trial: int | None, overrides: Iterable[str]
 ) -> tuple[StudySpec, dict[str, Any], int]:

@@ -12,19 +12,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from budgettune import api, cli_study, cli_training, render
+from budgettune import api, cli_answers, cli_study, cli_training, render
 from budgettune.cli_options import (
     HELP,
     AllowImport,
     AllowRoot,
-    CleanOnly,
     Debug,
     DebugSwitch,
     Device,
-    DeviceName,
     FormatOption,
     Storage,
-    Study,
     Threads,
     duration,
     studies_beginning,
@@ -42,9 +39,10 @@ app = typer.Typer(
     context_settings=HELP,
     pretty_exceptions_enable=False,
     help='"I have T seconds of training time. What should I train, and how sure are you?"',
-    epilog="First steps: budgettune demo. Or: study create digits, worker, best --budget 5s, front, dashboard.",
+    epilog="First steps: budgettune demo. Or: study create digits, worker, best --budget 5s, front, report.",
 )
 app.add_typer(cli_study.app, name="study")
+app.add_typer(cli_answers.app)
 app.add_typer(cli_training.app)
 
 
@@ -100,49 +98,6 @@ def worker(
 
 
 @app.command()
-def best(
-    study: Study = None,
-    budget: Annotated[
-        float, typer.Option("--budget", parser=duration, metavar="60s", help="Training time allowed.")
-    ] = ...,  # type: ignore[assignment]
-    top: Annotated[int, typer.Option("--top", min=1, metavar="K", help="How many.")] = 1,
-    device_name: DeviceName = None,
-    clean_only: CleanOnly = False,
-    form: FormatOption = Format.table,
-    storage: Storage = None,
-    debug: Debug = False,
-) -> None:
-    """Show the most accurate trials whose training fits a budget."""
-    records = api.best_under_budget(
-        study, budget, top=top, device_name=device_name, clean_only=clean_only, storage=storage
-    )
-    render.note(api.machines_note(study, device_name=device_name, storage=storage))
-    render.print_trials(records, form)
-
-
-@app.command()
-def front(
-    study: Study = None,
-    device_name: DeviceName = None,
-    clean_only: CleanOnly = False,
-    form: FormatOption = Format.table,
-    storage: Storage = None,
-    debug: Debug = False,
-) -> None:
-    """Show the Pareto front of time and accuracy, and its hypervolume."""
-    records = api.pareto_front(study, device_name=device_name, clean_only=clean_only, storage=storage)
-    volume, reference = api.hypervolume_of(study, device_name=device_name, clean_only=clean_only, storage=storage)
-    render.note(api.machines_note(study, device_name=device_name, storage=storage))
-    if form is Format.json:
-        documents = [render.trial_document(record) for record in records]
-        render.print_json({"front": documents, "hypervolume": volume, "reference": reference})
-        return
-    render.print_trials(records, form)
-    if form is Format.table:
-        out.print(_hypervolume_line(volume, reference), highlight=False)
-
-
-@app.command()
 def dashboard(
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes a free one.")] = 8080,
@@ -185,7 +140,7 @@ def demo(threads: Threads = None, storage: Storage = None, debug: Debug = False)
     out.print(f"study {study.name!r}: {summary.completed} trials trained now, {len(study.spec.cells())} in all\n")
     members = api.pareto_front(study.name, storage=storage)
     render.print_trials(members, Format.table, title="The Pareto front: nothing is both faster and more accurate")
-    out.print(_hypervolume_line(*api.hypervolume_of(study.name, storage=storage)), highlight=False)
+    out.print(render.hypervolume_line(*api.hypervolume_of(study.name, storage=storage)), highlight=False)
     for member in (members[0], members[len(members) // 2], members[-1]):
         budget_seconds = 1.02 * (member.train_seconds or 0.0)
         answer = api.best_under_budget(study.name, budget_seconds, storage=storage)
@@ -226,11 +181,6 @@ def _work(study: str | None, options: WorkerOptions, storage: str | None, *, dra
     if summary.signal_number is not None:
         raise typer.Exit(128 + summary.signal_number)
     return summary
-
-
-def _hypervolume_line(volume: float, reference: tuple[float, float]) -> str:
-    seconds, accuracy = reference
-    return f"hypervolume {volume:.4g} (seconds × accuracy) against {format_duration(seconds)}, accuracy {accuracy:g}"
 
 
 def main() -> None:

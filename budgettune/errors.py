@@ -8,6 +8,7 @@ BudgetTuneError                 say what is wrong and what to do next, in one li
 │   ├── StudyNotFound
 │   └── StudyExists
 ├── NothingWithinBudget         no finished trial trains within the budget
+├── NothingToDraw               a study does not hold what a figure shows
 └── TrialFailed                 one trial cannot go on; carries the kind of failure that its row keeps
     ├── OutOfMemory
     ├── NonFiniteLoss
@@ -68,6 +69,10 @@ class NothingWithinBudget(BudgetTuneError):
                 f"the fastest takes {format_duration(fastest_seconds)}: try a budget of at least that"
             )
         super().__init__(message)
+
+
+class NothingToDraw(BudgetTuneError):
+    """A study does not hold what a figure shows; the message says what would bring it."""
 
 
 class TrialFailed(BudgetTuneError):

@@ -38,7 +38,7 @@ def export(engine: sa.Engine, study_id: int, format: str, out: str | Path | None
     writers = {"csv": _write_csv, "json": _write_json, "parquet": _write_parquet}
     if format not in writers:
         raise UsageError(f"format {format!r}: choose one of {', '.join(FORMATS)}")
-    with _opened(out) as file:
+    with opened(out) as file:
         writers[format](engine, study_id, file)
 
 
@@ -87,7 +87,7 @@ def _write_parquet(engine: sa.Engine, study_id: int, file: BinaryIO) -> None:
 
 
 @contextmanager
-def _opened(out: str | Path | None) -> Iterator[BinaryIO]:
+def opened(out: str | Path | None) -> Iterator[BinaryIO]:
     """Yield a file to write; the name appears only once everything is in it."""
     if out is None or str(out) == "-":
         yield sys.stdout.buffer

@@ -52,6 +52,7 @@ __all__ = [
     "studies",
     "train_seconds",
     "trial_records",
+    "undominated",
     "waiting_trial_ids",
 ]
 
@@ -277,11 +278,11 @@ def pareto_front(
     points = query.with_only_columns(seconds.c.value, -accuracy.c.value, trials.c.number, trials.c.trial_id)
     with reading(engine) as connection:
         rows = sorted(map(tuple, connection.execute(points)))
-        return records_of(connection, [row[3] for row in _undominated(rows)])
+        return records_of(connection, [row[3] for row in undominated(rows)])
 
 
-def _undominated(rows: Iterable[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
-    """Keep the rows (seconds, loss, …) that improve on the loss of all faster ones, and their equals."""
+def undominated(rows: Iterable[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    """Return the sorted rows (seconds, loss, …) that improve on the loss of all faster ones, and their equals."""
     front: list[tuple[Any, ...]] = []
     for row in rows:
         if not front or row[1] < front[-1][1] or row[:2] == front[-1][:2]:

@@ -21,6 +21,7 @@ __all__ = [
     "cell",
     "err",
     "escape",
+    "hypervolume_line",
     "note",
     "out",
     "param_columns",
@@ -113,3 +114,9 @@ def note(text: str | None) -> None:
     """Print a sentence that a user should not miss on standard error."""
     if text is not None:
         err.print(f"[yellow]note:[/] {escape(text)}", highlight=False, soft_wrap=True)
+
+
+def hypervolume_line(volume: float, reference: tuple[float, float]) -> str:
+    """Return a hypervolume with its reference point, for people."""
+    seconds, accuracy = reference
+    return f"hypervolume {volume:.4g} (seconds × accuracy) against {format_duration(seconds)}, accuracy {accuracy:g}"

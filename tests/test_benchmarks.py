@@ -125,3 +125,12 @@ def test_the_dashboard_benchmark_has_workers_alone_and_beside_both_servers(monke
     assert [row["beside"] for row in numbers["workers"]] == ["nobody", "budgettune", "optuna-dashboard"]
     assert [row["failed"] for row in numbers["visitors"]] == [0, 0]
     assert all(row["polls"] >= 2 for row in numbers["visitors"])
+
+
+def test_the_report_is_timed_beside_optunas_own_plot(monkeypatch, tmp_path, capsys):
+    report = module(monkeypatch, "report")
+    report.main(["--trials", "5", "--rounds", "1", "--json", str(tmp_path / "numbers.json")])
+    (row,) = json.loads((tmp_path / "numbers.json").read_text())["report"]
+    assert "| trials | build s" in capsys.readouterr().out
+    assert row["trials"] == 5
+    assert row["page MB"] > 1

@@ -16,6 +16,7 @@ LAYERS = {
     "__main__": 5,
     "api": 5,
     "cli": 5,
+    "cli_answers": 5,
     "cli_options": 5,
     "cli_study": 5,
     "cli_training": 5,
@@ -92,7 +93,8 @@ LAYERS = {
 
 NEIGHBOURS = {
     "__init__": {"api"},
-    "cli": {"__init__", "api", "cli_options", "cli_study", "cli_training", "progress", "render"},
+    "cli": {"__init__", "api", "cli_answers", "cli_options", "cli_study", "cli_training", "progress", "render"},
+    "cli_answers": {"api", "cli_options", "render"},
     "cli_options": {"render"},
     "cli_study": {"api", "cli_options", "render", "watch"},
     "cli_training": {"api", "cli_options", "render"},
