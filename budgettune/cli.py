@@ -110,9 +110,10 @@ def dashboard(
 ) -> None:
     """Serve optuna-dashboard, read-only unless told otherwise."""
     from budgettune.dashboard import serve
+    from budgettune.report import fronts
     from budgettune.storage import storage_url
 
-    raise typer.Exit(128 + serve(storage_url(storage), host, port, password_file, allow_write))
+    raise typer.Exit(128 + serve(storage_url(storage), host, port, password_file, allow_write, figures=fronts))
 
 
 @app.command()

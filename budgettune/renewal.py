@@ -13,7 +13,7 @@ Value = TypeVar("Value")
 
 @dataclass
 class Pace:
-    """Says when work is due again: after a rest of so many times what it took.
+    """Says when work is due again: after a rest of so many times what it took (the first time apart).
 
     Attributes:
         share: of one core's time that the work may take.
@@ -25,6 +25,7 @@ class Pace:
     shortest_seconds: float = 1.0
     clock: Callable[[], float] = time.monotonic
     _due_at: float = field(default=float("-inf"), init=False)
+    _has_worked: bool = field(default=False, init=False)
 
     @property
     def is_due(self) -> bool:
@@ -34,7 +35,10 @@ class Pace:
     def rest(self, began: float) -> None:
         """Note that work ends now which began at some moment of the clock."""
         ended = self.clock()
-        self._due_at = ended + max(self.shortest_seconds, (ended - began) * (1 / self.share - 1))
+        # The first time loads libraries and reads everything: it says nothing about the next.
+        rest_seconds = (ended - began) * (1 / self.share - 1) if self._has_worked else 0.0
+        self._has_worked = True
+        self._due_at = ended + max(self.shortest_seconds, rest_seconds)
 
 
 class Renewed(Generic[Value]):
