@@ -67,6 +67,7 @@ LAYERS = {
     "worker_options": 1,
     # 0: nothing
     "errors": 0,
+    "texts": 0,
     "units": 0,
 }
 """Layer of each module; a package stands for all its modules, which may import each other."""
@@ -79,7 +80,7 @@ NEIGHBOURS = {
     "dashboard": {"guard", "webserver"},
     "disturbance": {"procfs", "sentinel"},
     "engines": {"database_errors"},
-    "errors": {"units"},
+    "errors": {"texts", "units"},
     "export": {"query"},
     "locks": {"database_errors", "engines"},
     "machine": {"disturbance", "nvml", "procfs"},
