@@ -15,8 +15,8 @@ import sqlalchemy as sa
 
 from budgettune import query, transactions
 from budgettune.cells import HANDED_BACK, Cells, GivenUp, Queued, Slot, SlotRow, Verification
-from budgettune.database_errors import redact
-from budgettune.errors import SpecError, StorageError, StudyExists
+from budgettune.database_errors import redact, translated
+from budgettune.errors import BudgetTuneError, SpecError, StudyExists
 from budgettune.export import export
 from budgettune.planning import first_trials, new_trials, trial_keys
 from budgettune.records import TrialResult, trial_attributes
@@ -24,7 +24,7 @@ from budgettune.rows import NewTrial
 from budgettune.slots import slot_rows
 from budgettune.spec import StudySpec
 from budgettune.storage import open_engine, open_storage
-from budgettune.summaries import StudySummary, list_studies, study_names
+from budgettune.summaries import StudySummary, list_studies, study_names, summary_of
 from budgettune.transactions import Reconciled, TakenTrial
 
 if TYPE_CHECKING:
@@ -130,11 +130,7 @@ def load_study(url: str, name: str | None = None) -> StudyHandle:
 
 def _handle(url: str, engine: sa.Engine, name: str | None) -> StudyHandle:
     row = query.find_study(engine, name)
-    try:
-        spec = StudySpec.from_json(row.spec_json or "")
-    except (SpecError, ValueError) as error:
-        raise StorageError(f"study {row.name!r}: {error}: open it with the budgettune that made it") from None
-    return StudyHandle(spec, url, row.study_id, engine)
+    return StudyHandle(row.read_spec(), url, row.study_id, engine)
 
 
 def delete_study(url: str, name: str) -> None:
@@ -200,11 +196,20 @@ class StudyHandle:
 
         None may also mean that the rest is running elsewhere: ask `is_finished`, and `reconcile` now and then.
         """
+        while (taken := self._take()) is not None:
+            if taken.params.keys() == self.spec.search.keys():
+                return Claim(taken.trial_id, taken.number, taken.params, **taken.attributes)
+            # Another program's hand: it would train something else than its cell says.
+            self._end(replace(taken, params_are_drawn=False), "damaged", "its params are not those that are searched")
+            self.reconcile()
+        return None
+
+    def _take(self) -> TakenTrial | None:
         taken = transactions.take_waiting(self.engine, self.study_id)
         if taken is None and self.spec.sampler.name != "grid":
             self.reconcile()  # lost trials mislead samplers, and their points come first
             taken = transactions.take_waiting(self.engine, self.study_id) or self._draw()
-        return None if taken is None else Claim(taken.trial_id, taken.number, taken.params, **taken.attributes)
+        return taken
 
     def heartbeat(self, trial_id: int) -> bool:
         """Renew the lease of a running trial; false where it was taken for lost (or deleted)."""
@@ -267,6 +272,10 @@ class StudyHandle:
         """Return the number of trials in each state."""
         return query.state_counts(self.engine, self.study_id)
 
+    def summary(self) -> StudySummary:
+        """Return the study in a line, as `list_studies` does."""
+        return summary_of(self.engine, self.study_id, self.name, self.spec)
+
     def verify(self) -> Verification:
         """Return which cells and repeats lack a complete trial, have more than one, or were given up."""
         return self._cells().verify()
@@ -286,11 +295,17 @@ class StudyHandle:
         if reserved is None:
             return None
         try:
-            params = self._draw_params(reserved)
+            with translated(redact(self.url)):
+                params = self._draw_params(reserved)
         except BaseException as error:
-            kind = HANDED_BACK if isinstance(error, KeyboardInterrupt) else "sampler"
-            self._end(reserved, kind, f"{type(error).__name__}: {error}")
-            raise
+            kind, message = "sampler", f"{type(error).__name__}: {error}"
+            self._end(reserved, HANDED_BACK if isinstance(error, KeyboardInterrupt) else kind, message)
+            if isinstance(error, BudgetTuneError) or not isinstance(error, Exception):
+                raise
+            raise BudgetTuneError(
+                f"study {self.name!r}: its sampler cannot draw a point ({message}): look with `budgettune study "
+                f"export` for rows of another program, or make a new study"
+            ) from error
         return None if params is None else replace(reserved, params=params, params_are_drawn=True)
 
     def _next_point(self, rows: list[SlotRow]) -> NewTrial | None:

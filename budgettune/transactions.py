@@ -130,7 +130,7 @@ def take_waiting(engine: sa.Engine, study_id: int) -> TakenTrial | None:
         while (found := _next_waiting(connection, study_id, passed_over)) is not None:
             trial_id, number = found
             attributes = read_attributes(connection, [trial_id], CLAIM_ATTRIBUTES)[trial_id]
-            if all(whole_number(attributes.get(name)) is not None for name in CLAIM_ATTRIBUTES):
+            if all(whole_number(value) is not None for value in (number, *map(attributes.get, CLAIM_ATTRIBUTES))):
                 set_state(connection, trial_id, "RUNNING", datetime_start=utc_in())
                 beat(connection, trial_id)
                 return TakenTrial(trial_id, number, read_params(connection, [trial_id])[trial_id], attributes)
