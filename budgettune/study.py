@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import sqlalchemy as sa
 
-from budgettune import query, transactions
+from budgettune import query, slots, transactions
 from budgettune.cells import HANDED_BACK, Cells, GivenUp, Queued, Slot, SlotRow, Verification
 from budgettune.database_errors import redact, translated
 from budgettune.errors import BudgetTuneError, SpecError, StudyExists
@@ -21,7 +21,6 @@ from budgettune.export import export
 from budgettune.planning import first_trials, new_trials, trial_keys
 from budgettune.records import TrialResult, trial_attributes
 from budgettune.rows import NewTrial
-from budgettune.slots import slot_rows
 from budgettune.spec import StudySpec
 from budgettune.storage import open_engine, open_storage
 from budgettune.summaries import StudySummary, list_studies, study_names, summary_of
@@ -158,6 +157,9 @@ class StudyHandle:
         self.url = url
         self.study_id = study_id
         self.engine = engine
+        self._taken_up_to = 0
+        self._settled: slots.Tally | None = None
+        self._given_up = 0
 
     def __enter__(self) -> Self:
         return self
@@ -198,17 +200,25 @@ class StudyHandle:
         """
         while (taken := self._take()) is not None:
             if taken.params.keys() == self.spec.search.keys():
-                return Claim(taken.trial_id, taken.number, taken.params, **taken.attributes)
+                seed = self.spec.trial_seed(*taken.slot)
+                return Claim(taken.trial_id, taken.number, taken.params, **{"seed": seed, **taken.attributes})
             # Another program's hand: it would train something else than its cell says.
             self._end(replace(taken, params_are_drawn=False), "damaged", "its params are not those that are searched")
             self.reconcile()
         return None
 
     def _take(self) -> TakenTrial | None:
-        taken = transactions.take_waiting(self.engine, self.study_id)
+        taken = self._take_waiting()
         if taken is None and self.spec.sampler.name != "grid":
             self.reconcile()  # lost trials mislead samplers, and their points come first
-            taken = transactions.take_waiting(self.engine, self.study_id) or self._draw()
+            taken = self._take_waiting() or self._draw()
+        return taken
+
+    def _take_waiting(self) -> TakenTrial | None:
+        # Rows never come back to waiting, but for those that another worker was about to take: `reconcile` looks again.
+        taken = transactions.take_waiting(self.engine, self.study_id, self._taken_up_to)
+        if taken is not None:
+            self._taken_up_to = taken.trial_id
         return taken
 
     def heartbeat(self, trial_id: int) -> bool:
@@ -250,13 +260,22 @@ class StudyHandle:
     # --- put right --------------------------------------------------------------------------------------------------
 
     def reconcile(self, lease_seconds: float = LEASE_SECONDS) -> Reconciled:
-        """Fail running trials without a sign of life for a lease, and queue every cell that has no trial."""
+        """Fail running trials without a sign of life for a lease, and queue every cell that has no trial.
+
+        This takes no lock and reads no rows where a count tells that nothing came open since the last look.
+        """
+        self._taken_up_to = 0
+        tally = slots.tally(self.engine, self.study_id, lease_seconds)
+        if self._settled is not None and tally.is_as_good_as(self._settled):
+            return Reconciled(lost=0, queued=0, given_up=self._given_up)
 
         def decide(rows: list[SlotRow]) -> tuple[list[NewTrial], int]:
             cells = Cells(self.spec, rows)
             return new_trials(self.spec, cells.to_queue()), len(cells.given_up())
 
-        return transactions.put_right(self.engine, self.study_id, lease_seconds, decide)
+        done = transactions.put_right(self.engine, self.study_id, lease_seconds, decide)
+        self._settled, self._given_up = (None if done.lost or done.queued else tally), done.given_up
+        return done
 
     def retry(self, cell: int | None = None) -> int:
         """Queue cells again that were given up (all, or one); return how many rows were added."""
@@ -282,10 +301,10 @@ class StudyHandle:
 
     def is_finished(self) -> bool:
         """Whether every cell and repeat is complete or given up; never for a sampled study without an end."""
-        return self._cells().left_count() == 0
+        return not slots.has_open_row(self.engine, self.study_id) and self._cells().left_count() == 0
 
     def _cells(self) -> Cells:
-        return Cells(self.spec, slot_rows(self.engine, self.study_id))
+        return Cells(self.spec, slots.slot_rows(self.engine, self.study_id))
 
     # --- sampled points ---------------------------------------------------------------------------------------------
 

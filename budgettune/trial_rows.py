@@ -203,9 +203,14 @@ def parse_json(text: Any) -> Any:
         return None
 
 
+def is_whole(value: Any) -> bool:
+    """Whether a value is a whole number."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def whole_number(value: Any) -> int | None:
     """Return a value where it is a whole number, else None."""
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+    return value if is_whole(value) else None
 
 
 def _number(value: Any) -> float | None:

@@ -74,6 +74,7 @@ LAYERS = {
 
 NEIGHBOURS = {
     "__init__": {"api"},
+    "__main__": {"cli"},
     "cli": {"__init__", "api", "cli_options", "cli_study", "progress", "render"},
     "cli_options": {"render"},
     "cli_study": {"api", "cli_options", "render"},
