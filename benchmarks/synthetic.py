@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Mapping
+from typing import Any
 
 from budgettune.cells import Queued, Slot
 from budgettune.planning import trial_keys
@@ -35,16 +36,29 @@ MACHINE = MachineInfo(
 )
 
 
+def axes(cells: int) -> dict[str, list[Any]]:
+    """Return the lists of a grid over three params, of that many cells (a multiple of 40)."""
+    return {
+        "scale": [1.0, 2.0, 3.0, 4.0],
+        "prune_rate": [rate / 10 for rate in range(10)],
+        "train.batch_size": list(range(1, cells // 40 + 1)),
+    }
+
+
 def grid(name: str, cells: int) -> StudySpec:
-    """Return a study file whose grid has that many cells of three params."""
-    search = {"train.batch_size": list(range(1, cells + 1)), "scale": [1.0], "prune_rate": [0.0]}
-    return StudySpec.from_document({"name": name, "data": {"name": "cifar10"}, "search": search})
+    """Return a study file with that grid."""
+    return StudySpec.from_document({"name": name, "data": {"name": "cifar10"}, "search": axes(cells)})
+
+
+def objectives(rng: random.Random) -> tuple[float, float]:
+    """Return training seconds and accuracy: slower trials are more accurate, with noise."""
+    seconds = rng.uniform(20, 200)
+    return seconds, 0.9 - 6 / seconds + rng.gauss(0, 0.01)
 
 
 def result(rng: random.Random) -> TrialResult:
-    """Return what training might have given: slower trials are more accurate, with noise; a curve of 30 epochs."""
-    seconds = rng.uniform(20, 200)
-    accuracy = 0.9 - 6 / seconds + rng.gauss(0, 0.01)
+    """Return what training might have given, with a curve of 30 epochs."""
+    seconds, accuracy = objectives(rng)
     curve = tuple(
         EpochRecord(
             epoch=epoch,
@@ -87,23 +101,22 @@ def finished_study(url: str, trials: int) -> StudyHandle:
     document = {"name": f"{trials} trials", "search": SEARCH, "sampler": {"name": "random", "trials": trials}}
     study = create_study(StudySpec.from_document(document), url)
     rng = random.Random(trials)
+    # Few documents and many points: the documents are most of the bytes, and their contents do not matter.
+    documents = [trial_attributes(result(rng)) for _ in range(100)]
     for first in range(0, trials, TRIALS_PER_TRANSACTION):
-        new = list(_complete(study.spec, range(first, min(first + TRIALS_PER_TRANSACTION, trials)), rng))
+        cells = range(first, min(first + TRIALS_PER_TRANSACTION, trials))
+        new = [_complete(study.spec, cell, documents[cell % len(documents)], rng) for cell in cells]
         with writing(study.engine) as connection:
             lock_study(connection, study.study_id)
             insert_trials(connection, study.study_id, new)
     return study
 
 
-def _complete(spec: StudySpec, cells: range, rng: random.Random) -> Iterator[NewTrial]:
-    space = search_space(spec)
-    for cell in cells:
-        params = {
-            "scale": rng.uniform(1.0, 1.4),
-            "prune_rate": rng.uniform(0.0, 0.5),
-            "batch_size": rng.randrange(100, 1_001, 100),
-        }
-        got = result(rng)
-        attributes = {**trial_keys(spec, Queued(Slot(cell, repeat=0), attempt=1)), **trial_attributes(got)}
-        values = (got.train_seconds, got.test_accuracy)
-        yield NewTrial("COMPLETE", attributes, stored_params(space, params), values=values)
+def _complete(spec: StudySpec, cell: int, documents: Mapping[str, Any], rng: random.Random) -> NewTrial:
+    params = {
+        "scale": rng.uniform(1.0, 1.4),
+        "prune_rate": rng.uniform(0.0, 0.5),
+        "batch_size": rng.randrange(100, 1_001, 100),
+    }
+    attributes = {**trial_keys(spec, Queued(Slot(cell, repeat=0), attempt=1)), **documents}
+    return NewTrial("COMPLETE", attributes, stored_params(search_space(spec), params), values=objectives(rng))
