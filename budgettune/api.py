@@ -98,7 +98,12 @@ def best_under_budget(
 
     Raises:
         NothingWithinBudget: where even the fastest finished trial takes longer.
+        UsageError: where the budget is no duration.
     """
+    try:
+        budget_seconds = parse_duration(budget)
+    except ValueError as error:
+        raise UsageError(f"budget {budget!r} {error}") from None
     engine, study_id = locate(study, storage)
     budget_seconds, kind = parse_duration(budget), query.comparable_kind(engine, study_id, device_name)
     return query.best_under_budget(engine, study_id, budget_seconds, top=top, device_name=kind, clean_only=clean_only)

@@ -51,7 +51,8 @@ def study_create(
     if grid and sampler:
         raise typer.BadParameter("--grid and --sampler exclude each other")
     chosen = {
-        "name": None if name is None else json.dumps(name),
+        # A TOML string: it knows no pairs of surrogates, and no bare DEL.
+        "name": None if name is None else json.dumps(name, ensure_ascii=False).replace("\x7f", r"\u007f"),
         "sampler.name": "grid" if grid else sampler,
         "sampler.seed": seed,
         "sampler.repeats": repeats,
@@ -80,7 +81,10 @@ def study_list(form: FormatOption = Format.table, storage: Storage = None, debug
     """List the studies of a database."""
     from budgettune.study import list_studies
 
-    render.print_rows([_summary_row(summary, form) for summary in list_studies(storage_url(storage))], form)
+    summaries = list_studies(storage_url(storage))
+    render.print_rows([_summary_row(summary, form) for summary in summaries], form)
+    for fault in (summary.fault for summary in summaries if summary.fault):
+        err.print(f"note: {fault}", highlight=False, markup=False)
 
 
 @app.command("show")
@@ -97,14 +101,11 @@ def study_show(
     debug: Debug = False,
 ) -> None:
     """Show one study: states, machines, time spent and left, and cells that were given up."""
-    from budgettune.summaries import study_summary
-
     handle = api.load_study(study, storage=storage)
     if watch:
         _watch(handle, every, form)
         return
-    summary = study_summary(handle.engine, handle.name)
-    given_up = handle.verify().given_up
+    summary, given_up = handle.summary(), handle.verify().given_up
     if form is Format.json:
         render.print_json(
             {
@@ -194,9 +195,10 @@ def _summary_row(summary: StudySummary, form: Format) -> dict[str, Any]:
     if form is Format.csv:
         row = {**vars(summary), **summary.states, "devices": "; ".join(summary.devices)}
         return {key: value for key, value in row.items() if key != "states"}
+    without_count = "no end" if summary.fault is None else "?"
     return {
         "study": summary.name,
-        "wanted": "no end" if summary.cells is None else summary.cells,
+        "wanted": without_count if summary.cells is None else summary.cells,
         **{state.lower(): count for state, count in summary.states.items() if count or state == "COMPLETE"},
         "trained": format_duration(summary.train_seconds),
         "left": None if summary.seconds_left is None else format_duration(summary.seconds_left),

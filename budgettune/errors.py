@@ -19,11 +19,21 @@ BudgetTuneError                 say what is wrong and what to do next, in one li
 
 from __future__ import annotations
 
+from budgettune.texts import one_line, shortened
 from budgettune.units import format_duration
+
+LONGEST_LINE = 2_000
 
 
 class BudgetTuneError(Exception):
-    """Base of all errors that a user can do something about."""
+    """Base of all errors that a user can do something about.
+
+    As text it is one line without control characters and of bounded length: names and values in it may come from
+    anywhere.
+    """
+
+    def __str__(self) -> str:
+        return shortened(one_line(super().__str__()), LONGEST_LINE)
 
 
 class UsageError(BudgetTuneError):

@@ -15,6 +15,7 @@ from budgettune.errors import BudgetTuneError, UsageError
 from budgettune.files import replacing
 from budgettune.records import RECORD_COLUMNS, TrialRecord
 from budgettune.rows import json_text
+from budgettune.texts import plain, printable
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -44,13 +45,13 @@ def export(engine: sa.Engine, study_id: int, format: str, out: str | Path | None
 
 def flat_row(record: TrialRecord, params: list[str]) -> dict[str, Any]:
     """Return a record as one flat row; a param whose name is taken gets the prefix `params.`."""
-    columns = {name: getattr(record, name) for name in RECORD_COLUMNS}
-    return {**columns, **{param_column(name): record.params.get(name) for name in params}}
+    columns = {name: plain(getattr(record, name)) for name in RECORD_COLUMNS}
+    return {**columns, **{param_column(name): plain(record.params.get(name)) for name in params}}
 
 
 def param_column(name: str) -> str:
     """Return the column of a param."""
-    return f"params.{name}" if name in RECORD_COLUMNS else name
+    return f"params.{name}" if name in RECORD_COLUMNS else printable(name)
 
 
 def _write_csv(engine: sa.Engine, study_id: int, file: BinaryIO) -> None:

@@ -14,9 +14,10 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from budgettune.errors import NothingWithinBudget, StudyNotFound, UsageError
+from budgettune.errors import NothingWithinBudget, SpecError, StorageError, StudyNotFound, UsageError
 from budgettune.records import TrialRecord
 from budgettune.slots import machine_kind
+from budgettune.spec import StudySpec
 from budgettune.storage import reading
 from budgettune.tables import (
     METRIC_NAMES_ATTRIBUTE,
@@ -32,6 +33,7 @@ from budgettune.tables import (
     trials,
 )
 from budgettune.tables import studies as studies_table
+from budgettune.texts import shortened
 from budgettune.trial_rows import parse_json, record_batches, records_of, trial_records
 
 __all__ = [
@@ -74,6 +76,19 @@ class StudyRow:
     spec_json: str | None
     metric_names: tuple[str, ...]
 
+    def read_spec(self) -> StudySpec:
+        """Return the study file, under the name that the database has: another program may have copied the study.
+
+        Raises:
+            StorageError: where this budgettune cannot read it.
+        """
+        try:
+            spec = StudySpec.from_json(self.spec_json or "")
+        except SpecError as error:
+            name = shortened(repr(self.name))
+            raise StorageError(f"study {name}: {error}: open it with the budgettune that made it") from None
+        return spec.model_copy(update={"name": self.name})
+
 
 # --- Studies --------------------------------------------------------------------------------------------------------
 
@@ -82,7 +97,9 @@ def studies(engine: sa.Engine) -> list[StudyRow]:
     """Return every study of the database in order of creation, those of other programs too."""
     with reading(engine) as connection:
         rows = connection.execute(
-            sa.select(studies_table.c.study_id, studies_table.c.study_name).order_by(studies_table.c.study_id)
+            sa.select(studies_table.c.study_id, plain_text(studies_table.c.study_name)).order_by(
+                studies_table.c.study_id
+            )
         ).all()
         specs = _study_attribute(connection, study_user_attributes, SPEC_ATTRIBUTE)
         metrics = _study_attribute(connection, study_system_attributes, METRIC_NAMES_ATTRIBUTE)
@@ -110,7 +127,7 @@ def find_study(engine: sa.Engine, name: str | None = None) -> StudyRow:
     """
     found = studies(engine)
     ours = [row for row in found if row.spec_json is not None]
-    names = ", ".join(row.name for row in ours[:20])
+    names = ", ".join(shortened(row.name) for row in ours[:20])
     if name is None:
         if len(ours) == 1:
             return ours[0]
@@ -121,7 +138,7 @@ def find_study(engine: sa.Engine, name: str | None = None) -> StudyRow:
         return row
     fault = "was made by another program" if row is not None else "is not in the storage"
     hint = f"name one of: {names}" if ours else "make one with `budgettune study create`"
-    raise StudyNotFound(f"study {name!r} {fault}: {hint}")
+    raise StudyNotFound(f"study {shortened(repr(name))} {fault}: {hint}")
 
 
 # --- Counts ---------------------------------------------------------------------------------------------------------
@@ -224,7 +241,7 @@ def param_names(engine: sa.Engine, study_id: int) -> list[str]:
         .order_by(sa.func.min(trial_params.c.param_id))
     )
     with reading(engine) as connection:
-        return list(connection.execute(query).scalars())
+        return [name for name in connection.execute(query).scalars() if isinstance(name, str)]
 
 
 # --- Answers --------------------------------------------------------------------------------------------------------

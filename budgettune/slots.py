@@ -4,23 +4,74 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
 
-from budgettune.cells import Slot, SlotRow
+from budgettune.cells import TAKEN, Slot, SlotRow
 from budgettune.storage import reading
 from budgettune.tables import (
     SPEC_ATTRIBUTE,
     plain_text,
     study_user_attributes,
+    trial_heartbeats,
     trial_params,
     trial_user_attributes,
     trials,
+    utc_in,
 )
-from budgettune.trial_rows import failure_pair, parse_json, whole_number
+from budgettune.trial_rows import failure_pair, is_whole, parse_json, read_attributes, whole_number
 
+LOOKED_AT = 50  # open rows, to see whether any is of a cell
 SLOT_ATTRIBUTES = ("cell", "repeat", "attempt", "failure", "extra", "late_of")
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What tells, without its rows, whether a study may need mending.
+
+    Attributes:
+        rows: trials of the study.
+        ended: those that ended without a result, and leave their slots to others.
+        overdue: running ones without a sign of life for a lease, with none at all, or with one from the future.
+    """
+
+    rows: int
+    ended: int
+    overdue: int
+
+    def is_as_good_as(self, earlier: Tally) -> bool:
+        """Whether no slot can have come open since an earlier tally."""
+        return not self.overdue and self.ended == earlier.ended and self.rows >= earlier.rows
+
+
+def tally(engine: sa.Engine, study_id: int, lease_seconds: float) -> Tally:
+    """Count a study's trials in one statement that locks nothing."""
+    heartbeats, is_running = trial_heartbeats, trials.c.state == "RUNNING"
+    both = trials.outerjoin(heartbeats, sa.and_(heartbeats.c.trial_id == trials.c.trial_id, is_running))
+    beat = heartbeats.c.heartbeat
+    is_overdue = sa.and_(
+        is_running, sa.or_(beat.is_(None), beat < utc_in(-lease_seconds), beat > utc_in(lease_seconds))
+    )
+    ended, overdue = (
+        sa.func.coalesce(sa.func.sum(sa.case((condition, 1), else_=0)), 0)
+        for condition in (plain_text(trials.c.state).not_in(TAKEN), is_overdue)
+    )
+    query = sa.select(sa.func.count(), ended, overdue).select_from(both).where(trials.c.study_id == study_id)
+    with reading(engine) as connection:
+        return Tally(*map(int, connection.execute(query).one()))
+
+
+def has_open_row(engine: sa.Engine, study_id: int) -> bool:
+    """Whether a trial of a cell waits or runs; false may also mean that none of the first few open rows is one."""
+    query = sa.select(trials.c.trial_id).where(
+        trials.c.study_id == study_id, trials.c.state.in_(["WAITING", "RUNNING"])
+    )
+    with reading(engine) as connection:
+        ids = list(connection.execute(query.limit(LOOKED_AT)).scalars())
+        found = read_attributes(connection, ids, ("cell", "repeat"))
+    return any(is_whole(row.get("cell")) and is_whole(row.get("repeat")) for row in found.values())
 
 
 def slot_rows(engine: sa.Engine, study_id: int) -> list[SlotRow]:

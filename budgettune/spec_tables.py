@@ -10,6 +10,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from budgettune.units import parse_duration
 
+WIDEST = 65_536
+LARGEST_NUMBER = 2.0**53  # beyond it a database's numbers have gaps
+MOST_STEPS = 1_000_000_000
 Scalar = bool | int | float | str
 
 
@@ -104,8 +107,8 @@ class ModelSpec(Table):
 
     name: Annotated[str, code_or("resnet")] = "resnet"
     widths: Annotated[tuple[int, int, int], BeforeValidator(_listed)] = (16, 32, 64)
-    blocks: int = Field(3, ge=1)
-    width_multiple: int = Field(8, ge=1)
+    blocks: int = Field(3, ge=1, le=1_000)
+    width_multiple: int = Field(8, ge=1, le=1_024)
     depth_rounding: Literal["nearest", "down"] = "nearest"
     scale: float = Field(1.0, gt=0, le=64)
     width_scale: float | None = Field(None, gt=0, le=64)
@@ -114,8 +117,8 @@ class ModelSpec(Table):
 
     @model_validator(mode="after")
     def _positive_widths(self) -> Self:
-        if min(self.widths) < 1:
-            raise ValueError("widths must be at least 1")
+        if min(self.widths) < 1 or max(self.widths) > WIDEST:
+            raise ValueError(f"widths must be at least 1 and at most {WIDEST}")
         return self
 
     @property
@@ -185,12 +188,14 @@ class RangeSpec(Table):
     def _makes_sense(self) -> Self:
         if any(isinstance(value, bool) for value in (self.low, self.high, self.step)):
             raise ValueError("low, high and step must be numbers")
+        if max(abs(self.low), abs(self.high), self.step or 0) > LARGEST_NUMBER:
+            raise ValueError(f"low, high and step must lie within ±{LARGEST_NUMBER:g}")
         if not self.low < self.high:
             raise ValueError(f"low must be below high, not {self.low} and {self.high}")
         if self.log and (self.low <= 0 or self.step is not None):
             raise ValueError("log needs low above zero and no step")
-        if self.step is not None and self.step <= 0:
-            raise ValueError("step must be above zero")
+        if self.step is not None and self.step * MOST_STEPS < self.high - self.low:
+            raise ValueError(f"step must be above zero, and large enough for {MOST_STEPS:,} steps to cover the range")
         return self
 
 

@@ -7,6 +7,8 @@ reading answers starts fast.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
@@ -53,14 +55,15 @@ def open_engine(url: str, *, create: bool = False) -> sa.Engine:
         StorageError: where the database cannot be reached, is not Optuna's, or has another version of its tables.
     """
     parsed = parse_url(url)
-    if create:
-        _create_schema(parsed)
-    else:
-        _require_file(parsed)
-    engine = engine_of(parsed)
-    if not create:
-        _require_schema(engine)
-    return engine
+    with _sensible(parsed):
+        if create:
+            _create_schema(parsed)
+        else:
+            _require_file(parsed)
+        engine = engine_of(parsed)
+        if not create:
+            _require_schema(engine)
+        return engine
 
 
 def open_storage(url: str, *, create: bool = False, read_only: bool = False) -> RDBStorage:
@@ -76,6 +79,15 @@ def open_storage(url: str, *, create: bool = False, read_only: bool = False) -> 
     """
     open_engine(url, create=create)
     return _rdb_storage(parse_url(url), read_only=read_only)
+
+
+@contextmanager
+def _sensible(url: sa.URL) -> Iterator[None]:
+    """Refuse a URL that a driver or the file system chokes on: an option without sense, a name that is too long."""
+    try:
+        yield
+    except (OSError, TypeError, ValueError) as error:
+        raise StorageError(f"{shown(url)}: cannot be opened ({error}): check the URL and its options") from None
 
 
 def _require_file(url: sa.URL) -> None:

@@ -39,13 +39,15 @@ from budgettune.tables import (
     study_system_attributes,
     study_user_attributes,
     trial_heartbeats,
+    trial_params,
     trial_user_attributes,
     trials,
     utc_in,
 )
-from budgettune.trial_rows import read_attributes, read_params, whole_number
+from budgettune.trial_rows import is_whole, read_attributes, read_params
 
 CLAIM_ATTRIBUTES = ("cell", "repeat", "attempt", "seed")
+MANY_ROWS = 1_000
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class TakenTrial:
     """A row that is now ours to run.
 
     Attributes:
-        attributes: cell, repeat, attempt and seed.
+        attributes: cell, repeat, attempt and, but for a row that lost it, seed.
         params_are_drawn: false for a sampled point that has no params yet.
     """
 
@@ -114,6 +116,9 @@ def insert_study(
         ):
             connection.execute(sa.insert(table).values(study_id=study_id, key=key, value_json=value))
         insert_trials(connection, study_id, new_trials)
+        if connection.dialect.name == "postgresql" and len(new_trials) >= MANY_ROWS:
+            # The server learns of many new rows by itself within minutes, and plans badly until then.
+            connection.execute(sa.text(f"ANALYZE {trials.name}, {trial_user_attributes.name}, {trial_params.name}"))
         return int(study_id)
 
 
@@ -133,31 +138,38 @@ def delete_study(engine: sa.Engine, study_id: int) -> None:
 # --- Claim ----------------------------------------------------------------------------------------------------------
 
 
-def take_waiting(engine: sa.Engine, study_id: int) -> TakenTrial | None:
-    """Turn the oldest waiting trial of a cell into a running one with its first heartbeat; None where none waits."""
+def take_waiting(engine: sa.Engine, study_id: int, after_id: int = 0) -> TakenTrial | None:
+    """Turn the oldest waiting trial of a cell into a running one with its first heartbeat; None where none waits.
+
+    Args:
+        engine: from `open_engine`.
+        study_id: of the study.
+        after_id: of a trial; those before it, which are known not to wait, need not be looked at.
+    """
     with writing(engine) as connection:
-        passed_over = -1
-        while (found := _next_waiting(connection, study_id, passed_over)) is not None:
-            trial_id, number = found
-            attributes = read_attributes(connection, [trial_id], CLAIM_ATTRIBUTES)[trial_id]
-            if all(whole_number(attributes.get(name)) is not None for name in CLAIM_ATTRIBUTES):
-                set_state(connection, trial_id, "RUNNING", datetime_start=utc_in())
-                beat(connection, trial_id)
-                return TakenTrial(trial_id, number, read_params(connection, [trial_id])[trial_id], attributes)
-            passed_over = number
+        while (found := _next_waiting(connection, study_id, after_id)) is not None:
+            after_id, number = found
+            stored = read_attributes(connection, [after_id], CLAIM_ATTRIBUTES)[after_id]
+            attributes = {"attempt": 1} | {name: value for name, value in stored.items() if is_whole(value)}
+            if is_whole(number) and {"cell", "repeat"} <= attributes.keys():
+                set_state(connection, after_id, "RUNNING", datetime_start=utc_in())
+                beat(connection, after_id)
+                return TakenTrial(after_id, number, read_params(connection, [after_id])[after_id], attributes)
     return None
 
 
-def _next_waiting(connection: sa.Connection, study_id: int, after_number: int) -> tuple[int, int] | None:
+def _next_waiting(connection: sa.Connection, study_id: int, after_id: int) -> tuple[int, int] | None:
     """Lock the next waiting row that names a cell; rows that others have locked are being taken by them."""
-    cell = sa.select(trial_user_attributes.c.trial_id).where(
-        trial_user_attributes.c.trial_id == trials.c.trial_id, trial_user_attributes.c.key == "cell"
+    # Not as EXISTS: PostgreSQL makes a join of it that reads all waiting rows to find the first.
+    attribute = trial_user_attributes
+    of_cell = sa.select(attribute.c.trial_id).where(
+        attribute.c.trial_id == trials.c.trial_id, attribute.c.key == "cell"
     )
     query = (
         sa.select(trials.c.trial_id, trials.c.number)
-        .where(trials.c.study_id == study_id, trials.c.state == "WAITING", trials.c.number > after_number)
-        .where(cell.exists())
-        .order_by(trials.c.number)
+        .where(trials.c.study_id == study_id, trials.c.state == "WAITING", trials.c.trial_id > after_id)
+        .where(of_cell.scalar_subquery().is_not(None))
+        .order_by(trials.c.trial_id)
         .limit(1)
         .with_for_update(skip_locked=True)
     )

@@ -21,7 +21,7 @@ from rich.text import Text
 from budgettune import query
 from budgettune.records import TrialRecord
 from budgettune.stopping import StopFlag
-from budgettune.summaries import StudySummary, study_summary, trials_per_hour
+from budgettune.summaries import StudySummary, trials_per_hour
 from budgettune.textplot import ASCII, Glyphs, Point, scatter
 from budgettune.units import format_duration
 
@@ -67,7 +67,7 @@ class Look:
 def look(study: StudyHandle) -> Look:
     """Return how a study stands."""
     engine, study_id = study.engine, study.study_id
-    summary = study_summary(engine, study.name)
+    summary = study.summary()
     latest = query.latest_trials(engine, study_id, LATEST)
     front = query.pareto_front(engine, study_id)
     return Look(

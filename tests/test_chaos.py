@@ -10,8 +10,8 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+import local_postgresql
 import pytest
-from conftest import new_database, start_postgresql
 from processes import command, wait_until
 
 from budgettune.spec import load_spec
@@ -43,14 +43,12 @@ def exactly_once(study):
 @pytest.fixture
 def own_server():
     """Return a PostgreSQL server that a test may stop."""
-    with tempfile.TemporaryDirectory(prefix="budgettune-", ignore_cleanup_errors=True) as folder:
-        server = start_postgresql(folder)
+    with local_postgresql.running(durable=True) as server:
         yield server
-        server.cleanup()
 
 
 def test_no_result_is_lost_and_no_worker_dies_when_postgresql_stops_for_half_a_minute(own_server):
-    with new_database(own_server.get_uri()) as url:
+    with local_postgresql.new_database(own_server.get_uri()) as url:
         study = make(url)
         workers = [command(url) for _ in range(3)]
         wait_until(lambda: study.counts()["COMPLETE"] >= 3)

@@ -87,6 +87,7 @@ LAYERS = {
     "significance": 0,
     "renewal": 0,
     "textplot": 0,
+    "texts": 0,
     "units": 0,
 }
 """Layer of each module; a package stands for all its modules, which may import each other."""
@@ -95,6 +96,7 @@ NEIGHBOURS = {
     "__init__": {"api"},
     "cli": {"__init__", "api", "cli_answers", "cli_options", "cli_study", "cli_training", "progress", "render"},
     "cli_answers": {"api", "cli_options", "render"},
+    "__main__": {"cli"},
     "cli_options": {"render"},
     "cli_study": {"api", "cli_options", "render", "watch"},
     "cli_training": {"api", "cli_options", "render"},
@@ -103,7 +105,7 @@ NEIGHBOURS = {
     "dashboard": {"guard", "live_figures", "shared_view", "webserver"},
     "disturbance": {"procfs", "sentinel"},
     "engines": {"database_errors"},
-    "errors": {"units"},
+    "errors": {"texts", "units"},
     "export": {"query"},
     "live_storage": {"trial_rows"},
     "locks": {"database_errors", "engines"},

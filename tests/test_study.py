@@ -359,6 +359,79 @@ def test_cells_that_have_no_trial_are_queued(study):
     assert sorted(claim.cell for claim in iter(study.claim, None)) == [0, 1, 2, 3]
 
 
+def statements_of(study, call):
+    """Return how many statements a call sends."""
+    sent = []
+
+    def note(_connection, _cursor, statement, *_):
+        sent.append(statement)
+
+    sa.event.listen(study.engine, "before_cursor_execute", note)
+    call()
+    sa.event.remove(study.engine, "before_cursor_execute", note)
+    return len([statement for statement in sent if not statement.startswith("BEGIN")])
+
+
+def test_a_look_at_a_study_where_nothing_came_open_is_one_statement(study):
+    study.reconcile()
+    assert statements_of(study, study.reconcile) == 1
+    work_off(study)
+    assert statements_of(study, study.reconcile) == 1
+
+
+@pytest.mark.parametrize("is_deleted", [False, True])
+def test_a_look_finds_a_cell_that_came_open_by_any_hand_since_the_last_one(study, is_deleted):
+    claim = study.claim()
+    study.reconcile()
+    assert study.reconcile().queued == 0
+    with writing(study.engine) as connection:
+        if is_deleted:
+            for table in (*TABLES_OF_A_TRIAL, trials):
+                connection.execute(sa.delete(table).where(table.c.trial_id == claim.trial_id))
+        else:
+            connection.execute(sa.update(trials).where(trials.c.trial_id == claim.trial_id).values(state="FAIL"))
+    assert study.reconcile().queued == 1
+    assert study.reconcile().queued == 0
+
+
+def test_a_row_that_came_back_to_waiting_is_found_after_the_next_look(study):
+    """Another worker held it for an instant, and its transaction failed."""
+    first = study.claim()
+    assert [study.claim().cell for _ in range(3)] == [1, 2, 3]
+    with writing(study.engine) as connection:
+        connection.execute(sa.update(trials).where(trials.c.trial_id == first.trial_id).values(state="WAITING"))
+    study.reconcile()
+    assert study.claim() == first
+
+
+def test_a_study_is_finished_although_another_program_has_open_rows_in_it(study):
+    import optuna
+
+    theirs = optuna.load_study(study_name="study", storage=study.storage)
+    theirs.enqueue_trial({"scale": 9.0}, user_attrs={"cell": "prison"})
+    theirs.enqueue_trial({"scale": 9.0})
+    assert not study.is_finished()
+    work_off(study)
+    assert study.is_finished()
+
+
+def test_a_row_without_its_attempt_and_seed_is_run_with_those_it_must_have(study):
+    attribute = trial_user_attributes
+    with writing(study.engine) as connection:
+        connection.execute(sa.delete(attribute).where(attribute.c.key.in_(["attempt", "seed"])))
+    claims = [study.claim() for _ in range(4)]
+    assert [(claim.attempt, claim.seed) for claim in claims] == [
+        (1, study.spec.trial_seed(cell, 0)) for cell in range(4)
+    ]
+
+
+def test_a_grid_of_many_cells_is_claimed_by_a_few_statements_each(storage_url):
+    search = {"train.lr": [0.1 + 0.001 * step for step in range(500)], "scale": [1.0, 2.0]}
+    with create_study(grid(search=search), storage_url) as study:
+        assert statements_of(study, study.claim) == 5
+        assert [study.claim().cell for _ in range(3)] == [1, 2, 3]
+
+
 def test_a_second_complete_trial_of_a_cell_is_reported(study):
     claim = study.claim()
     study.complete(claim, result())
@@ -541,7 +614,7 @@ def test_a_point_whose_worker_died_while_it_was_drawn_is_drawn_again(storage_url
     from budgettune import sampling
 
     with create_study(sampled(trials=1), storage_url) as study:
-        with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        with monkeypatch.context() as patch, pytest.raises(BudgetTuneError, match="cannot draw a point"):
             patch.setattr(sampling, "propose", lambda *_: 1 // 0)
             study.claim()
         assert "sampler: ZeroDivisionError" in records(study)[0].failure
@@ -689,7 +762,7 @@ def _trial_with_param(name):
 # --- Many processes -------------------------------------------------------------------------------------------------
 
 SPAWN = multiprocessing.get_context("spawn")
-EIGHTY = {"scale": [1.0, 1.1, 1.2, 1.3, 1.4], "prune_rate": [0.0, 0.1, 0.2, 0.3], "batch_size": [14, 16, 18, 20]}
+EIGHTY = {"scale": [1.0, 1.1, 1.2, 1.4, 1.6], "prune_rate": [0.0, 0.1, 0.2, 0.3], "batch_size": [14, 16, 18, 20]}
 
 
 def claim_all(url, start, done):
