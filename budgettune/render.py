@@ -130,7 +130,7 @@ def print_trials(records: Sequence[TrialRecord], form: Format, *, title: str | N
 def note(text: str | None) -> None:
     """Print a sentence that a user should not miss on standard error."""
     if text is not None:
-        err.print(f"[yellow]note:[/] {escape(text)}", highlight=False, soft_wrap=True)
+        err.print(Text.assemble(("note: ", "yellow"), one_line(text)), highlight=False, soft_wrap=True)
 
 
 def hypervolume_line(volume: float, reference: tuple[float, float]) -> str:
