@@ -1,14 +1,15 @@
 # One image for every service of docker-compose.yml; the command says which.
 #
 #   docker build -t budgettune:cpu .
-#   docker build -t budgettune:cuda --build-arg TORCH_INDEX= --build-arg EXTRAS=nvidia .
+#   docker build -t budgettune:cuda --build-arg EXTRAS=nvidia .
 #
 # A package index of your own goes in as a secret, which no layer keeps: --secret id=pip,src=pip.conf
 ARG PYTHON_IMAGE=python:3.11.13-slim-bookworm
 
 FROM ${PYTHON_IMAGE} AS build
-# Wheels without CUDA are a tenth of the size. Empty: the default index, whose wheels bring CUDA with them.
-ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# Empty: the default index, whose wheels bring CUDA with them. Those without it are a tenth of the size: give the index of
+# CPU wheels that pytorch.org names under "Get started".
+ARG TORCH_INDEX=
 ARG TORCH="torch==2.14.1 torchvision==0.29.1"
 ARG EXTRAS=
 ENV PATH=/opt/venv/bin:$PATH PIP_DISABLE_PIP_VERSION_CHECK=1
