@@ -74,7 +74,7 @@ def spec() -> StudySpec:
         "prune_rate": [round(0.05 * step, 2) for step in range(10)],
         "batch_size": [16 * step for step in range(1, 11)],
         "train.lr": [round(1e-3 * step, 3) for step in range(1, 11)],
-        "pruning.refresh_every": list(range(1, 11)),
+        "pruning.refresh_every": list(range(10, 20)),
     }
     return StudySpec.from_document({"name": NAME, "data": {"name": "digits"}, "search": search})
 
