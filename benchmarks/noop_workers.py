@@ -7,6 +7,7 @@ import multiprocessing
 import random
 import threading
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ import synthetic_studies as synthetic
 
 from budgettune.records import trial_attributes
 from budgettune.study import create_study, load_study
+from budgettune.watchdog import Heartbeat
 
 HEARTBEAT_SECONDS = 60
 WORKER_SECONDS = 240.0
@@ -58,23 +60,24 @@ def prepare_ours(url: str, cells: int) -> None:
 
 
 def work_ours(url: str, ready: Callable[[], object]) -> None:
-    """Claim, give a sign of life, record, until nothing is left."""
+    """Claim, give signs of life from a thread, record, as the worker does, until nothing is left."""
     result = synthetic.result(random.Random(0))
     with load_study(url) as study:
         ready()
         while (claim := study.claim()) is not None:
-            study.heartbeat(claim.trial_id)
-            study.complete(claim, result)
+            with Heartbeat(study, claim, HEARTBEAT_SECONDS):
+                study.complete(claim, result)
 
 
 # --- Optuna's -------------------------------------------------------------------------------------------------------
 
 
-def plain_storage(url: str) -> optuna.storages.RDBStorage:
-    """Return Optuna's storage with heartbeats, as its documentation makes it."""
-    return optuna.storages.RDBStorage(
-        url.replace("postgresql:", "postgresql+psycopg:"), heartbeat_interval=HEARTBEAT_SECONDS
-    )
+def plain_storage(url: str, *, heartbeats: bool = False) -> optuna.storages.RDBStorage:
+    """Return Optuna's storage as its documentation makes it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # heartbeats are experimental
+        url = url.replace("postgresql:", "postgresql+psycopg:")
+        return optuna.storages.RDBStorage(url, heartbeat_interval=HEARTBEAT_SECONDS if heartbeats else None)
 
 
 def grid_sampler(cells: int) -> optuna.samplers.GridSampler:
@@ -103,7 +106,8 @@ def work_optunas(url: str, ready: Callable[[], object], cells: int) -> None:
         trial.set_user_attr("result", document)
         return result.train_seconds, result.test_accuracy
 
-    study = optuna.load_study(study_name=STUDY, storage=plain_storage(url), sampler=grid_sampler(cells))
+    storage = plain_storage(url, heartbeats=True)
+    study = optuna.load_study(study_name=STUDY, storage=storage, sampler=grid_sampler(cells))
     ready()
     study.optimize(objective)
 

@@ -7,8 +7,8 @@ Three parts. `cost`: claim and record against Optuna's ask and tell, alternating
 transactions counted by SQLAlchemy's events. `workers`: processes that do nothing but claim and record, against
 `study.optimize` with a `GridSampler`; what ran twice and what was lost is counted afterwards. `answers`: `budgettune
 best` and `front` against `study.best_trials`, whole processes from start to end, on studies of results with a curve
-of 30 epochs. Optuna's storage is made as its documentation makes it, with heartbeats. The PostgreSQL server runs on
-this machine and waits for the disk. Linux only.
+of 30 epochs. Optuna's storage is made as its documentation makes it, for `workers` with heartbeats. The PostgreSQL
+server runs on this machine and waits for the disk. Linux only.
 """
 
 from __future__ import annotations

@@ -134,3 +134,16 @@ def test_the_report_is_timed_beside_optunas_own_plot(monkeypatch, tmp_path, caps
     assert "| trials | build s" in capsys.readouterr().out
     assert row["trials"] == 5
     assert row["page MB"] > 1
+
+
+def test_the_service_is_compared_with_plain_optuna_in_three_parts(monkeypatch, tmp_path, capsys):
+    service, file = module(monkeypatch, "service"), tmp_path / "numbers.json"
+    few = ["--cells", "40", "--trials", "2", "--workers", "2", "--grid", "40", "--sizes", "60", "--rounds", "1"]
+    service.main(["--databases", "sqlite", *few, "--json", str(file)])
+    assert "| trial by " in capsys.readouterr().out
+    numbers = json.loads(file.read_text())
+    cheapest, *_, ours = numbers["cost"]
+    assert ours["statements"] < cheapest["statements"]
+    work = {row["by"]: row for row in numbers["workers"]}
+    assert [work["ours"][fact] for fact in ("complete", "doubled", "lost", "open rows", "crashed")] == [40, 0, 0, 0, 0]
+    assert {row["question"] for row in numbers["answers"]} > {"study.best_trials", "budgettune best"}
