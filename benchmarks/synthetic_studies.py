@@ -47,7 +47,8 @@ def axes(cells: int) -> dict[str, list[Any]]:
 
 def grid(name: str, cells: int) -> StudySpec:
     """Return a study file with that grid."""
-    return StudySpec.from_document({"name": name, "data": {"name": "cifar10"}, "search": axes(cells)})
+    document = {"name": name, "data": {"name": "cifar10"}, "pruning": {"strategy": "random"}, "search": axes(cells)}
+    return StudySpec.from_document(document)
 
 
 def objectives(rng: random.Random) -> tuple[float, float]:
