@@ -161,11 +161,22 @@ def hypervolume_of(
     return query.hypervolume(points, reference), reference
 
 
-def machines_note(
+def machines(
     study: StudyHandle | str | None = None, *, device_name: str | None = None, storage: str | None = None
-) -> str | None:
-    """Return a sentence on whose times an answer holds, where the study has those of several kinds of machine."""
-    return query.machines_note(*locate(study, storage), device_name)
+) -> tuple[str, str | None]:
+    """Return whose times an answer holds, as the other calls take `device_name`, and a sentence where that is news.
+
+    The sentence is None where the study's times come from one kind of machine, or one was asked for.
+    """
+    engine, study_id = locate(study, storage)
+    names = query.device_names(engine, study_id) if device_name in (None, query.ANY_KIND) else []
+    if len(names) < 2:
+        return device_name or query.ANY_KIND, None
+    if device_name == query.ANY_KIND:
+        return device_name, f"these times come from different kinds of machine: {'; '.join(names)}"
+    own = query.comparable_kind(engine, study_id) or query.ANY_KIND
+    others = "; ".join(name for name in names if name != own)
+    return own, f"times of {own} only; the study also holds {others}: --device-name chooses, any takes all"
 
 
 def write_report(

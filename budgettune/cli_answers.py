@@ -37,10 +37,9 @@ def best(
     debug: Debug = False,
 ) -> None:
     """Show the most accurate trials whose training fits a budget."""
-    records = api.best_under_budget(
-        study, budget, top=top, device_name=device_name, clean_only=clean_only, storage=storage
-    )
-    render.note(api.machines_note(study, device_name=device_name, storage=storage))
+    kind, note = api.machines(study, device_name=device_name, storage=storage)
+    records = api.best_under_budget(study, budget, top=top, device_name=kind, clean_only=clean_only, storage=storage)
+    render.note(note)
     render.print_trials(records, form)
 
 
@@ -54,9 +53,10 @@ def front(
     debug: Debug = False,
 ) -> None:
     """Show the Pareto front of time and accuracy, and its hypervolume."""
-    records = api.pareto_front(study, device_name=device_name, clean_only=clean_only, storage=storage)
-    volume, reference = api.hypervolume_of(study, device_name=device_name, clean_only=clean_only, storage=storage)
-    render.note(api.machines_note(study, device_name=device_name, storage=storage))
+    kind, note = api.machines(study, device_name=device_name, storage=storage)
+    records = api.pareto_front(study, device_name=kind, clean_only=clean_only, storage=storage)
+    volume, reference = api.hypervolume_of(study, device_name=kind, clean_only=clean_only, storage=storage)
+    render.note(note)
     if form is Format.json:
         documents = [render.trial_document(record) for record in records]
         render.print_json({"front": documents, "hypervolume": volume, "reference": reference})

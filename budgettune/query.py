@@ -45,7 +45,6 @@ __all__ = [
     "find_study",
     "hypervolume",
     "latest_trials",
-    "machines_note",
     "objective_points",
     "param_names",
     "pareto_front",
@@ -205,18 +204,6 @@ def comparable_kind(engine: sa.Engine, study_id: int, device_name: str | None = 
     if device_name is not None or len(names) < 2:
         return device_name
     return machine_kind(engine, study_id)
-
-
-def machines_note(engine: sa.Engine, study_id: int, device_name: str | None = None) -> str | None:
-    """Return a sentence on whose times an answer holds, where the study has those of several kinds of machine."""
-    names = device_names(engine, study_id)
-    if device_name not in (None, ANY_KIND) or len(names) < 2:
-        return None
-    if device_name == ANY_KIND:
-        return f"these times come from different kinds of machine: {'; '.join(names)}"
-    own = machine_kind(engine, study_id)
-    others = "; ".join(name for name in names if name != own)
-    return f"times of {own} only; the study also holds {others}: --device-name chooses, any takes all"
 
 
 def latest_trials(engine: sa.Engine, study_id: int, limit: int) -> list[TrialRecord]:

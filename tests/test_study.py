@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from budgettune import query, transactions
+from budgettune import api, query, transactions
 from budgettune.cells import Slot
 from budgettune.errors import BudgetTuneError, SpecError, StorageError, StudyExists, StudyNotFound, UsageError
 from budgettune.export import export
@@ -510,8 +510,9 @@ def test_kinds_may_be_mixed_knowingly(study):
     first, second = study.claim(), study.claim()
     study.complete(first, result(device_name="fast"))
     assert study.complete(second, result(device_name="slow"), allow_mixed=True) is True
-    assert query.machines_note(study.engine, study.study_id) == (
-        "times of fast x2 only; the study also holds slow x2: --device-name chooses, any takes all"
+    assert api.machines(study) == (
+        "fast x2",
+        "times of fast x2 only; the study also holds slow x2: --device-name chooses, any takes all",
     )
 
 
