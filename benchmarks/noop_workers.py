@@ -65,6 +65,7 @@ def work_ours(url: str, ready: Callable[[], object]) -> None:
     with load_study(url) as study:
         ready()
         while (claim := study.claim()) is not None:
+            study.machine_kind()  # as the worker asks, before it claims
             with Heartbeat(study, claim, HEARTBEAT_SECONDS):
                 study.complete(claim, result)
 
@@ -91,7 +92,7 @@ def suggest_all(trial: optuna.Trial, cells: int) -> None:
         trial.suggest_categorical(name, choices)
 
 
-def prepare_optunas(url: str, cells: int) -> None:
+def prepare_optunas(url: str) -> None:
     """Make the study; its sampler needs no rows."""
     optuna.create_study(storage=plain_storage(url), study_name=STUDY, directions=["minimize", "maximize"])
 
@@ -119,7 +120,7 @@ def shift(kind: str, url: str, cells: int, workers: int) -> Shift:
     """Let some processes work a grid off, and count what is there afterwards."""
     spawn = multiprocessing.get_context("spawn")
     barrier, ends = spawn.Barrier(workers), spawn.Queue()
-    (prepare_ours if kind == "ours" else prepare_optunas)(url, cells)
+    prepare_ours(url, cells) if kind == "ours" else prepare_optunas(url)
     processes = [spawn.Process(target=_run, args=(kind, url, cells, barrier, ends)) for _ in range(workers)]
     with _counted_connections(url) as most:
         for process in processes:
