@@ -239,9 +239,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     options.add_argument("--databases", nargs="+", choices=["sqlite", "postgresql"], default=["sqlite", "postgresql"])
     options.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     options.add_argument("--cells", type=int, nargs="+", default=[400, 10_000], help="grids of `cost`")
-    options.add_argument("--trials", type=int, default=100, help="of each kind in `cost`")
+    options.add_argument("--trials", type=int, default=60, help="of each kind in `cost`")
     options.add_argument("--workers", type=int, nargs="+", default=[1, 4, 8, 16])
-    options.add_argument("--grid", type=int, default=400, help="cells that the workers share")
+    options.add_argument("--grid", type=int, default=200, help="cells that the workers share")
     options.add_argument("--sizes", type=int, nargs="+", default=[1_000, 10_000, 50_000], help="studies of `answers`")
     options.add_argument("--rounds", type=int, default=3, help="of each question")
     options.add_argument("--json", type=Path, help="file to write all numbers to")
@@ -265,7 +265,9 @@ def main(arguments: list[str] | None = None) -> None:
                 ),
             }
             for part in options.parts:
-                tables[part] += rows[part]()
+                for row in rows[part]():
+                    print(part, *row.values(), file=sys.stderr, flush=True)
+                    tables[part].append(row)
     titles = {
         "cost": "One trial, one process",
         "workers": f"A grid of {options.grid} cells whose trials cost nothing",
