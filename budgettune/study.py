@@ -308,6 +308,7 @@ class StudyHandle:
             again = [cells.queued(failed.slot, attempt=1) for failed in cells.given_up(cell)]
             return new_trials(self.spec, again), 0
 
+        self._settled = None
         return transactions.put_right(self.engine, self.study_id, None, decide).queued
 
     def machine_kind(self) -> str | None:
