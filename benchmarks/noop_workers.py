@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import queue
 import random
 import threading
 import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +24,7 @@ from budgettune.study import create_study, load_study
 from budgettune.watchdog import Heartbeat
 
 HEARTBEAT_SECONDS = 60
-WORKER_SECONDS = 240.0
+WORKER_SECONDS = 150.0
 STUDY = "no-op"
 
 
@@ -37,7 +38,7 @@ class Shift:
         doubled: those beyond the first of a cell.
         lost: cells without a complete trial.
         open_rows: rows that are left running.
-        crashed: workers that an error ended.
+        crashed: workers that an error ended, or that hung.
         connections: of all workers at once, at most; None where the database has none to count.
     """
 
@@ -65,6 +66,7 @@ def work_ours(url: str, ready: Callable[[], object]) -> None:
     with load_study(url) as study:
         ready()
         while (claim := study.claim()) is not None:
+            study.machine_kind()  # as the worker asks, before it claims
             with Heartbeat(study, claim, HEARTBEAT_SECONDS):
                 study.complete(claim, result)
 
@@ -91,7 +93,7 @@ def suggest_all(trial: optuna.Trial, cells: int) -> None:
         trial.suggest_categorical(name, choices)
 
 
-def prepare_optunas(url: str, cells: int) -> None:
+def prepare_optunas(url: str) -> None:
     """Make the study; its sampler needs no rows."""
     optuna.create_study(storage=plain_storage(url), study_name=STUDY, directions=["minimize", "maximize"])
 
@@ -119,21 +121,29 @@ def shift(kind: str, url: str, cells: int, workers: int) -> Shift:
     """Let some processes work a grid off, and count what is there afterwards."""
     spawn = multiprocessing.get_context("spawn")
     barrier, ends = spawn.Barrier(workers), spawn.Queue()
-    (prepare_ours if kind == "ours" else prepare_optunas)(url, cells)
+    prepare_ours(url, cells) if kind == "ours" else prepare_optunas(url)
     processes = [spawn.Process(target=_run, args=(kind, url, cells, barrier, ends)) for _ in range(workers)]
     with _counted_connections(url) as most:
         for process in processes:
             process.start()
-        spans = [ends.get(timeout=WORKER_SECONDS) for _ in processes]
+        spans = list(_ends_of(workers, ends))
         for process in processes:
+            process.terminate()  # one that hangs; the others have ended
             process.join()
     return Shift(
         workers=workers,
         seconds=max(span[1] for span in spans) - min(span[0] for span in spans),
-        crashed=sum(span[2] is not None for span in spans),
+        crashed=workers - sum(span[2] is None for span in spans),
         connections=most[0] if url.startswith("postgresql") else None,
         **_counts(url, cells),
     )
+
+
+def _ends_of(workers: int, ends: Any) -> Iterator[tuple[float, float, str | None]]:
+    """Yield what each worker reports; fewer where some report nothing in time."""
+    with suppress(queue.Empty):
+        for _ in range(workers):
+            yield ends.get(timeout=WORKER_SECONDS)
 
 
 def _run(kind: str, url: str, cells: int, barrier: Any, ends: Any) -> None:

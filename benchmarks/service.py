@@ -72,6 +72,7 @@ def ours(url: str, cells: int) -> tuple[Callable[[], object], Counter]:
     study, result = load_study(url), synthetic.result(random.Random(0))
 
     def one_trial() -> None:
+        study.machine_kind()  # as the worker asks, before it claims
         claim = study.claim()
         assert claim is not None
         study.complete(claim, result)
@@ -79,11 +80,25 @@ def ours(url: str, cells: int) -> tuple[Callable[[], object], Counter]:
     return one_trial, Counter(study.engine)
 
 
+def our_waiting(url: str, cells: int, *, is_idle: bool) -> tuple[Callable[[], object], Counter]:
+    """Return a sign of life of ours, or what an idle worker asks while the rest runs elsewhere; and the counter."""
+    noop_workers.prepare_ours(url, cells)
+    study = load_study(url)
+    claims = list(iter(study.claim, None))
+
+    def look() -> None:
+        if study.claim() is None and not study.is_finished():
+            study.reconcile()
+            study.claim()
+
+    return (look if is_idle else lambda: study.heartbeat(claims[0].trial_id)), Counter(study.engine)
+
+
 def optunas(
     url: str, cells: int, *, sampler: optuna.samplers.BaseSampler, attributes: bool
 ) -> tuple[Callable[[], object], Counter]:
     """Return what runs one trial by ask and tell, and the counter of its database."""
-    noop_workers.prepare_optunas(url, cells)
+    noop_workers.prepare_optunas(url)
     storage, result = noop_workers.plain_storage(url), synthetic.result(random.Random(0))
     study = optuna.load_study(study_name=noop_workers.STUDY, storage=storage, sampler=sampler)
     document = trial_attributes(result)
@@ -98,14 +113,25 @@ def optunas(
     return one_trial, Counter(storage.engine)
 
 
+def optunas_heartbeat(url: str) -> tuple[Callable[[], object], Counter]:
+    """Return a sign of life of Optuna's, and the counter of its database."""
+    noop_workers.prepare_optunas(url)
+    storage = noop_workers.plain_storage(url)
+    trial_id = storage.create_new_trial(storage.get_study_id_from_name(noop_workers.STUDY))
+    return (lambda: storage.record_heartbeat(trial_id)), Counter(storage.engine)
+
+
 def cost(database: str, new: NewDatabase, cells: int, trials: int) -> Iterator[common.Row]:
-    """Yield a row per way to run a trial, the cheapest of Optuna's first."""
+    """Yield a row per way to run a trial and to wait for one, the cheapest of Optuna's first."""
     plain = optuna.samplers.RandomSampler(0)
     contestants = {
         "ask, tell": optunas(new(), cells, sampler=plain, attributes=False),
         "ask, tell, one attribute": optunas(new(), cells, sampler=plain, attributes=True),
         "the same, GridSampler": optunas(new(), cells, sampler=noop_workers.grid_sampler(cells), attributes=True),
         "claim, complete (ours)": ours(new(), cells),
+        "heartbeat": optunas_heartbeat(new()),
+        "heartbeat (ours)": our_waiting(new(), 40, is_idle=False),
+        "look of an idle worker (ours)": our_waiting(new(), 40, is_idle=True),
     }
     times: dict[str, list[float]] = {name: [] for name in contestants}
     for name in contestants:
@@ -120,7 +146,7 @@ def cost(database: str, new: NewDatabase, cells: int, trials: int) -> Iterator[c
         yield {
             "database": database,
             "cells": cells,
-            "trial by": name,
+            "what": name,
             "ms": ms,
             "±": f"{spread:.0%}",
             "statements": (counter.statements - before[name][0]) / trials,
@@ -213,9 +239,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     options.add_argument("--databases", nargs="+", choices=["sqlite", "postgresql"], default=["sqlite", "postgresql"])
     options.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     options.add_argument("--cells", type=int, nargs="+", default=[400, 10_000], help="grids of `cost`")
-    options.add_argument("--trials", type=int, default=100, help="of each kind in `cost`")
+    options.add_argument("--trials", type=int, default=60, help="of each kind in `cost`")
     options.add_argument("--workers", type=int, nargs="+", default=[1, 4, 8, 16])
-    options.add_argument("--grid", type=int, default=400, help="cells that the workers share")
+    options.add_argument("--grid", type=int, default=200, help="cells that the workers share")
     options.add_argument("--sizes", type=int, nargs="+", default=[1_000, 10_000, 50_000], help="studies of `answers`")
     options.add_argument("--rounds", type=int, default=3, help="of each question")
     options.add_argument("--json", type=Path, help="file to write all numbers to")
@@ -239,7 +265,9 @@ def main(arguments: list[str] | None = None) -> None:
                 ),
             }
             for part in options.parts:
-                tables[part] += rows[part]()
+                for row in rows[part]():
+                    print(part, *row.values(), file=sys.stderr, flush=True)
+                    tables[part].append(row)
     titles = {
         "cost": "One trial, one process",
         "workers": f"A grid of {options.grid} cells whose trials cost nothing",

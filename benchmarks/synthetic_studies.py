@@ -11,6 +11,7 @@ from budgettune.planning import trial_keys
 from budgettune.records import EpochRecord, MachineInfo, PhaseSeconds, TrialResult, trial_attributes
 from budgettune.rows import NewTrial, insert_trials, lock_study
 from budgettune.sampling import search_space, stored_params
+from budgettune.slots import note_machine_kind
 from budgettune.spec import StudySpec
 from budgettune.storage import writing
 from budgettune.study import StudyHandle, create_study
@@ -40,7 +41,7 @@ def axes(cells: int) -> dict[str, list[Any]]:
     """Return the lists of a grid over three params, of that many cells (a multiple of 40)."""
     return {
         "scale": [1.0, 2.0, 3.0, 4.0],
-        "prune_rate": [rate / 10 for rate in range(10)],
+        "prune_rate": [rate / 20 for rate in range(10)],
         "train.batch_size": list(range(1, cells // 40 + 1)),
     }
 
@@ -102,6 +103,8 @@ def finished_study(url: str, trials: int) -> StudyHandle:
     document = {"name": f"{trials} trials", "search": SEARCH, "sampler": {"name": "random", "trials": trials}}
     study = create_study(StudySpec.from_document(document), url)
     rng = random.Random(trials)
+    with writing(study.engine) as connection:
+        note_machine_kind(connection, study.study_id, MACHINE.key)
     # Few documents and many points: the documents are most of the bytes, and their contents do not matter.
     documents = [trial_attributes(result(rng)) for _ in range(100)]
     for first in range(0, trials, TRIALS_PER_TRANSACTION):

@@ -100,13 +100,17 @@ def best_under_budget(
         NothingWithinBudget: where even the fastest finished trial takes longer.
         UsageError: where the budget is no duration.
     """
+    budget_seconds = _budget_seconds(budget)
+    engine, study_id = locate(study, storage)
+    kind = query.comparable_kind(engine, study_id, device_name)
+    return query.best_under_budget(engine, study_id, budget_seconds, top=top, device_name=kind, clean_only=clean_only)
+
+
+def _budget_seconds(budget: str | float) -> float:
     try:
-        budget_seconds = parse_duration(budget)
+        return parse_duration(budget)
     except ValueError as error:
         raise UsageError(f"budget {budget!r} {error}") from None
-    engine, study_id = locate(study, storage)
-    budget_seconds, kind = parse_duration(budget), query.comparable_kind(engine, study_id, device_name)
-    return query.best_under_budget(engine, study_id, budget_seconds, top=top, device_name=kind, clean_only=clean_only)
 
 
 def pareto_front(
@@ -215,7 +219,7 @@ def write_report(
         out,
         format=format,
         figure=figure,
-        budget_seconds=None if budget is None else parse_duration(budget),
+        budget_seconds=None if budget is None else _budget_seconds(budget),
         device_name=device_name,
         clean_only=clean_only,
     )

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 
 from budgettune.errors import NothingWithinBudget, SpecError, StorageError, StudyNotFound, UsageError
 from budgettune.records import TrialRecord
-from budgettune.slots import machine_kind
+from budgettune.slots import machine_kind, machine_kinds
 from budgettune.spec import StudySpec
 from budgettune.storage import reading
 from budgettune.tables import (
@@ -173,16 +173,7 @@ def train_seconds(engine: sa.Engine, study_id: int) -> list[float]:
 
 def device_names(engine: sa.Engine, study_id: int) -> list[str]:
     """Return the kinds of machine that a study's times come from, sorted."""
-    attribute = trial_user_attributes
-    query = (
-        sa.select(attribute.c.value_json)
-        .distinct()
-        .join(trials, trials.c.trial_id == attribute.c.trial_id)
-        .where(trials.c.study_id == study_id, attribute.c.key == "device_name")
-    )
-    with reading(engine) as connection:
-        names = [parse_json(text) for text in connection.execute(query).scalars()]
-    return sorted(name for name in names if isinstance(name, str))
+    return sorted(machine_kinds(engine, study_id))
 
 
 def comparable_kind(engine: sa.Engine, study_id: int, device_name: str | None = None) -> str | None:

@@ -10,8 +10,10 @@ from typing import Any
 import sqlalchemy as sa
 
 from budgettune.cells import TAKEN, Slot, SlotRow
+from budgettune.rows import set_study_attribute
 from budgettune.storage import reading
 from budgettune.tables import (
+    KINDS_ATTRIBUTE,
     SPEC_ATTRIBUTE,
     plain_text,
     study_user_attributes,
@@ -112,20 +114,46 @@ def machine_kind(engine: sa.Engine, study_id: int) -> str | None:
 
 def read_machine_kind(connection: sa.Connection, study_id: int) -> str | None:
     """Return the same inside a transaction."""
-    table, attribute = study_user_attributes, trial_user_attributes
-    spec = sa.select(table.c.value_json).where(table.c.study_id == study_id, table.c.key == SPEC_ATTRIBUTE)
-    asked = _asked_kind(parse_json(connection.execute(spec).scalar()))
-    if asked is not None:
-        return asked
-    first = (
+    asked = _asked_kind(_study_attribute(connection, study_id, SPEC_ATTRIBUTE))
+    return asked if asked is not None else next(iter(read_machine_kinds(connection, study_id)), None)
+
+
+def machine_kinds(engine: sa.Engine, study_id: int) -> list[str]:
+    """Return every kind of machine that a study's times come from, in order of its first result."""
+    with reading(engine) as connection:
+        return read_machine_kinds(connection, study_id)
+
+
+def read_machine_kinds(connection: sa.Connection, study_id: int) -> list[str]:
+    """Return the same inside a transaction.
+
+    Workers keep the list with the study. To find it in the trials takes a page of the disk for each of them.
+    """
+    noted = _study_attribute(connection, study_id, KINDS_ATTRIBUTE)
+    if isinstance(noted, list):
+        return [name for name in noted if isinstance(name, str)]
+    attribute = trial_user_attributes
+    query = (
         sa.select(attribute.c.value_json)
         .join(trials, trials.c.trial_id == attribute.c.trial_id)
         .where(trials.c.study_id == study_id, trials.c.state == "COMPLETE", attribute.c.key == "device_name")
-        .order_by(trials.c.datetime_complete, trials.c.number)
-        .limit(1)
+        .group_by(attribute.c.value_json)
+        .order_by(sa.func.min(trials.c.datetime_complete), sa.func.min(trials.c.number))
     )
-    name = parse_json(connection.execute(first).scalar())
-    return name if isinstance(name, str) else None
+    return [name for name in map(parse_json, connection.execute(query).scalars()) if isinstance(name, str)]
+
+
+def note_machine_kind(connection: sa.Connection, study_id: int, name: str) -> None:
+    """Add a kind to the list that a study keeps. The caller holds the study's lock."""
+    kinds = read_machine_kinds(connection, study_id)
+    if name not in kinds or _study_attribute(connection, study_id, KINDS_ATTRIBUTE) is None:
+        set_study_attribute(connection, study_id, KINDS_ATTRIBUTE, list(dict.fromkeys([*kinds, name])))
+
+
+def _study_attribute(connection: sa.Connection, study_id: int, key: str) -> Any:
+    table = study_user_attributes
+    query = sa.select(table.c.value_json).where(table.c.study_id == study_id, table.c.key == key)
+    return parse_json(connection.execute(query).scalar())
 
 
 def _asked_kind(spec: Any) -> str | None:

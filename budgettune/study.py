@@ -172,6 +172,7 @@ class StudyHandle:
         self.study_id = study_id
         self.engine = engine
         self._kind: str | None = None
+        self._noted_kinds: set[str] = set()
         self._taken_up_to = 0
         self._settled: slots.Tally | None = None
         self._given_up = 0
@@ -252,9 +253,13 @@ class StudyHandle:
             self.fail(claim, "non-finite-result", f"{result.train_seconds} s, accuracy {result.test_accuracy}")
             return False
         values = (result.train_seconds, result.test_accuracy)
-        kind = result.machine.key if allow_mixed else self._kind
-        attributes = trial_attributes(result)
-        return transactions.record_result(self.engine, self.study_id, claim.taken(), attributes, values, kind)
+        own_kind, attributes = result.machine.key, trial_attributes(result)
+        kind, is_noted = own_kind if allow_mixed else self._kind, own_kind in self._noted_kinds
+        counts = transactions.record_result(
+            self.engine, self.study_id, claim.taken(), attributes, values, kind, is_noted=is_noted
+        )
+        self._noted_kinds.add(own_kind)
+        return counts
 
     def fail(self, claim: Claim, kind: str, message: str) -> bool:
         """Fail a trial; its cell is queued again unless it was given up. Return whether it was queued.
@@ -303,6 +308,7 @@ class StudyHandle:
             again = [cells.queued(failed.slot, attempt=1) for failed in cells.given_up(cell)]
             return new_trials(self.spec, again), 0
 
+        self._settled = None
         return transactions.put_right(self.engine, self.study_id, None, decide).queued
 
     def machine_kind(self) -> str | None:

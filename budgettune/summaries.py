@@ -57,12 +57,12 @@ def study_names(url: str) -> list[str]:
     rows = [row for row in query.studies(open_engine(url)) if row.spec_json is not None]
     if not rows:
         raise StudyNotFound("there is no study yet: make one with `budgettune study create`")
-    faults = [fault for _, fault in map(_read, rows) if fault is not None]
-    if len(faults) == len(rows):
-        raise StorageError(faults[0])
-    for fault in faults:
+    faults = {row.name: _read(row)[1] for row in rows}
+    if None not in faults.values():
+        raise StorageError(str(faults[rows[0].name]))
+    for fault in filter(None, faults.values()):
         _warn_once(f"left out: {fault}")
-    return [row.name for row in rows if _read(row)[1] is None]
+    return [name for name, fault in faults.items() if fault is None]
 
 
 @lru_cache(maxsize=1024)

@@ -23,7 +23,7 @@ from budgettune.rows import (
     read_stored_params,
     set_state,
 )
-from budgettune.slots import read_machine_kind, read_slot_rows
+from budgettune.slots import note_machine_kind, read_machine_kind, read_slot_rows
 from budgettune.storage import writing
 from budgettune.tables import (
     DIRECTIONS,
@@ -193,6 +193,8 @@ def record_result(
     attributes: Mapping[str, Any],
     values: tuple[float, float],
     kind: str | None = None,
+    *,
+    is_noted: bool = False,
 ) -> bool:
     """Store a result; return whether it is the one that counts for its cell and repeat.
 
@@ -206,10 +208,13 @@ def record_result(
         attributes: of its result.
         values: seconds and accuracy.
         kind: of machine that counts; None asks the study.
+        is_noted: whether the study is known to have this result's kind in its list.
     """
     with writing(engine) as connection:
         if not lock_study(connection, study_id):
             return False  # deleted meanwhile
+        if not is_noted:
+            note_machine_kind(connection, study_id, attributes["device_name"])
         state = lock_trial(connection, taken.trial_id)
         fits = (kind or read_machine_kind(connection, study_id)) in (None, attributes.get("device_name"))
         if state == "RUNNING" and fits:

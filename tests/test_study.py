@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import psycopg
 import pytest
 import sqlalchemy as sa
 
@@ -18,7 +19,7 @@ from budgettune.errors import BudgetTuneError, SpecError, StorageError, StudyExi
 from budgettune.export import export
 from budgettune.records import EpochRecord, MachineInfo, PhaseSeconds, TrialResult
 from budgettune.spec import StudySpec
-from budgettune.storage import open_engine, reading, writing
+from budgettune.storage import exclusive, open_engine, reading, writing
 from budgettune.study import create_study, delete_study, list_studies, load_study
 from budgettune.tables import (
     TABLES_OF_A_STUDY,
@@ -516,6 +517,24 @@ def test_kinds_may_be_mixed_knowingly(study):
     )
 
 
+def test_kinds_are_looked_up_with_the_study_and_not_in_each_of_its_trials(study):
+    from budgettune.tables import study_user_attributes
+
+    for device_name in ("fast", "slow"):
+        study.complete(study.claim(), result(device_name=device_name), allow_mixed=True)
+    assert query.device_names(study.engine, study.study_id) == ["fast x2", "slow x2"]
+    assert statements_of(study, lambda: query.device_names(study.engine, study.study_id)) == 1
+    with writing(study.engine) as connection:  # as before the list was kept
+        table = study_user_attributes
+        connection.execute(sa.delete(table).where(table.c.key == "budgettune:machine_kinds"))
+    assert load_study(study.url).machine_kind() == "fast x2"
+    assert query.device_names(study.engine, study.study_id) == ["fast x2", "slow x2"]
+    later = load_study(study.url)
+    later.complete(later.claim(), result(device_name="third"), allow_mixed=True)
+    assert statements_of(study, lambda: query.device_names(study.engine, study.study_id)) == 1
+    assert query.device_names(study.engine, study.study_id) == ["fast x2", "slow x2", "third x2"]
+
+
 def test_a_late_result_of_another_machine_takes_no_cell(study):
     study.complete(study.claim(), result(device_name="fast"))
     late = study.claim()
@@ -842,3 +861,37 @@ def test_the_cell_of_a_killed_process_comes_back_after_its_lease(study):
     assert (claim.cell, claim.attempt) == (cell, 2)
     study.complete(claim, result())
     assert study.verify().whole
+
+
+def test_work_goes_on_where_no_setting_of_a_session_survives(postgresql_url):
+    """A pooler that lends a connection for one transaction gives the next one to somebody else."""
+    open_engine(postgresql_url, create=True)
+    with psycopg.connect(postgresql_url, autocommit=True) as connection:
+        connection.execute(f"ALTER DATABASE {connection.info.dbname} SET timezone = 'Asia/Tokyo'")
+
+    def forget(connection, *_):
+        connection.autocommit = True
+        connection.execute("DISCARD ALL")
+        connection.autocommit = False
+
+    with (
+        create_study(grid(max_attempts=9), postgresql_url) as study,
+        create_study(sampled(trials=2, name="b"), postgresql_url) as other,
+    ):
+        for engine in (study.engine, other.storage.engine):
+            engine.dispose()
+            sa.event.listen(engine, "checkout", forget)
+        with reading(study.engine) as connection:
+            assert connection.execute(sa.text("SHOW TIME ZONE")).scalar() == "Asia/Tokyo"
+        claim = study.claim()
+        assert study.heartbeat(claim.trial_id)
+        assert study.reconcile().lost == 0
+        let_lease_run_out(study)
+        assert study.reconcile().lost == 1
+        assert study.complete(claim, result()) is True
+        study.fail(study.claim(), "error", "broken")
+        for each in (study, other):
+            work_off(each)
+            assert each.verify().whole
+        with exclusive(postgresql_url, "test"):
+            pass
