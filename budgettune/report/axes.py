@@ -45,7 +45,9 @@ class Axis:
             return float(self.levels.index(text)) if text in self.levels else math.nan
         if not is_number(value):
             return math.nan
-        return math.log10(value) if self.kind == "log" and value > 0 else float(value)
+        if self.kind == "log":
+            return math.log10(value) if value > 0 else math.nan
+        return float(value)
 
     def codes(self, trials: Iterable[TrialRecord]) -> np.ndarray:
         """Return where each trial lies, NaN where it lacks the parameter: float64 of shape (trials,)."""

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from budgettune.records import MachineInfo, TrialRecord
-from budgettune.report.axes import Search, param_labels, value_text
+from budgettune.report.axes import Axis, Search, param_labels, value_text
 from budgettune.report.training_values import configuration_key, configurations
 from budgettune.report.values import (
     Overview,
@@ -177,14 +177,17 @@ def _repeat_facts(trials: Sequence[TrialRecord]) -> list[tuple[str, str]]:
 def front_rows(view: Overview) -> list[dict[str, str]]:
     """Return the front as rows of a table, at most MOST_FRONT_ROWS at even distances."""
     step = math.ceil(len(view.front) / MOST_FRONT_ROWS)
-    return [
-        {
-            "trial": str(trial.number),
-            "time": format_duration(objectives(trial)[0]),
-            "accuracy": f"{objectives(trial)[1]:.2%}",
-            **{axis.label: value_text(trial.params.get(axis.name)) for axis in view.axes},
-            "kept": "-" if trial.keep_fraction is None else f"{trial.keep_fraction:.0%}",
-            "clock": trial.status or "unverified",
-        }
-        for trial in view.front[::step]
-    ]
+    return [_front_row(trial, view.axes) for trial in view.front[::step]]
+
+
+def _front_row(trial: TrialRecord, axes: Sequence[Axis]) -> dict[str, str]:
+    seconds, accuracy = objectives(trial)
+    facts = {
+        "trial": str(trial.number),
+        "time": format_duration(seconds),
+        "accuracy": f"{accuracy:.2%}",
+        "kept": "-" if trial.keep_fraction is None else f"{trial.keep_fraction:.0%}",
+        "clock": trial.status or "unverified",
+    }
+    params = {axis.name if axis.label in facts else axis.label: axis.name for axis in axes}
+    return {**facts, **{column: value_text(trial.params.get(name)) for column, name in params.items()}}

@@ -81,10 +81,12 @@ def time_axis(view: Overview, title: str = "training time", **more: Any) -> dict
     return {**heading, "type": "log", "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks], **more}
 
 
-def accuracy_axis(title: str = "test accuracy", **more: Any) -> dict[str, Any]:
+def accuracy_axis(view: Overview, title: str = "test accuracy", **more: Any) -> dict[str, Any]:
     """Return the axis of accuracy in per cent."""
-    # A single value must not make an axis from -100% to 200%.
-    return {"title": {"text": title}, "tickformat": ".4~p", "minallowed": -0.02, "maxallowed": 1.02, **more}
+    # Around a single value plotly would draw an axis from -20% to 180%.
+    is_share = view.accuracy.min() >= 0 and view.accuracy.max() <= 1
+    ends = {"minallowed": -0.02, "maxallowed": 1.02} if is_share else {}
+    return {"title": {"text": title}, "tickformat": ".4~p", **ends, **more}
 
 
 def param_axis(axis: Axis, **more: Any) -> dict[str, Any]:

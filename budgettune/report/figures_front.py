@@ -84,7 +84,7 @@ def answer(records: Records, search: Search | None = None) -> go.Figure:
         height=340,
         showlegend=False,
         xaxis=time_axis(view, "budget of training time"),
-        yaxis=accuracy_axis("best test accuracy"),
+        yaxis=accuracy_axis(view, "best test accuracy"),
     )
 
 
@@ -104,7 +104,7 @@ def front(records: Records, search: Search | None = None) -> go.Figure:
         traces,
         height=520,
         xaxis=time_axis(view),
-        yaxis=accuracy_axis(),
+        yaxis=accuracy_axis(view),
         **colour_axis(view.colour),
     )
 
@@ -173,7 +173,7 @@ def _grid(view: Overview, titles: list[str]) -> dict[str, Any]:
     for place in range(1, count + 1):
         shared = {} if place == 1 else {"matches": "x"}
         layout[f"xaxis{place}"] = time_axis(view, **shared)
-        layout[f"yaxis{place}"] = accuracy_axis(**({} if place == 1 else {"matches": "y"}))
+        layout[f"yaxis{place}"] = accuracy_axis(view, **({} if place == 1 else {"matches": "y"}))
     return layout
 
 

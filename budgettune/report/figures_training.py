@@ -76,7 +76,7 @@ def curves(records: Records, search: Search | None = None) -> go.Figure:
         reached,
     ]
     return new_figure(
-        "Accuracy while training", traces, xaxis=time_axis(view, rangemode="normal"), yaxis=accuracy_axis()
+        "Accuracy while training", traces, xaxis=time_axis(view, rangemode="normal"), yaxis=accuracy_axis(view)
     )
 
 
@@ -153,7 +153,7 @@ def repeats(records: Records, search: Search | None = None) -> go.Figure:
         [trace],
         showlegend=False,
         xaxis=time_axis(view, "mean training time"),
-        yaxis=accuracy_axis(),
+        yaxis=accuracy_axis(view),
     )
 
 

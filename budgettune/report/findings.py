@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from budgettune.report.axes import Axis, grouped
+from budgettune.report.axes import ABSENT, Axis, grouped
 from budgettune.report.drawing import MOST_GROUPS
 from budgettune.report.search_values import (
     FEW_FOR_IMPORTANCE,
@@ -110,7 +110,7 @@ def _time_ratio(view: Overview, axis: Axis) -> str:
     medians = [
         (float(np.median(view.seconds[groups.rows(group)])), f"{axis.label} {label}")
         for group, label in enumerate(groups.labels)
-        if len(groups.rows(group))
+        if len(groups.rows(group)) and label != ABSENT
     ]
     if axis.kind == "categorical":
         medians.sort()

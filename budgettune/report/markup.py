@@ -27,7 +27,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     head = "".join(f'<th scope="col">{text(column)}</th>' for column in columns)
     cells = (_cells(row.get(column, "-") for column in columns) for row in rows)
     body = "".join(f"<tr>{each}</tr>" for each in cells)
-    return f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    rows_html = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f'<div class="scroll" tabindex="0" role="group" aria-label="table">{rows_html}</div>'
 
 
 def _cells(values: Iterable[Any]) -> str:

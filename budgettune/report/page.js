@@ -42,9 +42,11 @@ function shownTraces(plot) {
 
 // Drawn anew where the width or the colours change: plotly.js 4.1 misplaces a colour scale that it turns.
 function drawAnew(plot) {
-  const config = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
+  const without = ["select2d", "lasso2d", "autoScale2d"];
+  const config = { responsive: true, displaylogo: false, modeBarButtonsToRemove: without };
   return Plotly.newPlot(plot, shownTraces(plot), fitted(plot), config).then(() => {
     plot.style.minHeight = "";
+    plot.isDrawn = true;
     plot.dispatchEvent(new CustomEvent("drawn"));
   });
 }
@@ -52,16 +54,21 @@ function drawAnew(plot) {
 const nextFrame = () => new Promise((resolve) => requestAnimationFrame(() => setTimeout(resolve)));
 let drawing = Promise.resolve();
 
-// One figure after the other, so that the page answers in between.
 function draw(plot) {
-  if (plot.figure) return;
+  if (plot.figure) return null;
   plot.figure = JSON.parse(document.getElementById(plot.dataset.figure).textContent);
-  drawing = drawing.then(() => drawAnew(plot)).then(nextFrame);
+  return drawAnew(plot);
+}
+
+// One figure after the other, so that the page answers in between.
+function drawLater(plot) {
+  near.unobserve(plot);
+  drawing = drawing.then(() => draw(plot)).catch(console.error).then(nextFrame);
 }
 
 const plots = [...document.querySelectorAll(".plot")];
 const near = new IntersectionObserver(
-  (entries) => entries.filter((entry) => entry.isIntersecting).forEach((entry) => { near.unobserve(entry.target); draw(entry.target); }),
+  (entries) => entries.filter((entry) => entry.isIntersecting).forEach((entry) => drawLater(entry.target)),
   { rootMargin: "200px" },
 );
 const redraw = () => plots.filter((plot) => plot.figure).forEach(drawAnew);
@@ -77,7 +84,8 @@ addEventListener("DOMContentLoaded", () => plots.forEach((plot) => near.observe(
 function duration(seconds) {
   if (seconds < 1) return `${Number(seconds.toPrecision(2))}s`;
   if (seconds < 59.95) return `${seconds.toFixed(1)}s`;
-  const pair = (count, size, large, small) => `${Math.floor(count / size)}${large}${String(count % size).padStart(2, "0")}${small}`;
+  const two = (number) => String(number).padStart(2, "0");
+  const pair = (count, size, large, small) => `${Math.floor(count / size)}${large}${two(count % size)}${small}`;
   const minutes = Math.round(seconds / 60);
   if (Math.round(seconds) < 3600) return pair(Math.round(seconds), 60, "m", "s");
   return minutes < 1440 ? pair(minutes, 60, "h", "m") : pair(Math.round(seconds / 3600), 24, "d", "h");
@@ -112,7 +120,8 @@ function answerParts(answers, budget) {
   if (!(budget > 0)) return [element("p", "Give a number of seconds above zero.", "headline")];
   const place = answers.findLastIndex((answer) => answer.seconds <= budget);
   const next = answers[place + 1];
-  const more = next && element("p", `${percent(next.accuracy)} would take ${duration(next.seconds)} (trial ${next.number}).`);
+  const nextText = next && `${percent(next.accuracy)} would take ${duration(next.seconds)} (trial ${next.number}).`;
+  const more = next && element("p", nextText);
   if (place < 0) {
     return [element("p", `No finished trial trains within ${duration(budget)}.`, "headline"), more];
   }
@@ -122,12 +131,15 @@ function answerParts(answers, budget) {
 }
 
 function markChoice(plot, view, budget) {
-  if (!plot.data) return;
+  if (!plot.isDrawn) return;
   const answer = view.answers.findLast((one) => one.seconds <= budget);
   const lowest = view.answers[0].accuracy;
   const highest = view.answers.at(-1).accuracy;
   const at = budget / view.unitSeconds;
-  const lines = { budget: [[at, at], [lowest, highest]], chosen: answer ? [[answer.seconds / view.unitSeconds], [answer.accuracy]] : [[], []] };
+  const lines = {
+    budget: [[at, at], [lowest, highest]],
+    chosen: answer ? [[answer.seconds / view.unitSeconds], [answer.accuracy]] : [[], []],
+  };
   for (const [name, [x, y]] of Object.entries(lines)) {
     Plotly.restyle(plot, { x: [x], y: [y] }, plot.data.findIndex((trace) => trace.meta === name));
   }
@@ -166,4 +178,5 @@ function startBudget(form) {
 document.querySelectorAll(".budget").forEach(startBudget);
 document.getElementById("machine")?.addEventListener("change", (event) => {
   document.querySelectorAll(".view").forEach((view) => { view.hidden = view.id !== event.target.value; });
+  dispatchEvent(new Event("resize")); // figures that were hidden take the width that the page has now
 });

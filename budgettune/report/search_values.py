@@ -150,7 +150,9 @@ def _importance(objective: str, inputs: np.ndarray, target: np.ndarray, groups: 
             told_wrong = np.tile(inputs[unseen], (SHUFFLES, 1))
             told_wrong[:, column] = rng.choice(inputs[:, column], len(told_wrong))
             shuffled_error[column] += _squared_error(forest, told_wrong, np.tile(target[unseen], SHUFFLES)) / SHUFFLES
-    variance = float(np.sum((target - target.mean()) ** 2)) or 1.0
+    variance = float(np.sum((target - target.mean()) ** 2))
+    if variance == 0:
+        return Importance(objective, (0.0,) * inputs.shape[1], 0.0)
     shares = np.maximum(0.0, (shuffled_error - error) / variance)
     return Importance(objective, tuple(shares.tolist()), 1 - error / variance)
 

@@ -78,11 +78,6 @@ class Overview:
         return float(self.seconds.min()) > 0 and float(self.seconds.max() / self.seconds.min()) > LOG_TIME_RATIO
 
     @property
-    def fastest_on_front(self) -> TrialRecord:
-        """The trial that answers the smallest budget."""
-        return self.front[0]
-
-    @property
     def most_accurate(self) -> TrialRecord:
         """The trial that answers when time does not matter; the lower number where two are equal."""
         return self.answers[-1]
