@@ -241,7 +241,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     options.add_argument("--cells", type=int, nargs="+", default=[400, 10_000], help="grids of `cost`")
     options.add_argument("--trials", type=int, default=60, help="of each kind in `cost`")
     options.add_argument("--workers", type=int, nargs="+", default=[1, 4, 8, 16])
-    options.add_argument("--grid", type=int, default=200, help="cells that the workers share")
+    options.add_argument("--grid", type=int, default=200, help="cells that the workers share: a multiple of 40")
     options.add_argument("--sizes", type=int, nargs="+", default=[1_000, 10_000, 50_000], help="studies of `answers`")
     options.add_argument("--rounds", type=int, default=3, help="of each question")
     options.add_argument("--json", type=Path, help="file to write all numbers to")
