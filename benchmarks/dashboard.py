@@ -35,7 +35,6 @@ from budgettune.machine import fingerprint, usable_cores
 from budgettune.planning import trial_keys
 from budgettune.records import EpochRecord, MachineInfo, PhaseSeconds, TrialResult, trial_attributes
 from budgettune.rows import NewTrial, insert_trials
-from budgettune.sampling import grid_params
 from budgettune.spec import StudySpec
 from budgettune.storage import open_engine, writing
 from budgettune.study import StudyHandle, create_study, load_study
@@ -116,12 +115,19 @@ def make_study(url: str, finished: int) -> StudyHandle:
     """Make a study whose first trials are all complete."""
     study = create_study(spec(), url)
     queue(study, finished=0, waiting=0)
-    params = itertools.cycle(grid_params(study.spec))
+    params = params_of(study.spec)
     for begin in range(0, finished, 500):
         numbers = range(begin, min(begin + 500, finished))
         with writing(study.engine) as connection:
-            insert_trials(connection, study.study_id, [finished_trial(study.spec, n, next(params)) for n in numbers])
+            rows = [finished_trial(study.spec, n, params[n % len(params)]) for n in numbers]
+            insert_trials(connection, study.study_id, rows)
     return study
+
+
+def params_of(study_spec: StudySpec) -> list[Any]:
+    from budgettune.sampling import grid_params  # loads Optuna, which workers and visitors need not
+
+    return grid_params(study_spec)
 
 
 def finished_trial(spec: StudySpec, number: int, params: Any) -> NewTrial:
@@ -133,7 +139,7 @@ def finished_trial(spec: StudySpec, number: int, params: Any) -> NewTrial:
 def queue(study: StudyHandle, *, finished: int, waiting: int) -> None:
     """Take away all trials from a number on, and queue so many new ones."""
     own = sa.select(trials.c.trial_id).where(trials.c.study_id == study.study_id, trials.c.number >= finished)
-    params = grid_params(study.spec)
+    params = params_of(study.spec)
     rows = [
         NewTrial("WAITING", trial_keys(study.spec, Queued(Slot(n, 0), attempt=1)), params=params[n % len(params)])
         for n in range(finished, finished + waiting)
