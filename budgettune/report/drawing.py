@@ -10,7 +10,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from budgettune.records import TrialRecord
-from budgettune.report.axes import Axis, Groups, value_text
+from budgettune.report.axes import ABSENT, Axis, Groups, value_text
 from budgettune.report.values import Overview
 
 # Okabe and Ito (2008), without the yellow, which is too pale for a white page.
@@ -21,9 +21,9 @@ CATEGORY_COLOURS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, GREY)
 FRONT = "#cc2a4b"
 SEQUENTIAL = [[0.0, "#2b6cc4"], [0.5, "#1f9a8a"], [1.0, "#b58900"]]
 """Blue to gold, told apart by all kinds of colour vision; each colour has a contrast of 3 on white and on dark."""
-SYMBOLS = ("triangle-up", "square", "pentagon", "hexagon", "octagon", "circle", "x")
-"""More vertices for larger models, as in the paper; the last is for trials that lack the parameter."""
-MOST_GROUPS = 6
+SYMBOLS = ("triangle-up", "square", "pentagon", "hexagon", "octagon", "circle")
+"""More vertices for larger models, as in the paper."""
+MOST_GROUPS = len(SYMBOLS)
 MANY_TRIALS = 1_000
 """From here on markers are small and see-through."""
 HEIGHT = 460
@@ -111,7 +111,7 @@ def colour_axis(axis: Axis | None) -> dict[str, Any]:
 
 
 def in_unit(view: Overview, seconds: np.ndarray | Sequence[float]) -> np.ndarray:
-    """Return seconds in the study's unit; half precision would show, single does not."""
+    """Return seconds in the study's unit as float32: nobody sees the difference, and a page is smaller."""
     return np.asarray(np.asarray(seconds, dtype=float) / view.unit.seconds, dtype=np.float32)
 
 
@@ -174,8 +174,10 @@ def _shape(view: Overview, groups: Groups, group: int, is_hollow: bool) -> dict[
 
 
 def symbol(groups: Groups, group: int) -> str:
-    """Return the marker of a group; a circle where there is one group only."""
-    return SYMBOLS[group] if len(groups.labels) > 1 else "circle"
+    """Return the marker of a group; a circle where there is one group only, a cross for what has no value."""
+    if len(groups.labels) == 1:
+        return "circle"
+    return "x" if groups.labels[group] == ABSENT else SYMBOLS[group]
 
 
 def marker_legend(view: Overview, groups: Groups) -> list[Any]:

@@ -72,12 +72,13 @@ def curves(view: Overview) -> str:
     early = [point for point in values.front if point.epoch < last_epoch[point.number]]
     shown = len(values.shown)
     sample = "all" if shown == values.total else f"{shown} of {values.total:,}"
-    text = f"Shown: {sample} trials. {len(early)} of the {len(values.front)} steps of the red staircase are trials "
+    steps = f"{len(early)} of the {len(values.front)} steps of the red staircase"
+    text = f"Shown: {sample} trials. {steps} belong to trials that had not ended"
     if not early:
-        return f"{text}that had not ended: none would have been a better answer had it stopped early."
+        return f"{text}: none would have been a better answer had it stopped early."
     best = max(early, key=lambda point: point.accuracy)
     reached = f"{best.accuracy:.2%} in {format_duration(best.seconds)}"
-    return f"{text}that had not ended; the best of them is trial {best.number} after epoch {best.epoch + 1}: {reached}."
+    return f"{text}; the best of them is trial {best.number} after epoch {best.epoch + 1}: {reached}."
 
 
 def panels(view: Overview) -> str:
@@ -151,11 +152,11 @@ def repeats(view: Overview) -> str:
     """Say how much repeats of one configuration differ."""
     found = spreads(view)
     points = 100 * statistics.median(spread.accuracy_deviation for spread in found)
-    share = statistics.median(spread.seconds_deviation / spread.seconds for spread in found if spread.seconds > 0)
+    share = statistics.median(spread.seconds_deviation / (spread.seconds or 1.0) for spread in found)
     shown = f" (the {MOST_SPREADS} most accurate are shown)" if len(found) > MOST_SPREADS else ""
     return (
         f"{_count(len(found), 'configuration')} ran more than once{shown}. Typical standard deviation between repeats: "
-        f"{points:.2g} points of accuracy and {share:.1%} of the time. A difference of that size is chance."
+        f"{points:.2g} points of accuracy and {share:.1%} of the time. A difference of that size may well be chance."
     )
 
 
@@ -175,8 +176,7 @@ def pruning(view: Overview) -> str:
     done = pruning_done(view)
     most = float(done.asked.max())
     realised = float(done.realised[done.asked == most].mean())
-    text = f"Trials asked for a prune rate of {most:.4g} left out {realised:.1%} of their sample visits."
-    return text + (" Epochs that keep everything explain the difference." if realised < 0.97 * most else "")
+    return f"Trials asked for a prune rate of {most:.4g} left out {realised:.1%} of their sample visits."
 
 
 def hypervolume(view: Overview) -> str:

@@ -119,7 +119,7 @@ def _budget_form(view: _View) -> str:
 
 
 def _answer_data(view: Overview, study: str, budget_seconds: float | None) -> dict[str, Any]:
-    fastest, slowest = (objectives(trial)[0] for trial in (view.answers[0], view.answers[-1]))
+    fastest, slowest = (max(objectives(trial)[0], 1e-3) for trial in (view.answers[0], view.answers[-1]))
     return {
         "unitSeconds": view.unit.seconds,
         "answers": [asdict(answer) for answer in answers(view, study)],

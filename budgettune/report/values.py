@@ -154,10 +154,10 @@ def overview(records: Iterable[TrialRecord] | Overview, search: Search | None = 
 
 def pareto_front(trials: Iterable[TrialRecord]) -> tuple[TrialRecord, ...]:
     """Return the finished trials that no other beats in both time and accuracy, fastest first."""
-    by_number = {trial.number: trial for trial in trials}
-    points = ((number, *objectives(trial)) for number, trial in by_number.items())
-    rows = sorted((seconds, -accuracy, number) for number, seconds, accuracy in points)
-    return tuple(by_number[row[2]] for row in undominated(rows))
+    trials = tuple(trials)
+    points = ((*objectives(trial), trial.number, row) for row, trial in enumerate(trials))
+    rows = sorted((seconds, -accuracy, number, row) for seconds, accuracy, number, row in points)
+    return tuple(trials[row[3]] for row in undominated(rows))
 
 
 def _parts(axes: Sequence[Axis]) -> tuple[Axis | None, Axis | None, Axis | None]:
@@ -174,9 +174,13 @@ def _parts(axes: Sequence[Axis]) -> tuple[Axis | None, Axis | None, Axis | None]
             marker = axis
         elif label is None:
             label = axis
-    if colour is None or marker is None:  # only batch sizes and one more were searched: show them where they are seen
-        shown = [axis for axis in (colour, marker, label) if axis is not None]
-        colour, marker, label = (*shown, None, None, None)[:3]
+    # Of few parameters none is left to a label.
+    if colour is None:
+        colour, label = label, None
+    if colour is None:
+        colour, marker = marker, None
+    if marker is None:
+        marker, label = label, None
     return colour, marker, label
 
 

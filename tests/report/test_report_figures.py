@@ -1,16 +1,21 @@
 """Figures as plotly values: what they draw of which studies, and what they refuse to draw."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from synthetic import make_records
 
 import budgettune as bt
 from budgettune.errors import BudgetTuneError, NothingToDraw, UsageError
-from budgettune.records import TrialRecord
+from budgettune.records import EpochRecord, PhaseSeconds, TrialRecord
 from budgettune.report import figures, picture
+from budgettune.report.contents import contents
 from budgettune.report.findings import FINDINGS
+from budgettune.report.page import build_page
 from budgettune.report.sections import SECTIONS
 from budgettune.report.values import overview
 
@@ -117,6 +122,43 @@ def test_texts_from_a_database_are_plain_in_plotly():
     document = figures.front(named).to_json()
     assert "<b>" not in document
     assert "%{x}" not in document.replace("&#37;{x}", "")
+
+
+ODD_SECONDS = st.sampled_from([0.0, 1e-9, 1.0, 2.0, 1e6])
+ODD_ACCURACY = st.sampled_from([0.0, 0.5, 1.0, -3.0, 97.0])
+ODD_EPOCHS = st.builds(
+    EpochRecord,
+    epoch=st.integers(0, 3),
+    train_seconds=ODD_SECONDS,
+    steps=st.just(1),
+    samples=st.just(1),
+    loss=st.just(1.0),
+    accuracy=st.one_of(st.none(), ODD_ACCURACY),
+)
+ODD_PARAMS = st.dictionaries(
+    st.sampled_from(["scale", "prune_rate", "train.lr", "x.lr", "<b>"]),
+    st.sampled_from([None, True, 0, 1, -2.5, 1e-9, 1e9, math.nan, math.inf, "", "sgd", "</script>"]),
+)
+ODD_RECORDS = st.builds(
+    TrialRecord,
+    number=st.integers(0, 9),
+    state=st.sampled_from(["COMPLETE", "COMPLETE", "FAIL"]),
+    params=ODD_PARAMS,
+    train_seconds=ODD_SECONDS,
+    test_accuracy=ODD_ACCURACY,
+    status=st.sampled_from([None, "clean", "disturbed", "odd"]),
+    keep_fraction=st.sampled_from([None, 0.0, 0.5, 1.0]),
+    curve=st.lists(ODD_EPOCHS, max_size=3).map(tuple),
+    phases=st.sampled_from([None, PhaseSeconds(), PhaseSeconds(step=1.0)]),
+)
+
+
+@given(st.lists(ODD_RECORDS, max_size=15))
+@settings(max_examples=40)
+def test_whatever_a_database_holds_becomes_a_page(records):
+    page = build_page(contents("odd", records))
+    assert page.count("<script") == page.count("</script>")
+    assert "nan%" not in page
 
 
 def test_mixed_machines_and_unknown_figures_are_refused():

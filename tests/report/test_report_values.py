@@ -188,6 +188,8 @@ def test_the_papers_parameters_play_the_papers_parts():
     assert (other.colour.name, other.marker.name, other.label) == ("train.lr", "train.optimizer", None)
     batches = overview(make_records(20, search={"batch_size": [64, 128]}))
     assert (batches.colour.name, batches.marker, batches.label) == ("batch_size", None, None)
+    two = overview(make_records(20, search={"batch_size": [64, 128], "scale": [1.0, 2.0]}))
+    assert (two.colour.name, two.marker.name, two.label) == ("batch_size", "scale", None)
     assert overview([trial()]).colour is None
 
 
