@@ -13,6 +13,7 @@ import argparse
 import itertools
 import multiprocessing
 import os
+import random
 import re
 import socket
 import statistics
@@ -29,11 +30,11 @@ from typing import Any
 
 import common
 import sqlalchemy as sa
+import synthetic
 
 from budgettune.cells import Queued, Slot
 from budgettune.machine import fingerprint, usable_cores
 from budgettune.planning import trial_keys
-from budgettune.records import EpochRecord, MachineInfo, PhaseSeconds, TrialResult, trial_attributes
 from budgettune.rows import NewTrial, insert_trials
 from budgettune.spec import StudySpec
 from budgettune.storage import open_engine, writing
@@ -42,7 +43,6 @@ from budgettune.tables import TABLES_OF_A_TRIAL, trials
 
 SPAWN = multiprocessing.get_context("spawn")
 NAME = "dashboard"
-EPOCHS = 30
 PATIENCE_SECONDS = 120.0
 STATE = re.compile(rb'"state": "(\w+)"')
 
@@ -78,48 +78,17 @@ def spec() -> StudySpec:
     return StudySpec.from_document({"name": NAME, "data": {"name": "digits"}, "search": search})
 
 
-def result_of(number: int) -> TrialResult:
-    """Return a result with all that a real one stores."""
-    seconds = 5.0 + (number * 7919 % 1000) / 10
-    curve = tuple(
-        EpochRecord(epoch=e, train_seconds=seconds * (e + 1) / EPOCHS, steps=40, samples=10_000, loss=1.0, accuracy=0.5)
-        for e in range(EPOCHS)
-    )
-    machine = MachineInfo(hostname="box", device="cpu", device_name="some processor", cores=2, threads=2, torch="2")
-    phases = PhaseSeconds(plan=0.1, data=0.2, step=seconds - 0.3, warmup=0.5, evaluate=0.2)
-    return TrialResult(
-        train_seconds=seconds,
-        test_accuracy=1 - 1 / (2 + seconds) - (number * 104_729 % 997) / 5000,
-        keep_fraction=0.8,
-        epochs=EPOCHS,
-        steps=40 * EPOCHS,
-        samples=10_000 * EPOCHS,
-        parameters=272_474,
-        multiply_adds=31_000_000,
-        step_ms_median=12.0,
-        step_ms_mad=0.3,
-        peak_memory_mb=512.0,
-        final_lr=0.0,
-        seed=number,
-        precision="fp32",
-        weights_sha256="0" * 64,
-        curve=curve,
-        phases=phases,
-        machine=machine,
-        batch_shapes=(500, 200),
-        status="clean",
-    )
-
-
 def make_study(url: str, finished: int) -> StudyHandle:
     """Make a study whose first trials are all complete."""
     study = create_study(spec(), url)
     queue(study, finished=0, waiting=0)
-    params = params_of(study.spec)
+    params, rng = params_of(study.spec), random.Random(0)
     for begin in range(0, finished, 500):
         numbers = range(begin, min(begin + 500, finished))
         with writing(study.engine) as connection:
-            rows = [finished_trial(study.spec, n, params[n % len(params)]) for n in numbers]
+            rows = [
+                synthetic.complete_row(study.spec, n, synthetic.result(rng), params[n % len(params)]) for n in numbers
+            ]
             insert_trials(connection, study.study_id, rows)
     return study
 
@@ -128,12 +97,6 @@ def params_of(study_spec: StudySpec) -> list[Any]:
     from budgettune.sampling import grid_params  # loads Optuna, which workers and visitors need not
 
     return grid_params(study_spec)
-
-
-def finished_trial(spec: StudySpec, number: int, params: Any) -> NewTrial:
-    result = result_of(number)
-    attributes = trial_keys(spec, Queued(Slot(number, 0), attempt=1)) | trial_attributes(result)
-    return NewTrial("COMPLETE", attributes, params=params, values=(result.train_seconds, result.test_accuracy))
 
 
 def queue(study: StudyHandle, *, finished: int, waiting: int) -> None:
@@ -155,7 +118,7 @@ def queue(study: StudyHandle, *, finished: int, waiting: int) -> None:
 
 def work(url: str, count: int, start: Any, results: Any) -> None:
     """Claim and complete trials that take no time; hand back the seconds of each."""
-    study, result, seconds = load_study(url, NAME), result_of(0), []
+    study, result, seconds = load_study(url, NAME), synthetic.result(random.Random(0)), []
     start.wait(PATIENCE_SECONDS)
     for _ in range(count):
         began = time.perf_counter()

