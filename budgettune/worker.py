@@ -288,10 +288,9 @@ class _Worker:
 def undisturbed(spec: StudySpec, train_once: Callable[[], TrialResult]) -> tuple[int, TrialResult]:
     """Train until nothing disturbs the clock, as often as `[clock]` allows; return the tries, and the last result."""
     most = 1 + (spec.clock.repeat_limit if spec.clock.on_disturbed == "repeat" else 0)
-    for tries in range(1, most + 1):
-        result = train_once()
-        if result.status != "disturbed":
-            break
+    tries, result = 1, train_once()
+    while result.status == "disturbed" and tries < most:
+        tries, result = tries + 1, train_once()
     return tries, result
 
 
