@@ -133,8 +133,8 @@ def front_rows(runs: Runs) -> list[common.Row]:
 def pair_rows(runs: Runs) -> list[common.Row]:
     """Return for each prune rate how far it is ahead of all data at the same seconds, network and batch.
 
-    All data trained for that long is read off a line through its lengths, in the logarithm of seconds; a pruned run that
-    lies outside of them is left out.
+    All data trained for that long is read off a line through its lengths, in the logarithm of seconds; a pruned run
+    that lies outside of them is left out.
     """
     lengths: dict[tuple[float, int], list[tuple[float, float]]] = defaultdict(list)
     for point, values in runs.items():
