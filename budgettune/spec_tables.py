@@ -47,6 +47,10 @@ def is_code(name: str) -> bool:
     return bool(colon) and all(part.isidentifier() for part in [*module.split("."), attribute])
 
 
+TRAINING_IMAGES = {"digits": 1_437, "fashion-mnist": 60_000, "cifar10": 50_000, "cifar100": 50_000}
+"""Of the built-in sets."""
+
+
 class DataSpec(Table):
     """`[data]`: which images, and what part of them.
 
