@@ -49,7 +49,7 @@ Runs = dict[Point, list[tuple[float, float]]]
 
 
 def runs_of(records: Iterable[TrialRecord]) -> Runs:
-    """Return the finished trials by configuration, in order of repeat."""
+    """Return the finished trials by configuration, in order of repeat; networks and batches of one side are left out."""
     found: Runs = defaultdict(list)
     for one in sorted(records, key=lambda record: (record.cell or 0, record.repeat or 0)):
         if one.state == "COMPLETE" and not one.extra:
@@ -57,7 +57,8 @@ def runs_of(records: Iterable[TrialRecord]) -> Runs:
                 one.params["scale"], one.params["batch_size"], one.params.get("prune_rate", 0.0), one.epochs or 0
             )
             found[point].append((one.train_seconds or math.nan, one.test_accuracy or math.nan))
-    return dict(found)
+    sides = [{point[:2] for point in found if point.kind == kind} for kind in (PRUNED, FEWER)]
+    return {point: values for point, values in found.items() if all(point[:2] in side for side in sides)}
 
 
 def mean(values: Sequence[tuple[float, float]]) -> tuple[float, float]:
