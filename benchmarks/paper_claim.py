@@ -49,7 +49,7 @@ Runs = dict[Point, list[tuple[float, float]]]
 
 
 def runs_of(records: Iterable[TrialRecord]) -> Runs:
-    """Return the finished trials by configuration, in order of repeat; networks and batches of one side are left out."""
+    """Return the finished trials by configuration, in order of repeat; what one side alone has run is left out."""
     found: Runs = defaultdict(list)
     for one in sorted(records, key=lambda record: (record.cell or 0, record.repeat or 0)):
         if one.state == "COMPLETE" and not one.extra:
