@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -50,6 +50,7 @@ class SlotRow:
         failure: the kind and the message of a failed trial.
         extra: a late result beside the one that counts.
         late_of: number of the trial whose late result this row keeps.
+        seconds: on the clock of a complete trial; of any other, from its start to its last sign of life.
     """
 
     trial_id: int
@@ -61,6 +62,7 @@ class SlotRow:
     failure: tuple[str, str] | None = None
     extra: bool = False
     late_of: int | None = None
+    seconds: float = 0.0
 
     @property
     def is_taken(self) -> bool:
@@ -157,16 +159,22 @@ class Verification:
 
 
 class Cells:
-    """The rows of a study by slot, and what follows from them."""
+    """The rows of a study by slot, and what follows from them.
+
+    Attributes:
+        is_spent: whether the study has used up its total of seconds, so that no trial may begin.
+    """
 
     def __init__(self, spec: StudySpec, rows: Iterable[SlotRow]) -> None:
+        rows = sorted(rows, key=lambda row: row.number)
+        self.is_spent = spec.sampler.total is not None and spent_seconds(rows) >= spec.sampler.total
         self._repeats = spec.sampler.repeats
         self._max_attempts = spec.sampler.max_attempts
         self._is_grid = spec.sampler.name == "grid"
         self._limit = grid_size(spec) if self._is_grid else spec.sampler.trials
         self._rows: defaultdict[Slot, list[SlotRow]] = defaultdict(list)
         self._source: dict[int, int] = {}  # cell -> a trial that has its params
-        for row in sorted(rows, key=lambda row: row.number):
+        for row in rows:
             if self._is_wanted(row.slot):
                 self._add(row)
 
@@ -201,7 +209,12 @@ class Cells:
 
     def is_done(self, slot: Slot) -> bool:
         """Whether nothing is left to do for a slot."""
-        return self._completed(slot) > 0 or self.is_given_up(slot)
+        return self._completed(slot) > 0 or self.is_given_up(slot) or self._is_dropped(slot)
+
+    def _is_dropped(self, slot: Slot) -> bool:
+        """Whether a slot is left without a result because the study has used up its total."""
+        states = {row.state for row in self._rows.get(slot, ())}
+        return self.is_spent and not states & {"RUNNING", "COMPLETE"} and not self.is_given_up(slot)
 
     def _completed(self, slot: Slot) -> int:
         return sum(row.state == "COMPLETE" for row in self._rows.get(slot, ()))
@@ -222,6 +235,8 @@ class Cells:
 
     def to_queue(self) -> list[Queued]:
         """Return the slots that need a new row now."""
+        if self.is_spent:
+            return []
         slots = (slot for slot in self._slots(self._cells()) if not self.is_taken(slot) and self.is_drawn(slot.cell))
         return [self.queued(slot, self.next_attempt(slot)) for slot in slots if not self.is_given_up(slot)]
 
@@ -231,7 +246,7 @@ class Cells:
 
     def to_draw(self) -> Queued | None:
         """Return the next cell that a sampler must draw, None where the study has all it wants."""
-        if self._is_grid:
+        if self._is_grid or self.is_spent:
             return None
         firsts = (Slot(cell, repeat=0) for cell in itertools.count())
         slot = next(slot for slot in firsts if not self.is_drawn(slot.cell) and not self.is_taken(slot))
@@ -242,14 +257,17 @@ class Cells:
         return None if self._limit is None else self._limit * self._repeats
 
     def left_count(self) -> int | None:
-        """Return how many of them still need to run; None for a sampled study without an end."""
+        """Return how many of them still need to run; None where that is open, or there is no end."""
+        begun = [self.is_done(slot) for slot in self._slots(self._cells())]
+        if self.is_spent:
+            return begun.count(False)
         wanted = self.wanted_count()
-        return None if wanted is None else wanted - sum(self.is_done(slot) for slot in self._slots(self._cells()))
+        return None if wanted is None else wanted - begun.count(True)
 
     def verify(self) -> Verification:
         """Return what is missing, doubled and given up."""
-        cells = self._cells() if self._limit is None else range(self._limit)
-        complete = {slot: self._completed(slot) for slot in self._slots(cells)}
+        cells = self._cells() if self._limit is None or self.is_spent else range(self._limit)
+        complete = {slot: self._completed(slot) for slot in self._slots(cells) if not self._is_dropped(slot)}
         given_up = self.given_up()
         without = {failed.slot for failed in given_up}
         return Verification(
@@ -264,6 +282,12 @@ class Cells:
 def grid_size(spec: StudySpec) -> int:
     """Return how many points the search lists span; one where nothing is searched."""
     return math.prod(len(axis) for axis in spec.search.values() if not isinstance(axis, RangeSpec))
+
+
+def spent_seconds(rows: Collection[SlotRow]) -> float:
+    """Return the seconds that trials took so far; a late result and the lost trial that it is of count once."""
+    delivered = {row.late_of for row in rows}
+    return sum(row.seconds for row in rows if row.number not in delivered)
 
 
 def _reasons(rows: Iterable[SlotRow]) -> tuple[str, ...]:

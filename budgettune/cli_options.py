@@ -35,6 +35,7 @@ def duration(text: str) -> float:
 class SamplerName(StrEnum):
     """Ways to choose points."""
 
+    cost = "cost"
     tpe = "tpe"
     nsga2 = "nsga2"
     gp = "gp"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
@@ -12,10 +13,13 @@ from budgettune.cells import Slot, SlotRow
 from budgettune.storage import reading
 from budgettune.tables import (
     SPEC_ATTRIBUTE,
+    is_finite,
     plain_text,
     study_user_attributes,
+    trial_heartbeats,
     trial_params,
     trial_user_attributes,
+    trial_values,
     trials,
 )
 from budgettune.trial_rows import failure_pair, parse_json, whole_number
@@ -31,7 +35,6 @@ def slot_rows(engine: sa.Engine, study_id: int) -> list[SlotRow]:
 
 def read_slot_rows(connection: sa.Connection, study_id: int) -> list[SlotRow]:
     """Return the same inside a transaction."""
-    own = sa.select(trials.c.trial_id, trials.c.number, plain_text(trials.c.state)).where(trials.c.study_id == study_id)
     attribute = trial_user_attributes
     pairs = (
         sa.select(attribute.c.trial_id, attribute.c.key, attribute.c.value_json)
@@ -48,9 +51,41 @@ def read_slot_rows(connection: sa.Connection, study_id: int) -> list[SlotRow]:
     for trial_id, key, text in connection.execute(pairs):
         attributes[trial_id][key] = parse_json(text)
     drawn = set(connection.execute(with_params).scalars())
-    found = connection.execute(own).all()
-    rows = (_slot_row(row[0], row[1], row[2], attributes[row[0]], row[0] in drawn) for row in found)
+    rows = (
+        _slot_row(trial_id, number, state, attributes[trial_id], trial_id in drawn, _seconds(*spans))
+        for trial_id, number, state, *spans in connection.execute(_states_and_times(study_id))
+    )
     return [row for row in rows if row is not None]
+
+
+def _states_and_times(study_id: int) -> sa.Select[Any]:
+    """Return what selects id, number, state, seconds on the clock, start and last sign of life of every trial."""
+    values, heartbeats = trial_values, trial_heartbeats
+    on_the_clock = sa.and_(values.c.trial_id == trials.c.trial_id, values.c.objective == 0, is_finite(values.c.value))
+    return (
+        sa.select(
+            trials.c.trial_id,
+            trials.c.number,
+            plain_text(trials.c.state),
+            values.c.value,
+            plain_text(trials.c.datetime_start),
+            plain_text(heartbeats.c.heartbeat),
+        )
+        .select_from(trials)
+        .outerjoin(values, on_the_clock)
+        .outerjoin(heartbeats, heartbeats.c.trial_id == trials.c.trial_id)
+        .where(trials.c.study_id == study_id)
+    )
+
+
+def _seconds(on_the_clock: float | None, start: str | None, last_sign: str | None) -> float:
+    """Return the seconds that a trial took so far."""
+    if on_the_clock is not None:
+        return on_the_clock
+    try:
+        return max(0.0, (datetime.fromisoformat(str(last_sign)) - datetime.fromisoformat(str(start))).total_seconds())
+    except ValueError:  # it has not begun, or another tool runs it
+        return 0.0
 
 
 def machine_kind(engine: sa.Engine, study_id: int) -> str | None:
@@ -84,7 +119,7 @@ def _asked_kind(spec: Any) -> str | None:
 
 
 def _slot_row(
-    trial_id: int, number: int, state: str, attributes: Mapping[str, Any], has_params: bool
+    trial_id: int, number: int, state: str, attributes: Mapping[str, Any], has_params: bool, seconds: float
 ) -> SlotRow | None:
     """Return None for a row that is not of a cell."""
     cell, repeat = whole_number(attributes.get("cell")), whole_number(attributes.get("repeat"))
@@ -100,4 +135,5 @@ def _slot_row(
         failure=failure_pair(attributes.get("failure")),
         extra=attributes.get("extra") is True,
         late_of=whole_number(attributes.get("late_of")),
+        seconds=seconds,
     )

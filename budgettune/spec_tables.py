@@ -228,18 +228,30 @@ class SamplerSpec(Table):
     """`[sampler]`: how points are chosen, and how often each is run.
 
     Attributes:
-        name: `grid` runs every point of the search lists; the others are Optuna's.
+        name: `grid` runs every point of the search lists; `cost` is ours, the others are Optuna's.
         seed: of the study: every trial's own seed follows from it.
         repeats: trials per point, each with its own seed.
         trials: points that a sampled study ends at, over all workers; None for no end.
+        total: seconds of training, summed over workers, after which a sampled study begins no trial; None for no end.
+        max_seconds: longest training that `cost` shall try; None for any.
         max_attempts: tries of one cell and repeat before it is given up.
     """
 
-    name: Literal["grid", "tpe", "nsga2", "gp", "random"] = "grid"
+    name: Literal["grid", "cost", "tpe", "nsga2", "gp", "random"] = "grid"
     seed: int = Field(0, ge=0)
     repeats: int = Field(1, ge=1)
     trials: int | None = Field(None, ge=1)
+    total: Duration | None = None
+    max_seconds: Duration | None = None
     max_attempts: int = Field(3, ge=1)
+
+    @model_validator(mode="after")
+    def _limits_have_someone_to_keep_them(self) -> Self:
+        if self.total is not None and self.name == "grid":
+            raise ValueError("total needs a sampler, because a grid runs every cell: leave it out, or choose name")
+        if self.max_seconds is not None and self.name != "cost":
+            raise ValueError("max_seconds works with name = 'cost' only: the other samplers know no time")
+        return self
 
 
 class MachineSpec(Table):

@@ -201,6 +201,8 @@ class StudyHandle:
 
         None may also mean that the rest is running elsewhere: ask `is_finished`, and `reconcile` now and then.
         """
+        if self.spec.sampler.total is not None and self._cells().is_spent:
+            return None
         taken = transactions.take_waiting(self.engine, self.study_id)
         if taken is None and self.spec.sampler.name != "grid":
             self.reconcile()  # lost trials mislead samplers, and their points come first
@@ -281,7 +283,10 @@ class StudyHandle:
         return self._cells().verify()
 
     def is_finished(self) -> bool:
-        """Whether every cell and repeat is complete or given up; never for a sampled study without an end."""
+        """Whether every cell and repeat is complete or given up, or the study's total is used up and nothing runs.
+
+        Never for a sampled study without an end.
+        """
         return self._cells().left_count() == 0
 
     def _cells(self) -> Cells:

@@ -91,6 +91,7 @@ NEIGHBOURS = {
     "progress": {"render"},
     "query": {"slots", "trial_rows"},
     "rows": {"tables"},
+    "sampling": {"predict"},
     "spec": {"spec_faults", "spec_tables"},
     "spec_faults": {"spec_tables"},
     "slots": {"trial_rows"},
