@@ -33,12 +33,14 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import common
+import optuna
 import psycopg
 import torch
 from torch import Tensor, nn
 
 from budgettune.query import trial_records
 from budgettune.spec import StudySpec
+from budgettune.stopping import StopFlag
 from budgettune.study import create_study, load_study
 from budgettune.training.data import load_data
 from budgettune.training.trainer import train
@@ -129,8 +131,6 @@ def our_worker(url: str) -> None:
         heartbeat_seconds=HEARTBEAT_SECONDS,
         lease_seconds=LEASE_SECONDS,
     )
-    from budgettune.stopping import StopFlag
-
     with StopFlag() as stop:
         summary = run_worker(url, "storm", options, stop=stop)
     raise SystemExit(0 if summary.signal_number is None else 128 + summary.signal_number)
@@ -148,16 +148,10 @@ def our_rows(url: str) -> tuple[collections.Counter[Any], int, int]:
 
 
 def optunas_study(url: str) -> None:
-    import optuna
-
     optuna.create_study(study_name="storm", storage=_optunas_storage(url), directions=["minimize", "maximize"])
 
 
 def _optunas_storage(url: str) -> Any:
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.CRITICAL)
-    warnings.simplefilter("ignore")
     return optuna.storages.RDBStorage(
         url.replace("postgresql://", "postgresql+psycopg://"),
         heartbeat_interval=int(HEARTBEAT_SECONDS),
@@ -167,8 +161,6 @@ def _optunas_storage(url: str) -> Any:
 
 
 def optunas_worker(url: str) -> None:
-    import optuna
-
     spec, data = StudySpec.from_document(SPEC), load_data(StudySpec.from_document(SPEC).data)
     torch.set_num_threads(1)
     space = {key: list(axis) for key, axis in SPEC["search"].items()}
@@ -185,8 +177,6 @@ def optunas_worker(url: str) -> None:
 
 
 def optunas_rows(url: str) -> tuple[collections.Counter[Any], int, int]:
-    import optuna
-
     trials = optuna.load_study(study_name="storm", storage=_optunas_storage(url)).trials
     done = collections.Counter(
         tuple(sorted(trial.params.items())) for trial in trials if trial.state.name == "COMPLETE"
@@ -314,6 +304,13 @@ def storm(system: str, url: str, seed: int) -> Outcome:
     )
 
 
+def load_all() -> None:
+    """Train once in this process: what that imports, in a second or two, its forks need not import again."""
+    torch.set_num_threads(1)
+    spec = StudySpec.from_document(SPEC)
+    train(spec, {"scale": 1.0, "prune_rate": 0.0}, seed=0, data=load_data(spec.data), allow_import=["storm"])
+
+
 @contextmanager
 def new_database(server: str | None) -> Iterator[str]:
     """Yield the URL of an empty database: on a server, or a file."""
@@ -336,6 +333,9 @@ def main() -> None:
     parser.add_argument("--storage", help="PostgreSQL URL; an SQLite file where left out")
     parser.add_argument("--json", type=Path, help="file to write all numbers to")
     options = parser.parse_args()
+    load_all()
+    optuna.logging.set_verbosity(optuna.logging.CRITICAL)
+    warnings.simplefilter("ignore")
     outcomes = []
     with tempfile.TemporaryDirectory() as spool:
         os.environ["BUDGETTUNE_SPOOL"] = spool

@@ -98,10 +98,19 @@ def best_under_budget(
 
     Raises:
         NothingWithinBudget: where even the fastest finished trial takes longer.
+        UsageError: where the budget is no duration.
     """
+    budget_seconds = _budget_seconds(budget)
     engine, study_id = locate(study, storage)
-    budget_seconds, kind = parse_duration(budget), query.comparable_kind(engine, study_id, device_name)
+    kind = query.comparable_kind(engine, study_id, device_name)
     return query.best_under_budget(engine, study_id, budget_seconds, top=top, device_name=kind, clean_only=clean_only)
+
+
+def _budget_seconds(budget: str | float) -> float:
+    try:
+        return parse_duration(budget)
+    except ValueError as error:
+        raise UsageError(f"budget {budget!r} {error}") from None
 
 
 def pareto_front(
@@ -156,11 +165,64 @@ def hypervolume_of(
     return query.hypervolume(points, reference), reference
 
 
-def machines_note(
+def machines(
     study: StudyHandle | str | None = None, *, device_name: str | None = None, storage: str | None = None
-) -> str | None:
-    """Return a sentence on whose times an answer holds, where the study has those of several kinds of machine."""
-    return query.machines_note(*locate(study, storage), device_name)
+) -> tuple[str, str | None]:
+    """Return whose times an answer holds, as the other calls take `device_name`, and a sentence where that is news.
+
+    The sentence is None where the study's times come from one kind of machine, or one was asked for.
+    """
+    engine, study_id = locate(study, storage)
+    names = query.device_names(engine, study_id) if device_name in (None, query.ANY_KIND) else []
+    if len(names) < 2:
+        return device_name or query.ANY_KIND, None
+    if device_name == query.ANY_KIND:
+        return device_name, f"these times come from different kinds of machine: {'; '.join(names)}"
+    own = query.comparable_kind(engine, study_id) or query.ANY_KIND
+    others = "; ".join(name for name in names if name != own)
+    return own, f"times of {own} only; the study also holds {others}: --device-name chooses, any takes all"
+
+
+def write_report(
+    study: StudyHandle | str | None,
+    out: str | Path = "report.html",
+    *,
+    format: str = "html",  # noqa: A002
+    figure: str | None = None,
+    budget: str | float | None = None,
+    device_name: str | None = None,
+    clean_only: bool = False,
+    storage: str | None = None,
+) -> None:
+    """Write a study's figures and answers as one page that opens without a network, or one figure as a picture.
+
+    Args:
+        study: which.
+        out: file to write; `-` for standard output.
+        format: html for the page; png or svg for one figure (with kaleido and a browser).
+        figure: which figure, for png and svg: a name in `budgettune.report.figures.FIGURES`.
+        budget: where the page's slider stands at first: seconds, or a text such as "60s".
+        device_name: only times from that kind of machine.
+        clean_only: only times that nothing is known to have disturbed.
+        storage: database URL, where study is not a handle.
+
+    Raises:
+        UsageError: where the options cannot work together, or the file cannot be written.
+        NothingToDraw: where the study does not hold what the figure shows.
+    """
+    from budgettune import report
+
+    engine, study_id = locate(study, storage)
+    report.write_report(
+        engine,
+        study_id,
+        out,
+        format=format,
+        figure=figure,
+        budget_seconds=None if budget is None else _budget_seconds(budget),
+        device_name=device_name,
+        clean_only=clean_only,
+    )
 
 
 def configuration(

@@ -7,7 +7,10 @@ from typing import Annotated
 
 import typer
 
+from budgettune import query
+from budgettune.errors import BudgetTuneError
 from budgettune.render import Format
+from budgettune.storage import open_engine, storage_url
 from budgettune.units import parse_duration
 
 HELP = {"help_option_names": ["-h", "--help"]}
@@ -30,6 +33,15 @@ def duration(text: str) -> float:
         return parse_duration(text)
     except ValueError as error:
         raise typer.BadParameter(f"{text!r} {error}") from None
+
+
+def studies_beginning(context: typer.Context, incomplete: str) -> list[str]:
+    """Return the names of studies that a shell may complete to; none where the database cannot be asked."""
+    try:
+        rows = query.studies(open_engine(storage_url(context.params.get("storage"))))
+    except BudgetTuneError:
+        return []
+    return [row.name for row in rows if row.spec_json is not None and row.name.startswith(incomplete)]
 
 
 class SamplerName(StrEnum):
@@ -61,7 +73,12 @@ Storage = Annotated[
 Debug = Annotated[
     bool, typer.Option("--debug", callback=DebugSwitch.turn, help="Show a traceback where something fails.")
 ]
-Study = Annotated[str | None, typer.Argument(metavar="[STUDY]", help="May be left out where there is only one.")]
+Study = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[STUDY]", help="May be left out where there is only one.", autocompletion=studies_beginning
+    ),
+]
 FormatOption = Annotated[Format, typer.Option("--format", help="Table for people, JSON or CSV for programs.")]
 DeviceName = Annotated[
     str | None,

@@ -8,20 +8,32 @@ BudgetTuneError                 say what is wrong and what to do next, in one li
 │   ├── StudyNotFound
 │   └── StudyExists
 ├── NothingWithinBudget         no finished trial trains within the budget
+├── NothingToDraw               a study does not hold what a figure shows
 └── TrialFailed                 one trial cannot go on; carries the kind of failure that its row keeps
     ├── OutOfMemory
     ├── NonFiniteLoss
     ├── TrialTimeout
+    ├── BudgetUsedUp            a time budget is over before training began
     └── Interrupted             told to stop; its cell is handed back and no attempt is used up
 """
 
 from __future__ import annotations
 
+from budgettune.texts import one_line, shortened
 from budgettune.units import format_duration
+
+LONGEST_LINE = 2_000
 
 
 class BudgetTuneError(Exception):
-    """Base of all errors that a user can do something about."""
+    """Base of all errors that a user can do something about.
+
+    As text it is one line without control characters and of bounded length: names and values in it may come from
+    anywhere.
+    """
+
+    def __str__(self) -> str:
+        return shortened(one_line(super().__str__()), LONGEST_LINE)
 
 
 class UsageError(BudgetTuneError):
@@ -69,6 +81,10 @@ class NothingWithinBudget(BudgetTuneError):
         super().__init__(message)
 
 
+class NothingToDraw(BudgetTuneError):
+    """A study does not hold what a figure shows; the message says what would bring it."""
+
+
 class TrialFailed(BudgetTuneError):
     """One trial cannot go on.
 
@@ -95,6 +111,12 @@ class TrialTimeout(TrialFailed):
     """The trial took longer than a worker allows."""
 
     kind = "timeout"
+
+
+class BudgetUsedUp(TrialFailed):
+    """What a pruning strategy does before training has taken the whole time budget."""
+
+    kind = "budget-used-up"
 
 
 class Interrupted(TrialFailed):

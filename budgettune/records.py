@@ -36,12 +36,14 @@ class EpochRecord:
 class PhaseSeconds:
     """Where a trial's seconds went.
 
-    `plan`, `data`, `step` and `observe` are on the clock and add up to `train_seconds` but for the loop between
-    them; the others are off the clock.
+    `prepare`, `plan`, `data`, `select`, `step` and `observe` are on the clock and add up to `train_seconds` but for
+    the loop between them; the others are off the clock.
 
     Attributes:
-        plan: choosing which samples an epoch keeps.
-        data: gathering and augmenting batches.
+        prepare: what a pruning strategy does once, before the first epoch: helper models, scores.
+        plan: choosing which samples an epoch keeps, scoring between epochs included.
+        data: gathering and augmenting batches, candidates included.
+        select: looking at candidates, and choosing among them.
         step: forward, backward, optimiser.
         observe: handing losses back to the strategy.
         load: reading the image set (0 where the process had it already).
@@ -50,8 +52,10 @@ class PhaseSeconds:
         evaluate: accuracy on held-out images.
     """
 
+    prepare: float = 0.0
     plan: float = 0.0
     data: float = 0.0
+    select: float = 0.0
     step: float = 0.0
     observe: float = 0.0
     load: float = 0.0
@@ -62,12 +66,12 @@ class PhaseSeconds:
     @property
     def on_clock(self) -> float:
         """Seconds of the phases that count."""
-        return self.plan + self.data + self.step + self.observe
+        return self.prepare + self.plan + self.data + self.select + self.step + self.observe
 
     @property
     def pruning(self) -> float:
         """Seconds that choosing samples costs: what pruning must earn back."""
-        return self.plan + self.observe
+        return self.prepare + self.plan + self.select + self.observe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +107,8 @@ class TrialResult:
         train_seconds: training wall-clock with the cost of pruning in and evaluation out.
         test_accuracy: share of held-out images that are classified correctly after the last epoch.
         keep_fraction: sample visits made over visits that no pruning would have made.
+        scored_samples: forward passes of single samples that pruning asked for beyond training steps.
+        helper_samples: sample visits of helper models that pruning trained.
         step_ms_median: median host milliseconds from step to step.
         step_ms_mad: median absolute deviation of the same.
         final_lr: what the schedule gives where training ended.
@@ -129,6 +135,8 @@ class TrialResult:
     curve: tuple[EpochRecord, ...]
     phases: PhaseSeconds
     machine: MachineInfo
+    scored_samples: int = 0
+    helper_samples: int = 0
     batch_shapes: tuple[int, ...] = ()
     architecture: Mapping[str, Any] = field(default_factory=dict)
     status: str = "unverified"
@@ -136,7 +144,8 @@ class TrialResult:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        return asdict(self) | {"curve": [asdict(epoch) for epoch in self.curve]}
+        document = asdict(self)
+        return document | {"curve": list(document["curve"])}
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Self:
@@ -205,7 +214,8 @@ class TrialRecord:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values, with absent ones as None."""
-        return asdict(self) | {"curve": [asdict(epoch) for epoch in self.curve]}
+        document = asdict(self)
+        return document | {"curve": list(document["curve"])}
 
 
 NUMERIC_ATTRIBUTES = (
@@ -249,6 +259,8 @@ def trial_attributes(result: TrialResult) -> dict[str, Any]:
                 "final_lr",
                 "step_ms_mad",
                 "samples",
+                "scored_samples",
+                "helper_samples",
                 "batch_shapes",
                 "architecture",
                 "evidence",

@@ -10,7 +10,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from budgettune.units import parse_duration
 
-STRATEGIES = ("full", "random", "stale-quantile", "paper-as-coded")
+WIDEST = 65_536
+LARGEST_NUMBER = 2.0**53  # beyond it a database's numbers have gaps
+MOST_STEPS = 1_000_000_000
 Scalar = bool | int | float | str
 
 
@@ -28,7 +30,7 @@ class Table(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
-def _code_or(*names: str) -> Any:
+def code_or(*names: str) -> Any:
     """Return a validator that takes one of the names, or code as package.module:name."""
 
     def check(value: Any) -> Any:
@@ -60,7 +62,7 @@ class DataSpec(Table):
         seed: of the splits and the subset; not of training.
     """
 
-    name: Annotated[str, _code_or("digits", "fashion-mnist", "cifar10", "cifar100", "folder")] = "digits"
+    name: Annotated[str, code_or("digits", "fashion-mnist", "cifar10", "cifar100", "folder")] = "digits"
     root: str | None = None
     cache: str | None = None
     train_size: int | None = Field(None, ge=1)
@@ -103,10 +105,10 @@ class ModelSpec(Table):
         options: passed by name to a model of your own.
     """
 
-    name: Annotated[str, _code_or("resnet")] = "resnet"
+    name: Annotated[str, code_or("resnet")] = "resnet"
     widths: Annotated[tuple[int, int, int], BeforeValidator(_listed)] = (16, 32, 64)
-    blocks: int = Field(3, ge=1)
-    width_multiple: int = Field(8, ge=1)
+    blocks: int = Field(3, ge=1, le=1_000)
+    width_multiple: int = Field(8, ge=1, le=1_024)
     depth_rounding: Literal["nearest", "down"] = "nearest"
     scale: float = Field(1.0, gt=0, le=64)
     width_scale: float | None = Field(None, gt=0, le=64)
@@ -115,8 +117,8 @@ class ModelSpec(Table):
 
     @model_validator(mode="after")
     def _positive_widths(self) -> Self:
-        if min(self.widths) < 1:
-            raise ValueError("widths must be at least 1")
+        if min(self.widths) < 1 or max(self.widths) > WIDEST:
+            raise ValueError(f"widths must be at least 1 and at most {WIDEST}")
         return self
 
     @property
@@ -169,21 +171,6 @@ class TrainSpec(Table):
         return values
 
 
-class PruningSpec(Table):
-    """`[pruning]`: which samples an epoch keeps.
-
-    Attributes:
-        prune_rate: fraction of the samples that a pruned epoch drops.
-        refresh_every: stale-quantile and paper-as-coded keep everything every that many epochs.
-        replacement: `random` draws each epoch afresh (true) or walks a permutation (false).
-    """
-
-    strategy: Annotated[str, _code_or(*STRATEGIES)] = "stale-quantile"
-    prune_rate: float = Field(0.0, ge=0, lt=1)
-    refresh_every: int = Field(5, ge=1)
-    replacement: bool = False
-
-
 class RangeSpec(Table):
     """A searched interval, whole numbers where both ends are; for samplers, not for grids."""
 
@@ -201,12 +188,14 @@ class RangeSpec(Table):
     def _makes_sense(self) -> Self:
         if any(isinstance(value, bool) for value in (self.low, self.high, self.step)):
             raise ValueError("low, high and step must be numbers")
+        if max(abs(self.low), abs(self.high), self.step or 0) > LARGEST_NUMBER:
+            raise ValueError(f"low, high and step must lie within ±{LARGEST_NUMBER:g}")
         if not self.low < self.high:
             raise ValueError(f"low must be below high, not {self.low} and {self.high}")
         if self.log and (self.low <= 0 or self.step is not None):
             raise ValueError("log needs low above zero and no step")
-        if self.step is not None and self.step <= 0:
-            raise ValueError("step must be above zero")
+        if self.step is not None and self.step * MOST_STEPS < self.high - self.low:
+            raise ValueError(f"step must be above zero, and large enough for {MOST_STEPS:,} steps to cover the range")
         return self
 
 

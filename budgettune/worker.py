@@ -58,15 +58,10 @@ class Listener:
 
 @dataclass
 class DataCache:
-    """The last image set, on the device, kept between trials of one process.
-
-    Attributes:
-        folders: that a study may name files in, from `allowed_folders`.
-    """
+    """The last image set, on the device, kept between trials of one process."""
 
     device: torch.device
     allow_import: Collection[str] = ()
-    folders: frozenset[Path] | None = None
     _spec: DataSpec | None = None
     _data: ImageData | None = None
 
@@ -74,7 +69,6 @@ class DataCache:
         """Return the images of a `[data]` table and the seconds that reading them took (0 where they were here)."""
         if self._data is not None and self._spec == spec:
             return self._data, 0.0
-        check_paths([("data.root", spec.root), ("data.cache", spec.cache)], self.folders)
         self._data = None  # never two sets in memory
         began = time.perf_counter()
         self._data, self._spec = load_data(spec, allow_import=self.allow_import).to(self.device), spec
@@ -122,8 +116,8 @@ class _Worker:
 
     def run(self) -> WorkerSummary:
         self.device = pick_device(self.options.device)
-        folders = allowed_folders(self.options.allow_root, self.url)
-        self.data = DataCache(self.device, self.options.allow_import, folders)
+        self.folders = allowed_folders(self.options.allow_root, self.url)
+        self.data = DataCache(self.device, self.options.allow_import)
         self.machine, self.witness = prepare_process(self.device, self.options.threads)
         began = time.monotonic()
         while not self.stop.is_set and not self._is_spent(time.monotonic() - began):
@@ -248,7 +242,9 @@ class _Worker:
 
     def _train_once(self, study: StudyHandle, claim: Claim, should_stop: Callable[[], bool]) -> Trained:
         spec = study.spec
-        data, load_seconds = self.data.get(spec.resolve(claim.params).data)
+        config = spec.resolve(claim.params)
+        check_files(config, self.folders)
+        data, load_seconds = self.data.get(config.data)
         return train(
             spec,
             claim.params,
@@ -293,6 +289,20 @@ class _Worker:
             ) from error
 
 
+def check_files(config: StudySpec, folders: frozenset[Path] | None) -> None:
+    """Refuse files that a study names outside the folders of `allowed_folders`.
+
+    Raises:
+        UsageError: for the first one.
+    """
+    named = (
+        ("data.root", config.data.root),
+        ("data.cache", config.data.cache),
+        ("pruning.scores", config.pruning.scores),
+    )
+    check_paths(named, folders)
+
+
 def prepare_process(device: torch.device, threads: int | None) -> tuple[MachineInfo, Witness]:
     """Fix the number of threads for the whole process; return its machine, and a witness for what is trained in it."""
     torch.set_num_threads(threads or usable_cores())
@@ -328,7 +338,9 @@ def train_one(
     spec = study if isinstance(study, StudySpec) else study.spec
     chosen = pick_device(device)
     _, witness = prepare_process(chosen, threads)
-    data, load_seconds = DataCache(chosen, allow_import, folders).get(spec.resolve(params).data)
+    config = spec.resolve(params)
+    check_files(config, folders)
+    data, load_seconds = DataCache(chosen, allow_import).get(config.data)
     return train(
         spec,
         params,

@@ -105,7 +105,8 @@ class MappedImages:
     def __getitem__(self, indices: Tensor) -> Tensor:
         """Return a batch as a tensor, uint8 [B, C, H, W], on the device.
 
-        Indices that lie on an accelerator make the host wait for it; its images then follow without another wait.
+        Indices that lie on an accelerator make the host wait for it (`ImageSet.places` brings many at once); the
+        images then follow without another wait.
         """
         rows = self.rows[indices.cpu().numpy()]
         batch = host_bytes((len(rows), *self.shape[1:]), self.device)

@@ -6,8 +6,8 @@ import ctypes
 import re
 import resource
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +98,14 @@ class Device:
     def autocast(self, precision: str) -> AbstractContextManager[Any]:
         """Return the context in which forward passes run at a precision (fp32 or bf16)."""
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=precision == "bf16", cache_enabled=True)
+
+    @contextmanager
+    def own_chance(self, seed: int | None = None) -> Iterator[None]:
+        """Leave the global random states as they were; inside they begin at the seed, where one is given."""
+        with torch.random.fork_rng(devices=[self.device.index or 0] if self.is_cuda else []):
+            if seed is not None:
+                torch.manual_seed(seed)
+            yield
 
     def machine(self) -> MachineInfo:
         """Return the fingerprint of this box and device."""

@@ -15,8 +15,8 @@ from budgettune.spec import DataSpec, StudySpec
 from budgettune.training.data import ImageData, ImageSet, load_data
 from budgettune.training.device import Device, is_out_of_memory
 from budgettune.training.kernels import Kernel, kernels_of
+from budgettune.training.run import Run
 from budgettune.training.stopwatch import Stopwatch
-from budgettune.training.trainer import Run
 
 BUILT_IN_SHAPES = {
     "digits": (1, 8, 10),
@@ -102,8 +102,7 @@ class Probe:
         self.box, self.clock, self.cudnn_benchmark = box, clock, cudnn_benchmark
         self.config = config.resolve({"pruning.strategy": "full", "pruning.prune_rate": 0.0, "train.budget": None})
         first = data.train.take(slice(batch))
-        with self._guarded(), torch.random.fork_rng(devices=[box.device.index or 0] if box.is_cuda else []):
-            torch.manual_seed(0)
+        with self._guarded(), box.own_chance(0):
             self._run = Run(
                 self.config,
                 replace(data, train=first, held_out=first),
@@ -138,7 +137,7 @@ class Probe:
             return kernels_of(self._step, self.box)
 
     def _step(self) -> None:
-        self._run.step(self._indices, None, self.config.train.lr, self._losses)
+        self._run.step(self._run.feed.gather(self._indices), self.config.train.lr, self._losses)
 
     def _stretch(self, steps: int) -> float:
         """Return milliseconds per step."""

@@ -43,7 +43,7 @@ class EpochProgress:
 
 
 class BudgetProgress:
-    """Training that ends at a number of seconds on the clock.
+    """Training that ends at a number of seconds on the clock, and begins where the clock stands now.
 
     A step is begun where at least half of it fits, so that training ends within half a step of the budget on either
     side and never a whole step past it. The schedule aims at the start of the last step, so that the last step is the
@@ -57,11 +57,13 @@ class BudgetProgress:
     def __init__(self, budget_seconds: float, elapsed: Callable[[], float]) -> None:
         self.budget_seconds = budget_seconds
         self.elapsed = elapsed
+        self._began = elapsed()
         self._recent: deque[float] = deque(maxlen=15)
 
     def at(self, epoch: int, share: float) -> float:
         """Return the progress now."""
-        return min(1.0, self.elapsed() / max(self.budget_seconds - self._step(), 1e-9))
+        whole = self.budget_seconds - self._began - self._step()
+        return min(1.0, (self.elapsed() - self._began) / max(whole, 1e-9))
 
     def is_over(self, epoch: int) -> bool:
         """Whether less than half a step is left."""
@@ -77,3 +79,26 @@ class BudgetProgress:
 
     def _step(self) -> float:
         return median(self._recent) if self._recent else 0.0
+
+
+Progress = EpochProgress | BudgetProgress
+
+
+class FirstOf:
+    """Training that ends at the first of several ends."""
+
+    def __init__(self, *ends: Progress) -> None:
+        self.ends = ends
+
+    def at(self, epoch: int, share: float) -> float:
+        """Return the progress towards the nearest end."""
+        return max(end.at(epoch, share) for end in self.ends)
+
+    def is_over(self, epoch: int) -> bool:
+        """Whether one end is reached."""
+        return any(end.is_over(epoch) for end in self.ends)
+
+    def learn(self, step_seconds: float) -> None:
+        """Tell all how long the latest step took."""
+        for end in self.ends:
+            end.learn(step_seconds)

@@ -9,17 +9,53 @@ import torch
 from budgettune.errors import SpecError
 from budgettune.spec import PruningSpec, is_code
 from budgettune.training.imports import import_code
-from budgettune.training.pruning.base import EpochPlan, Strategy
+from budgettune.training.pruning.bandits import EpsilonGreedy, UpperConfidenceBound
+from budgettune.training.pruning.base import EpochPlan, Passes, Quota, Scorer, Scores, Selection, Strategy
+from budgettune.training.pruning.batches import BatchCoreset, RhoLoss
 from budgettune.training.pruning.blind import Full, RandomSubset
+from budgettune.training.pruning.craig import Craig
+from budgettune.training.pruning.dynamics import CoverageCentric, Forgetting, Prototypes
+from budgettune.training.pruning.early import El2n, Grand
+from budgettune.training.pruning.heldout import ReferenceModel
+from budgettune.training.pruning.infobatch import InfoBatch
+from budgettune.training.pruning.kakurenbo import Kakurenbo
+from budgettune.training.pruning.selective import SelectiveBackprop, StaleSelectiveBackprop
+from budgettune.training.pruning.seta import SeTa
 from budgettune.training.pruning.stale import PaperAsCoded, StaleQuantile
 
-__all__ = ["REGISTRY", "EpochPlan", "Strategy", "make_strategy"]
+__all__ = [
+    "REGISTRY",
+    "EpochPlan",
+    "Passes",
+    "Quota",
+    "Scorer",
+    "Scores",
+    "Selection",
+    "Strategy",
+    "make_strategy",
+]
 
 REGISTRY: dict[str, type[Strategy]] = {
     "full": Full,
     "random": RandomSubset,
     "stale-quantile": StaleQuantile,
     "paper-as-coded": PaperAsCoded,
+    "selective-backprop": SelectiveBackprop,
+    "stale-selective-backprop": StaleSelectiveBackprop,
+    "infobatch": InfoBatch,
+    "epsilon-greedy": EpsilonGreedy,
+    "ucb": UpperConfidenceBound,
+    "seta": SeTa,
+    "kakurenbo": Kakurenbo,
+    "el2n": El2n,
+    "grand": Grand,
+    "forgetting": Forgetting,
+    "ccs": CoverageCentric,
+    "prototypes": Prototypes,
+    "reference-model": ReferenceModel,
+    "rho-loss": RhoLoss,
+    "craig": Craig,
+    "batch-coreset": BatchCoreset,
 }
 
 
@@ -30,15 +66,24 @@ def make_strategy(
     seed: int = 0,
     device: torch.device | str = "cpu",
     allow_import: Collection[str] = (),
+    epochs: int | None = None,
 ) -> Strategy:
     """Return the strategy that a `[pruning]` table names, for `size` training samples.
+
+    Args:
+        spec: the `[pruning]` table.
+        size: number of training samples.
+        seed: of the strategy's own chance.
+        device: of all tensors.
+        allow_import: packages that code of your own may come from.
+        epochs: of the run; None under a time budget.
 
     Raises:
         SpecError: where code of your own is named that is not a Strategy.
     """
     if not is_code(spec.strategy):
-        return REGISTRY[spec.strategy](size, spec, seed=seed, device=device)
+        return REGISTRY[spec.strategy](size, spec, seed=seed, device=device, epochs=epochs)
     kind = import_code(spec.strategy, allow_import)
     if not (isinstance(kind, type) and issubclass(kind, Strategy)):
         raise SpecError(f"pruning.strategy: {spec.strategy} must be a subclass of budgettune.training.pruning.Strategy")
-    return kind(size, spec, seed=seed, device=device)
+    return kind(size, spec, seed=seed, device=device, epochs=epochs)

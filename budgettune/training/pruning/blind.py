@@ -16,13 +16,8 @@ class Full(Strategy):
     learning rate that reaches zero exactly at the budget.
     """
 
-    @property
-    def keep_count(self) -> int:
-        """All of them, whatever the prune rate says."""
-        return self.size
-
     def plan(self, epoch: int, progress: float) -> EpochPlan:
-        """Keep everything."""
+        """Keep everything, whatever the prune rate says."""
         return EpochPlan()
 
 

@@ -40,7 +40,7 @@ def drop_lowest(losses: Tensor, drop: int, generator: torch.Generator) -> Tensor
 
 
 class StaleQuantile(Strategy):
-    """Drop the prune_rate lowest last-seen losses; every refresh_every epochs keep all.
+    """Drop the lowest last-seen losses; every refresh_every epochs, from the first on, keep all.
 
     What Chang and Chen (2024, section 4.1) describe, after Stale Selective Backprop (Jiang et al. 2019): the table
     holds the most recent loss of every sample, and each epoch is planned from it. Where their quantile of a random
@@ -55,9 +55,10 @@ class StaleQuantile(Strategy):
 
     def plan(self, epoch: int, progress: float) -> EpochPlan:
         """Keep everything in refresh epochs, else the samples with the highest losses."""
-        if epoch % self.spec.refresh_every == 0 or self.keep_count == self.size:
+        drop = self.drop_count(epoch, progress)
+        if not drop:
             return EpochPlan()
-        keep = drop_lowest(self.losses, self.size - self.keep_count, self.generator)
+        keep = drop_lowest(self.losses, drop, self.generator)
         return EpochPlan(keep.nonzero().squeeze(1))
 
     def observe(self, indices: Tensor, losses: Tensor, logits: Tensor | None = None) -> None:
@@ -66,7 +67,7 @@ class StaleQuantile(Strategy):
 
 
 class PaperAsCoded(Strategy):
-    """What the paper's published script does, which is not what its text says.
+    """What the published script of Chang and Chen (2024) does, which is not what their text says.
 
     Losses reach the table only at the end of refresh epochs (0, 5, 10, …), and the kept set stays frozen in between.
     The threshold is the linear quantile of 5,000 random losses, and `loss >= threshold` is kept: losses that are all

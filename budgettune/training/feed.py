@@ -1,0 +1,152 @@
+"""From an epoch's plan to batches: shuffled, cut, gathered, and chosen among where a strategy chooses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from budgettune.training.learner import Batch, Learner
+from budgettune.training.passes import ModelPasses
+from budgettune.training.pruning import EpochPlan, Strategy
+from budgettune.training.stopwatch import Stopwatch
+
+
+@dataclass(frozen=True)
+class Order:
+    """What an epoch goes through, shuffled.
+
+    Attributes:
+        indices: int64 [n], of the training samples.
+        places: the same where images are read by them.
+        weights: float32 [n], factors on the losses; None for all one.
+        chunk: samples that are gathered at a time.
+        select: whether the strategy chooses among those.
+    """
+
+    indices: Tensor
+    places: Tensor
+    weights: Tensor | None
+    chunk: int
+    select: bool
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @property
+    def count(self) -> int:
+        """How many chunks there are."""
+        return math.ceil(len(self) / self.chunk)
+
+    def chunks(self) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+        """Yield (indices, places, weights), chunk at a time."""
+        for begin in range(0, len(self), self.chunk):
+            part = slice(begin, begin + self.chunk)
+            yield self.indices[part], self.places[part], None if self.weights is None else self.weights[part]
+
+
+class Feed:
+    """Makes the batches of a run.
+
+    Attributes:
+        offered: samples that were gathered so far, whether they were trained on or not.
+    """
+
+    def __init__(self, learner: Learner, strategy: Strategy, passes: ModelPasses, watch: Stopwatch) -> None:
+        self.learner, self.strategy, self.passes, self.watch = learner, strategy, passes, watch
+        self.batch_size = learner.config.train.batch_size
+        self.offered = 0
+
+    @property
+    def chunk(self) -> int:
+        """Candidates that a strategy which selects is asked about at a time."""
+        return max(self.batch_size, min(round(self.batch_size * self.strategy.candidates), self.strategy.size))
+
+    def order(self, plan: EpochPlan) -> Order:
+        """Shuffle what a plan keeps."""
+        device = self.learner.box.device
+        count = self.strategy.size if plan.indices is None else len(plan.indices)
+        shuffled = torch.randperm(count, generator=self.learner.generator, device=device)
+        indices = shuffled if plan.indices is None else plan.indices[shuffled]
+        select = plan.select and self.strategy.candidates > 1
+        return Order(
+            indices,
+            self.learner.data.train.places(indices),
+            None if plan.weights is None else plan.weights[shuffled],
+            self.chunk if select else self.batch_size,
+            select,
+        )
+
+    def gather(self, indices: Tensor, places: Tensor | None = None, weights: Tensor | None = None) -> Batch:
+        """Return a batch, charged to the data phase; places as `ImageSet.places` gives them."""
+        with self.watch.phase("data"):
+            self.offered += len(indices)
+            if places is None:
+                places = self.learner.data.train.places(indices)
+            return self.learner.gather(indices, places, weights)
+
+    def batches(self, order: Order, go_on: Callable[[], bool]) -> Iterator[tuple[float, Batch]]:
+        """Yield batches to train on, each with the share of the epoch that lies before it.
+
+        Args:
+            order: of the epoch.
+            go_on: asked before anything is gathered; when it says no, the epoch ends.
+        """
+        chosen: Batch | None = None
+        for number, chunk in enumerate(order.chunks()):
+            if not go_on():
+                return
+            share, batch = number / order.count, self.gather(*chunk)
+            if not order.select:
+                yield share, batch
+                continue
+            chosen = self._choose(batch, chosen)
+            while len(chosen) >= self.batch_size:
+                yield share, taken(chosen, slice(self.batch_size))
+                chosen = taken(chosen, slice(self.batch_size, None))
+        if chosen is not None and len(chosen):
+            yield share, chosen
+
+    def _choose(self, candidates: Batch, waiting: Batch | None) -> Batch:
+        """Return what waits for a full batch, with what the strategy chooses among the candidates behind it."""
+        with self.watch.phase("select"):
+            selection = self.strategy.select(self.passes.look(candidates))
+            batch = taken(candidates, selection.positions)
+            weights = product(batch.weights, selection.weights)
+            batch = Batch(batch.indices, batch.images, batch.labels, weights)
+            return batch if waiting is None or not len(waiting) else both(waiting, batch)
+
+
+def taken(batch: Batch, part: Tensor | slice) -> Batch:
+    """Return some samples of a batch, with images in the memory order that convolutions take."""
+    images = batch.images[part].contiguous(memory_format=torch.channels_last)
+    weights = None if batch.weights is None else batch.weights[part]
+    return Batch(batch.indices[part], images, batch.labels[part], weights)
+
+
+def both(one: Batch, other: Batch) -> Batch:
+    """Return one batch behind another."""
+    weights = None
+    if one.weights is not None or other.weights is not None:
+        weights = torch.cat([weights_of(one), weights_of(other)])
+    return Batch(
+        torch.cat([one.indices, other.indices]),
+        torch.cat([one.images, other.images]),
+        torch.cat([one.labels, other.labels]),
+        weights,
+    )
+
+
+def weights_of(batch: Batch) -> Tensor:
+    """Return a batch's weights, float32 [B]."""
+    return torch.ones(len(batch), device=batch.indices.device) if batch.weights is None else batch.weights
+
+
+def product(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+    """Return the product of two weights, of which None is all one."""
+    if one is None or other is None:
+        return other if one is None else one
+    return one * other

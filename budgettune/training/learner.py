@@ -1,0 +1,202 @@
+"""A model that learns: built from a spec, fed with images, stepped by its optimiser, and looked at without learning."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from budgettune.errors import SpecError
+from budgettune.spec import StudySpec, TrainSpec, is_code
+from budgettune.training.data import ImageData, augment, normalise
+from budgettune.training.device import Device, pick_precision
+from budgettune.training.imports import import_code
+from budgettune.training.pruning import Scores
+from budgettune.training.resnet import ScalableResNet, count_multiply_adds
+from budgettune.training.schedule import learning_rate
+
+EVALUATION_BATCH = 1_000
+EVALUATION_PIXELS = 1_024_000  # a thousand images of 32×32: evaluating larger ones must not set the peak of memory
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples to train on.
+
+    Attributes:
+        indices: int64 [B], of the training samples.
+        images: [B, C, H, W], normalised and augmented.
+        labels: int64 [B].
+        weights: float32 [B], factors on the losses; None for all one.
+    """
+
+    indices: Tensor
+    images: Tensor
+    labels: Tensor
+    weights: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+
+def build_model(config: StudySpec, data: ImageData, allow_import: Collection[str] = ()) -> nn.Module:
+    """Return the model of a resolved spec, on the CPU, initialised from the global random state.
+
+    Code of your own is called with num_classes, channels, image_size, scale and `[model] options` by name.
+    """
+    if not is_code(config.model.name):
+        return ScalableResNet.from_spec(config.model, channels=data.channels, num_classes=data.num_classes)
+    model = import_code(config.model.name, allow_import)(
+        num_classes=data.num_classes,
+        channels=data.channels,
+        image_size=data.image_size,
+        scale=config.model.scale,
+        **config.model.options,
+    )
+    if not isinstance(model, nn.Module):
+        raise SpecError(f"model.name: {config.model.name} returned {type(model).__name__}: return a torch.nn.Module")
+    return model
+
+
+def make_optimizer(config: TrainSpec, model: nn.Module) -> torch.optim.Optimizer:
+    """Return the optimiser of a `[train]` table, with one kernel for all parameters."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    common: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": True}
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(parameters, momentum=config.momentum, **common)
+    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+    return kind(parameters, **common)
+
+
+def learning_rate_of(config: TrainSpec, progress: float) -> float:
+    """Return the learning rate of a `[train]` table at a progress in [0, 1]."""
+    return learning_rate(config.lr_schedule, config.lr, progress)
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """Return a hash of all weights and buffers: equal where two trainings gave identical models."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+class Learner:
+    """A model with its optimiser, precision and source of chance. Knows neither the clock nor pruning.
+
+    Initial weights come from the global random state; the order of augmentation from a generator of its own.
+
+    Args:
+        config: a resolved spec.
+        data: on the device.
+        box: the device.
+        seed: of augmentation.
+        allow_import: packages that code named in the spec may come from.
+    """
+
+    def __init__(
+        self, config: StudySpec, data: ImageData, box: Device, seed: int, allow_import: Collection[str]
+    ) -> None:
+        self.config, self.data, self.box = config, data, box
+        model = build_model(config, data, allow_import)
+        self.multiply_adds = count_multiply_adds(model, (data.channels, data.image_size, data.image_size))
+        self.model = model.to(box.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.architecture: dict[str, Any] = getattr(model, "architecture", {})
+        self.precision = pick_precision(config.train.precision, box.device, self.architecture.get("widths"))
+        self.forward = torch.compile(self.model) if config.train.compile else self.model
+        self.generator = torch.Generator(box.device).manual_seed(seed)
+        self.optimizer = make_optimizer(config.train, self.model)
+        self.head = last_linear(self.model, data.num_classes)
+
+    @property
+    def look_batch(self) -> int:
+        """Images that evaluation and scoring take at a time."""
+        return max(1, min(EVALUATION_BATCH, EVALUATION_PIXELS // self.data.image_size**2))
+
+    def gather(self, indices: Tensor, places: Tensor, weights: Tensor | None = None) -> Batch:
+        """Return a batch of normalised, augmented images with their labels; places as `ImageSet.places` gives them."""
+        data = self.data
+        images = data.train.images[places]
+        if self.config.data.augment:
+            images = augment(images, pad=data.pad, flip=data.flip, generator=self.generator)
+        return Batch(indices, self.normalise(images), data.train.labels[indices], weights)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Return uint8 images as the model takes them."""
+        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
+        return normalise(images, self.data.mean, self.data.std, dtype)
+
+    def step(self, batch: Batch, lr: float) -> tuple[Tensor, Tensor]:
+        """Take one optimiser step; return detached losses [B] in float32, and logits [B, classes]."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        return self._step(batch, self.optimizer)
+
+    def _step(self, batch: Batch, optimizer: torch.optim.Optimizer) -> tuple[Tensor, Tensor]:
+        with self.box.autocast(self.precision):
+            logits = self.forward(batch.images)
+        losses = functional.cross_entropy(logits.float(), batch.labels, reduction="none")
+        (losses if batch.weights is None else losses * batch.weights).mean().backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return losses.detach(), logits.detach()
+
+    def look(self, batch: Batch) -> Scores:
+        """Return what the model says of a batch in evaluation mode, learning nothing and moving no statistic."""
+        seen: list[Tensor] = []
+        hook = self.head and self.head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        self.model.eval()
+        try:
+            # Not inference mode: strategies keep what they get, and inference tensors cannot be written to later.
+            with torch.no_grad(), self.box.autocast(self.precision):
+                logits = self.model(batch.images).float()
+        finally:
+            self.model.train()
+            if hook:
+                hook.remove()
+        losses = functional.cross_entropy(logits, batch.labels, reduction="none")
+        embedding = seen[-1].flatten(1).float() if seen else None
+        return Scores(batch.indices, batch.labels, losses, logits, embedding)
+
+    def warm_up(self, steps: int, trained: Iterable[int], looked_at: Iterable[int]) -> None:
+        """Pay for kernel selection, compilation and first allocations with throwaway steps on random labels.
+
+        Weights and random states are put back.
+
+        Args:
+            steps: of each shape.
+            trained: sizes of batches in training.
+            looked_at: sizes of batches in evaluation mode.
+        """
+        if not steps:
+            return
+        snapshot = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+        state = self.generator.get_state()
+        optimizer = make_optimizer(self.config.train, self.model)
+        with self.box.own_chance():
+            for size in sorted(set(trained), reverse=True):
+                for _ in range(steps):
+                    self._step(self._throwaway(size), optimizer)
+            for size in sorted(set(looked_at), reverse=True):
+                for _ in range(steps):
+                    self.look(self._throwaway(size))
+        self.model.load_state_dict(snapshot)
+        self.generator.set_state(state)
+
+    def _throwaway(self, size: int) -> Batch:
+        indices = torch.arange(size, device=self.box.device)
+        batch = self.gather(indices, self.data.train.places(indices))
+        labels = torch.randint(self.data.num_classes, (size,), device=self.box.device)
+        return Batch(indices, batch.images, labels)
+
+
+def last_linear(model: nn.Module, num_classes: int) -> nn.Linear | None:
+    """Return the linear layer that makes the logits: the last one of num_classes outputs, None where there is none."""
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear) and layer.out_features == num_classes]
+    return layers[-1] if layers else None

@@ -1,0 +1,151 @@
+"""What a pruning strategy may ask of a model while the clock runs: forward passes, and helpers trained on the side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from budgettune.errors import BudgetUsedUp, Interrupted
+from budgettune.training.learner import Batch, Learner, learning_rate_of
+from budgettune.training.pruning import Scorer, Scores
+from budgettune.training.schedule import BudgetProgress, EpochProgress, FirstOf
+from budgettune.training.stopwatch import Stopwatch
+from budgettune.units import format_duration
+
+MakeHelper = Callable[[float | None, int], Learner]
+"""Builds a helper of a scale (None for the trial's own) whose chance begins at a seed."""
+
+
+class ModelPasses:
+    """The trainer's side of `pruning.Passes`: counts what it does, and stops when told to or when time is up.
+
+    Args:
+        learner: in training.
+        watch: whose clock a time budget is measured with.
+        seed: of the trial.
+        make_helper: builds a helper.
+
+    Attributes:
+        should_stop: asked before every batch.
+        scored_samples: forward passes of single samples so far.
+        helper_samples: sample visits of helpers in training so far.
+    """
+
+    def __init__(self, learner: Learner, watch: Stopwatch, seed: int, make_helper: MakeHelper) -> None:
+        self.learner, self.watch, self.seed, self.make_helper = learner, watch, seed, make_helper
+        self.labels = learner.data.train.labels
+        self.num_classes = learner.data.num_classes
+        self.should_stop: Callable[[], bool] = lambda: False
+        self.scored_samples = self.helper_samples = 0
+
+    def score(self, indices: Tensor | None = None) -> Scores:
+        """Return what the model in training says now of the unaugmented images of indices; None for all."""
+        return self._score(self.learner, indices)
+
+    def look(self, candidates: Batch) -> Scores:
+        """Return what the model in training says of gathered images, in batches of the size that it trains on."""
+        size = self.learner.config.train.batch_size
+        parts = [
+            self.learner.look(Batch(*part))
+            for part in zip(
+                candidates.indices.split(size),
+                candidates.images.split(size),
+                candidates.labels.split(size),
+                strict=True,
+            )
+        ]
+        self.scored_samples += len(candidates)
+        return joined(parts)
+
+    def train_helper(
+        self,
+        indices: Tensor | None = None,
+        *,
+        epochs: int,
+        number: int = 0,
+        scale: float | None = None,
+        budget_share: float = 0.25,
+        on_epoch: Callable[[int, Scorer], None] | None = None,
+    ) -> Scorer:
+        """Train a fresh model as `pruning.Passes` says, and return its scorer."""
+        seed = self.seed + 1_000 * (number + 1)
+        with self.learner.box.own_chance(seed):
+            helper = self.make_helper(scale, seed)
+            scorer = partial(self._score, helper)
+            end = self._end(epochs, budget_share)
+            for epoch in range(epochs):
+                if epoch and end.is_over(epoch):
+                    break
+                self._helper_epoch(helper, self._all(indices), epoch, end)
+                if on_epoch is not None:
+                    on_epoch(epoch, scorer)
+        helper.box.synchronize()
+        return scorer
+
+    def _end(self, epochs: int, budget_share: float) -> FirstOf:
+        budget = self.learner.config.train.budget
+        if budget is None:
+            return FirstOf(EpochProgress(epochs))
+        deadline = self.watch.elapsed() + budget_share * budget
+        return FirstOf(EpochProgress(epochs), BudgetProgress(deadline, self.watch.elapsed))
+
+    def _helper_epoch(self, helper: Learner, indices: Tensor, epoch: int, end: FirstOf) -> None:
+        order = indices[torch.randperm(len(indices), generator=helper.generator, device=indices.device)]
+        train = helper.config.train
+        batches = list(self._batches(order, train.batch_size))
+        for number, (chunk, places) in enumerate(batches):
+            self.check()
+            if number and end.is_over(epoch):
+                break
+            began = self.watch.clock()
+            lr = learning_rate_of(train, end.at(epoch, number / len(batches)))
+            helper.step(helper.gather(chunk, places), lr)
+            self.helper_samples += len(chunk)
+            if train.budget is not None:
+                helper.box.pace(2)
+            end.learn(self.watch.clock() - began)
+
+    def _score(self, learner: Learner, indices: Tensor | None = None) -> Scores:
+        data, parts = learner.data.train, []
+        for chunk, places in self._batches(self._all(indices), learner.look_batch):
+            self.check()
+            parts.append(learner.look(Batch(chunk, learner.normalise(data.images[places]), data.labels[chunk])))
+            self.scored_samples += len(chunk)
+        # Once a pass, so that what the device did is charged to the phase that asked for it.
+        learner.box.synchronize()
+        return joined(parts)
+
+    def _all(self, indices: Tensor | None) -> Tensor:
+        return torch.arange(len(self.labels), device=self.labels.device) if indices is None else indices
+
+    def _batches(self, indices: Tensor, size: int) -> zip[tuple[Tensor, Tensor]]:
+        places = self.learner.data.train.places(indices)
+        return zip(indices.split(size), places.split(size), strict=True)
+
+    def check(self) -> None:
+        """Raise Interrupted or BudgetUsedUp where one of them is due."""
+        if self.should_stop():
+            raise Interrupted("told to stop while pruning looked at the model: the configuration can be run again")
+        config = self.learner.config
+        if config.train.budget is not None and self.watch.elapsed() >= config.train.budget:
+            raise BudgetUsedUp(
+                f"train.budget: {format_duration(config.train.budget)} are over before training began, because "
+                f"{config.pruning.strategy} looks at the model first: give more time, or choose another strategy"
+            )
+
+
+def joined(parts: list[Scores]) -> Scores:
+    """Return the scores of consecutive batches as one."""
+    if len(parts) == 1:
+        return parts[0]
+    embeddings = [part.embedding for part in parts if part.embedding is not None]
+    return Scores(
+        torch.cat([part.indices for part in parts]),
+        torch.cat([part.labels for part in parts]),
+        torch.cat([part.losses for part in parts]),
+        torch.cat([part.logits for part in parts]),
+        torch.cat(embeddings) if embeddings else None,
+    )

@@ -1,0 +1,119 @@
+"""How hard a sample is, and which samples to keep by that: pure functions of tensors. High means hard throughout."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+Side = Literal["hard", "middle", "easy"]
+
+
+def softmax_error(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return softmax − onehot: float32 [B, classes], the gradient of cross-entropy in the logits.
+
+    Args:
+        logits: [B, classes], of any floating type.
+        labels: int64 [B].
+    """
+    error: Tensor = logits.float().softmax(dim=1) - one_hot(labels, logits.shape[1])
+    return error
+
+
+def el2n(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the norm of softmax − onehot: float32 [B] (Paul, Ganguli and Dziugaite 2021, definition 2.2)."""
+    return softmax_error(logits, labels).square().sum(dim=1).sqrt()
+
+
+def last_layer_grad_norm(logits: Tensor, labels: Tensor, features: Tensor) -> Tensor:
+    """Return the norm of each sample's gradient in the last linear layer, bias included: float32 [B].
+
+    That gradient is the outer product of softmax − onehot and (features, 1), and the norm of an outer product is the
+    product of the norms. It is the practical form of GraNd (Paul, Ganguli and Dziugaite 2021, definition 2.1), whose
+    gradient in all weights costs a backward pass per sample.
+
+    Args:
+        logits: [B, classes].
+        labels: int64 [B].
+        features: [B, width], what the last layer takes in.
+    """
+    return el2n(logits, labels) * (1 + features.float().square().sum(dim=1)).sqrt()
+
+
+def negative_margin(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the largest wrong probability minus the right one: float32 [B] in [-1, 1].
+
+    Its mean over epochs, with the sign turned, is the area under the margin (Pleiss et al. 2020), on probabilities as
+    in the code of Zheng et al. (2023).
+    """
+    probabilities = logits.float().softmax(dim=1)
+    right = probabilities.gather(1, labels[:, None]).squeeze(1)
+    wrong = probabilities.scatter(1, labels[:, None], -torch.inf).amax(dim=1)
+    return wrong.clamp(min=0) - right  # with a single class there is no wrong one
+
+
+def keep_by_score(scores: Tensor, drop: int, side: Side, generator: torch.Generator) -> Tensor:
+    """Return what is left when `drop` samples go: int64 [n - drop], ascending.
+
+    Exactly `drop` samples go, ties broken at random, but never one whose score is not finite, and never the last.
+
+    Args:
+        scores: [n], high means hard.
+        drop: how many to drop.
+        side: which to keep: the hard, the easy, or the middle with as many gone below as above.
+        generator: for ties; on the device of scores.
+    """
+    order, drop = _from_easy_to_hard(scores, drop, generator)
+    first = {"easy": 0, "middle": drop // 2, "hard": drop}[side]
+    return _with_the_unscored(order[first : first + len(order) - drop], scores)
+
+
+def keep_by_strata(scores: Tensor, drop: int, *, cut: float, strata: int = 50, generator: torch.Generator) -> Tensor:
+    """Return what coverage-centric selection keeps: int64 [n - drop], ascending (Zheng et al. 2023, algorithm 1).
+
+    The hardest share `cut` goes, because the mislabelled are among it. The range of the other scores is split into
+    strata of even width; from the emptiest stratum to the fullest, each gives the same number, or all it has where
+    that is less. Exactly `drop` samples go, but never one whose score is not finite, and never the last.
+
+    Args:
+        scores: [n], high means hard.
+        drop: how many to drop; where the cut alone would drop more, fewer are cut.
+        cut: share of all samples, the paper's β.
+        strata: how many.
+        generator: of the choice within strata; on the device of scores.
+    """
+    order, drop = _from_easy_to_hard(scores, drop, generator)
+    if not len(order):
+        return _with_the_unscored(order, scores)
+    rest = order[: len(order) - min(drop, int(cut * len(scores)))]
+    rest = rest[torch.randperm(len(rest), generator=generator, device=rest.device)]
+    values = scores[rest].double()
+    width = (values.max() - values.min()) / strata
+    stratum = ((values - values.min()) / width).nan_to_num(0).long().clamp(max=strata - 1)
+    sizes = stratum.bincount(minlength=strata)
+    quotas = torch.tensor(_level(sizes.tolist(), len(order) - drop), device=rest.device)
+    by_stratum = stratum.argsort(stable=True)
+    place = torch.arange(len(rest), device=rest.device) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
+    return _with_the_unscored(rest[by_stratum[place < quotas.repeat_interleave(sizes)]], scores)
+
+
+def _level(sizes: list[int], total: int) -> list[int]:
+    """Return how many each gives, so that the sum is `total`: the same number each, or all where that is less."""
+    quotas = [0] * len(sizes)
+    for done, place in enumerate(sorted(range(len(sizes)), key=sizes.__getitem__)):
+        quotas[place] = min(sizes[place], total // (len(sizes) - done))
+        total -= quotas[place]
+    return quotas
+
+
+def _from_easy_to_hard(scores: Tensor, drop: int, generator: torch.Generator) -> tuple[Tensor, int]:
+    """Return the samples that have a finite score, ascending with ties in random order, and how many of them can go."""
+    order = torch.randperm(len(scores), generator=generator, device=scores.device)
+    order = order[scores[order].isfinite()]
+    return order[scores[order].argsort(stable=True)], max(0, min(drop, len(order), len(scores) - 1))
+
+
+def _with_the_unscored(kept: Tensor, scores: Tensor) -> Tensor:
+    return torch.cat([kept, (~scores.isfinite()).nonzero().squeeze(1)]).sort().values

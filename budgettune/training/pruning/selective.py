@@ -1,0 +1,133 @@
+"""Selective Backprop: the higher a loss stands among the latest losses, the likelier the sample is trained on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from budgettune.training.pruning.base import EpochPlan, Scores, Selection, Strategy
+
+
+def standing(values: Tensor, among: Tensor, chance: Tensor) -> Tensor:
+    """Return where values stand in the distribution of others, in [0, 1].
+
+    It is the empirical distribution function with each of its steps spread evenly over its height, so that the
+    standing of one of `among` is uniform on [0, 1] whatever their distribution, ties included.
+
+    Args:
+        values: float32 [n], finite.
+        among: float32 [m], finite, m >= 1.
+        chance: float32 [n], uniform on [0, 1).
+    """
+    ordered = among.sort().values
+    below = torch.searchsorted(ordered, values, right=False)
+    not_above = torch.searchsorted(ordered, values, right=True)
+    return (below + chance * (not_above - below)) / len(among)
+
+
+def draw(losses: Tensor, among: Tensor, beta: float, generator: torch.Generator) -> Tensor:
+    """Return a mask of samples kept with probability CDF(loss)^beta: at least one.
+
+    For losses that are distributed as `among` the expected share is 1 / (beta + 1). Losses that are not finite are
+    always kept.
+
+    Args:
+        losses: float32 [n].
+        among: float32 [m], finite: the losses that make up the distribution; none keeps everything.
+        beta: at least 0.
+        generator: on the device of losses.
+
+    Returns:
+        bool [n].
+    """
+    comparable = losses.isfinite()
+    if not len(among):
+        return torch.ones_like(comparable)
+    chance = torch.rand(2, len(losses), generator=generator, device=losses.device)
+    keep = chance[1] < standing(losses.nan_to_num(), among, chance[0]) ** beta
+    keep |= ~comparable
+    if not keep.any():  # rare but for tiny sets
+        keep[losses.argmax()] = True
+    return keep
+
+
+class SelectiveBackprop(Strategy):
+    """Look at every sample; train on it with probability CDF(loss)^β over the last losses (Jiang et al. 2019).
+
+    The first epoch trains on everything. Afterwards each batch of candidates costs a forward pass (in evaluation
+    mode, on the augmented images that would be trained on); what is selected waits until a batch is full, as in the
+    authors' code, and what is left at the end of an epoch is trained on as a smaller batch.
+
+    β follows from the prune rate: a share of s = 1 / (β + 1) is kept where the last losses are distributed as the next
+    ones. They lie a little higher, because the model learns, and fewer are kept. After each epoch β is therefore
+    multiplied by the odds k / (1 − k) of what it kept over the odds of s, which is exact where standings are
+    distributed as a power.
+
+    How many are kept is decided on the device, and the host asks: on a GPU it waits once per batch of candidates.
+    """
+
+    needs_model = True
+    state = ("history", "beta", "offered", "kept")
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.odds = (1 - self.largest_drop) / max(self.largest_drop, 1e-9)
+        self.beta = 1 / self.odds
+        self.history = torch.empty(0, device=self.device)
+        self.offered = self.kept = 0
+
+    @property
+    def candidates(self) -> float:
+        """As many as leave one batch in expectation."""
+        return 1 / (1 - self.largest_drop)
+
+    def plan(self, epoch: int, progress: float) -> EpochPlan:
+        """Go through everything, without a choice in the first epoch."""
+        if self.offered > self.kept > 0:
+            self.beta *= self.kept / (self.offered - self.kept) / self.odds
+        self.offered = self.kept = 0
+        return EpochPlan(select=self.drop_count(epoch, progress) > 0)
+
+    def select(self, candidates: Scores) -> Selection:
+        """Draw by the standing of each loss among the last, those of the candidates included."""
+        losses = candidates.losses
+        self.history = torch.cat([self.history, losses[losses.isfinite()]])[-self.spec.history :]
+        positions = draw(losses, self.history, self.beta, self.generator).nonzero().squeeze(1)
+        self.offered += len(losses)
+        self.kept += len(positions)
+        return Selection(positions)
+
+
+class StaleSelectiveBackprop(Strategy):
+    """The same draw for a whole epoch, from losses that are brought up to date every rescore_every epochs.
+
+    Stale-SB of Jiang et al. (2019): the forward passes of selection are made in every n-th epoch only (n = 3), and
+    the losses found there serve until the next. The first epoch trains on everything, and its losses are the first.
+    The distribution is that of all stored losses.
+    """
+
+    needs_model = True
+    state = ("losses",)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.beta = self.largest_drop / (1 - self.largest_drop)
+        self.losses = torch.full((self.size,), torch.nan, device=self.device)
+        self.is_first = True
+
+    def plan(self, epoch: int, progress: float) -> EpochPlan:
+        """Draw each sample by its stored loss."""
+        self.is_first = epoch == 0
+        if not self.drop_count(epoch, progress):
+            return EpochPlan()
+        if epoch % self.spec.rescore_every == 0:
+            self.losses = self.passes.score().losses
+        among = self.losses[self.losses.isfinite()]
+        return EpochPlan(draw(self.losses, among, self.beta, self.generator).nonzero().squeeze(1))
+
+    def observe(self, indices: Tensor, losses: Tensor, logits: Tensor | None = None) -> None:
+        """Remember the losses of the first epoch; later ones come from scoring."""
+        if self.is_first:
+            self.losses[indices] = losses
