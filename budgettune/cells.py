@@ -1,8 +1,8 @@
 """Which trials a study still needs, decided from what it holds. Pure: no database here.
 
-A *slot* is one cell and repeat. At every moment a slot has at most one row that is open or complete:
+A *slot* is one cell and repeat. At every moment a slot has at most one row that is open, complete or stopped early:
 
-    (nothing) ──reconcile──▶ WAITING ──claim──▶ RUNNING ──complete──▶ COMPLETE
+    (nothing) ──reconcile──▶ WAITING ──claim──▶ RUNNING ──complete──▶ COMPLETE, or PRUNED with a note: stopped early
                                 ▲                  │
                                 └── new row ── FAIL (failed, handed back, lost)
 """
@@ -51,7 +51,9 @@ class SlotRow:
         failure: the kind and the message of a failed trial.
         extra: a late result beside the one that counts.
         late_of: number of the trial whose late result this row keeps.
-        seconds: on the clock of a complete trial; of any other, from its start to its last sign of life.
+        seconds: on the clock of a trial that is complete or was stopped; of any other, from its start to its last sign
+            of life.
+        is_stopped: whether the study's rule ended it early, so that its slot is done.
     """
 
     trial_id: int
@@ -64,11 +66,17 @@ class SlotRow:
     extra: bool = False
     late_of: int | None = None
     seconds: float = 0.0
+    is_stopped: bool = False
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it ended as it should."""
+        return self.state == "COMPLETE" or self.is_stopped
 
     @property
     def is_taken(self) -> bool:
         """Whether this row keeps others from its slot."""
-        return self.state in TAKEN and not self.extra
+        return (self.state in TAKEN or self.is_stopped) and not self.extra
 
     @property
     def uses_attempt(self) -> bool:
@@ -117,12 +125,13 @@ class Queued:
 
 @dataclass(frozen=True)
 class Verification:
-    """Whether a study holds exactly one complete trial for each cell and repeat.
+    """Whether a study holds exactly one trial for each cell and repeat that is complete or was stopped early.
 
     Attributes:
         cells: cells × repeats that the study wants (for a sampled study without an end: those drawn so far).
         complete: how many of them have exactly one complete trial.
-        missing: those with no complete trial that may still get one.
+        stopped: how many have exactly one that the study's rule stopped early instead.
+        missing: those with neither that may still get one.
         doubled: those with more than one.
         given_up: those that failed too often.
     """
@@ -132,6 +141,7 @@ class Verification:
     missing: tuple[Slot, ...] = ()
     doubled: tuple[Slot, ...] = ()
     given_up: tuple[GivenUp, ...] = ()
+    stopped: int = 0
 
     @property
     def whole(self) -> bool:
@@ -144,6 +154,7 @@ class Verification:
             "whole": self.whole,
             "cells": self.cells,
             "complete": self.complete,
+            "stopped": self.stopped,
             "missing": [slot._asdict() for slot in self.missing],
             "doubled": [slot._asdict() for slot in self.doubled],
             "given_up": [asdict(failed) for failed in self.given_up],
@@ -151,7 +162,8 @@ class Verification:
 
     def describe(self) -> str:
         """Return the same for people: a line of counts, then one for each kind of fault."""
-        lines = [f"{self.complete} of {self.cells} cells × repeats have exactly one complete trial"]
+        stopped = f", {self.stopped} exactly one that was stopped early" if self.stopped else ""
+        lines = [f"{self.complete} of {self.cells} cells × repeats have exactly one complete trial{stopped}"]
         for fault, slots in (("missing", self.missing), ("doubled", self.doubled), ("given up", self.given_up)):
             if slots:
                 more = f" and {len(slots) - SHOWN} more" if len(slots) > SHOWN else ""
@@ -210,15 +222,18 @@ class Cells:
 
     def is_done(self, slot: Slot) -> bool:
         """Whether nothing is left to do for a slot."""
-        return self._completed(slot) > 0 or self.is_given_up(slot) or self._is_dropped(slot)
+        return self._done_count(slot) > 0 or self.is_given_up(slot) or self._is_dropped(slot)
 
     def _is_dropped(self, slot: Slot) -> bool:
         """Whether a slot is left without a result because the study has used up its total."""
-        states = {row.state for row in self._rows.get(slot, ())}
-        return self.is_spent and not states & {"RUNNING", "COMPLETE"} and not self.is_given_up(slot)
+        holds = any(row.is_done or row.state == "RUNNING" for row in self._rows.get(slot, ()))
+        return self.is_spent and not holds and not self.is_given_up(slot)
 
-    def _completed(self, slot: Slot) -> int:
-        return sum(row.state == "COMPLETE" for row in self._rows.get(slot, ()))
+    def _done_count(self, slot: Slot) -> int:
+        return sum(row.is_done for row in self._rows.get(slot, ()))
+
+    def _is_stopped(self, slot: Slot) -> bool:
+        return any(row.is_stopped for row in self._rows.get(slot, ()))
 
     # --- all slots --------------------------------------------------------------------------------------------------
 
@@ -268,15 +283,18 @@ class Cells:
     def verify(self) -> Verification:
         """Return what is missing, doubled and given up."""
         cells = self._cells() if self._limit is None or self.is_spent else range(self._limit)
-        complete = {slot: self._completed(slot) for slot in self._slots(cells) if not self._is_dropped(slot)}
+        done = {slot: self._done_count(slot) for slot in self._slots(cells) if not self._is_dropped(slot)}
+        single = [slot for slot, count in done.items() if count == 1]
+        stopped = sum(self._is_stopped(slot) for slot in single)
         given_up = self.given_up()
         without = {failed.slot for failed in given_up}
         return Verification(
-            cells=len(complete),
-            complete=sum(count == 1 for count in complete.values()),
-            missing=tuple(slot for slot, count in complete.items() if count == 0 and slot not in without),
-            doubled=tuple(slot for slot, count in complete.items() if count > 1),
+            cells=len(done),
+            complete=len(single) - stopped,
+            missing=tuple(slot for slot, count in done.items() if count == 0 and slot not in without),
+            doubled=tuple(slot for slot, count in done.items() if count > 1),
             given_up=given_up,
+            stopped=stopped,
         )
 
 

@@ -100,12 +100,13 @@ def study_show(
     if watch:
         _watch(handle, every, form)
         return
-    summary, given_up = handle.summary(), handle.verify().given_up
+    summary, given_up, stopping = handle.summary(), handle.verify().given_up, handle.stopping()
     if form is Format.json:
         render.print_json(
             {
                 **_summary_row(summary, form),
                 "given_up": [vars(one) for one in given_up],
+                "stopping": None if stopping is None else vars(stopping),
                 "spec": handle.spec.to_document(),
             }
         )
@@ -113,6 +114,8 @@ def study_show(
     render.print_rows([_summary_row(summary, form)], form)
     for one in given_up:
         err.print(f"given up: {one}", highlight=False, markup=False)
+    if stopping is not None and form is Format.table:
+        out.print(stopping.describe(), highlight=False, markup=False)
 
 
 @app.command("verify")

@@ -26,10 +26,10 @@ from budgettune.tables import (
     trials,
     utc_in,
 )
-from budgettune.trial_rows import failure_pair, is_whole, parse_json, read_attributes, whole_number
+from budgettune.trial_rows import failure_pair, is_whole, parse_json, read_attributes, stopping_note, whole_number
 
 LOOKED_AT = 50  # open rows, to see whether any is of a cell
-SLOT_ATTRIBUTES = ("cell", "repeat", "attempt", "failure", "extra", "late_of")
+SLOT_ATTRIBUTES = ("cell", "repeat", "attempt", "failure", "extra", "late_of", "stopping")
 
 
 @dataclass(frozen=True)
@@ -140,6 +140,19 @@ def _seconds(on_the_clock: float | None, start: str | None, last_sign: str | Non
         return 0.0
 
 
+def stopping_notes(engine: sa.Engine, study_id: int) -> list[Mapping[str, Any]]:
+    """Return what rows say of trials that were stopped early, or spared as controls and then finished."""
+    attribute = trial_user_attributes
+    query = (
+        sa.select(attribute.c.value_json)
+        .join(trials, trials.c.trial_id == attribute.c.trial_id)
+        .where(trials.c.study_id == study_id, attribute.c.key == "stopping")
+    )
+    with reading(engine) as connection:
+        notes = [stopping_note(parse_json(text)) for text in connection.execute(query).scalars()]
+    return [note for note in notes if note is not None]
+
+
 def machine_kind(engine: sa.Engine, study_id: int) -> str | None:
     """Return the kind of machine that a study's times come from: the spec's, else the first finished trial's."""
     with reading(engine) as connection:
@@ -203,6 +216,8 @@ def _slot_row(
     cell, repeat = whole_number(attributes.get("cell")), whole_number(attributes.get("repeat"))
     if cell is None or repeat is None or whole_number(number) is None:
         return None
+    note = stopping_note(attributes.get("stopping"))
+    is_stopped = state == "PRUNED" and note is not None and note["stopped"]
     return SlotRow(
         trial_id=trial_id,
         number=number,
@@ -213,5 +228,6 @@ def _slot_row(
         failure=failure_pair(attributes.get("failure")),
         extra=attributes.get("extra") is True,
         late_of=whole_number(attributes.get("late_of")),
-        seconds=seconds,
+        seconds=note["train_seconds"] if note is not None and is_stopped else seconds,
+        is_stopped=is_stopped,
     )

@@ -243,6 +243,20 @@ class SamplerSpec(Table):
         return self
 
 
+class StoppingSpec(Table):
+    """`[stopping]`: which trials end before their last epoch.
+
+    Attributes:
+        rule: `none`, or `dominance`: those that finished trials will almost surely beat in both time and accuracy.
+        confidence: of the forecast's bounds on final time and accuracy, each by itself.
+        control: share of trials that run to their end all the same, and show how often the rule is wrong.
+    """
+
+    rule: Literal["none", "dominance"] = "none"
+    confidence: float = Field(0.95, ge=0.5, lt=1)
+    control: float = Field(0.1, ge=0, le=1)
+
+
 class MachineSpec(Table):
     """`[machine]`: whose times a study holds.
 

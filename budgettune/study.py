@@ -24,11 +24,13 @@ from budgettune.records import TrialResult, trial_attributes
 from budgettune.rows import NewTrial
 from budgettune.spec import StudySpec
 from budgettune.storage import open_engine, open_storage
-from budgettune.summaries import StudySummary, list_studies, study_names, summary_of
+from budgettune.summaries import StudySummary, list_studies, stopping_of, study_names, summary_of
 from budgettune.transactions import Reconciled, TakenTrial
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage, RDBStorage
+
+    from budgettune.stopping_notes import StoppingSummary
 
 __all__ = [
     "Claim",
@@ -248,13 +250,14 @@ class StudyHandle:
 
         A late result (the trial was taken for lost) still counts where its cell has no other trial running or
         complete; else it is kept as a trial marked `extra`. So is a result from another kind of machine than
-        `machine_kind`, unless kinds may be mixed; its cell is queued again. Objectives that are not finite fail the
-        trial. Calling this again after a StorageError is safe.
+        `machine_kind`, unless kinds may be mixed; its cell is queued again. A trial that was stopped early counts, and
+        keeps its curve and the reason in place of objectives. Objectives that are not finite fail the trial. Calling
+        this again after a StorageError is safe.
         """
         if not result.is_finite():
             self.fail(claim, "non-finite-result", f"{result.train_seconds} s, accuracy {result.test_accuracy}")
             return False
-        values = (result.train_seconds, result.test_accuracy)
+        values = None if result.is_stopped else (result.train_seconds, result.test_accuracy)
         own_kind, attributes = result.machine.key, trial_attributes(result)
         kind, is_noted = own_kind if allow_mixed else self._kind, own_kind in self._noted_kinds
         counts = transactions.record_result(
@@ -325,6 +328,10 @@ class StudyHandle:
     def summary(self) -> StudySummary:
         """Return the study in a line, as `list_studies` does."""
         return summary_of(self.engine, self.study_id, self.name, self.spec)
+
+    def stopping(self) -> StoppingSummary | None:
+        """Return what stopping trials early did, None where the study lets all trials run to their end."""
+        return None if self.spec.stopping.rule == "none" else stopping_of(self.engine, self.study_id)
 
     def verify(self) -> Verification:
         """Return which cells and repeats lack a complete trial, have more than one, or were given up."""

@@ -30,6 +30,7 @@ LAYERS = {
     "comparison_report": 4,
     "dashboard": 4,
     "live_figures": 4,
+    "early_ends": 4,
     "fleet": 4,
     "guard": 4,
     "profile": 4,
@@ -57,6 +58,7 @@ LAYERS = {
     "cells": 2,
     "database_errors": 2,
     "disturbance": 2,
+    "dominance": 2,
     "engines": 2,
     "evidence": 2,
     "locks": 2,
@@ -68,6 +70,7 @@ LAYERS = {
     "rows": 2,
     "sentinel": 2,
     "stopping": 2,
+    "stopping_notes": 2,
     "storage": 2,
     "tables": 2,
     "training": 2,
@@ -129,7 +132,8 @@ NEIGHBOURS = {
     "summaries": {"query", "slots"},
     "training": {"machine"},
     "transactions": {"slots", "trial_rows"},
-    "worker": {"spool", "watchdog"},
+    "stopping_notes": {"dominance"},
+    "worker": {"early_ends", "spool", "watchdog"},
 }
 """Imports within a layer that are meant; everything else points down."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,11 +19,11 @@ class Evidence:
     """Trials of one search space, by number.
 
     Attributes:
-        finished: float64[finished, params], positions.
-        seconds: float64[finished]
-        accuracy: float64[finished], as a share.
+        finished: float64[finished, params], positions; also of trials that were stopped early.
+        seconds: float64[finished], as forecast for those that were stopped.
+        accuracy: float64[finished], as a share; as forecast, too.
         pending: float64[pending, params], of trials that run or wait.
-        failed: float64[failed, params], of trials that failed or were stopped early.
+        failed: float64[failed, params], of trials that failed.
     """
 
     finished: Floats
@@ -50,12 +50,12 @@ def evidence_of(trials: Iterable[FrozenTrial], encoding: Encoding, number: int) 
         number: of the trial that gets its params.
     """
     own = [trial for trial in trials if trial.number != number and _is_over(trial, encoding)]
-    finished = [trial for trial in own if trial.state is TrialState.COMPLETE and _counts(trial)]
+    results = [(trial, values) for trial in own if (values := _values(trial)) is not None]
     pending = [trial for trial in own if not trial.state.is_finished()]
-    failed = [trial for trial in own if trial.state in FAILED and not _was_handed_back(trial)]
-    values = np.array([trial.values for trial in finished]).reshape(-1, 2)
+    failed = [trial for trial in own if trial.state in FAILED and _says_something(trial)]
+    values = np.array([values for _, values in results]).reshape(-1, 2)
     return Evidence(
-        finished=encoding.positions(trial.params for trial in finished),
+        finished=encoding.positions(trial.params for trial, _ in results),
         seconds=values[:, 0],
         accuracy=values[:, 1],
         pending=encoding.positions(trial.params for trial in pending),
@@ -67,10 +67,23 @@ def _is_over(trial: FrozenTrial, encoding: Encoding) -> bool:
     return all(trial.distributions.get(name) == each for name, each in encoding.space.items())
 
 
-def _counts(trial: FrozenTrial) -> bool:
-    return trial.user_attrs.get("extra") is not True and bool(np.isfinite(trial.values).all())
+def _values(trial: FrozenTrial) -> Sequence[float] | None:
+    """Return seconds and accuracy: measured, or forecast where the trial was stopped; None where there are none."""
+    values = trial.values if trial.state is TrialState.COMPLETE else _forecast(trial)
+    counts = values is not None and trial.user_attrs.get("extra") is not True and np.isfinite(values).all()
+    return values if counts else None
 
 
-def _was_handed_back(trial: FrozenTrial) -> bool:
+def _forecast(trial: FrozenTrial) -> Sequence[float] | None:
+    note = trial.user_attrs.get("stopping")
+    if trial.state is not TrialState.PRUNED or not isinstance(note, Mapping):
+        return None
+    values = [note.get("expected_seconds"), note.get("expected_accuracy")]
+    return [float(value) for value in values] if all(isinstance(value, (int, float)) for value in values) else None
+
+
+def _says_something(trial: FrozenTrial) -> bool:
+    """Whether a trial without a result tells of its configuration: it was not handed back, and has no forecast."""
     failure = trial.user_attrs.get("failure")
-    return isinstance(failure, Mapping) and failure.get("kind") == HANDED_BACK
+    was_handed_back = isinstance(failure, Mapping) and failure.get("kind") == HANDED_BACK
+    return not was_handed_back and _forecast(trial) is None
