@@ -18,6 +18,7 @@ from budgettune.errors import SpecError, StorageError
 from budgettune.predict.encoding import Encoding
 from budgettune.predict.evidence import evidence_of
 from budgettune.records import EpochRecord, TrialRecord, TrialResult
+from budgettune.render import Format
 from budgettune.rows import end_trial
 from budgettune.sampling import search_space
 from budgettune.spec import StudySpec, load_spec
@@ -32,11 +33,10 @@ def curve(seconds, error, *, epochs=10, start=0.9, noise=0.0, rng=None):
     errors = np.exp(np.linspace(math.log(start), math.log(error), epochs + 1)[1:])
     if noise:
         errors[:-1] *= np.exp(rng.normal(0.0, noise, epochs - 1))
+    ends = np.linspace(0.0, seconds, epochs + 1)[1:]
     return tuple(
-        EpochRecord(
-            epoch=k, train_seconds=seconds * (k + 1) / epochs, steps=1, samples=1, loss=1.0, accuracy=1.0 - each
-        )
-        for k, each in enumerate(errors)
+        EpochRecord(epoch=epoch, train_seconds=float(end), steps=1, samples=1, loss=1.0, accuracy=float(1.0 - each))
+        for epoch, (end, each) in enumerate(zip(ends, errors, strict=True))
     )
 
 
@@ -282,7 +282,7 @@ def test_a_study_shows_what_stopping_did(study, stopped, capsys, monkeypatch):
     study.complete(study.claim(), replace(result(), stopping={**stopped.stopping, "stopped": False, "wrong": True}))
     study_show(study.name, storage=study.url)
     assert "of 1 controls 1 would have been stopped wrongly" in " ".join(capsys.readouterr().out.split())
-    study_show(study.name, storage=study.url, form="json")
+    study_show(study.name, storage=study.url, form=Format.json)
     assert json.loads(capsys.readouterr().out)["stopping"]["stopped"] == 1
 
 
@@ -349,14 +349,15 @@ OPTIONS = WorkerOptions(device="cpu", threads=1, allow_mixed=True)
 
 def made_up(number):
     """Return a result far better and faster than real training, whose curve halves the error towards its end."""
-    epochs = curve(1e-4, 0.005 * (1 + number), epochs=30, start=0.01 * (1 + number))
+    epochs = curve(1e-4, 0.02 * (1 + number), epochs=30, start=0.04 * (1 + number))
     return replace(result(1e-4, epochs[-1].accuracy), curve=epochs)
 
 
 @pytest.mark.parametrize("control", [0.0, 1.0])
 def test_a_worker_stops_a_dominated_trial_and_runs_a_control_to_its_end(sqlite_url, control):
     rates = ", ".join(str(k / 20) for k in range(10))
-    overrides = [f"search={{prune_rate = [{rates}]}}", "train.epochs=30", "train.batch_size=718", "data.train_size=718"]
+    overrides = [f"search={{prune_rate = [{rates}]}}", "pruning.strategy=random", "train.epochs=30"]
+    overrides += ["model.widths=[8, 8, 8]", "model.blocks=1", "data.train_size=600", "train.batch_size=200"]
     study = create_study(
         load_spec("digits").with_overrides([*overrides, "stopping.rule=dominance", f"stopping.control={control}"]),
         sqlite_url,
