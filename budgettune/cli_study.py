@@ -30,7 +30,10 @@ def study_create(
     grid: Annotated[bool, typer.Option("--grid", help="Run every point of the search lists.")] = False,
     sampler: Annotated[SamplerName | None, typer.Option("--sampler", help="Let a sampler choose points.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="All trials' seeds follow from it.")] = None,
-    repeats: Annotated[int | None, typer.Option("--repeats", min=1, help="Trials per point.")] = None,
+    repeats: Annotated[
+        str | None,
+        typer.Option("--repeats", metavar="R|auto", help="Trials per point; auto: more where the front is uncertain."),
+    ] = None,
     trials: Annotated[int | None, typer.Option("--trials", min=1, help="Points that a sampler ends at.")] = None,
     total: Annotated[
         float | None,

@@ -104,30 +104,36 @@ def read_slot_rows(connection: sa.Connection, study_id: int) -> list[SlotRow]:
         attributes[trial_id][key] = parse_json(text)
     drawn = set(connection.execute(with_params).scalars())
     rows = (
-        _slot_row(trial_id, number, state, attributes[trial_id], trial_id in drawn, _seconds(*spans))
-        for trial_id, number, state, *spans in connection.execute(_states_and_times(study_id))
+        _slot_row(trial_id, number, state, attributes[trial_id], trial_id in drawn, accuracy, _seconds(*spans))
+        for trial_id, number, state, accuracy, *spans in connection.execute(_states_and_times(study_id))
     )
     return [row for row in rows if row is not None]
 
 
 def _states_and_times(study_id: int) -> sa.Select[Any]:
-    """Return what selects id, number, state, seconds on the clock, start and last sign of life of every trial."""
-    values, heartbeats = trial_values, trial_heartbeats
-    on_the_clock = sa.and_(values.c.trial_id == trials.c.trial_id, values.c.objective == 0, is_finite(values.c.value))
+    """Return what selects every trial's id, number, state, accuracy, seconds, start and last sign of life."""
+    heartbeats, seconds, accuracy = trial_heartbeats, trial_values.alias("seconds"), trial_values.alias("accuracy")
     return (
         sa.select(
             trials.c.trial_id,
             trials.c.number,
             plain_text(trials.c.state),
-            values.c.value,
+            accuracy.c.value,
+            seconds.c.value,
             plain_text(trials.c.datetime_start),
             plain_text(heartbeats.c.heartbeat),
         )
         .select_from(trials)
-        .outerjoin(values, on_the_clock)
+        .outerjoin(seconds, _is_value(seconds, 0))
+        .outerjoin(accuracy, _is_value(accuracy, 1))
         .outerjoin(heartbeats, heartbeats.c.trial_id == trials.c.trial_id)
         .where(trials.c.study_id == study_id)
     )
+
+
+def _is_value(values: sa.FromClause, objective: int) -> sa.ColumnElement[bool]:
+    of_trial = values.c.trial_id == trials.c.trial_id
+    return sa.and_(of_trial, values.c.objective == objective, is_finite(values.c.value))
 
 
 def _seconds(on_the_clock: float | None, start: str | None, last_sign: str | None) -> float:
@@ -203,6 +209,14 @@ def _study_attribute(connection: sa.Connection, study_id: int, key: str) -> Any:
     return parse_json(connection.execute(query).scalar())
 
 
+def has_repeats(engine: sa.Engine, study_id: int) -> bool:
+    """Whether a study asks for more than one trial per cell."""
+    with reading(engine) as connection:
+        spec = _study_attribute(connection, study_id, SPEC_ATTRIBUTE)
+    sampler = spec.get("sampler") if isinstance(spec, dict) else None
+    return isinstance(sampler, dict) and sampler.get("repeats", 1) != 1
+
+
 def _asked_kind(spec: Any) -> str | None:
     machine = spec.get("machine") if isinstance(spec, dict) else None
     name = machine.get("device_name") if isinstance(machine, dict) else None
@@ -210,7 +224,13 @@ def _asked_kind(spec: Any) -> str | None:
 
 
 def _slot_row(
-    trial_id: int, number: int, state: str, attributes: Mapping[str, Any], has_params: bool, seconds: float
+    trial_id: int,
+    number: int,
+    state: str,
+    attributes: Mapping[str, Any],
+    has_params: bool,
+    accuracy: float | None,
+    seconds: float,
 ) -> SlotRow | None:
     """Return None for a row that is not of a cell."""
     cell, repeat = whole_number(attributes.get("cell")), whole_number(attributes.get("repeat"))
@@ -230,4 +250,5 @@ def _slot_row(
         late_of=whole_number(attributes.get("late_of")),
         seconds=note["train_seconds"] if note is not None and is_stopped else seconds,
         is_stopped=is_stopped,
+        accuracy=accuracy,
     )

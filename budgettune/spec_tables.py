@@ -213,13 +213,25 @@ def _axis(value: Any) -> Any:
 Axis = Annotated[tuple[Scalar, ...] | RangeSpec, BeforeValidator(_axis)]
 
 
+AUTO = "auto"
+MOST_REPEATS = 5
+"""Repeats that `auto` gives one cell at most: two configurations that are equal stay in doubt for ever."""
+
+
+def _repeats(value: Any) -> Any:
+    if value == AUTO or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+        return value
+    raise ValueError('must be a whole number from 1, or "auto"')
+
+
 class SamplerSpec(Table):
     """`[sampler]`: how points are chosen, and how often each is run.
 
     Attributes:
         name: `grid` runs every point of the search lists; `cost` is ours, the others are Optuna's.
         seed: of the study: every trial's own seed follows from it.
-        repeats: trials per point, each with its own seed.
+        repeats: trials per point, each with its own seed; `auto` begins with one, and then adds to those points whose
+            membership of the front is uncertain.
         trials: points that a sampled study ends at, over all workers; None for no end.
         total: seconds of training, summed over workers, after which a sampled study begins no trial; None for no end.
         max_seconds: longest training that `cost` shall try; None for any.
@@ -228,7 +240,7 @@ class SamplerSpec(Table):
 
     name: Literal["grid", "cost", "tpe", "nsga2", "gp", "random"] = "grid"
     seed: int = Field(0, ge=0)
-    repeats: int = Field(1, ge=1)
+    repeats: Annotated[int | Literal["auto"], BeforeValidator(_repeats)] = 1
     trials: int | None = Field(None, ge=1)
     total: Duration | None = None
     max_seconds: Duration | None = None
@@ -240,7 +252,24 @@ class SamplerSpec(Table):
             raise ValueError("total needs a sampler, because a grid runs every cell: leave it out, or choose name")
         if self.max_seconds is not None and self.name != "cost":
             raise ValueError("max_seconds works with name = 'cost' only: the other samplers know no time")
+        if self.repeats == AUTO and self.name != "grid" and self.trials is None:
+            raise ValueError("repeats = 'auto' begins when all points have run: give trials, or use a grid")
         return self
+
+    @property
+    def is_auto(self) -> bool:
+        """Whether points get further repeats as the front asks for them."""
+        return self.repeats == AUTO
+
+    @property
+    def first_repeats(self) -> int:
+        """Trials that each point gets in any case."""
+        return self.repeats if isinstance(self.repeats, int) else 1
+
+    @property
+    def most_repeats(self) -> int:
+        """Trials that a point gets at most."""
+        return self.repeats if isinstance(self.repeats, int) else MOST_REPEATS
 
 
 class StoppingSpec(Table):

@@ -294,7 +294,8 @@ class StudyHandle:
         """
         self._taken_up_to = 0
         tally = slots.tally(self.engine, self.study_id, lease_seconds)
-        if self._settled is not None and tally.is_as_good_as(self._settled):
+        may_grow = self.spec.sampler.is_auto  # a result, too, may ask for more
+        if self._settled is not None and tally.is_as_good_as(self._settled) and not may_grow:
             return Reconciled(lost=0, queued=0, given_up=self._given_up)
 
         def decide(rows: list[SlotRow]) -> tuple[list[NewTrial], int]:
@@ -380,7 +381,7 @@ class StudyHandle:
         space = sampling.search_space(self.spec)
         proposal = sampling.propose(self._sampler_storage, self.name, self.spec.sampler, reserved.trial_id, space)
         seed = sampling.draw_seed(self.spec.sampler.seed, reserved.number)
-        cell, repeats = reserved.slot.cell, range(1, self.spec.sampler.repeats)
+        cell, repeats = reserved.slot.cell, range(1, self.spec.sampler.first_repeats)
         return transactions.settle(
             self.engine,
             self.study_id,

@@ -68,6 +68,7 @@ LAYERS = {
     "procfs": 2,
     "roots": 2,
     "rows": 2,
+    "slot_values": 2,
     "sentinel": 2,
     "stopping": 2,
     "stopping_notes": 2,
@@ -88,6 +89,7 @@ LAYERS = {
     # 0: nothing
     "errors": 0,
     "significance": 0,
+    "certainty": 0,
     "renewal": 0,
     "textplot": 0,
     "texts": 0,
@@ -103,6 +105,7 @@ NEIGHBOURS = {
     "cli_options": {"render"},
     "cli_study": {"api", "cli_options", "render", "watch"},
     "cli_training": {"api", "cli_options", "render"},
+    "cells": {"slot_values"},
     "comparing": {"comparison_plan", "profile_space", "worker"},
     "comparison": {"files", "records", "spec"},
     "dashboard": {"guard", "live_figures", "shared_view", "webserver"},
