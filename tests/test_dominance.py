@@ -320,7 +320,7 @@ class Clock:
 
 def test_finished_trials_are_read_once_as_they_come_and_an_absent_database_ends_no_trial(study, monkeypatch):
     clock = Clock()
-    rivals = Rivals(study, "cpu", clock)
+    rivals = Rivals(study, "cpu x2", clock)
     work_off(study)
     assert len(rivals.known()) == 4
     asked = []
@@ -340,7 +340,7 @@ def test_finished_trials_are_read_once_as_they_come_and_an_absent_database_ends_
 def test_rivals_come_from_the_same_kind_of_machine(study):
     study.complete(study.claim(), result(device_name="cpu"))
     study.complete(study.claim(), result(device_name="gpu"))
-    assert [rival.number for rival in Rivals(study, "cpu").known()] == [0]
+    assert [rival.number for rival in Rivals(study, "cpu x2").known()] == [0]
     assert [rival.number for rival in Rivals(study, None).known()] == [0]  # the other one is an extra
 
 
