@@ -19,6 +19,7 @@ from budgettune.storage import open_engine, storage_url
 from budgettune.units import parse_duration
 
 if TYPE_CHECKING:
+    from budgettune.certainty import Certainty
     from budgettune.study import StudyHandle
     from budgettune.training.trainer import Trained
     from budgettune.worker import WorkerOptions, WorkerSummary
@@ -163,6 +164,24 @@ def hypervolume_of(
     points = query.objective_points(engine, study_id, device_name=kind, clean_only=clean_only)
     reference = (1.1 * max((seconds for seconds, _ in points), default=0.0), 0.0)
     return query.hypervolume(points, reference), reference
+
+
+def certainty(
+    study: StudyHandle | str | None = None,
+    *,
+    device_name: str | None = None,
+    clean_only: bool = False,
+    storage: str | None = None,
+) -> Certainty | None:
+    """Return how sure a study's front and accuracies are, by its repeats; None where none of its cells has two."""
+    engine, study_id = locate(study, storage)
+    kind = query.comparable_kind(engine, study_id, device_name)
+    results = query.repeated_results(engine, study_id, device_name=kind, clean_only=clean_only)
+    if all(len(repeats) < 2 for repeats in results.values()):
+        return None
+    from budgettune.certainty import certainty_of  # brings scipy
+
+    return certainty_of(results)
 
 
 def machines(

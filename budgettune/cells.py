@@ -1,8 +1,8 @@
 """Which trials a study still needs, decided from what it holds. Pure: no database here.
 
-A *slot* is one cell and repeat. At every moment a slot has at most one row that is open or complete:
+A *slot* is one cell and repeat. At every moment a slot has at most one row that is open, complete or stopped early:
 
-    (nothing) ──reconcile──▶ WAITING ──claim──▶ RUNNING ──complete──▶ COMPLETE
+    (nothing) ──reconcile──▶ WAITING ──claim──▶ RUNNING ──complete──▶ COMPLETE, or PRUNED with a note: stopped early
                                 ▲                  │
                                 └── new row ── FAIL (failed, handed back, lost)
 """
@@ -12,167 +12,37 @@ from __future__ import annotations
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from collections.abc import Collection, Iterable, Iterator
+from functools import cached_property
 
-from budgettune.errors import Interrupted
+from budgettune.slot_values import HANDED_BACK, LOST, TAKEN, GivenUp, Queued, Slot, SlotRow, Verification
 from budgettune.spec import StudySpec
-from budgettune.texts import one_line
 
-LOST = "lost"
-"""Kind of failure of a trial whose worker gave no sign of life."""
-
-HANDED_BACK = Interrupted.kind
-"""Kind of failure that uses up no attempt."""
-
-SHOWN = 50  # slots named in a line for people
-
-TAKEN = frozenset({"WAITING", "RUNNING", "COMPLETE"})
-"""States in which a trial holds its slot."""
-
-
-class Slot(NamedTuple):
-    """One cell and repeat: what must end with exactly one complete trial."""
-
-    cell: int
-    repeat: int
-
-    def __str__(self) -> str:
-        return f"cell {self.cell} repeat {self.repeat}"
-
-
-@dataclass(frozen=True)
-class SlotRow:
-    """What a decision needs to know of one trial.
-
-    Attributes:
-        has_params: false for a sampled point whose worker died while it was drawn.
-        failure: the kind and the message of a failed trial.
-        extra: a late result beside the one that counts.
-        late_of: number of the trial whose late result this row keeps.
-    """
-
-    trial_id: int
-    number: int
-    state: str
-    slot: Slot
-    attempt: int = 1
-    has_params: bool = True
-    failure: tuple[str, str] | None = None
-    extra: bool = False
-    late_of: int | None = None
-
-    @property
-    def is_taken(self) -> bool:
-        """Whether this row keeps others from its slot."""
-        return self.state in TAKEN and not self.extra
-
-    @property
-    def uses_attempt(self) -> bool:
-        """Whether this try counts towards the limit."""
-        return self.failure is None or self.failure[0] != HANDED_BACK
-
-    @property
-    def next_attempt(self) -> int:
-        """Number of the try that follows this failed one."""
-        return self.attempt + 1 if self.uses_attempt else self.attempt
-
-
-@dataclass(frozen=True)
-class GivenUp:
-    """A slot that failed as often as the spec allows.
-
-    Attributes:
-        reasons: of the failed tries, oldest first, each with its kind in front.
-    """
-
-    cell: int
-    repeat: int
-    reasons: tuple[str, ...]
-
-    @property
-    def slot(self) -> Slot:
-        """The cell and repeat."""
-        return Slot(self.cell, self.repeat)
-
-    def __str__(self) -> str:
-        return one_line(f"{self.slot} after {'; '.join(self.reasons)}")
-
-
-@dataclass(frozen=True)
-class Queued:
-    """A slot to try (again).
-
-    Attributes:
-        source: trial that has the params; None where the spec's grid has them, or a sampler must draw them.
-    """
-
-    slot: Slot
-    attempt: int
-    source: int | None = None
-
-
-@dataclass(frozen=True)
-class Verification:
-    """Whether a study holds exactly one complete trial for each cell and repeat.
-
-    Attributes:
-        cells: cells × repeats that the study wants (for a sampled study without an end: those drawn so far).
-        complete: how many of them have exactly one complete trial.
-        missing: those with no complete trial that may still get one.
-        doubled: those with more than one.
-        given_up: those that failed too often.
-    """
-
-    cells: int
-    complete: int
-    missing: tuple[Slot, ...] = ()
-    doubled: tuple[Slot, ...] = ()
-    given_up: tuple[GivenUp, ...] = ()
-
-    @property
-    def whole(self) -> bool:
-        """Whether nothing is missing, doubled or given up."""
-        return not (self.missing or self.doubled or self.given_up)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        return {
-            "whole": self.whole,
-            "cells": self.cells,
-            "complete": self.complete,
-            "missing": [slot._asdict() for slot in self.missing],
-            "doubled": [slot._asdict() for slot in self.doubled],
-            "given_up": [asdict(failed) for failed in self.given_up],
-        }
-
-    def describe(self) -> str:
-        """Return the same for people: a line of counts, then one for each kind of fault."""
-        lines = [f"{self.complete} of {self.cells} cells × repeats have exactly one complete trial"]
-        for fault, slots in (("missing", self.missing), ("doubled", self.doubled), ("given up", self.given_up)):
-            if slots:
-                more = f" and {len(slots) - SHOWN} more" if len(slots) > SHOWN else ""
-                lines.append(f"{fault}: {', '.join(map(str, slots[:SHOWN]))}{more}")
-        return "\n".join(lines)
+__all__ = ["HANDED_BACK", "LOST", "TAKEN", "Cells", "GivenUp", "Queued", "Slot", "SlotRow", "Verification"]
 
 
 class Cells:
-    """The rows of a study by slot, and what follows from them."""
+    """The rows of a study by slot, and what follows from them.
+
+    Attributes:
+        is_spent: whether the study has used up its total of seconds, so that no trial may begin.
+    """
 
     def __init__(self, spec: StudySpec, rows: Iterable[SlotRow]) -> None:
-        self._repeats = spec.sampler.repeats
+        rows = sorted(rows, key=lambda row: row.number)
+        self.is_spent = spec.sampler.total is not None and spent_seconds(rows) >= spec.sampler.total
+        self._repeats, self._most_repeats = spec.sampler.first_repeats, spec.sampler.most_repeats
         self._max_attempts = spec.sampler.max_attempts
         self._is_grid = spec.sampler.name == "grid"
         self._limit = spec.cell_count() if self._is_grid else spec.sampler.trials
         self._rows: defaultdict[Slot, list[SlotRow]] = defaultdict(list)
         self._source: dict[int, int] = {}  # cell -> a trial that has its params
-        for row in sorted(rows, key=lambda row: row.number):
+        for row in rows:
             if self._is_wanted(row.slot):
                 self._add(row)
 
     def _is_wanted(self, slot: Slot) -> bool:
-        return 0 <= slot.cell < (self._limit or math.inf) and 0 <= slot.repeat < self._repeats
+        return 0 <= slot.cell < (self._limit or math.inf) and 0 <= slot.repeat < self._most_repeats
 
     def _add(self, row: SlotRow) -> None:
         if not row.extra:
@@ -202,10 +72,18 @@ class Cells:
 
     def is_done(self, slot: Slot) -> bool:
         """Whether nothing is left to do for a slot."""
-        return self._completed(slot) > 0 or self.is_given_up(slot)
+        return self._done_count(slot) > 0 or self.is_given_up(slot) or self._is_dropped(slot)
 
-    def _completed(self, slot: Slot) -> int:
-        return sum(row.state == "COMPLETE" for row in self._rows.get(slot, ()))
+    def _is_dropped(self, slot: Slot) -> bool:
+        """Whether a slot is left without a result because the study has used up its total."""
+        holds = any(row.is_done or row.state == "RUNNING" for row in self._rows.get(slot, ()))
+        return self.is_spent and not holds and not self.is_given_up(slot)
+
+    def _done_count(self, slot: Slot) -> int:
+        return sum(row.is_done for row in self._rows.get(slot, ()))
+
+    def _is_stopped(self, slot: Slot) -> bool:
+        return any(row.is_stopped for row in self._rows.get(slot, ()))
 
     # --- all slots --------------------------------------------------------------------------------------------------
 
@@ -214,7 +92,38 @@ class Cells:
         return range(self._limit or 0) if self._is_grid else sorted({slot.cell for slot in self._rows})
 
     def _slots(self, cells: Iterable[int]) -> Iterator[Slot]:
-        return (Slot(cell, repeat) for cell in cells for repeat in range(self._repeats))
+        return (Slot(cell, repeat) for cell in cells for repeat in range(self._depth(cell)))
+
+    def _depth(self, cell: int) -> int:
+        """Return how many repeats a cell has or needs now."""
+        return self._begun.get(cell, self._repeats) + (cell in self._doubtful)
+
+    @cached_property
+    def _begun(self) -> dict[int, int]:
+        """Repeats of each cell that has rows."""
+        begun: dict[int, int] = {}
+        for slot in self._rows:
+            begun[slot.cell] = max(begun.get(slot.cell, self._repeats), slot.repeat + 1)
+        return begun
+
+    @cached_property
+    def _doubtful(self) -> frozenset[int]:
+        """Cells that need one repeat more, once all that was begun is done and every cell has a result."""
+        if self._most_repeats == self._repeats or self.is_spent or len(self._begun) < (self._limit or math.inf):
+            return frozenset()
+        if not all(self.is_done(Slot(cell, repeat)) for cell, depth in self._begun.items() for repeat in range(depth)):
+            return frozenset()
+        from budgettune.certainty import cells_to_repeat  # brings scipy, which nothing else here needs
+
+        results = self._results()
+        return frozenset(cells_to_repeat(results, self._most_repeats))
+
+    def _results(self) -> dict[int, list[tuple[float, float]]]:
+        """Return seconds and accuracy of each complete repeat, of the cells whose repeats all are."""
+        results: defaultdict[int, list[tuple[float, float]]] = defaultdict(list)
+        for slot, rows in self._rows.items():
+            results[slot.cell] += [(row.seconds, row.accuracy) for row in rows if row.accuracy is not None]
+        return {cell: repeats for cell, repeats in results.items() if len(repeats) == self._begun[cell]}
 
     def given_up(self, cell: int | None = None) -> tuple[GivenUp, ...]:
         """Return the slots (of one cell, or all) that failed too often, with their reasons."""
@@ -223,6 +132,8 @@ class Cells:
 
     def to_queue(self) -> list[Queued]:
         """Return the slots that need a new row now."""
+        if self.is_spent:
+            return []
         slots = (slot for slot in self._slots(self._cells()) if not self.is_taken(slot) and self.is_drawn(slot.cell))
         return [self.queued(slot, self.next_attempt(slot)) for slot in slots if not self.is_given_up(slot)]
 
@@ -232,34 +143,48 @@ class Cells:
 
     def to_draw(self) -> Queued | None:
         """Return the next cell that a sampler must draw, None where the study has all it wants."""
-        if self._is_grid:
+        if self._is_grid or self.is_spent:
             return None
         firsts = (Slot(cell, repeat=0) for cell in itertools.count())
         slot = next(slot for slot in firsts if not self.is_drawn(slot.cell) and not self.is_taken(slot))
         return Queued(slot, self.next_attempt(slot)) if self._is_wanted(slot) else None
 
     def wanted_count(self) -> int | None:
-        """Return cells × repeats that the study ends at; None for a sampled study without an end."""
-        return None if self._limit is None else self._limit * self._repeats
+        """Return cells × repeats that the study ends at, as far as is known; None where it has no end."""
+        if self._limit is None:
+            return None
+        return (self._limit - len(self._begun)) * self._repeats + sum(map(self._depth, self._begun))
 
     def left_count(self) -> int | None:
-        """Return how many of them still need to run; None for a sampled study without an end."""
+        """Return how many of them still need to run; None where that is open, or there is no end."""
+        begun = [self.is_done(slot) for slot in self._slots(self._cells())]
+        if self.is_spent:
+            return begun.count(False)
         wanted = self.wanted_count()
-        return None if wanted is None else wanted - sum(self.is_done(slot) for slot in self._slots(self._cells()))
+        return None if wanted is None else wanted - begun.count(True)
 
     def verify(self) -> Verification:
         """Return what is missing, doubled and given up."""
-        cells = self._cells() if self._limit is None else range(self._limit)
-        complete = {slot: self._completed(slot) for slot in self._slots(cells)}
+        cells = self._cells() if self._limit is None or self.is_spent else range(self._limit)
+        done = {slot: self._done_count(slot) for slot in self._slots(cells) if not self._is_dropped(slot)}
+        single = [slot for slot, count in done.items() if count == 1]
+        stopped = sum(self._is_stopped(slot) for slot in single)
         given_up = self.given_up()
         without = {failed.slot for failed in given_up}
         return Verification(
-            cells=len(complete),
-            complete=sum(count == 1 for count in complete.values()),
-            missing=tuple(slot for slot, count in complete.items() if count == 0 and slot not in without),
-            doubled=tuple(slot for slot, count in complete.items() if count > 1),
+            cells=len(done),
+            complete=len(single) - stopped,
+            missing=tuple(slot for slot, count in done.items() if count == 0 and slot not in without),
+            doubled=tuple(slot for slot, count in done.items() if count > 1),
             given_up=given_up,
+            stopped=stopped,
         )
+
+
+def spent_seconds(rows: Collection[SlotRow]) -> float:
+    """Return the seconds that trials took so far; a late result and the lost trial that it is of count once."""
+    delivered = {row.late_of for row in rows}
+    return sum(row.seconds for row in rows if row.number not in delivered)
 
 
 def _reasons(rows: Iterable[SlotRow]) -> tuple[str, ...]:

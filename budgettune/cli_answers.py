@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from budgettune import api, render
 from budgettune.cli_options import CleanOnly, Debug, DeviceName, FormatOption, Storage, Study, duration
+from budgettune.records import TrialRecord
 from budgettune.render import Format, err, out
+
+if TYPE_CHECKING:
+    from budgettune.certainty import Certainty
 
 app = typer.Typer()
 
@@ -39,8 +43,27 @@ def best(
     """Show the most accurate trials whose training fits a budget."""
     kind, note = api.machines(study, device_name=device_name, storage=storage)
     records = api.best_under_budget(study, budget, top=top, device_name=kind, clean_only=clean_only, storage=storage)
+    sure = api.certainty(study, device_name=kind, clean_only=clean_only, storage=storage)
     render.note(note)
-    render.print_trials(records, form)
+    render.print_trials(records, form, also=lambda record: _accuracy_over_seeds(sure, record, form))
+
+
+def _accuracy_over_seeds(sure: Certainty | None, record: TrialRecord, form: Format) -> dict[str, Any]:
+    """Return the 95% interval of the mean over seeds of a trial's configuration, where repeats tell it."""
+    if sure is None or record.cell not in sure.accuracy_intervals:
+        return {} if form is Format.table else {"accuracy_low": None, "accuracy_high": None}
+    low, high = sure.accuracy_intervals[record.cell]
+    if form is Format.table:
+        return {"over seeds (95%)": f"{low:.2%} to {high:.2%}"}
+    return {"accuracy_low": low, "accuracy_high": high}
+
+
+def _chance_on_front(sure: Certainty | None, record: TrialRecord, form: Format) -> dict[str, Any]:
+    """Return how likely it is that nothing beats a trial's configuration in the mean over seeds."""
+    chance = None if sure is None or record.cell is None else sure.front_chances.get(record.cell)
+    if form is not Format.table:
+        return {"front_chance": chance}
+    return {} if chance is None else {"on front": f"{chance:.0%}"}
 
 
 @app.command()
@@ -56,12 +79,13 @@ def front(
     kind, note = api.machines(study, device_name=device_name, storage=storage)
     records = api.pareto_front(study, device_name=kind, clean_only=clean_only, storage=storage)
     volume, reference = api.hypervolume_of(study, device_name=kind, clean_only=clean_only, storage=storage)
+    sure = api.certainty(study, device_name=kind, clean_only=clean_only, storage=storage)
     render.note(note)
     if form is Format.json:
-        documents = [render.trial_document(record) for record in records]
+        documents = [{**render.trial_document(each), **_chance_on_front(sure, each, form)} for each in records]
         render.print_json({"front": documents, "hypervolume": volume, "reference": reference})
         return
-    render.print_trials(records, form)
+    render.print_trials(records, form, also=lambda record: _chance_on_front(sure, record, form))
     if form is Format.table:
         out.print(render.hypervolume_line(volume, reference), highlight=False)
 

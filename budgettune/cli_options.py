@@ -47,6 +47,7 @@ def studies_beginning(context: typer.Context, incomplete: str) -> list[str]:
 class SamplerName(StrEnum):
     """Ways to choose points."""
 
+    cost = "cost"
     tpe = "tpe"
     nsga2 = "nsga2"
     gp = "gp"

@@ -9,17 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from budgettune import api, render
-from budgettune.cli_options import (
-    HELP,
-    Debug,
-    ExportFormat,
-    FormatOption,
-    SamplerName,
-    Sets,
-    Storage,
-    Study,
-    duration,
-)
+from budgettune.cli_options import HELP, Debug, ExportFormat, FormatOption, SamplerName, Sets, Storage, Study, duration
 from budgettune.errors import UsageError
 from budgettune.render import Format, err, out
 from budgettune.storage import storage_url
@@ -38,10 +28,17 @@ def study_create(
     spec: Annotated[str, typer.Argument(metavar="[SPEC]", help="TOML file, or the name of a bundled one.")] = "paper",
     name: Annotated[str | None, typer.Option("--name", help="Study name in place of the file's.")] = None,
     grid: Annotated[bool, typer.Option("--grid", help="Run every point of the search lists.")] = False,
-    sampler: Annotated[SamplerName | None, typer.Option("--sampler", help="Let Optuna choose points.")] = None,
+    sampler: Annotated[SamplerName | None, typer.Option("--sampler", help="Let a sampler choose points.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="All trials' seeds follow from it.")] = None,
-    repeats: Annotated[int | None, typer.Option("--repeats", min=1, help="Trials per point.")] = None,
+    repeats: Annotated[
+        str | None,
+        typer.Option("--repeats", metavar="R|auto", help="Trials per point; auto: more where the front is uncertain."),
+    ] = None,
     trials: Annotated[int | None, typer.Option("--trials", min=1, help="Points that a sampler ends at.")] = None,
+    total: Annotated[
+        float | None,
+        typer.Option("--total", parser=duration, metavar="DURATION", help="Training, over all workers, to end at."),
+    ] = None,
     skip_if_exists: Annotated[bool, typer.Option("--skip-if-exists", help="Leave a study of that name alone.")] = False,
     sets: Sets = None,
     storage: Storage = None,
@@ -57,6 +54,7 @@ def study_create(
         "sampler.seed": seed,
         "sampler.repeats": repeats,
         "sampler.trials": trials,
+        "sampler.total": total,
     }
     overrides = [f"{key}={value}" for key, value in chosen.items() if value is not None]
     study = api.create_study(
@@ -105,12 +103,13 @@ def study_show(
     if watch:
         _watch(handle, every, form)
         return
-    summary, given_up = handle.summary(), handle.verify().given_up
+    summary, given_up, stopping = handle.summary(), handle.verify().given_up, handle.stopping()
     if form is Format.json:
         render.print_json(
             {
                 **_summary_row(summary, form),
                 "given_up": [vars(one) for one in given_up],
+                "stopping": None if stopping is None else vars(stopping),
                 "spec": handle.spec.to_document(),
             }
         )
@@ -118,6 +117,8 @@ def study_show(
     render.print_rows([_summary_row(summary, form)], form)
     for one in given_up:
         err.print(f"given up: {one}", highlight=False, markup=False)
+    if stopping is not None and form is Format.table:
+        out.print(stopping.describe(), highlight=False, markup=False)
 
 
 @app.command("verify")

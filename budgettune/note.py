@@ -25,14 +25,19 @@ def study_note(spec: StudySpec) -> str:
     rows = "\n".join(f"| `{key}` | {_axis(axis)} |" for key, axis in spec.search.items())
     searched = f"| searched | values |\n|---|---|\n{rows}" if rows else "Nothing is searched: one cell."
     points = f"{len(spec.cells())} cells" if spec.sampler.name == "grid" else f"Points by {spec.sampler.name}"
-    repeats = spec.sampler.repeats
+    repeats = spec.sampler.first_repeats
+    each = "more repeats where the front is uncertain" if spec.sampler.is_auto else f"{repeats} {_plural(repeats)} each"
     return (
         "**Training time against test accuracy**: `train_seconds` (less is better; choosing samples is on the clock, "
         "evaluation off it) and `test_accuracy` (more is better).\n\n"
-        f"{searched}\n\n{points}, {repeats} {'repeat' if repeats == 1 else 'repeats'} each.\n\n"
+        f"{searched}\n\n{points}, {each}.\n\n"
         f"### How to read it\n\n{_HOW_TO_READ.format(name=shlex.quote(spec.name))}\n\n"
         f"### The study file\n\n```toml\n{toml_text(spec.to_document())}\n```\n"
     )
+
+
+def _plural(repeats: int) -> str:
+    return "repeat" if repeats == 1 else "repeats"
 
 
 def _axis(axis: tuple[Any, ...] | RangeSpec) -> str:

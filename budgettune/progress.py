@@ -46,13 +46,13 @@ class TerminalProgress(Listener):
         self._show(f"{_label(claim)}: epoch {record.epoch + 1}{of}, {seconds} on the clock{accuracy}{self._remaining}")
 
     def completed(self, study: StudyHandle, claim: Claim, result: TrialResult) -> None:
-        """Print the trial's two objectives."""
+        """Print the trial's two objectives, or why it was stopped early."""
         self._wall_seconds.append(time.monotonic() - self._began)
         self._remaining = self._estimate(study.counts())
-        self._print(
-            f"{_label(claim)}: {format_duration(result.train_seconds)}, accuracy {result.test_accuracy:.2%}, "
-            f"{result.status}{self._remaining}"
-        )
+        outcome = f"{format_duration(result.train_seconds)}, accuracy {result.test_accuracy:.2%}, {result.status}"
+        if result.is_stopped:
+            outcome = f"stopped early {result.stopping['reason']}"
+        self._print(f"{_label(claim)}: {outcome}{self._remaining}")
 
     def failed(self, claim: Claim, reason: str) -> None:
         """Print why a trial gave no result."""

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 
 from budgettune.errors import NothingWithinBudget, SpecError, StorageError, StudyNotFound, UsageError
 from budgettune.records import TrialRecord
-from budgettune.slots import machine_kind, machine_kinds
+from budgettune.slots import has_repeats, machine_kind, machine_kinds
 from budgettune.spec import StudySpec
 from budgettune.storage import reading
 from budgettune.tables import (
@@ -34,7 +34,7 @@ from budgettune.tables import (
 )
 from budgettune.tables import studies as studies_table
 from budgettune.texts import shortened
-from budgettune.trial_rows import parse_json, record_batches, records_of, trial_records
+from budgettune.trial_rows import parse_json, record_batches, records_of, trial_records, whole_number
 
 __all__ = [
     "ANY_KIND",
@@ -49,6 +49,7 @@ __all__ = [
     "param_names",
     "pareto_front",
     "record_batches",
+    "repeated_results",
     "state_counts",
     "studies",
     "train_seconds",
@@ -274,6 +275,29 @@ def pareto_front(
     with reading(engine) as connection:
         rows = sorted(map(tuple, connection.execute(points)))
         return records_of(connection, [row[3] for row in undominated(rows)])
+
+
+def repeated_results(
+    engine: sa.Engine, study_id: int, *, device_name: str | None = None, clean_only: bool = False
+) -> dict[int, list[tuple[float, float]]]:
+    """Return (train_seconds, test_accuracy) of every finished trial that counts, by cell.
+
+    Nothing where the study asks for one trial per cell: nothing is repeated then.
+    """
+    if not has_repeats(engine, study_id):
+        return {}
+    seconds, accuracy, query = _finished(study_id, device_name, clean_only)
+    cells, extras = trial_user_attributes.alias("cells"), trial_user_attributes.alias("extras")
+    query = query.join(cells, sa.and_(cells.c.trial_id == trials.c.trial_id, cells.c.key == "cell"))
+    query = query.outerjoin(extras, sa.and_(extras.c.trial_id == trials.c.trial_id, extras.c.key == "extra"))
+    columns = (cells.c.value_json, extras.c.value_json, seconds.c.value, accuracy.c.value)
+    results: dict[int, list[tuple[float, float]]] = {}
+    with reading(engine) as connection:
+        for cell_json, extra_json, taken, reached in connection.execute(query.with_only_columns(*columns)):
+            cell = whole_number(parse_json(cell_json))
+            if cell is not None and parse_json(extra_json) is not True:
+                results.setdefault(cell, []).append((taken, reached))
+    return results
 
 
 def undominated(rows: Iterable[tuple[Any, ...]]) -> list[tuple[Any, ...]]:

@@ -115,6 +115,7 @@ class TrialResult:
         weights_sha256: hash of the final weights, for checks of reproduction.
         peak_memory_mb: of the device's allocator on CUDA, of the process elsewhere.
         architecture: realised widths, blocks and what else the model tells of itself.
+        stopping: why it was stopped early, or would have been had it not been a control; empty for all others.
     """
 
     train_seconds: float
@@ -141,6 +142,12 @@ class TrialResult:
     architecture: Mapping[str, Any] = field(default_factory=dict)
     status: str = "unverified"
     evidence: Mapping[str, Any] = field(default_factory=dict)
+    stopping: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether training ended before its last epoch because the study's rule said so."""
+        return self.stopping.get("stopped") is True
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -181,6 +188,7 @@ class TrialRecord:
         device_name: kind of machine, as `MachineInfo.key`.
         extra: a late result beside the one that counts for its cell and repeat.
         failure: why it failed, with the kind in front; None otherwise.
+        stopped: why it was stopped early; None otherwise.
         started_at: ISO 8601, UTC.
         completed_at: ISO 8601, UTC.
     """
@@ -206,6 +214,7 @@ class TrialRecord:
     device_name: str | None = None
     extra: bool = False
     failure: str | None = None
+    stopped: str | None = None
     started_at: str | None = None
     completed_at: str | None = None
     curve: tuple[EpochRecord, ...] = ()
@@ -252,6 +261,7 @@ def trial_attributes(result: TrialResult) -> dict[str, Any]:
         "curve": document["curve"],
         "phases": document["phases"],
         "machine": document["machine"],
+        **({"stopping": document["stopping"]} if result.stopping else {}),
         "details": {
             name: document[name]
             for name in (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from typing import Any
 
@@ -119,12 +119,18 @@ def param_columns(record: TrialRecord) -> dict[str, Any]:
     return {(f"params.{name}" if name in RECORD_COLUMNS else name): value for name, value in record.params.items()}
 
 
-def print_trials(records: Sequence[TrialRecord], form: Format, *, title: str | None = None) -> None:
-    """Print trials, one a row."""
+def print_trials(
+    records: Sequence[TrialRecord],
+    form: Format,
+    *,
+    title: str | None = None,
+    also: Callable[[TrialRecord], Mapping[str, Any]] = lambda record: {},
+) -> None:
+    """Print trials, one a row, with what else is known of each."""
     if form is Format.json:
-        print_json([trial_document(record) for record in records])
+        print_json([{**trial_document(record), **also(record)} for record in records])
     else:
-        print_rows([trial_row(record, form) for record in records], form, title=title)
+        print_rows([{**trial_row(record, form), **also(record)} for record in records], form, title=title)
 
 
 def note(text: str | None) -> None:

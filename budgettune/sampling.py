@@ -133,8 +133,18 @@ def propose(
 ) -> dict[str, Any]:
     """Return the point that the study's sampler draws for a trial that exists and has no params yet."""
     # A new study object each time: it keeps the trials that it first saw.
-    study = optuna.load_study(study_name=study_name, storage=storage, sampler=SeededPerTrial(spec.name, spec.seed))
+    study = optuna.load_study(study_name=study_name, storage=storage, sampler=_sampler(spec, space))
     return draw(study, storage.get_trial(trial_id), space)
+
+
+def _sampler(spec: SamplerSpec, space: Mapping[str, BaseDistribution]) -> BaseSampler:
+    if spec.name != "cost":
+        return SeededPerTrial(spec.name, spec.seed)
+    from budgettune.predict.sampler import CostSampler  # scikit-learn takes a second to load
+
+    trials = None if spec.trials is None else spec.trials * spec.first_repeats
+    limits = {"max_seconds": spec.max_seconds, "total_seconds": spec.total, "trials": trials}
+    return CostSampler(spec.seed, space=space, **limits)
 
 
 def draw(study: optuna.Study, trial: FrozenTrial, space: Mapping[str, BaseDistribution]) -> dict[str, Any]:

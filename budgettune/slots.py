@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
@@ -15,18 +16,20 @@ from budgettune.storage import reading
 from budgettune.tables import (
     KINDS_ATTRIBUTE,
     SPEC_ATTRIBUTE,
+    is_finite,
     plain_text,
     study_user_attributes,
     trial_heartbeats,
     trial_params,
     trial_user_attributes,
+    trial_values,
     trials,
     utc_in,
 )
-from budgettune.trial_rows import failure_pair, is_whole, parse_json, read_attributes, whole_number
+from budgettune.trial_rows import failure_pair, is_whole, parse_json, read_attributes, stopping_note, whole_number
 
 LOOKED_AT = 50  # open rows, to see whether any is of a cell
-SLOT_ATTRIBUTES = ("cell", "repeat", "attempt", "failure", "extra", "late_of")
+SLOT_ATTRIBUTES = ("cell", "repeat", "attempt", "failure", "extra", "late_of", "stopping")
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,6 @@ def slot_rows(engine: sa.Engine, study_id: int) -> list[SlotRow]:
 
 def read_slot_rows(connection: sa.Connection, study_id: int) -> list[SlotRow]:
     """Return the same inside a transaction."""
-    own = sa.select(trials.c.trial_id, trials.c.number, plain_text(trials.c.state)).where(trials.c.study_id == study_id)
     attribute = trial_user_attributes
     pairs = (
         sa.select(attribute.c.trial_id, attribute.c.key, attribute.c.value_json)
@@ -101,9 +103,60 @@ def read_slot_rows(connection: sa.Connection, study_id: int) -> list[SlotRow]:
     for trial_id, key, text in connection.execute(pairs):
         attributes[trial_id][key] = parse_json(text)
     drawn = set(connection.execute(with_params).scalars())
-    found = connection.execute(own).all()
-    rows = (_slot_row(row[0], row[1], row[2], attributes[row[0]], row[0] in drawn) for row in found)
+    rows = (
+        _slot_row(trial_id, number, state, attributes[trial_id], trial_id in drawn, accuracy, _seconds(*spans))
+        for trial_id, number, state, accuracy, *spans in connection.execute(_states_and_times(study_id))
+    )
     return [row for row in rows if row is not None]
+
+
+def _states_and_times(study_id: int) -> sa.Select[Any]:
+    """Return what selects every trial's id, number, state, accuracy, seconds, start and last sign of life."""
+    heartbeats, seconds, accuracy = trial_heartbeats, trial_values.alias("seconds"), trial_values.alias("accuracy")
+    return (
+        sa.select(
+            trials.c.trial_id,
+            trials.c.number,
+            plain_text(trials.c.state),
+            accuracy.c.value,
+            seconds.c.value,
+            plain_text(trials.c.datetime_start),
+            plain_text(heartbeats.c.heartbeat),
+        )
+        .select_from(trials)
+        .outerjoin(seconds, _is_value(seconds, 0))
+        .outerjoin(accuracy, _is_value(accuracy, 1))
+        .outerjoin(heartbeats, heartbeats.c.trial_id == trials.c.trial_id)
+        .where(trials.c.study_id == study_id)
+    )
+
+
+def _is_value(values: sa.FromClause, objective: int) -> sa.ColumnElement[bool]:
+    of_trial = values.c.trial_id == trials.c.trial_id
+    return sa.and_(of_trial, values.c.objective == objective, is_finite(values.c.value))
+
+
+def _seconds(on_the_clock: float | None, start: str | None, last_sign: str | None) -> float:
+    """Return the seconds that a trial took so far."""
+    if on_the_clock is not None:
+        return on_the_clock
+    try:
+        return max(0.0, (datetime.fromisoformat(str(last_sign)) - datetime.fromisoformat(str(start))).total_seconds())
+    except ValueError:  # it has not begun, or another tool runs it
+        return 0.0
+
+
+def stopping_notes(engine: sa.Engine, study_id: int) -> list[Mapping[str, Any]]:
+    """Return what rows say of trials that were stopped early, or spared as controls and then finished."""
+    attribute = trial_user_attributes
+    query = (
+        sa.select(attribute.c.value_json)
+        .join(trials, trials.c.trial_id == attribute.c.trial_id)
+        .where(trials.c.study_id == study_id, attribute.c.key == "stopping")
+    )
+    with reading(engine) as connection:
+        notes = [stopping_note(parse_json(text)) for text in connection.execute(query).scalars()]
+    return [note for note in notes if note is not None]
 
 
 def machine_kind(engine: sa.Engine, study_id: int) -> str | None:
@@ -156,6 +209,14 @@ def _study_attribute(connection: sa.Connection, study_id: int, key: str) -> Any:
     return parse_json(connection.execute(query).scalar())
 
 
+def has_repeats(engine: sa.Engine, study_id: int) -> bool:
+    """Whether a study asks for more than one trial per cell."""
+    with reading(engine) as connection:
+        spec = _study_attribute(connection, study_id, SPEC_ATTRIBUTE)
+    sampler = spec.get("sampler") if isinstance(spec, dict) else None
+    return isinstance(sampler, dict) and sampler.get("repeats", 1) != 1
+
+
 def _asked_kind(spec: Any) -> str | None:
     machine = spec.get("machine") if isinstance(spec, dict) else None
     name = machine.get("device_name") if isinstance(machine, dict) else None
@@ -163,12 +224,20 @@ def _asked_kind(spec: Any) -> str | None:
 
 
 def _slot_row(
-    trial_id: int, number: int, state: str, attributes: Mapping[str, Any], has_params: bool
+    trial_id: int,
+    number: int,
+    state: str,
+    attributes: Mapping[str, Any],
+    has_params: bool,
+    accuracy: float | None,
+    seconds: float,
 ) -> SlotRow | None:
     """Return None for a row that is not of a cell."""
     cell, repeat = whole_number(attributes.get("cell")), whole_number(attributes.get("repeat"))
     if cell is None or repeat is None or whole_number(number) is None:
         return None
+    note = stopping_note(attributes.get("stopping"))
+    is_stopped = state == "PRUNED" and note is not None and note["stopped"]
     return SlotRow(
         trial_id=trial_id,
         number=number,
@@ -179,4 +248,7 @@ def _slot_row(
         failure=failure_pair(attributes.get("failure")),
         extra=attributes.get("extra") is True,
         late_of=whole_number(attributes.get("late_of")),
+        seconds=note["train_seconds"] if note is not None and is_stopped else seconds,
+        is_stopped=is_stopped,
+        accuracy=accuracy,
     )

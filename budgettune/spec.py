@@ -27,6 +27,7 @@ from budgettune.spec_tables import (
     RangeSpec,
     SamplerSpec,
     Scalar,
+    StoppingSpec,
     Table,
     TrainSpec,
     is_code,
@@ -43,6 +44,7 @@ __all__ = [
     "RangeSpec",
     "SamplerSpec",
     "Scalar",
+    "StoppingSpec",
     "StudySpec",
     "TrainSpec",
     "bundled_studies",
@@ -64,6 +66,7 @@ class StudySpec(Table):
     pruning: PruningSpec = PruningSpec()
     search: dict[str, Axis] = Field(default_factory=dict)
     sampler: SamplerSpec = SamplerSpec()
+    stopping: StoppingSpec = StoppingSpec()
     clock: ClockSpec = ClockSpec()
     machine: MachineSpec = MachineSpec()
 

@@ -52,7 +52,7 @@ def check_search(spec: StudySpec, source: str) -> None:
 
 def _check_size(spec: StudySpec, source: str) -> None:
     """Refuse more trials than the service is made for."""
-    repeats = spec.sampler.repeats
+    repeats = spec.sampler.most_repeats
     if spec.sampler.name == "grid":
         points = math.prod(len(axis) for axis in spec.search.values() if not isinstance(axis, RangeSpec))
         what, advice = f"search: a grid of {points} cells", "shorten an axis, or sample with --sampler tpe"

@@ -217,22 +217,77 @@ def _axis(value: Any) -> Any:
 Axis = Annotated[tuple[Scalar, ...] | RangeSpec, BeforeValidator(_axis)]
 
 
+AUTO = "auto"
+MOST_REPEATS = 5
+"""Repeats that `auto` gives one cell at most: two configurations that are equal stay in doubt for ever."""
+
+
+def _repeats(value: Any) -> Any:
+    if value == AUTO or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+        return value
+    raise ValueError('must be a whole number from 1, or "auto"')
+
+
 class SamplerSpec(Table):
     """`[sampler]`: how points are chosen, and how often each is run.
 
     Attributes:
-        name: `grid` runs every point of the search lists; the others are Optuna's.
+        name: `grid` runs every point of the search lists; `cost` is ours, the others are Optuna's.
         seed: of the study: every trial's own seed follows from it.
-        repeats: trials per point, each with its own seed.
+        repeats: trials per point, each with its own seed; `auto` begins with one, and then adds to those points whose
+            membership of the front is uncertain.
         trials: points that a sampled study ends at, over all workers; None for no end.
+        total: seconds of training, summed over workers, after which a sampled study begins no trial; None for no end.
+        max_seconds: longest training that `cost` shall try; None for any.
         max_attempts: tries of one cell and repeat before it is given up.
     """
 
-    name: Literal["grid", "tpe", "nsga2", "gp", "random"] = "grid"
+    name: Literal["grid", "cost", "tpe", "nsga2", "gp", "random"] = "grid"
     seed: int = Field(0, ge=0)
-    repeats: int = Field(1, ge=1)
+    repeats: Annotated[int | Literal["auto"], BeforeValidator(_repeats)] = 1
     trials: int | None = Field(None, ge=1)
+    total: Duration | None = None
+    max_seconds: Duration | None = None
     max_attempts: int = Field(3, ge=1)
+
+    @model_validator(mode="after")
+    def _limits_have_someone_to_keep_them(self) -> Self:
+        if self.total is not None and self.name == "grid":
+            raise ValueError("total needs a sampler, because a grid runs every cell: leave it out, or choose name")
+        if self.max_seconds is not None and self.name != "cost":
+            raise ValueError("max_seconds works with name = 'cost' only: the other samplers know no time")
+        if self.repeats == AUTO and self.name != "grid" and self.trials is None:
+            raise ValueError("repeats = 'auto' begins when all points have run: give trials, or use a grid")
+        return self
+
+    @property
+    def is_auto(self) -> bool:
+        """Whether points get further repeats as the front asks for them."""
+        return self.repeats == AUTO
+
+    @property
+    def first_repeats(self) -> int:
+        """Trials that each point gets in any case."""
+        return self.repeats if isinstance(self.repeats, int) else 1
+
+    @property
+    def most_repeats(self) -> int:
+        """Trials that a point gets at most."""
+        return self.repeats if isinstance(self.repeats, int) else MOST_REPEATS
+
+
+class StoppingSpec(Table):
+    """`[stopping]`: which trials end before their last epoch.
+
+    Attributes:
+        rule: `none`, or `dominance`: those that finished trials will almost surely beat in both time and accuracy.
+        confidence: of the forecast's bounds on final time and accuracy, each by itself.
+        control: share of trials that run to their end all the same, and show how often the rule is wrong.
+    """
+
+    rule: Literal["none", "dominance"] = "none"
+    confidence: float = Field(0.95, ge=0.5, lt=1)
+    control: float = Field(0.1, ge=0, le=1)
 
 
 class MachineSpec(Table):

@@ -24,11 +24,13 @@ from budgettune.records import TrialResult, trial_attributes
 from budgettune.rows import NewTrial
 from budgettune.spec import StudySpec
 from budgettune.storage import open_engine, open_storage
-from budgettune.summaries import StudySummary, list_studies, study_names, summary_of
+from budgettune.summaries import StudySummary, list_studies, stopping_of, study_names, summary_of
 from budgettune.transactions import Reconciled, TakenTrial
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage, RDBStorage
+
+    from budgettune.stopping_notes import StoppingSummary
 
 __all__ = [
     "Claim",
@@ -224,6 +226,8 @@ class StudyHandle:
         return None
 
     def _take(self) -> TakenTrial | None:
+        if self.spec.sampler.total is not None and self._cells().is_spent:
+            return None
         taken = self._take_waiting()
         if taken is None and self.spec.sampler.name != "grid":
             self.reconcile()  # lost trials mislead samplers, and their points come first
@@ -246,13 +250,14 @@ class StudyHandle:
 
         A late result (the trial was taken for lost) still counts where its cell has no other trial running or
         complete; else it is kept as a trial marked `extra`. So is a result from another kind of machine than
-        `machine_kind`, unless kinds may be mixed; its cell is queued again. Objectives that are not finite fail the
-        trial. Calling this again after a StorageError is safe.
+        `machine_kind`, unless kinds may be mixed; its cell is queued again. A trial that was stopped early counts, and
+        keeps its curve and the reason in place of objectives. Objectives that are not finite fail the trial. Calling
+        this again after a StorageError is safe.
         """
         if not result.is_finite():
             self.fail(claim, "non-finite-result", f"{result.train_seconds} s, accuracy {result.test_accuracy}")
             return False
-        values = (result.train_seconds, result.test_accuracy)
+        values = None if result.is_stopped else (result.train_seconds, result.test_accuracy)
         own_kind, attributes = result.machine.key, trial_attributes(result)
         kind, is_noted = own_kind if allow_mixed else self._kind, own_kind in self._noted_kinds
         counts = transactions.record_result(
@@ -289,7 +294,8 @@ class StudyHandle:
         """
         self._taken_up_to = 0
         tally = slots.tally(self.engine, self.study_id, lease_seconds)
-        if self._settled is not None and tally.is_as_good_as(self._settled):
+        may_grow = self.spec.sampler.is_auto  # a result, too, may ask for more
+        if self._settled is not None and tally.is_as_good_as(self._settled) and not may_grow:
             return Reconciled(lost=0, queued=0, given_up=self._given_up)
 
         def decide(rows: list[SlotRow]) -> tuple[list[NewTrial], int]:
@@ -324,13 +330,22 @@ class StudyHandle:
         """Return the study in a line, as `list_studies` does."""
         return summary_of(self.engine, self.study_id, self.name, self.spec)
 
+    def stopping(self) -> StoppingSummary | None:
+        """Return what stopping trials early did, None where the study lets all trials run to their end."""
+        return None if self.spec.stopping.rule == "none" else stopping_of(self.engine, self.study_id)
+
     def verify(self) -> Verification:
         """Return which cells and repeats lack a complete trial, have more than one, or were given up."""
         return self._cells().verify()
 
     def is_finished(self) -> bool:
-        """Whether every cell and repeat is complete or given up; never for a sampled study without an end."""
-        return not slots.has_open_row(self.engine, self.study_id) and self._cells().left_count() == 0
+        """Whether every cell and repeat is complete or given up, or the study's total is used up and nothing runs.
+
+        Never for a sampled study without an end.
+        """
+        # What still waits when a total is used up never runs.
+        may_wait = self.spec.sampler.total is None and slots.has_open_row(self.engine, self.study_id)
+        return not may_wait and self._cells().left_count() == 0
 
     def _cells(self) -> Cells:
         return Cells(self.spec, slots.slot_rows(self.engine, self.study_id))
@@ -366,7 +381,7 @@ class StudyHandle:
         space = sampling.search_space(self.spec)
         proposal = sampling.propose(self._sampler_storage, self.name, self.spec.sampler, reserved.trial_id, space)
         seed = sampling.draw_seed(self.spec.sampler.seed, reserved.number)
-        cell, repeats = reserved.slot.cell, range(1, self.spec.sampler.repeats)
+        cell, repeats = reserved.slot.cell, range(1, self.spec.sampler.first_repeats)
         return transactions.settle(
             self.engine,
             self.study_id,

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
@@ -15,9 +16,12 @@ from budgettune import query
 from budgettune.cells import Cells
 from budgettune.errors import StorageError, StudyNotFound
 from budgettune.records import TrialRecord
-from budgettune.slots import slot_rows
+from budgettune.slots import slot_rows, stopping_notes
 from budgettune.spec import StudySpec
 from budgettune.storage import open_engine
+
+if TYPE_CHECKING:
+    from budgettune.stopping_notes import StoppingSummary
 
 logger = logging.getLogger(__name__)
 
@@ -127,6 +131,13 @@ def summary_of(
         seconds_left=_seconds_left(seconds, left, workers=states["RUNNING"]),
         fault=fault,
     )
+
+
+def stopping_of(engine: sa.Engine, study_id: int) -> StoppingSummary:
+    """Return what stopping trials early did in a study."""
+    from budgettune.stopping_notes import summary_of_notes  # brings scipy, which nothing else here needs
+
+    return summary_of_notes(stopping_notes(engine, study_id))
 
 
 def _seconds_left(train_seconds: Sequence[float], left: int | None, workers: int) -> float | None:

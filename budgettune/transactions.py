@@ -191,7 +191,7 @@ def record_result(
     study_id: int,
     taken: TakenTrial,
     attributes: Mapping[str, Any],
-    values: tuple[float, float],
+    values: tuple[float, float] | None,
     kind: str | None = None,
     *,
     is_noted: bool = False,
@@ -206,10 +206,11 @@ def record_result(
         study_id: of the study.
         taken: the trial.
         attributes: of its result.
-        values: seconds and accuracy.
+        values: seconds and accuracy; None for a trial that was stopped early.
         kind: of machine that counts; None asks the study.
         is_noted: whether the study is known to have this result's kind in its list.
     """
+    ended = _ended(values)
     with writing(engine) as connection:
         if not lock_study(connection, study_id):
             return False  # deleted meanwhile
@@ -218,13 +219,13 @@ def record_result(
         state = lock_trial(connection, taken.trial_id)
         fits = (kind or read_machine_kind(connection, study_id)) in (None, attributes.get("device_name"))
         if state == "RUNNING" and fits:
-            end_trial(connection, taken.trial_id, "COMPLETE", attributes, values)
+            end_trial(connection, taken.trial_id, ended, attributes, values)
             return True
         if state == "RUNNING":
-            end_trial(connection, taken.trial_id, "COMPLETE", {**attributes, "extra": True}, values)
+            end_trial(connection, taken.trial_id, ended, {**attributes, "extra": True}, values)
             insert_trials(connection, study_id, [NewTrial("WAITING", taken.attributes, params_of=taken.trial_id)])
             return False
-        if state == "COMPLETE":
+        if state == ended:
             return read_attributes(connection, [taken.trial_id], ["extra"])[taken.trial_id].get("extra") is not True
         return state is not None and _record_late(connection, study_id, taken, attributes, values, fits)
 
@@ -234,7 +235,7 @@ def _record_late(
     study_id: int,
     taken: TakenTrial,
     attributes: Mapping[str, Any],
-    values: tuple[float, float],
+    values: tuple[float, float] | None,
     fits: bool,
 ) -> bool:
     """Keep the result of a trial that was taken for lost: for its cell where that still waits, else as an extra."""
@@ -245,14 +246,19 @@ def _record_late(
         return not delivered.extra
     for row in rows if fits else ():
         if row.state == "WAITING" and lock_trial(connection, row.trial_id) == "WAITING":
-            end_trial(connection, row.trial_id, "COMPLETE", attributes, values)
+            end_trial(connection, row.trial_id, _ended(values), attributes, values)
             return True
     counts = fits and not any(row.is_taken for row in rows)
     if not counts:
         attributes["extra"] = True
-    new = NewTrial("COMPLETE", {**taken.attributes, **attributes}, params_of=taken.trial_id, values=values)
+    new = NewTrial(_ended(values), {**taken.attributes, **attributes}, params_of=taken.trial_id, values=values)
     insert_trials(connection, study_id, [new])
     return counts
+
+
+def _ended(values: tuple[float, float] | None) -> str:
+    """Return the state of a trial with these values. Without any it counts as pruned, in Optuna's word."""
+    return "PRUNED" if values is None else "COMPLETE"
 
 
 def record_failure(

@@ -21,6 +21,7 @@ from budgettune.storage import reading
 from budgettune.tables import is_finite, plain_text, trial_params, trial_user_attributes, trial_values, trials
 
 IDS_PER_STATEMENT = 500
+NOTED_SECONDS = ("train_seconds", "expected_seconds")  # of a trial that was stopped, or of a control
 DOCUMENTS = ("curve", "phases", "machine")
 _PLAIN_ATTRIBUTES = (
     "cell",
@@ -31,6 +32,7 @@ _PLAIN_ATTRIBUTES = (
     "device_name",
     "failure",
     "extra",
+    "stopping",
     *NUMERIC_ATTRIBUTES,
 )
 _WHOLE_NUMBERS = ("cell", "repeat", "attempt", "seed", "epochs", "steps", "parameters", "multiply_adds")
@@ -53,6 +55,7 @@ def trial_records(
     *,
     states: Collection[str] | None = None,
     numbers: Collection[int] | None = None,
+    leave_out: Collection[int] = (),
     documents: bool = True,
 ) -> list[TrialRecord]:
     """Return the trials of a study by number.
@@ -62,15 +65,17 @@ def trial_records(
         study_id: from `find_study`.
         states: only those, for example {"COMPLETE"}.
         numbers: only those.
+        leave_out: numbers of trials that are known already.
         documents: with curve, phases and machine; they are most of the bytes.
     """
-    query = sa.select(trials.c.trial_id).where(trials.c.study_id == study_id).order_by(trials.c.number)
+    query = sa.select(trials.c.trial_id, trials.c.number).where(trials.c.study_id == study_id).order_by(trials.c.number)
     if states is not None:
         query = query.where(plain_text(trials.c.state).in_(list(states)))
     if numbers is not None:
         query = query.where(trials.c.number.in_(list(numbers)))
     with reading(engine) as connection:
-        return records_of(connection, list(connection.execute(query).scalars()), documents=documents)
+        ids = [trial_id for trial_id, number in connection.execute(query) if number not in leave_out]
+        return records_of(connection, ids, documents=documents)
 
 
 def record_batches(engine: sa.Engine, study_id: int, *, documents: bool = True) -> Iterator[list[TrialRecord]]:
@@ -124,6 +129,7 @@ def _record(
         status=_text(attributes.get("status")),
         device_name=_text(attributes.get("device_name")),
         extra=attributes.get("extra") is True,
+        stopped=_stopped(attributes.get("stopping")),
         started_at=_moment(started_at),
         completed_at=_moment(completed_at),
         curve=_curve(attributes.get("curve")),
@@ -241,6 +247,18 @@ def failure_text(value: Any) -> str | None:
     """Return a stored failure as `kind: message`."""
     pair = failure_pair(value)
     return None if pair is None else ": ".join(part for part in pair if part)
+
+
+def stopping_note(value: Any) -> Mapping[str, Any] | None:
+    """Return what a row says of a trial that was stopped early or spared as a control, None where it says neither."""
+    if not isinstance(value, Mapping) or not isinstance(value.get("stopped"), bool):
+        return None
+    return value if all(_number(value.get(name)) is not None for name in NOTED_SECONDS) else None
+
+
+def _stopped(value: Any) -> str | None:
+    note = stopping_note(value)
+    return _text(note.get("reason")) if note is not None and note["stopped"] else None
 
 
 def _document(kind: type[Any], value: Any, is_valid: Callable[[str, Any], bool]) -> Any:

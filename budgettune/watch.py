@@ -61,7 +61,8 @@ class Look:
         """Return the estimate by the present rate, else the summary's."""
         if self.summary.cells is None or not self.per_hour or self.summary.seconds_left == 0:
             return self.summary.seconds_left
-        return 3600 * max(self.summary.cells - self.summary.states["COMPLETE"], 0) / self.per_hour
+        done = self.summary.states["COMPLETE"] + self.summary.states["PRUNED"]
+        return 3600 * max(self.summary.cells - done, 0) / self.per_hour
 
 
 def look(study: StudyHandle) -> Look:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from budgettune.disturbance import Witness
+from budgettune.early_ends import Hearing, Rivals
 from budgettune.errors import (
     BudgetTuneError,
     DataError,
@@ -110,6 +111,7 @@ class _Worker:
     spool: Spool = field(default_factory=Spool)
     _in_a_row: int = 0
     _handles: dict[str, StudyHandle] = field(default_factory=dict)
+    _rivals: dict[int, Rivals] = field(default_factory=dict)
     _refused: set[str] = field(default_factory=set)
     _has_answered: bool = False
     _waits: Iterator[float] | None = None
@@ -231,17 +233,18 @@ class _Worker:
 
     def _train(self, study: StudyHandle, claim: Claim, should_stop: Callable[[], bool]) -> TrialResult:
         """Train a claim; again, where the study asks for it and something disturbed the clock."""
-        tries, result = undisturbed(study.spec, lambda: self._train_once(study, claim, should_stop).result)
+        tries, result = undisturbed(study.spec, lambda: self._train_once(study, claim, should_stop))
         if tries > 1:
             logger.info("trial %d was disturbed: trained %d times", claim.number, tries)
         return result
 
-    def _train_once(self, study: StudyHandle, claim: Claim, should_stop: Callable[[], bool]) -> Trained:
+    def _train_once(self, study: StudyHandle, claim: Claim, should_stop: Callable[[], bool]) -> TrialResult:
         spec = study.spec
         config = spec.resolve(claim.params)
         check_files(config, self.folders)
         data, load_seconds = self.data.get(config.data)
-        return train(
+        hearing = self._hearing(study, claim)
+        result = train(
             spec,
             claim.params,
             seed=claim.seed,
@@ -252,7 +255,17 @@ class _Worker:
             witness=self.witness,
             should_stop=should_stop,
             on_epoch=lambda record: self.listener.epoch(claim, spec, record),
-        )
+            ends_early=hearing.ends_early if hearing else lambda record: False,
+        ).result
+        return hearing.noted(result) if hearing else result
+
+    def _hearing(self, study: StudyHandle, claim: Claim) -> Hearing | None:
+        """Return what judges a trial as it runs, None where its study lets all trials run to their end."""
+        if study.spec.stopping.rule == "none":
+            return None
+        kind = None if self.options.allow_mixed else self.machine.key
+        rivals = self._rivals.setdefault(study.study_id, Rivals(study, kind))
+        return Hearing(study.spec, claim, rivals.known)
 
     def _deliver(self, study: StudyHandle, claim: Claim, result: TrialResult) -> None:
         allow_mixed, patience_seconds = self.options.allow_mixed, self.options.patience_seconds

@@ -587,7 +587,7 @@ def test_the_end_of_a_trial_whose_study_was_deleted_is_no_error(study):
 
 
 # The Gaussian process takes seconds for each draw after the tenth result, so it gets one of them.
-@pytest.mark.parametrize(("sampler", "repeats"), [("random", 2), ("tpe", 2), ("nsga2", 2), ("gp", 1)])
+@pytest.mark.parametrize(("sampler", "repeats"), [("random", 2), ("tpe", 2), ("nsga2", 2), ("gp", 1), ("cost", 2)])
 def test_a_sampled_study_ends_at_its_number_of_points_each_with_its_repeats(sqlite_url, sampler, repeats):
     with create_study(sampled(sampler, trials=12, repeats=repeats), sqlite_url) as study:
         assert study.claim().params.keys() == {"train.lr", "batch_size", "scale"}

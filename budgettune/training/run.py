@@ -119,6 +119,7 @@ class Run:
         witness: Witness | None,
         should_stop: Callable[[], bool],
         on_epoch: Callable[[EpochRecord], None],
+        ends_early: Callable[[EpochRecord], bool],
     ) -> Trained:
         """Train until the epochs or the budget are used up; the arguments are those of the function `train`."""
         self.passes.should_stop = should_stop
@@ -131,6 +132,8 @@ class Run:
             while not curve or not progress.is_over(len(curve)):
                 curve.append(self._epoch(len(curve), progress, should_stop))
                 on_epoch(curve[-1])
+                if curve[-1].accuracy is not None and ends_early(curve[-1]):
+                    break
         finally:
             status, evidence = witness.stop()
         return Trained(self._result(tuple(curve), load_seconds, progress, status, evidence), self.learner.model)

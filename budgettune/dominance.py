@@ -1,0 +1,213 @@
+"""Which running trials end early: those that finished trials will almost surely beat in both time and accuracy.
+
+After an epoch, a trial's final seconds and final accuracy are forecast from the finished trials of its study, each
+looked at where it was equally far. The trial is dominated where one of them took no longer than the least that the
+forecast allows, and is at least as accurate as the most. Pure: records in, verdicts out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import stdtrit
+
+from budgettune.records import EpochRecord, TrialRecord
+from budgettune.units import format_duration
+
+Floats = NDArray[np.float64]
+
+LEAST_RIVALS = 8  # finished trials that a forecast takes
+LEAST_ERROR = 0.005  # smaller ones are hardly told apart
+RECENT = 3  # points of a curve that say where it is: one alone is noisy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """How far a trial is.
+
+    Attributes:
+        progress: share of its training that is done.
+        seconds: on the clock so far.
+        level: mean logarithm of the error (1 - accuracy) over the last few points of its curve.
+    """
+
+    progress: float
+    seconds: float
+    level: float
+
+    @classmethod
+    def of(cls, curve: Sequence[EpochRecord], *, epochs: int | None, budget_seconds: float | None) -> Self:
+        """Return where the last epoch of a curve left a trial that trains for so many epochs, or so many seconds."""
+        seconds = curve[-1].train_seconds
+        progress = (curve[-1].epoch + 1) / epochs if epochs else seconds / (budget_seconds or seconds)
+        return cls(progress=progress, seconds=seconds, level=float(_levels(curve)[-1]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rival:
+    """A finished trial.
+
+    Attributes:
+        progress: float64[points], share of the training that was done at each evaluated epoch, rising to 1.
+        seconds_so_far: float64[points]
+        levels: float64[points], as in `Standing`.
+        last_level: of its result alone.
+    """
+
+    number: int
+    seconds: float
+    accuracy: float
+    progress: Floats
+    seconds_so_far: Floats
+    levels: Floats
+    last_level: float
+
+    @classmethod
+    def of(cls, record: TrialRecord) -> Self | None:
+        """Return a finished trial as a rival; None where its curve or its result is missing."""
+        points = [epoch for epoch in record.curve if epoch.accuracy is not None]
+        if record.train_seconds is None or record.test_accuracy is None or not points:
+            return None
+        return cls(
+            number=record.number,
+            seconds=record.train_seconds,
+            accuracy=record.test_accuracy,
+            progress=np.array([(epoch.epoch + 1) / len(record.curve) for epoch in points]),
+            seconds_so_far=np.array([epoch.train_seconds for epoch in points]),
+            levels=_levels(points),
+            last_level=_level(record.test_accuracy),
+        )
+
+    def at(self, progress: float) -> tuple[float, float]:
+        """Return its seconds and its level when it was so far."""
+        seconds = np.interp(progress, self.progress, self.seconds_so_far)
+        return float(seconds), float(np.interp(progress, self.progress, self.levels))
+
+    def beats(self, seconds: float, accuracy: float) -> bool:
+        """Whether it took no longer, and is at least as accurate."""
+        return self.seconds <= seconds and self.accuracy >= accuracy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """Where a trial will end: what to expect, and bounds that hold with the confidence asked for, each by itself."""
+
+    seconds: float
+    least_seconds: float
+    accuracy: float
+    most_accuracy: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """Why a trial need not go on.
+
+    Attributes:
+        epoch: 0-based, after which it was judged.
+        train_seconds: on the clock by then.
+        rival: number of a finished trial that will beat it.
+    """
+
+    epoch: int
+    train_seconds: float
+    forecast: Forecast
+    rival: int
+    rival_seconds: float
+    rival_accuracy: float
+
+    def describe(self) -> str:
+        """Return the reason for people."""
+        return (
+            f"after epoch {self.epoch + 1} ({format_duration(self.train_seconds)}): it would take at least "
+            f"{format_duration(self.forecast.least_seconds)} and reach at most {self.forecast.most_accuracy:.1%}; "
+            f"trial {self.rival} took {format_duration(self.rival_seconds)} and reached {self.rival_accuracy:.1%}"
+        )
+
+
+def judge(standing: Standing, rivals: Sequence[Rival], epoch: int, confidence: float) -> Verdict | None:
+    """Return why a trial that stands there is dominated; None where it may still matter, or too little is known."""
+    ahead = forecast(standing, rivals, confidence)
+    if ahead is None:
+        return None
+    beating = (rival for rival in rivals if rival.beats(ahead.least_seconds, ahead.most_accuracy))
+    best = max(beating, key=lambda rival: rival.accuracy, default=None)
+    if best is None:
+        return None
+    return Verdict(
+        epoch=epoch,
+        train_seconds=standing.seconds,
+        forecast=ahead,
+        rival=best.number,
+        rival_seconds=best.seconds,
+        rival_accuracy=best.accuracy,
+    )
+
+
+def forecast(standing: Standing, rivals: Sequence[Rival], confidence: float) -> Forecast | None:
+    """Return where a trial will end, by the finished trials that were evaluated when they were as far, or before.
+
+    The logarithm of the factor from the seconds so far to the final ones is taken as normal. The logarithm of the final
+    error lies on a straight line over that of the present one. Both bounds are those of one further observation, so
+    that few rivals, and standings unlike theirs, make them wide.
+    """
+    known = [rival for rival in rivals if rival.progress[0] <= standing.progress]
+    if len(known) < LEAST_RIVALS:
+        return None
+    seconds, levels = np.array([rival.at(standing.progress) for rival in known]).T
+    growth = np.log([rival.seconds for rival in known]) - np.log(seconds)
+    final = np.array([rival.last_level for rival in known])
+    constant = np.ones((len(known), 1))
+    factor, factor_width = _next_observation(constant, growth, np.ones(1), confidence)
+    line = np.column_stack([constant, levels])
+    level, level_width = _next_observation(line, final, np.array([1.0, standing.level]), confidence)
+    return Forecast(
+        seconds=standing.seconds * math.exp(factor),
+        least_seconds=standing.seconds * math.exp(max(0.0, factor - factor_width)),
+        accuracy=_accuracy(level),
+        most_accuracy=_accuracy(level - level_width),
+    )
+
+
+def _next_observation(design: Floats, outcomes: Floats, at: Floats, confidence: float) -> tuple[float, float]:
+    """Return what least squares expects of one further observation, and how far it lies beyond at most on one side.
+
+    The textbook's prediction interval of a linear model with normal errors (Draper and Smith, 1998, section 3.1).
+
+    Args:
+        design: float64[observations, terms].
+        outcomes: float64[observations].
+        at: float64[terms], of the further observation.
+        confidence: that it lies within the bound.
+    """
+    inverse = np.linalg.pinv(design.T @ design)
+    weights = inverse @ design.T @ outcomes
+    freedom = len(outcomes) - design.shape[1]
+    variance = float(((outcomes - design @ weights) ** 2).sum()) / freedom
+    spread = math.sqrt(variance * (1.0 + float(at @ inverse @ at)))
+    return float(at @ weights), float(stdtrit(freedom, confidence)) * spread
+
+
+def _levels(curve: Iterable[EpochRecord]) -> Floats:
+    """Return the level at each evaluated epoch."""
+    each = [_level(epoch.accuracy) for epoch in curve if epoch.accuracy is not None]
+    return np.array([np.mean(each[max(0, end - RECENT) : end]) for end in range(1, len(each) + 1)])
+
+
+def _level(accuracy: float) -> float:
+    return math.log(LEAST_ERROR + 1.0 - accuracy)
+
+
+def _accuracy(level: float) -> float:
+    return min(1.0, max(0.0, 1.0 + LEAST_ERROR - math.exp(level)))
+
+
+def is_control(seed: int, cell: int, repeat: int, share: float) -> bool:
+    """Whether a trial runs to its end whatever the rule says; the same on every box, and at every attempt."""
+    digest = hashlib.sha256(f"control/{seed}/{cell}/{repeat}".encode()).digest()
+    return int.from_bytes(digest[:4], "big") < share * 2**32

@@ -1,0 +1,74 @@
+"""What a next trial may be expected to gain: hypervolume of time against accuracy, and the chance that it ends well."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial.distance import cdist
+from scipy.special import ndtr
+
+from budgettune.predict.encoding import Floats
+
+SMALLEST = 1e-300
+REACH = 0.25  # of a failure, as a share of an axis
+
+
+def front(costs: Floats, gains: Floats) -> NDArray[np.int64]:
+    """Return the indices of the trials that none is both cheaper and better than, by rising cost."""
+    order = np.lexsort((-gains, costs))
+    best = np.maximum.accumulate(np.concatenate([[-np.inf], gains[order]]))
+    return order[best[1:] > best[:-1]]
+
+
+def expected_excess(mean: Floats, deviation: Floats, thresholds: Floats) -> Floats:
+    """Return E[max(0, Y - threshold)] of normal Y, float64[points, thresholds]."""
+    gap = mean[:, None] - thresholds
+    z = gap / deviation[:, None]
+    density = np.exp(-0.5 * z**2) / np.sqrt(2 * np.pi)
+    return np.maximum(gap * ndtr(z) + deviation[:, None] * density, 0.0)
+
+
+def expected_hypervolume_improvement(
+    cost: tuple[Floats, Floats],
+    gain: tuple[Floats, Floats],
+    front_costs: Floats,
+    front_gains: Floats,
+    reference: tuple[float, float],
+) -> Floats:
+    """Return the expected growth of the area between a front and a reference point, exactly, float64[points].
+
+    The two outputs are independent normals. Between two neighbours of the front the gain to beat is constant, so each
+    such strip adds the product of two expectations: of the strip's width that lies beyond the new cost, and of the
+    excess over its gain (the strips of Emmerich, Deutz and Klinkenberg, 2011, written for one objective to minimise
+    and one to maximise).
+
+    Args:
+        cost: means and standard deviations of the output to minimise, float64[points] each.
+        gain: the same of the output to maximise.
+        front_costs: float64[front], rising.
+        front_gains: float64[front], rising.
+        reference: cost and gain that a point must beat to count.
+    """
+    counts = (front_costs < reference[0]) & (front_gains > reference[1])
+    edges = np.append(front_costs[counts], reference[0])
+    floors = np.append(reference[1], front_gains[counts])
+    widths = np.diff(expected_excess(-cost[0], cost[1], -edges), axis=1, prepend=0.0)
+    return np.maximum((widths * expected_excess(*gain, floors)).sum(axis=1), SMALLEST)
+
+
+def chance_to_end_well(candidates: Floats, finished: Floats, failed: Floats) -> Floats:
+    """Return the share of trials near each candidate that did not fail, float64[candidates].
+
+    Trials count by their nearness (a Gaussian of width REACH), and one imagined success always counts: a failure halves
+    the chance of its own point and leaves distant ones alone; a success beside it raises the chance again.
+
+    Args:
+        candidates: float64[candidates, features], as the others.
+        finished: of trials with a result.
+        failed: of trials without.
+    """
+    good, bad = (
+        np.exp(-0.5 * cdist(candidates, trials, "sqeuclidean") / REACH**2).sum(axis=1) if len(trials) else 0.0
+        for trials in (finished, failed)
+    )
+    return np.broadcast_to((1.0 + good) / (1.0 + good + bad), len(candidates))

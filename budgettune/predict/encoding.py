@@ -1,0 +1,155 @@
+"""Search spaces as numbers: points as positions in the unit cube, and as features that a kernel compares."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Line:
+    """A range, its positions evenly spread over it or over its logarithm.
+
+    Attributes:
+        step: between values, None for real numbers.
+    """
+
+    low: float
+    high: float
+    step: float | None
+    log: bool
+    is_ordered = True
+
+    @cached_property
+    def _ends(self) -> tuple[float, float]:
+        """Half a step beyond the outer values, so that they get as much room as the others."""
+        half = 0.0 if self.step is None else self.step / 2
+        low, high = self.low - half, self.high + half
+        return (math.log(low), math.log(high)) if self.log else (low, high)
+
+    @property
+    def count(self) -> float:
+        """How many values there are."""
+        if self.low == self.high:
+            return 1
+        return math.inf if self.step is None else round((self.high - self.low) / self.step) + 1
+
+    def numbers(self, positions: Floats) -> Floats:
+        """Return the values nearest to positions."""
+        begin, end = self._ends
+        numbers = begin + positions * (end - begin)
+        if self.log:
+            numbers = np.exp(numbers)
+        if self.step is not None:
+            numbers = self.low + np.round((numbers - self.low) / self.step) * self.step
+        return np.clip(numbers, self.low, self.high)
+
+    def positions(self, numbers: Floats) -> Floats:
+        """Return where values lie."""
+        begin, end = self._ends
+        numbers = np.log(numbers) if self.log else numbers
+        return (numbers - begin) / (end - begin) if end > begin else np.full(len(numbers), 0.5)
+
+
+@dataclass(frozen=True)
+class Choices:
+    """A list of values, evenly spread. Numbers lie in order of size, other values have no order.
+
+    Whoever lists 16, 64 and 256 spaced them as they matter: ranks say more than sizes.
+    """
+
+    values: tuple[Any, ...]
+
+    @property
+    def count(self) -> float:
+        """How many values there are."""
+        return len(self.values)
+
+    @cached_property
+    def is_ordered(self) -> bool:
+        """Whether neighbours are alike."""
+        return all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in self.values)
+
+    @cached_property
+    def _order(self) -> NDArray[np.int64]:
+        """Index of the choice at each place."""
+        return np.argsort(self.values) if self.is_ordered else np.arange(len(self.values))
+
+    def numbers(self, positions: Floats) -> Floats:
+        """Return the indices of the choices at positions."""
+        places = np.floor(positions * len(self.values)).astype(int)
+        return self._order[np.clip(places, 0, len(self.values) - 1)].astype(float)
+
+    def positions(self, numbers: Floats) -> Floats:
+        """Return where the choices of these indices lie."""
+        return (np.argsort(self._order)[numbers.astype(int)] + 0.5) / len(self.values)
+
+
+def _axis(distribution: BaseDistribution) -> Line | Choices:
+    match distribution:
+        case CategoricalDistribution():
+            return Choices(distribution.choices)
+        case FloatDistribution() | IntDistribution():
+            return Line(distribution.low, distribution.high, distribution.step, distribution.log)
+    raise TypeError(f"no distribution of a search space: {distribution!r}")
+
+
+class Encoding:
+    """A search space in numbers.
+
+    Attributes:
+        space: distribution of each param.
+        groups: int64[features], the param that each feature stands for.
+        is_ordered: bool[params], whether neighbouring positions are alike.
+    """
+
+    def __init__(self, space: Mapping[str, BaseDistribution]) -> None:
+        self.space = dict(space)
+        self._axes = [_axis(distribution) for distribution in self.space.values()]
+        self.is_ordered = np.array([axis.is_ordered for axis in self._axes])
+        widths = [1 if axis.is_ordered else int(axis.count) for axis in self._axes]
+        self.groups = np.repeat(np.arange(len(widths)), widths)
+
+    def snap(self, positions: Floats) -> Floats:
+        """Return the positions of the points nearest to float64[points, params], each in [0, 1]."""
+        return np.column_stack(
+            [axis.positions(axis.numbers(column)) for axis, column in zip(self._axes, positions.T, strict=True)]
+        )
+
+    def positions(self, points: Iterable[Mapping[str, Any]]) -> Floats:
+        """Return float64[points, params]."""
+        numbers = np.array(
+            [[each.to_internal_repr(point[name]) for name, each in self.space.items()] for point in points]
+        ).reshape(-1, len(self._axes))
+        return np.column_stack([axis.positions(column) for axis, column in zip(self._axes, numbers.T, strict=True)])
+
+    def params(self, position: Floats) -> dict[str, Any]:
+        """Return the point at one position."""
+        return {
+            name: distribution.to_external_repr(float(axis.numbers(position[index : index + 1])[0]))
+            for index, ((name, distribution), axis) in enumerate(zip(self.space.items(), self._axes, strict=True))
+        }
+
+    def features(self, positions: Floats) -> Floats:
+        """Return float64[points, features]: a position each, or one column per choice where they have no order.
+
+        Two different choices without order are at distance 1, as the two ends of a line are.
+        """
+        columns = [
+            column[:, None] if axis.is_ordered else self._one_hot(axis, column)
+            for axis, column in zip(self._axes, positions.T, strict=True)
+        ]
+        return np.hstack(columns)
+
+    @staticmethod
+    def _one_hot(axis: Line | Choices, column: Floats) -> Floats:
+        return np.eye(int(axis.count))[axis.numbers(column).astype(int)] / math.sqrt(2)

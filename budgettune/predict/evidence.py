@@ -1,0 +1,89 @@
+"""What the trials of a study tell a sampler, as arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from optuna.trial import FrozenTrial, TrialState
+
+from budgettune.cells import HANDED_BACK
+from budgettune.predict.encoding import Encoding, Floats
+
+FAILED = (TrialState.FAIL, TrialState.PRUNED)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Trials of one search space, by number.
+
+    Attributes:
+        finished: float64[finished, params], positions; also of trials that were stopped early.
+        seconds: float64[finished], as forecast for those that were stopped.
+        accuracy: float64[finished], as a share; as forecast, too.
+        pending: float64[pending, params], of trials that run or wait.
+        failed: float64[failed, params], of trials that failed.
+    """
+
+    finished: Floats
+    seconds: Floats
+    accuracy: Floats
+    pending: Floats
+    failed: Floats
+
+    @property
+    def tried(self) -> Floats:
+        """All positions, float64[trials, params]."""
+        return np.vstack([self.finished, self.pending, self.failed])
+
+
+def evidence_of(trials: Iterable[FrozenTrial], encoding: Encoding, number: int) -> Evidence:
+    """Return what is known when a trial gets its params.
+
+    Left out are trials over another space, extras (late results, and times from another kind of machine), results that
+    are not finite, and trials that were handed back, because that says nothing of their configuration.
+
+    Args:
+        trials: of the study.
+        encoding: of its search space.
+        number: of the trial that gets its params.
+    """
+    own = [trial for trial in trials if trial.number != number and _is_over(trial, encoding)]
+    results = [(trial, values) for trial in own if (values := _values(trial)) is not None]
+    pending = [trial for trial in own if not trial.state.is_finished()]
+    failed = [trial for trial in own if trial.state in FAILED and _says_something(trial)]
+    values = np.array([values for _, values in results]).reshape(-1, 2)
+    return Evidence(
+        finished=encoding.positions(trial.params for trial, _ in results),
+        seconds=values[:, 0],
+        accuracy=values[:, 1],
+        pending=encoding.positions(trial.params for trial in pending),
+        failed=encoding.positions(trial.params for trial in failed),
+    )
+
+
+def _is_over(trial: FrozenTrial, encoding: Encoding) -> bool:
+    return all(trial.distributions.get(name) == each for name, each in encoding.space.items())
+
+
+def _values(trial: FrozenTrial) -> Sequence[float] | None:
+    """Return seconds and accuracy: measured, or forecast where the trial was stopped; None where there are none."""
+    values = trial.values if trial.state is TrialState.COMPLETE else _forecast(trial)
+    counts = values is not None and trial.user_attrs.get("extra") is not True and np.isfinite(values).all()
+    return values if counts else None
+
+
+def _forecast(trial: FrozenTrial) -> Sequence[float] | None:
+    note = trial.user_attrs.get("stopping")
+    if trial.state is not TrialState.PRUNED or not isinstance(note, Mapping):
+        return None
+    values = [note.get("expected_seconds"), note.get("expected_accuracy")]
+    return [float(value) for value in values] if all(isinstance(value, (int, float)) for value in values) else None
+
+
+def _says_something(trial: FrozenTrial) -> bool:
+    """Whether a trial without a result tells of its configuration: it was not handed back, and has no forecast."""
+    failure = trial.user_attrs.get("failure")
+    was_handed_back = isinstance(failure, Mapping) and failure.get("kind") == HANDED_BACK
+    return not was_handed_back and _forecast(trial) is None

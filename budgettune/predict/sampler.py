@@ -1,0 +1,137 @@
+"""The sampler `cost`: where is the most hypervolume of time against accuracy to be had for the least time?"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler
+from optuna.search_space import intersection_search_space
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial
+from scipy.stats import qmc
+
+from budgettune.errors import UsageError
+from budgettune.predict.encoding import Encoding, Floats
+from budgettune.predict.evidence import Evidence, evidence_of
+from budgettune.predict.outlook import Outlook
+
+FIRST_TRIALS = 3  # finished, before a model is worth its name
+SPREAD_CANDIDATES = 1024  # all over the space; a power of two, as Sobol's sequence wants it
+NEAR_CANDIDATES = 400  # around the front
+STEP = 0.15  # of a candidate around the front, as a share of an axis
+DIRECTIONS = [StudyDirection.MINIMIZE, StudyDirection.MAXIMIZE]
+
+
+class CostSampler(BaseSampler):
+    """Expected hypervolume improvement per predicted second.
+
+    Two Gaussian processes learn the logarithm of the seconds and of the error (1 - accuracy). Of many candidates, all
+    over the space and around the front, the one with the largest
+
+        expected hypervolume improvement · chance to end well / predicted seconds ^ exponent
+
+    runs next, as in "expected improvement per second" (Snoek, Larochelle and Adams, 2012), with an exponent that cools
+    from 1 to 0 as the study uses up its trials or its seconds (Lee, Perrone, Archambeau and Seeger, 2020).
+
+    Trials that run count as if they had come out as predicted. Failed trials and those stopped early make their
+    neighbourhood less likely to be tried. The first points are those of a Sobol sequence. A point depends on the seed,
+    the trial's number and what the storage holds: nothing is lost by a restart.
+
+    Args:
+        seed: of the study; None for one that no other sampler has.
+        space: params to search; None takes those that all finished trials share.
+        max_seconds: longest training that shall be tried; None for any.
+        total_seconds: that the study will take, None where that is open.
+        trials: that the study will take, None where that is open.
+    """
+
+    def __init__(
+        self,
+        seed: int | None = None,
+        *,
+        space: Mapping[str, BaseDistribution] | None = None,
+        max_seconds: float | None = None,
+        total_seconds: float | None = None,
+        trials: int | None = None,
+    ) -> None:
+        self._seed = np.random.SeedSequence().entropy if seed is None else seed
+        self._space = space
+        self._max_seconds = max_seconds
+        self._total_seconds = total_seconds
+        self._trials = trials
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        """Refuse studies of something else than time and accuracy."""
+        if study.directions != DIRECTIONS:
+            raise UsageError(
+                "sampler cost: the study must minimise train_seconds and maximise test_accuracy, in this order: "
+                "create it with directions=['minimize', 'maximize'], or choose another sampler"
+            )
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """Return the params that are drawn together."""
+        return dict(self._space or intersection_search_space(study.get_trials(deepcopy=False)))
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """Draw a param that is not drawn with the others at random."""
+        rng = np.random.default_rng([self._seed, trial.number, zlib.crc32(param_name.encode())])
+        return Encoding({param_name: param_distribution}).params(rng.random(1))[param_name]
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Return the point to run next."""
+        if not search_space:
+            return {}
+        encoding = Encoding(search_space)
+        evidence = evidence_of(study.get_trials(deepcopy=False), encoding, trial.number)
+        if len(evidence.seconds) < FIRST_TRIALS:
+            return encoding.params(self._first_point(encoding, evidence, trial.number))
+        rng = np.random.default_rng([self._seed, trial.number])
+        return encoding.params(self._best_point(encoding, evidence, self._exponent(evidence), rng))
+
+    def _first_point(self, encoding: Encoding, evidence: Evidence, number: int) -> Floats:
+        """Return a point of the study's Sobol sequence, each trial its own."""
+        sequence = qmc.Sobol(len(encoding.space), rng=np.random.default_rng(self._seed)).fast_forward(number)
+        return untried(encoding.snap(sequence.random(32)), evidence.tried)[0]
+
+    def _best_point(self, encoding: Encoding, evidence: Evidence, exponent: float, rng: np.random.Generator) -> Floats:
+        """Return the best of the candidates that are all over the space and around the front."""
+        outlook = Outlook(evidence, encoding, rng, self._max_seconds)
+        spread = qmc.Sobol(len(encoding.space), rng=rng).random(SPREAD_CANDIDATES)
+        near = moved(outlook.best[rng.integers(len(outlook.best), size=NEAR_CANDIDATES)], encoding, rng)
+        candidates = untried(encoding.snap(np.vstack([spread, near])), evidence.tried)
+        return candidates[np.argmax(outlook.scores(candidates, exponent))]
+
+    def _exponent(self, evidence: Evidence) -> float:
+        """Return what the predicted seconds are raised to: less, the more of the study is over."""
+        trials = len(evidence.seconds)
+        shares = []
+        if self._trials is not None:
+            shares.append(trials / self._trials)
+        if self._total_seconds is not None:
+            shares.append(float(evidence.seconds.sum()) / self._total_seconds)
+        return max(0.0, 1.0 - max(shares)) if shares else 1 / (1 + trials / 200)
+
+
+def moved(positions: Floats, encoding: Encoding, rng: np.random.Generator) -> Floats:
+    """Return the same points with one or a few params changed: by a step along a line, to any choice of a list."""
+    points, params = positions.shape
+    changes = rng.random((points, params)) < 0.5 / params
+    changes[np.arange(points), rng.integers(params, size=points)] = True
+    steps = np.clip(positions + rng.normal(0.0, STEP, positions.shape), 0.0, 1.0)
+    return np.where(changes, np.where(encoding.is_ordered, steps, rng.random(positions.shape)), positions)
+
+
+def untried(candidates: Floats, tried: Floats) -> Floats:
+    """Return the candidates that no trial has, or all of them where there is none."""
+    seen = {row.tobytes() for row in np.round(tried, 9) + 0.0}  # adding zero turns -0.0 into 0.0
+    fresh = [row.tobytes() not in seen for row in np.round(candidates, 9) + 0.0]
+    return candidates[fresh] if any(fresh) else candidates

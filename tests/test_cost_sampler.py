@@ -1,0 +1,345 @@
+"""The sampler `cost`: its arithmetic against brute force, and what it does with studies of every kind."""
+
+import math
+
+import numpy as np
+import optuna
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import TrialState, create_trial
+from scipy.optimize import check_grad
+from sklearn.gaussian_process.kernels import Matern
+
+from budgettune.errors import UsageError
+from budgettune.predict.acquisition import chance_to_end_well, expected_hypervolume_improvement, front
+from budgettune.predict.encoding import Encoding
+from budgettune.predict.evidence import evidence_of
+from budgettune.predict.gaussian_process import GaussianProcess, GroupedMatern
+from budgettune.predict.outlook import Outlook
+from budgettune.predict.sampler import CostSampler
+
+SPACE = {
+    "width": CategoricalDistribution((16, 32, 64, 128)),
+    "lr": FloatDistribution(1e-4, 1e-1, log=True),
+    "rate": FloatDistribution(0.0, 0.5, step=0.1),
+    "batch": IntDistribution(16, 512, log=True),
+    "optimizer": CategoricalDistribution(("adam", "sgd", "lion")),
+}
+LINE = {"x": FloatDistribution(0.0, 1.0)}
+
+
+def outcome(params):
+    """Seconds that span a factor of 80, and an accuracy that wider networks and one learning rate win."""
+    seconds = params["width"] * (1 - params["rate"]) * 64 / math.sqrt(params["batch"])
+    accuracy = 0.95 - 2 / params["width"] - 0.02 * (math.log10(params["lr"]) + 2.5) ** 2 - 0.05 * params["rate"]
+    return seconds, accuracy - 0.03 * (params["optimizer"] == "sgd")
+
+
+def new_study(sampler):
+    return optuna.create_study(directions=["minimize", "maximize"], sampler=sampler)
+
+
+def run(study, space=SPACE, trials=1, outcome=outcome):
+    for _ in range(trials):
+        trial = study.ask(space)
+        study.tell(trial, outcome(trial.params))
+    return study
+
+
+def add(study, x, *values, state=TrialState.COMPLETE, **attributes):
+    study.add_trial(
+        create_trial(params={"x": x}, distributions=LINE, values=values or None, state=state, user_attrs=attributes)
+    )
+
+
+# --- Arithmetic -----------------------------------------------------------------------------------------------------
+
+
+def area(costs, gains, reference):
+    """Return the dominated area by a sweep over all corners."""
+    corners = sorted({cost for cost in costs if cost < reference[0]})
+    best = [max(gain for cost, gain in zip(costs, gains, strict=True) if cost <= corner) for corner in corners]
+    ends = [*corners[1:], reference[0]]
+    return sum(
+        (end - corner) * max(0.0, gain - reference[1]) for corner, end, gain in zip(corners, ends, best, strict=True)
+    )
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 5])
+def test_the_expected_improvement_agrees_with_monte_carlo(size):
+    rng = np.random.default_rng(size)
+    costs, gains = rng.normal(size=size), rng.normal(size=size)
+    members = front(costs, gains)
+    reference = 0.8, -0.7  # some members lie beyond it
+    mean, deviation = rng.normal(size=(2, 3)), rng.uniform(0.2, 1.5, size=(2, 3))
+    exact = expected_hypervolume_improvement(
+        (mean[0], deviation[0]), (mean[1], deviation[1]), costs[members], gains[members], reference
+    )
+    draws = mean + deviation * rng.normal(size=(20_000, 2, 3))
+    before = area(costs, gains, reference)
+    for point in range(3):
+        gained = [area([*costs, x], [*gains, y], reference) - before for x, y in draws[:, :, point]]
+        assert exact[point] == pytest.approx(np.mean(gained), abs=5 * np.std(gained) / math.sqrt(len(draws)) + 1e-12)
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), max_size=12))
+def test_the_front_holds_what_nothing_else_is_at_least_as_good_as(points):
+    costs, gains = np.array(points, dtype=float).reshape(-1, 2).T
+    better = {
+        (cost, gain)
+        for cost, gain in points
+        if not any((c <= cost and g >= gain) and (c, g) != (cost, gain) for c, g in points)
+    }
+    found = [(costs[index], gains[index]) for index in front(costs, gains)]
+    assert set(found) == better
+    assert found == sorted(found)
+    assert len(found) == len(better)
+
+
+def test_the_kernel_is_materns_where_each_param_has_one_feature_and_its_gradient_is_right():
+    rng = np.random.default_rng(0)
+    points, others, scales = rng.random((6, 3)), rng.random((4, 3)), np.array([0.3, 1.0, 2.0])
+    kernel = GroupedMatern(scales, np.arange(3))
+    np.testing.assert_allclose(kernel(points, others), Matern(scales, nu=2.5)(points, others))
+    grouped = GroupedMatern(np.array([0.3, 2.0]), np.array([0, 1, 1]))
+    for i, j in [(0, 1), (2, 5)]:
+        error = check_grad(
+            lambda theta: grouped.clone_with_theta(theta)(points)[i, j],  # noqa: B023
+            lambda theta: grouped.clone_with_theta(theta)(points, eval_gradient=True)[1][i, j],  # noqa: B023
+            grouped.theta,
+        )
+        assert error < 1e-6
+
+
+def test_a_process_returns_to_what_it_saw_and_is_unsure_elsewhere():
+    features = np.linspace(0, 0.5, 12)[:, None]
+    process = GaussianProcess.fitted(features, np.sin(6 * features[:, 0]), np.array([0]), np.arange(12), trend=False)
+    mean, deviation = process.predict(np.array([[0.25], [1.0]]))
+    assert mean[0] == pytest.approx(math.sin(1.5), abs=0.02)
+    assert deviation[1] > 10 * deviation[0]
+    believed, outputs = process.believing(np.array([[1.0]]))
+    assert outputs == pytest.approx(mean[1:])
+    assert believed.predict(np.array([[1.0]]))[1][0] < deviation[1] / 3
+
+
+def test_a_trend_reaches_beyond_what_was_seen():
+    features = np.linspace(0, 0.4, 8)[:, None]
+    fitted = (
+        GaussianProcess.fitted(features, 5 * features[:, 0], np.array([0]), np.arange(8), trend=trend)
+        for trend in (True, False)
+    )
+    lines = [process.predict(np.array([[1.0]]))[0][0] for process in fitted]
+    assert abs(lines[0] - 5) < abs(lines[1] - 5)
+
+
+@pytest.mark.parametrize(
+    "distribution",
+    [
+        *SPACE.values(),
+        FloatDistribution(-1.0, 1.0),
+        FloatDistribution(2.0, 2.0),
+        IntDistribution(-10, 10, step=5),
+        CategoricalDistribution((None, True, "a", 2)),
+        CategoricalDistribution((0.3, 0.1, 0.2)),
+    ],
+    ids=str,
+)
+@given(position=st.floats(0, 1))
+def test_positions_lead_to_values_and_back(distribution, position):
+    encoding = Encoding({"x": distribution})
+    snapped = encoding.snap(np.array([[position]]))
+    params = encoding.params(snapped[0])
+    assert distribution._contains(distribution.to_internal_repr(params["x"]))
+    np.testing.assert_allclose(encoding.positions([params]), snapped, atol=1e-9)
+    assert np.all((snapped >= 0) & (snapped <= 1))
+
+
+def test_lists_of_numbers_are_lines_and_other_lists_are_as_far_apart_as_the_ends_of_a_line():
+    encoding = Encoding({"width": CategoricalDistribution((64, 16, 32)), "name": CategoricalDistribution(("a", "b"))})
+    points = [{"width": width, "name": name} for width, name in ((16, "a"), (32, "a"), (64, "a"), (16, "b"))]
+    features = encoding.features(encoding.positions(points))
+    small, middle, large, other = features
+    assert small[0] < middle[0] < large[0]
+    assert np.linalg.norm(small - other) == pytest.approx(1)
+    assert list(encoding.groups) == [0, 1, 1]
+
+
+# --- Studies --------------------------------------------------------------------------------------------------------
+
+
+def test_it_finds_a_larger_hypervolume_in_the_same_seconds_than_random_search():
+    def volume_within(study, seconds):
+        spent, costs, gains = 0.0, [], []
+        for trial in study.trials:
+            spent += trial.values[0]
+            if spent <= seconds:
+                costs.append(math.log(trial.values[0]))
+                gains.append(trial.values[1])
+        return area(costs, gains, (math.log(3000), 0.0))
+
+    ours, theirs = [], []
+    for seed in range(3):
+        ours.append(volume_within(run(new_study(CostSampler(seed, space=SPACE)), trials=40), 5_000))
+        theirs.append(volume_within(run(new_study(optuna.samplers.RandomSampler(seed)), trials=40), 5_000))
+    assert min(ours) > max(theirs)
+
+
+def test_a_point_depends_on_the_seed_the_number_and_the_storage_alone():
+    def points(seed, restart_every):
+        study = new_study(CostSampler(seed, space=SPACE))
+        for number in range(8):
+            if number % restart_every == 0:
+                study.sampler = CostSampler(seed, space=SPACE)
+            run(study)
+        return [trial.params for trial in study.trials]
+
+    assert points(1, restart_every=8) == points(1, restart_every=1)
+    assert points(1, restart_every=8)[:4] != points(2, restart_every=8)[:4]
+
+
+@pytest.mark.parametrize("finished", [0, 1, 2, 5])
+def test_no_running_trial_is_repeated_whatever_has_finished(finished):
+    study = run(new_study(CostSampler(0, space=SPACE)), trials=finished)
+    points = [tuple(study.ask(SPACE).params.items()) for _ in range(6)]
+    assert len(set(points)) == 6
+
+
+def test_a_pending_trial_takes_the_gain_out_of_its_neighbourhood():
+    study = new_study(None)
+    for x in (0.0, 0.2, 0.9, 1.0):
+        add(study, x, 1 + x, 0.5 + 0.3 * math.sin(3 * x))
+    encoding = Encoding(LINE)
+
+    def scores():
+        outlook = Outlook(evidence_of(study.trials, encoding, -1), encoding, np.random.default_rng(0))
+        return outlook.scores(np.array([[0.5], [0.52]]), 1.0)
+
+    before = scores()
+    add(study, 0.5, state=TrialState.RUNNING)
+    assert np.all(scores() < before - math.log(3))
+
+
+@pytest.mark.parametrize("state", [TrialState.FAIL, TrialState.PRUNED])
+def test_failures_make_their_neighbourhood_less_likely_and_handed_back_trials_do_not(state):
+    encoding = Encoding(LINE)
+
+    def chance(**attributes):
+        study = new_study(None)
+        add(study, 0.1, 1.0, 0.5)
+        add(study, 0.9, state=state, **attributes)
+        evidence = evidence_of(study.trials, encoding, -1)
+        assert len(evidence.seconds) == 1
+        return chance_to_end_well(np.array([[0.9], [0.1]]), evidence.finished, evidence.failed)
+
+    near, far = chance(failure={"kind": "out-of-memory", "message": "no room"})
+    assert near == pytest.approx(0.5, abs=0.01)
+    assert far > 0.99
+    assert chance(failure={"kind": "interrupted", "message": "told to stop"}) == pytest.approx(1)
+
+
+def test_a_region_that_always_fails_is_left_alone():
+    study = new_study(CostSampler(3, space=LINE))
+    for _ in range(25):
+        trial = study.ask(LINE)
+        x = trial.params["x"]
+        # The accuracy rises towards the region where memory ends.
+        study.tell(trial, (1 + x, x)) if x < 0.7 else study.tell(trial, state=TrialState.FAIL)
+    assert sum(trial.state == TrialState.FAIL for trial in study.trials[-10:]) <= 4
+
+
+def test_extras_unfinished_numbers_and_other_spaces_are_no_evidence():
+    study = new_study(None)
+    add(study, 0.1, 1.0, 0.5)
+    add(study, 0.2, 9.0, 0.9, extra=True)
+    add(study, 0.3, math.inf, 0.9)
+    add(study, 0.4, state=TrialState.WAITING)
+    study.add_trial(create_trial(params={"x": 3}, distributions={"x": IntDistribution(0, 9)}, values=[1.0, 1.0]))
+    study.enqueue_trial({"x": 0.5})
+    evidence = evidence_of(study.trials, Encoding(LINE), number=0)
+    assert (len(evidence.finished), len(evidence.pending), len(evidence.failed)) == (0, 1, 0)
+    assert len(evidence_of(study.trials, Encoding(LINE), number=99).seconds) == 1
+
+
+def test_nan_fails_a_trial_and_the_search_goes_on():
+    study = new_study(CostSampler(0, space=SPACE))
+    study.optimize(lambda trial: (math.nan, 0.5), n_trials=2)
+    study.optimize(lambda trial: outcome({name: trial._suggest(name, SPACE[name]) for name in SPACE}), n_trials=6)
+    assert [trial.state for trial in study.trials].count(TrialState.COMPLETE) == 6
+
+
+def test_trials_over_the_limit_are_not_proposed_once_times_are_known():
+    study = run(new_study(CostSampler(0, space=SPACE, max_seconds=300.0)), trials=25)
+    seconds = [trial.values[0] for trial in study.trials]
+    assert max(seconds[8:]) <= 300 * 1.05
+    assert max(trial.values[1] for trial in study.trials[8:]) > 0.85
+
+
+def test_a_limit_that_every_trial_has_broken_still_lets_the_search_go_on():
+    study = run(new_study(CostSampler(0, space=SPACE, max_seconds=1.0)), trials=6)
+    fastest_first = [trial.values[0] for trial in study.trials]
+    assert min(fastest_first[3:]) <= min(fastest_first[:3])
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        {"x": CategoricalDistribution((1,)), "y": FloatDistribution(2.0, 2.0)},
+        {"x": CategoricalDistribution(("a", "b")), "y": CategoricalDistribution((True, False, None))},
+        {"x": IntDistribution(1, 3)},
+    ],
+    ids=["one value", "all categorical", "three values"],
+)
+def test_small_spaces_are_searched_beyond_their_end(space):
+    study = run(new_study(CostSampler(0, space=space)), space, trials=8, outcome=lambda params: (1.0, 0.5))
+    size = math.prod(len(getattr(each, "choices", (1, 2, 3))) if not each.single() else 1 for each in space.values())
+    assert len({tuple(trial.params.items()) for trial in study.trials}) == size
+
+
+def test_constant_outcomes_do_not_stop_it():
+    study = run(new_study(CostSampler(0, space=SPACE)), trials=8, outcome=lambda params: (1.0, 0.1))
+    assert len({tuple(trial.params.items()) for trial in study.trials}) == 8
+
+
+def test_repeats_of_a_point_are_noise_and_no_obstacle():
+    study = new_study(CostSampler(0, space=LINE))
+    for seconds, accuracy in [(1.0, 0.50), (1.1, 0.56), (0.9, 0.52), (1.0, 0.54)]:
+        add(study, 0.5, seconds, accuracy)
+    assert run(study, LINE, outcome=lambda params: (1.0, 0.5)).trials[-1].params["x"] != 0.5
+
+
+@pytest.mark.parametrize(
+    ("limits", "before", "after"),
+    [
+        ({"trials": 4}, 1.0, 0.25),
+        ({"total_seconds": 8.0}, 1.0, 0.25),
+        ({"trials": 100, "total_seconds": 4.0}, 1.0, 0.0),
+        ({}, 1.0, 200 / 203),
+    ],
+)
+def test_the_exponent_of_the_seconds_cools_with_the_share_of_the_study_that_is_over(limits, before, after):
+    sampler, study = CostSampler(0, **limits), new_study(None)
+    assert sampler._exponent(evidence_of(study.trials, Encoding(LINE), -1)) == before
+    for x in (0.1, 0.2, 0.3):
+        add(study, x, 2.0, 0.5)
+    assert sampler._exponent(evidence_of(study.trials, Encoding(LINE), -1)) == pytest.approx(after)
+
+
+def test_studies_of_something_else_are_refused():
+    study = optuna.create_study(directions=["maximize", "minimize"], sampler=CostSampler(0))
+    with pytest.raises(UsageError, match="must minimise train_seconds and maximise test_accuracy"):
+        study.ask(LINE)
+
+
+def test_large_studies_are_cut_to_what_a_request_can_bear_and_keep_their_front(monkeypatch):
+    from budgettune.predict import outlook
+
+    monkeypatch.setattr(outlook, "MOST_CONDITIONED", 20)
+    study = run(new_study(optuna.samplers.RandomSampler(0)), trials=60)
+    encoding = Encoding(SPACE)
+    evidence = evidence_of(study.trials, encoding, -1)
+    best = Outlook(evidence, encoding, np.random.default_rng(0)).best
+    assert len(best) == len(front(evidence.seconds, evidence.accuracy))
+    study.sampler = CostSampler(0)
+    assert run(study).trials[-1].state is TrialState.COMPLETE
