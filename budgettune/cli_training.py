@@ -163,7 +163,7 @@ def compare(
 
 @app.command(
     rich_help_panel=BEFORE,
-    epilog=examples("profile mine.toml", "profile digits --set search.batch_size=[64] --rounds 1 --no-remedies"),
+    epilog=examples("profile mine.toml", "profile digits --set 'search.batch_size=[64]' --rounds 1 --no-remedies"),
 )
 def profile(
     spec: Annotated[str, typer.Argument(metavar="[SPEC]", help="TOML file, or the name of a bundled one.")] = "paper",

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -60,7 +61,7 @@ def test_help_fits_80_columns_and_ends_in_examples_that_work(run, monkeypatch, w
     assert status == 0
     assert max(map(len, out.splitlines())) <= 80
     _, _, shown = out.partition("Examples:")
-    examples = [line.split() for line in shown.splitlines() if line.strip()]
+    examples = [shlex.split(line) for line in shown.splitlines() if line.strip()]
     assert [parse(example[1:]) for example in examples] == [" ".join(words)] * len(examples)
     assert {example[0] for example in examples} == {"budgettune"}
 
