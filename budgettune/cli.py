@@ -14,7 +14,10 @@ import typer
 
 from budgettune import api, cli_answers, cli_study, cli_training, render
 from budgettune.cli_options import (
+    ANSWERS,
+    BEFORE,
     HELP,
+    STUDIES,
     AllowImport,
     AllowRoot,
     Debug,
@@ -24,6 +27,7 @@ from budgettune.cli_options import (
     Storage,
     Threads,
     duration,
+    examples,
     studies_beginning,
 )
 from budgettune.errors import BudgetTuneError
@@ -39,33 +43,48 @@ app = typer.Typer(
     context_settings=HELP,
     pretty_exceptions_enable=False,
     help='"I have T seconds of training time. What should I train, and how sure are you?"',
-    epilog="First steps: budgettune demo. Or: study create digits, worker, best --budget 5s, front, report.",
+    epilog="First steps: budgettune demo. Or, one by one: study create digits, worker, best --budget 5s, report.\n"
+    "Durations are written 90s, 10m or 1h30m; a number alone means seconds. BUDGETTUNE_STORAGE names the database.\n"
+    "Exit status: 0 done, 1 error, 2 wrong usage, 130 and 143 stopped by a signal.",
 )
-app.add_typer(cli_study.app, name="study")
+app.add_typer(cli_study.app, name="study", rich_help_panel=STUDIES)
 app.add_typer(cli_answers.app)
 app.add_typer(cli_training.app)
 
 
-@app.command()
+@app.command(
+    rich_help_panel=STUDIES,
+    epilog=examples(
+        "worker", "worker mine --threads 2 --timeout 2h", "worker --wait --processes 4 --allow-import mynets"
+    ),
+)
 def worker(
     study: Annotated[
         str | None,
-        typer.Argument(metavar="[STUDY]", help="Every open study where left out.", autocompletion=studies_beginning),
+        typer.Argument(
+            metavar="[STUDY]",
+            help="Name; every open study where left out, oldest first.",
+            autocompletion=studies_beginning,
+        ),
     ] = None,
     device: Device = "auto",
     threads: Threads = None,
-    trials: Annotated[int | None, typer.Option("--trials", min=1, help="End after that many.")] = None,
+    trials: Annotated[int | None, typer.Option("--trials", min=1, help="End after that many trials.")] = None,
     timeout: Annotated[
-        float | None, typer.Option("--timeout", parser=duration, metavar="2h", help="Begin no trial after that.")
+        float | None,
+        typer.Option("--timeout", parser=duration, metavar="DURATION", help="Begin no trial after that, such as 2h."),
     ] = None,
     trial_timeout: Annotated[
         float | None,
-        typer.Option("--trial-timeout", parser=duration, metavar="2h", help="End a trial that takes longer."),
+        typer.Option(
+            "--trial-timeout", parser=duration, metavar="DURATION", help="End a trial that takes longer, as failed."
+        ),
     ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Stay for studies and trials that come later.")] = False,
-    drain: Annotated[bool, typer.Option("--drain", help="When told to stop, finish the trial first.")] = False,
+    drain: Annotated[bool, typer.Option("--drain", help="When told to stop, finish the running trial first.")] = False,
     processes: Annotated[
-        int | None, typer.Option("--processes", min=1, help="Workers on this CPU; on GPUs it is one each.")
+        int | None,
+        typer.Option("--processes", min=1, help="Workers on this CPU, which share its cores; on GPUs it is one each."),
     ] = None,
     allow_mixed: Annotated[
         bool, typer.Option("--allow-mixed", help="Work on studies whose times come from another kind of machine.")
@@ -75,7 +94,11 @@ def worker(
     storage: Storage = None,
     debug: Debug = False,
 ) -> None:
-    """Train open trials until none is left. Ctrl-C hands the running trial back; twice quits at once."""
+    """Train open trials until none is left.
+
+    Ctrl-C hands the running trial back; twice quits at once.
+    SIGUSR1 lets it finish, then ends the worker.
+    """
     from budgettune import fleet
     from budgettune.worker_options import WorkerOptions
 
@@ -97,18 +120,30 @@ def worker(
     err.print(f"{summary.completed} trials completed, {summary.failed} failed. Next: budgettune front")
 
 
-@app.command()
+@app.command(
+    rich_help_panel=ANSWERS,
+    epilog=examples("dashboard", "dashboard --host 0.0.0.0 --port 9000 --password-file passwords.txt"),
+)
 def dashboard(
-    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes a free one.")] = 8080,
+    host: Annotated[
+        str, typer.Option("--host", help="Address to listen on; one that others reach needs a password.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option("--port", min=0, max=65535, help="Port to listen on; 0 takes a free one.")
+    ] = 8080,
     password_file: Annotated[
-        Path | None, typer.Option("--password-file", metavar="F", help="Lines of user:password, plain or hashed.")
+        Path | None,
+        typer.Option(
+            "--password-file",
+            metavar="FILE",
+            help="Lines of user:password, plain or hashed; else $BUDGETTUNE_DASHBOARD_PASSWORD.",
+        ),
     ] = None,
     allow_write: Annotated[bool, typer.Option("--allow-write", help="Let visitors change and delete.")] = False,
     storage: Storage = None,
     debug: Debug = False,
 ) -> None:
-    """Serve optuna-dashboard, read-only unless told otherwise."""
+    """Serve optuna-dashboard with our figures, read-only unless told otherwise."""
     from budgettune.dashboard import serve
     from budgettune.report import fronts
     from budgettune.storage import storage_url
@@ -116,7 +151,7 @@ def dashboard(
     raise typer.Exit(128 + serve(storage_url(storage), host, port, password_file, allow_write, figures=fronts))
 
 
-@app.command()
+@app.command(rich_help_panel=BEFORE, epilog=examples("doctor", "doctor --format json"))
 def doctor(form: FormatOption = Format.table, debug: Debug = False) -> None:
     """Say what this box has, and what would spoil its timings."""
     from budgettune.machine import doctor_facts
@@ -131,7 +166,7 @@ def doctor(form: FormatOption = Format.table, debug: Debug = False) -> None:
     render.print_rows(rows, form)
 
 
-@app.command()
+@app.command(rich_help_panel=STUDIES, epilog=examples("demo", "demo --storage sqlite:////tmp/demo.db"))
 def demo(threads: Threads = None, storage: Storage = None, debug: Debug = False) -> None:
     """Create, work, answer: a small grid on scikit-learn's digits, in one go."""
     from budgettune.worker import WorkerOptions

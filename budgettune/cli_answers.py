@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from budgettune import api, render
-from budgettune.cli_options import CleanOnly, Debug, DeviceName, FormatOption, Storage, Study, duration
+from budgettune.cli_options import (
+    ANSWERS,
+    CleanOnly,
+    Debug,
+    DeviceName,
+    FormatOption,
+    Storage,
+    Study,
+    duration,
+    examples,
+)
 from budgettune.records import TrialRecord
 from budgettune.render import Format, err, out
 
@@ -27,13 +37,18 @@ class ReportFormat(StrEnum):
     svg = "svg"
 
 
-@app.command()
+@app.command(
+    rich_help_panel=ANSWERS, epilog=examples("best --budget 60s", "best mine --budget 10m --top 5 --clean-only")
+)
 def best(
     study: Study = None,
     budget: Annotated[
-        float, typer.Option("--budget", parser=duration, metavar="60s", help="Training time allowed.")
+        float,
+        typer.Option(
+            "--budget", parser=duration, metavar="DURATION", help="Training time allowed, such as 60s or 10m."
+        ),
     ] = ...,  # type: ignore[assignment]
-    top: Annotated[int, typer.Option("--top", min=1, metavar="K", help="How many.")] = 1,
+    top: Annotated[int, typer.Option("--top", min=1, metavar="K", help="How many trials to show.")] = 1,
     device_name: DeviceName = None,
     clean_only: CleanOnly = False,
     form: FormatOption = Format.table,
@@ -66,7 +81,7 @@ def _chance_on_front(sure: Certainty | None, record: TrialRecord, form: Format) 
     return {} if chance is None else {"on front": f"{chance:.0%}"}
 
 
-@app.command()
+@app.command(rich_help_panel=ANSWERS, epilog=examples("front", "front mine --clean-only --format csv"))
 def front(
     study: Study = None,
     device_name: DeviceName = None,
@@ -90,21 +105,30 @@ def front(
         out.print(render.hypervolume_line(volume, reference), highlight=False)
 
 
-@app.command()
+@app.command(
+    rich_help_panel=ANSWERS,
+    epilog=examples("report --budget 60s", "report mine --out mine.html", "report mine --format svg --figure front"),
+)
 def report(
     study: Study = None,
     to: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE", help="Where it goes; report.html, or FIGURE.png.")
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="File to write; report.html where left out, or FIGURE.png."),
     ] = None,
     form: Annotated[
         ReportFormat, typer.Option("--format", help="The whole page, or a picture of one figure.")
     ] = ReportFormat.html,
     figure: Annotated[
-        str | None, typer.Option("--figure", metavar="NAME", help="Which figure, for png and svg: front, curves, …")
+        str | None, typer.Option("--figure", metavar="NAME", help="Figure for png and svg, such as front or curves.")
     ] = None,
     budget: Annotated[
         float | None,
-        typer.Option("--budget", parser=duration, metavar="60s", help="Where the page's slider stands at first."),
+        typer.Option(
+            "--budget",
+            parser=duration,
+            metavar="DURATION",
+            help="Where the page's slider stands at first, such as 60s.",
+        ),
     ] = None,
     device_name: DeviceName = None,
     clean_only: CleanOnly = False,

@@ -14,6 +14,13 @@ from budgettune.storage import open_engine, storage_url
 from budgettune.units import parse_duration
 
 HELP = {"help_option_names": ["-h", "--help"]}
+STUDIES, ANSWERS, BEFORE = "Studies", "Answers", "Before you spend the time"  # panels of commands
+COMMON = "Options of most commands"
+
+
+def examples(*lines: str) -> str:
+    """Return the end of a command's help: commands to copy."""
+    return "\n".join(["Examples:", *(f"  budgettune {line}" for line in lines)])
 
 
 class DebugSwitch:
@@ -68,22 +75,35 @@ Storage = Annotated[
         "--storage",
         metavar="URL",
         help="Database; else $BUDGETTUNE_STORAGE, $OPTUNA_STORAGE, or sqlite:///budgettune.db.",
+        rich_help_panel=COMMON,
     ),
 ]
 Debug = Annotated[
-    bool, typer.Option("--debug", callback=DebugSwitch.turn, help="Show a traceback where something fails.")
+    bool,
+    typer.Option(
+        "--debug",
+        callback=DebugSwitch.turn,
+        help="Show a traceback where something fails.",
+        rich_help_panel=COMMON,
+    ),
 ]
 Study = Annotated[
     str | None,
     typer.Argument(
-        metavar="[STUDY]", help="May be left out where there is only one.", autocompletion=studies_beginning
+        metavar="[STUDY]",
+        help="Name; may be left out where the database holds only one.",
+        autocompletion=studies_beginning,
     ),
 ]
-FormatOption = Annotated[Format, typer.Option("--format", help="Table for people, JSON or CSV for programs.")]
+FormatOption = Annotated[
+    Format, typer.Option("--format", help="Table for people, JSON or CSV for programs.", rich_help_panel=COMMON)
+]
 DeviceName = Annotated[
     str | None,
     typer.Option(
-        "--device-name", metavar="NAME|any", help="Kind of machine; the study's own where left out, any for all."
+        "--device-name",
+        metavar="NAME|any",
+        help="Times of that kind of machine only; the study's own where left out, any for all.",
     ),
 ]
 CleanOnly = Annotated[bool, typer.Option("--clean-only", help="Leave out disturbed and unverified times.")]
@@ -103,8 +123,14 @@ AllowRoot = Annotated[
         help="Folder whose files a study of a shared database may name (repeatable); else $BUDGETTUNE_ALLOW_ROOT.",
     ),
 ]
-Device = Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda|cuda:N", help="What to train on.")]
+Device = Annotated[
+    str,
+    typer.Option("--device", metavar="auto|cpu|cuda|cuda:N", help="What to train on; auto takes GPUs where there are."),
+]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads; every usable core where left out.")]
 Sets = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override any field, such as train.epochs=1.")
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Override any field of the study file (repeatable), such as train.epochs=1."
+    ),
 ]

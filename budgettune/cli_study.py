@@ -9,7 +9,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from budgettune import api, render
-from budgettune.cli_options import HELP, Debug, ExportFormat, FormatOption, SamplerName, Sets, Storage, Study, duration
+from budgettune.cli_options import (
+    HELP,
+    Debug,
+    ExportFormat,
+    FormatOption,
+    SamplerName,
+    Sets,
+    Storage,
+    Study,
+    duration,
+    examples,
+    studies_beginning,
+)
 from budgettune.errors import UsageError
 from budgettune.render import Format, err, out
 from budgettune.storage import storage_url
@@ -23,18 +35,27 @@ app = typer.Typer(
 )
 
 
-@app.command("create")
+@app.command(
+    "create",
+    epilog=examples(
+        "study create mine.toml --repeats 3",
+        "study create digits --name short --set train.epochs=2",
+        "study create mine.toml --sampler tpe --trials 100",
+    ),
+)
 def study_create(
     spec: Annotated[str, typer.Argument(metavar="[SPEC]", help="TOML file, or the name of a bundled one.")] = "paper",
-    name: Annotated[str | None, typer.Option("--name", help="Study name in place of the file's.")] = None,
-    grid: Annotated[bool, typer.Option("--grid", help="Run every point of the search lists.")] = False,
+    name: Annotated[str | None, typer.Option("--name", help="Name of the study, in place of the file's.")] = None,
+    grid: Annotated[bool, typer.Option("--grid", help="Run every combination of the searched lists.")] = False,
     sampler: Annotated[SamplerName | None, typer.Option("--sampler", help="Let a sampler choose points.")] = None,
-    seed: Annotated[int | None, typer.Option("--seed", min=0, help="All trials' seeds follow from it.")] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", min=0, help="Number that all trials' seeds follow from.")
+    ] = None,
     repeats: Annotated[
         str | None,
         typer.Option("--repeats", metavar="R|auto", help="Trials per point; auto: more where the front is uncertain."),
     ] = None,
-    trials: Annotated[int | None, typer.Option("--trials", min=1, help="Points that a sampler ends at.")] = None,
+    trials: Annotated[int | None, typer.Option("--trials", min=1, help="Points after which a sampler ends.")] = None,
     total: Annotated[
         float | None,
         typer.Option("--total", parser=duration, metavar="DURATION", help="Training, over all workers, to end at."),
@@ -44,7 +65,10 @@ def study_create(
     storage: Storage = None,
     debug: Debug = False,
 ) -> None:
-    """Create a study and its open trials."""
+    """Create a study and its open trials.
+
+    Options stand above the study file's own settings. `--set` takes any of them.
+    """
     if grid and sampler:
         raise typer.BadParameter("--grid and --sampler exclude each other")
     chosen = {
@@ -74,7 +98,7 @@ def study_create(
     )
 
 
-@app.command("list")
+@app.command("list", epilog=examples("study list", "study list --format json"))
 def study_list(form: FormatOption = Format.table, storage: Storage = None, debug: Debug = False) -> None:
     """List the studies of a database."""
     from budgettune.study import list_studies
@@ -85,14 +109,17 @@ def study_list(form: FormatOption = Format.table, storage: Storage = None, debug
         err.print(f"note: {fault}", highlight=False, markup=False)
 
 
-@app.command("show")
+@app.command("show", epilog=examples("study show", "study show mine --watch --every 10s"))
 def study_show(
     study: Study = None,
     watch: Annotated[
         bool, typer.Option("--watch", help="Stay and show how it goes, until nothing is left or Ctrl-C.")
     ] = False,
     every: Annotated[
-        float, typer.Option("--every", parser=duration, metavar="2s", help="Between looks of --watch.")
+        float,
+        typer.Option(
+            "--every", parser=duration, metavar="DURATION", help="Time between looks of --watch, such as 10s."
+        ),
     ] = 2.0,
     form: FormatOption = Format.table,
     storage: Storage = None,
@@ -121,7 +148,7 @@ def study_show(
         out.print(stopping.describe(), highlight=False, markup=False)
 
 
-@app.command("verify")
+@app.command("verify", epilog=examples("study verify", "study verify mine --format json"))
 def study_verify(
     study: Study = None, form: FormatOption = Format.table, storage: Storage = None, debug: Debug = False
 ) -> None:
@@ -135,10 +162,10 @@ def study_verify(
         raise typer.Exit(1)
 
 
-@app.command("retry")
+@app.command("retry", epilog=examples("study retry", "study retry mine --cell 3"))
 def study_retry(
     study: Study = None,
-    cell: Annotated[int | None, typer.Option("--cell", min=0, help="Only this cell.")] = None,
+    cell: Annotated[int | None, typer.Option("--cell", min=0, help="Number of the only cell to queue.")] = None,
     storage: Storage = None,
     debug: Debug = False,
 ) -> None:
@@ -147,11 +174,17 @@ def study_retry(
     out.print(f"{queued} trials queued again" if queued else "nothing was given up: nothing to queue")
 
 
-@app.command("export")
+@app.command(
+    "export", epilog=examples("study export --out mine.csv", "study export mine --format json --out mine.json")
+)
 def study_export(
     study: Study = None,
-    form: Annotated[ExportFormat, typer.Option("--format", help="JSON holds the curves.")] = ExportFormat.csv,
-    to: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Standard output where left out.")] = None,
+    form: Annotated[
+        ExportFormat, typer.Option("--format", help="One row per trial; JSON also holds curves, phases and machines.")
+    ] = ExportFormat.csv,
+    to: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="File to write; standard output where left out.")
+    ] = None,
     storage: Storage = None,
     debug: Debug = False,
 ) -> None:
@@ -161,9 +194,9 @@ def study_export(
     export(*api.locate(study, storage), form.value, to)
 
 
-@app.command("delete")
+@app.command("delete", epilog=examples("study delete mine --yes"))
 def study_delete(
-    study: Annotated[str, typer.Argument(metavar="STUDY")],
+    study: Annotated[str, typer.Argument(metavar="STUDY", help="Name.", autocompletion=studies_beginning)],
     yes: Annotated[bool, typer.Option("--yes", help="Really delete it, with all its trials.")] = False,
     storage: Storage = None,
     debug: Debug = False,

@@ -10,6 +10,8 @@ import typer
 
 from budgettune import api, render
 from budgettune.cli_options import (
+    ANSWERS,
+    BEFORE,
     AllowImport,
     AllowRoot,
     Debug,
@@ -20,6 +22,7 @@ from budgettune.cli_options import (
     Study,
     Threads,
     duration,
+    examples,
 )
 from budgettune.render import Format, err, out
 from budgettune.units import format_duration
@@ -31,15 +34,21 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 
-@app.command()
+@app.command(
+    rich_help_panel=ANSWERS,
+    epilog=examples("train --trial 3 --out model.pt", "train mine --set scale=1.2 --set train.budget=60s"),
+)
 def train(
     study: Study = None,
-    to: Annotated[Path, typer.Option("--out", metavar="FILE", help="Where the model goes.")] = Path("model.pt"),
+    to: Annotated[Path, typer.Option("--out", metavar="FILE", help="File for weights, params and result.")] = Path(
+        "model.pt"
+    ),
     trial: Annotated[
-        int | None, typer.Option("--trial", min=0, metavar="N", help="Params and seed of a trial.")
+        int | None,
+        typer.Option("--trial", min=0, metavar="N", help="Number of the trial whose params and seed to take."),
     ] = None,
     sets: Sets = None,
-    seed: Annotated[int | None, typer.Option("--seed", min=0)] = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="In place of the trial's or the study's.")] = None,
     device: Device = "auto",
     threads: Threads = None,
     allow_import: AllowImport = None,
@@ -47,7 +56,10 @@ def train(
     storage: Storage = None,
     debug: Debug = False,
 ) -> None:
-    """Train one configuration of a study and keep the model."""
+    """Train one configuration of a study and keep the model.
+
+    Give `--trial`, or the settings with `--set`. Nothing is recorded in the study.
+    """
     from budgettune.roots import allowed_folders
 
     if (trial is None) == (not sets):
@@ -64,7 +76,14 @@ def train(
     )
 
 
-@app.command()
+@app.command(
+    rich_help_panel=BEFORE,
+    epilog=examples(
+        "compare mine.toml --budget 30s --seeds 5 --out mine.json",
+        "compare digits --budget 2s --strategies stale-quantile,infobatch",
+        "compare mine.toml --budget 30s --out mine.json --resume",
+    ),
+)
 def compare(
     spec: Annotated[str, typer.Argument(metavar="[SPEC]", help="TOML file, or the name of a bundled one.")] = "paper",
     budgets: Annotated[
@@ -72,8 +91,8 @@ def compare(
         typer.Option(
             "--budget",
             parser=duration,
-            metavar="30s",
-            help="Training time of each run (repeatable); the spec's train.budget where left out.",
+            metavar="DURATION",
+            help="Training time of each run, such as 30s (repeatable); the spec's train.budget where left out.",
         ),
     ] = None,
     seeds: Annotated[int, typer.Option("--seeds", min=2, help="Runs of each, the same seeds for all.")] = 5,
@@ -93,11 +112,15 @@ def compare(
     ] = None,
     shuffle_labels: Annotated[
         float,
-        typer.Option("--shuffle-labels", min=0, max=1, metavar="SHARE", help="Share of training labels made wrong."),
+        typer.Option(
+            "--shuffle-labels", min=0, max=1, metavar="SHARE", help="Share of the training labels that is made wrong."
+        ),
     ] = 0.0,
-    to: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="JSON, written anew after each run.")] = None,
+    to: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="File for all runs as JSON, written anew after each.")
+    ] = None,
     figure: Annotated[
-        Path | None, typer.Option("--figure", metavar="FILE", help="Figure as one self-contained HTML page.")
+        Path | None, typer.Option("--figure", metavar="FILE", help="File for the figure, one self-contained HTML page.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the runs in --out; failed ones again.")] = False,
     sets: Sets = None,
@@ -138,7 +161,10 @@ def compare(
         raise typer.Exit(128 + stop.signal_number)
 
 
-@app.command()
+@app.command(
+    rich_help_panel=BEFORE,
+    epilog=examples("profile mine.toml", "profile digits --set 'search.batch_size=[64]' --rounds 1 --no-remedies"),
+)
 def profile(
     spec: Annotated[str, typer.Argument(metavar="[SPEC]", help="TOML file, or the name of a bundled one.")] = "paper",
     sets: Sets = None,

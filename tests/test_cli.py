@@ -6,12 +6,14 @@ import itertools
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from documents import parse
 
 from budgettune import api, cli
 from budgettune.spec import load_spec
@@ -43,8 +45,25 @@ def test_every_command_and_every_option_has_a_help_text(group):
     for name, command in words_of(group).items():
         assert command.help, name
         for parameter in command.params:
-            if parameter.name not in ("help", "seed", "study"):
-                assert getattr(parameter, "help", None), f"{name} {parameter.name}"
+            assert getattr(parameter, "help", None), f"{name} {parameter.name}"
+
+
+COMMANDS = [
+    *([name] for name in words_of(cli.app) if name != "study"),
+    *(["study", name] for name in words_of(cli.cli_study.app)),
+]
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_help_fits_80_columns_and_ends_in_examples_that_work(run, monkeypatch, words):
+    monkeypatch.setenv("COLUMNS", "80")
+    status, out, _ = run(*words, "--help")
+    assert status == 0
+    assert max(map(len, out.splitlines())) <= 80
+    _, _, shown = out.partition("Examples:")
+    examples = [shlex.split(line) for line in shown.splitlines() if line.strip()]
+    assert [parse(example[1:]) for example in examples] == [" ".join(words)] * len(examples)
+    assert {example[0] for example in examples} == {"budgettune"}
 
 
 def test_a_study_goes_from_creation_to_an_answer(trained):

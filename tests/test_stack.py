@@ -4,15 +4,11 @@ import re
 import shutil
 import subprocess
 import tomllib
-from pathlib import Path
 
 import pytest
-import typer
 import yaml
+from documents import ROOT, parse
 
-from budgettune.cli import app
-
-ROOT = Path(__file__).parent.parent
 VARIABLE = re.compile(r"\$\{(\w+)(?:(:?[-?])([^}]*))?\}")
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES = COMPOSE["services"]
@@ -26,16 +22,6 @@ POD = JOB["spec"]["template"]["spec"]
 def with_defaults(text):
     """Return a value of the compose file as it is where no variable is set."""
     return VARIABLE.sub(lambda match: match[3] if match[2] in ("-", ":-") else "", text)
-
-
-def parse(words):
-    """Take a command line apart as the command line does, without running it; return the command's name."""
-    command, path = typer.main.get_command(app), []
-    while hasattr(command, "commands"):
-        path.append(words[0])
-        command, words = command.commands[words[0]], words[1:]
-    command.make_context(" ".join(path), list(words))
-    return " ".join(path)
 
 
 @pytest.mark.parametrize("service", OURS)

@@ -73,8 +73,8 @@ SECTIONS = (
     Section(
         "pruning",
         "Samples left out",
-        "The prune rate is what a pruned epoch drops. Over the whole training less is left out where some epochs keep "
-        "everything. On the dotted line the two agree.",
+        "A prune rate is the share of a trial's sample visits that it is to drop (with paper-as-coded, of those epochs "
+        "that it prunes). On the dotted line it dropped just that.",
     ),
     Section(
         "hypervolume",
