@@ -46,7 +46,7 @@ def names(pages):
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory):
     """Return the database of a small study `digits` that ran to its end, with clean times."""
-    file = tmp_path_factory.mktemp("digits") / "studies.db"
+    file = tmp_path_factory.mktemp("digits") / "study.db"
     small = ["train.epochs=2", "search.scale=[1.0, 2.0]", "search.batch_size=[256]", "search.prune_rate=[0.0, 0.3]"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Witness, "stop", lambda self: ("clean", {"reasons": []}))
@@ -115,7 +115,7 @@ def test_a_page_works_from_top_to_bottom(page, follow, digits, tmp_path):
     if page.name == "your-data.md":
         make_photos(tmp_path / "photos")
     if page.name in RAN_BEFORE:
-        with closing(sqlite3.connect(digits)) as source, closing(sqlite3.connect(tmp_path / "studies.db")) as copy:
+        with closing(sqlite3.connect(digits)) as source, closing(sqlite3.connect(tmp_path / "study.db")) as copy:
             source.backup(copy)
     follow(page)
 
