@@ -10,16 +10,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
 from budgettune.errors import SpecError
-from budgettune.spec_checks import check_search
+from budgettune.spec_checks import StudyTables, check_search
 from budgettune.spec_documents import apply_override, flatten, full_key, parse_toml, set_value
 from budgettune.spec_faults import explain
 from budgettune.spec_pruning import STRATEGIES, PruningSpec
 from budgettune.spec_tables import (
     TRAINING_IMAGES,
-    Axis,
     ClockSpec,
     DataSpec,
     MachineSpec,
@@ -28,7 +27,6 @@ from budgettune.spec_tables import (
     SamplerSpec,
     Scalar,
     StoppingSpec,
-    Table,
     TrainSpec,
     is_code,
 )
@@ -56,19 +54,8 @@ __all__ = [
 SCALE_KEYS = ("model.scale", "model.width_scale", "model.depth_scale")
 
 
-class StudySpec(Table):
+class StudySpec(StudyTables):
     """A whole study file."""
-
-    name: str = Field(min_length=1, max_length=400)
-    data: DataSpec = DataSpec()
-    model: ModelSpec = ModelSpec()
-    train: TrainSpec = TrainSpec()
-    pruning: PruningSpec = PruningSpec()
-    search: dict[str, Axis] = Field(default_factory=dict)
-    sampler: SamplerSpec = SamplerSpec()
-    stopping: StoppingSpec = StoppingSpec()
-    clock: ClockSpec = ClockSpec()
-    machine: MachineSpec = MachineSpec()
 
     @classmethod
     def from_toml(cls, text: str, source: str = "study file") -> StudySpec:
@@ -101,10 +88,6 @@ class StudySpec(Table):
             raise SpecError(f"{source}: nested too deeply") from None
         check_search(spec, source)
         return spec
-
-    def to_document(self) -> dict[str, Any]:
-        """Return plain JSON values that `from_document` takes back without loss."""
-        return self.model_dump(mode="json", exclude_none=True)
 
     def to_json(self) -> str:
         """Return the spec as JSON text."""

@@ -1,27 +1,57 @@
-"""What a search space can have wrong with it, found before a trial runs."""
+"""The tables of a study file together, and what can be wrong with them before a trial runs."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from typing import TYPE_CHECKING
+from typing import Any
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from budgettune.errors import SpecError
 from budgettune.prune_rates import largest_drop
 from budgettune.spec_documents import SHORT_KEYS, full_key, set_value
 from budgettune.spec_faults import explain, nearest
-from budgettune.spec_tables import TRAINING_IMAGES, RangeSpec, Scalar
-
-if TYPE_CHECKING:
-    from budgettune.spec import StudySpec
+from budgettune.spec_pruning import PruningSpec
+from budgettune.spec_tables import (
+    TRAINING_IMAGES,
+    Axis,
+    ClockSpec,
+    DataSpec,
+    MachineSpec,
+    ModelSpec,
+    RangeSpec,
+    SamplerSpec,
+    Scalar,
+    StoppingSpec,
+    Table,
+    TrainSpec,
+)
 
 SEARCHABLE_TABLES = ("data", "model", "train", "pruning")
 LARGEST_STUDY = 100_000  # cells × repeats
 
 
-def check_search(spec: StudySpec, source: str) -> None:
+class StudyTables(Table):
+    """All that a study file holds."""
+
+    name: str = Field(min_length=1, max_length=400)
+    data: DataSpec = DataSpec()
+    model: ModelSpec = ModelSpec()
+    train: TrainSpec = TrainSpec()
+    pruning: PruningSpec = PruningSpec()
+    search: dict[str, Axis] = Field(default_factory=dict)
+    sampler: SamplerSpec = SamplerSpec()
+    stopping: StoppingSpec = StoppingSpec()
+    clock: ClockSpec = ClockSpec()
+    machine: MachineSpec = MachineSpec()
+
+    def to_document(self) -> dict[str, Any]:
+        """Return plain JSON values that `from_document` takes back without loss."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+
+def check_search(spec: StudyTables, source: str) -> None:
     """Refuse axes that cannot work: unknown, empty, repeated, of the wrong type, or out of bounds."""
     seen: dict[str, str] = {}
     for key, axis in spec.search.items():
@@ -50,7 +80,7 @@ def check_search(spec: StudySpec, source: str) -> None:
     _check_rates(spec, source)
 
 
-def _check_size(spec: StudySpec, source: str) -> None:
+def _check_size(spec: StudyTables, source: str) -> None:
     """Refuse more trials than the service is made for."""
     repeats = spec.sampler.most_repeats
     if spec.sampler.name == "grid":
@@ -63,7 +93,7 @@ def _check_size(spec: StudySpec, source: str) -> None:
         raise SpecError(f"{source}: {what} × {repeats} repeats is over {LARGEST_STUDY}: {advice}")
 
 
-def _check_axis(spec: StudySpec, key: str, axis: tuple[Scalar, ...] | RangeSpec, source: str) -> None:
+def _check_axis(spec: StudyTables, key: str, axis: tuple[Scalar, ...] | RangeSpec, source: str) -> None:
     if isinstance(axis, RangeSpec):
         if spec.sampler.name == "grid":
             raise SpecError(
@@ -81,12 +111,12 @@ def _check_axis(spec: StudySpec, key: str, axis: tuple[Scalar, ...] | RangeSpec,
         document = spec.to_document() | {"search": {}, "sampler": {}}
         set_value(document, full_key(key), value, source)
         try:
-            type(spec).model_validate(document)
+            StudyTables.model_validate(document)
         except ValidationError as error:
-            raise SpecError(f"{source}: search.{key}: {explain(error, type(spec))}") from None
+            raise SpecError(f"{source}: search.{key}: {explain(error, StudyTables)}") from None
 
 
-def _check_rates(spec: StudySpec, source: str) -> None:
+def _check_rates(spec: StudyTables, source: str) -> None:
     """Refuse prune rates that a strategy cannot reach, for every combination of what is searched."""
     axes = {
         full_key(key): (axis.low, axis.high) if isinstance(axis, RangeSpec) else axis
@@ -103,7 +133,7 @@ def _check_rates(spec: StudySpec, source: str) -> None:
             raise SpecError(f"{source}: {error}") from None
 
 
-def _check_batch(spec: StudySpec, source: str) -> None:
+def _check_batch(spec: StudyTables, source: str) -> None:
     """Refuse a batch that is larger than the image set, where the spec alone tells its size."""
     if "data.train_size" in spec.search or "data.name" in spec.search:
         return

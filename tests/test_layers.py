@@ -128,7 +128,7 @@ NEIGHBOURS = {
     "rows": {"tables"},
     "sampling": {"predict"},
     "spec": {"spec_checks", "spec_documents", "spec_faults", "spec_pruning", "spec_tables"},
-    "spec_checks": {"prune_rates", "spec", "spec_documents", "spec_faults", "spec_tables"},
+    "spec_checks": {"prune_rates", "spec_documents", "spec_faults", "spec_pruning", "spec_tables"},
     "spec_documents": {"spec_tables"},
     "spec_faults": {"spec_tables"},
     "spec_pruning": {"spec_tables"},

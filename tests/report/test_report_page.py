@@ -137,7 +137,7 @@ def _length(trace):
 def test_the_command_writes_the_page(run, sqlite_url, tmp_path):
     make_study(sqlite_url, 12).close()
     status, out, err = run("report", "--budget", "1m30s")
-    assert (status, out, err) == (0, "", "report.html written")
+    assert (status, out, err) == (0, "", "report.html written\n")
     page = Elements((tmp_path / "report.html").read_text(encoding="utf-8"))
     assert page.data["page-data"]["views"]["machine0"]["budget"] == 90
     api.write_report("synthetic", tmp_path / "again.html", storage=sqlite_url, budget="90s")

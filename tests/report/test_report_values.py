@@ -265,7 +265,7 @@ def test_spread_is_the_mean_and_deviation_over_repeats():
 
 def test_realised_pruning_is_what_was_not_kept():
     done = pruning_done(overview(make_records(30)))
-    assert done.realised == pytest.approx(0.8 * done.asked)
+    assert done.realised == pytest.approx(done.asked)
     with pytest.raises(NothingToDraw, match="not searched"):
         pruning_done(overview(trials_at([(1.0, 0.5)])))
     with pytest.raises(NothingToDraw, match="samples it kept"):
