@@ -65,9 +65,10 @@ def best(
 
 def _accuracy_over_seeds(sure: Certainty | None, record: TrialRecord, form: Format) -> dict[str, Any]:
     """Return the 95% interval of the mean over seeds of a trial's configuration, where repeats tell it."""
-    if sure is None or record.cell not in sure.accuracy_intervals:
+    interval = None if sure is None or record.cell is None else sure.accuracy_intervals.get(record.cell)
+    if interval is None:
         return {} if form is Format.table else {"accuracy_low": None, "accuracy_high": None}
-    low, high = sure.accuracy_intervals[record.cell]
+    low, high = interval
     if form is Format.table:
         return {"over seeds (95%)": f"{low:.2%} to {high:.2%}"}
     return {"accuracy_low": low, "accuracy_high": high}

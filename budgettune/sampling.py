@@ -143,8 +143,7 @@ def _sampler(spec: SamplerSpec, space: Mapping[str, BaseDistribution]) -> BaseSa
     from budgettune.predict.sampler import CostSampler  # scikit-learn takes a second to load
 
     trials = None if spec.trials is None else spec.trials * spec.first_repeats
-    limits = {"max_seconds": spec.max_seconds, "total_seconds": spec.total, "trials": trials}
-    return CostSampler(spec.seed, space=space, **limits)
+    return CostSampler(spec.seed, space=space, max_seconds=spec.max_seconds, total_seconds=spec.total, trials=trials)
 
 
 def draw(study: optuna.Study, trial: FrozenTrial, space: Mapping[str, BaseDistribution]) -> dict[str, Any]:

@@ -115,7 +115,7 @@ def auto(storage_url, **sampler):
 OUTCOMES = {0: (10.0, 0.80), 1: (20.0, 0.801), 2: (30.0, 0.95), 3: (40.0, 0.60)}
 
 
-def work(study, noise=0.01):
+def work(study, noise=0.003):
     """Complete every open trial, cell by cell as in OUTCOMES, its accuracy noisy by its seed."""
     while not study.is_finished():
         while (claim := study.claim()) is not None:

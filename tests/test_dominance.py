@@ -92,13 +92,13 @@ def test_few_finished_trials_tell_nothing(rivals):
     assert forecast(poor, rivals[:LEAST_RIVALS], 0.95) is not None
 
 
-def test_higher_confidence_and_fewer_trials_make_bounds_wider(rivals):
-    poor = standing(curve(200.0, 0.25)[:5])
-    sure, surer, less_known = (
-        forecast(poor, rivals, 0.9), forecast(poor, rivals, 0.99), forecast(poor, rivals[::2], 0.9)
-    )  # fmt: skip
-    assert sure.accuracy < sure.most_accuracy < surer.most_accuracy
-    assert less_known.most_accuracy - less_known.accuracy > sure.most_accuracy - sure.accuracy
+def test_higher_confidence_and_a_curve_unlike_the_others_make_bounds_wider(rivals):
+    def width(error, confidence):
+        ahead = forecast(standing(curve(200.0, error)[:5]), rivals, confidence)
+        return (ahead.most_accuracy - ahead.accuracy) / (1 - ahead.accuracy)
+
+    assert 0 < width(0.2, 0.9) < width(0.2, 0.99)
+    assert width(0.2, 0.9) < width(0.6, 0.9)
 
 
 def test_bounds_hold_as_often_as_asked_for():
@@ -249,7 +249,7 @@ def test_a_stop_on_another_kind_of_machine_leaves_the_cell_open(study, stopped):
 def test_a_trial_that_another_program_called_pruned_is_run_again(study):
     claim = study.claim()
     with writing(study.engine) as connection:
-        end_trial(connection, claim.trial_id, "PRUNED", {})
+        end_trial(connection, claim.trial_id, "PRUNED", {"why": "another rule"})
     study.reconcile()
     work_off(study)
     assert study.verify().whole

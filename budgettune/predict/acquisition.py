@@ -25,7 +25,8 @@ def expected_excess(mean: Floats, deviation: Floats, thresholds: Floats) -> Floa
     gap = mean[:, None] - thresholds
     z = gap / deviation[:, None]
     density = np.exp(-0.5 * z**2) / np.sqrt(2 * np.pi)
-    return np.maximum(gap * ndtr(z) + deviation[:, None] * density, 0.0)
+    excess: Floats = np.maximum(gap * ndtr(z) + deviation[:, None] * density, 0.0)
+    return excess
 
 
 def expected_hypervolume_improvement(
@@ -53,7 +54,8 @@ def expected_hypervolume_improvement(
     edges = np.append(front_costs[counts], reference[0])
     floors = np.append(reference[1], front_gains[counts])
     widths = np.diff(expected_excess(-cost[0], cost[1], -edges), axis=1, prepend=0.0)
-    return np.maximum((widths * expected_excess(*gain, floors)).sum(axis=1), SMALLEST)
+    improvement: Floats = np.maximum((widths * expected_excess(*gain, floors)).sum(axis=1), SMALLEST)
+    return improvement
 
 
 def chance_to_end_well(candidates: Floats, finished: Floats, failed: Floats) -> Floats:

@@ -87,11 +87,13 @@ class Choices:
     def numbers(self, positions: Floats) -> Floats:
         """Return the indices of the choices at positions."""
         places = np.floor(positions * len(self.values)).astype(int)
-        return self._order[np.clip(places, 0, len(self.values) - 1)].astype(float)
+        indices: Floats = self._order[np.clip(places, 0, len(self.values) - 1)].astype(float)
+        return indices
 
     def positions(self, numbers: Floats) -> Floats:
         """Return where the choices of these indices lie."""
-        return (np.argsort(self._order)[numbers.astype(int)] + 0.5) / len(self.values)
+        places: Floats = (np.argsort(self._order)[numbers.astype(int)] + 0.5) / len(self.values)
+        return places
 
 
 def _axis(distribution: BaseDistribution) -> Line | Choices:
@@ -152,4 +154,5 @@ class Encoding:
 
     @staticmethod
     def _one_hot(axis: Line | Choices, column: Floats) -> Floats:
-        return np.eye(int(axis.count))[axis.numbers(column).astype(int)] / math.sqrt(2)
+        columns: Floats = np.eye(int(axis.count))[axis.numbers(column).astype(int)] / math.sqrt(2)
+        return columns

@@ -53,11 +53,11 @@ def evidence_of(trials: Iterable[FrozenTrial], encoding: Encoding, number: int) 
     results = [(trial, values) for trial in own if (values := _values(trial)) is not None]
     pending = [trial for trial in own if not trial.state.is_finished()]
     failed = [trial for trial in own if trial.state in FAILED and _says_something(trial)]
-    values = np.array([values for _, values in results]).reshape(-1, 2)
+    outcomes = np.array([values for _, values in results]).reshape(-1, 2)
     return Evidence(
         finished=encoding.positions(trial.params for trial, _ in results),
-        seconds=values[:, 0],
-        accuracy=values[:, 1],
+        seconds=outcomes[:, 0],
+        accuracy=outcomes[:, 1],
         pending=encoding.positions(trial.params for trial in pending),
         failed=encoding.positions(trial.params for trial in failed),
     )
@@ -78,8 +78,9 @@ def _forecast(trial: FrozenTrial) -> Sequence[float] | None:
     note = trial.user_attrs.get("stopping")
     if trial.state is not TrialState.PRUNED or not isinstance(note, Mapping):
         return None
-    values = [note.get("expected_seconds"), note.get("expected_accuracy")]
-    return [float(value) for value in values] if all(isinstance(value, (int, float)) for value in values) else None
+    values = [note.get(name) for name in ("expected_seconds", "expected_accuracy")]
+    numbers = [float(value) for value in values if isinstance(value, (int, float))]
+    return numbers if len(numbers) == len(values) else None
 
 
 def _says_something(trial: FrozenTrial) -> bool:

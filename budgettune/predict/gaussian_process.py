@@ -136,7 +136,7 @@ def _most_probable(means: Floats, spreads: Floats) -> Callable[..., tuple[Floats
         def with_prior(theta: Floats) -> tuple[float, Floats]:
             value, gradient = loss(theta)
             away = (theta - means) / spreads
-            return value + 0.5 * away @ away, gradient + away / spreads
+            return value + 0.5 * float(away @ away), gradient + away / spreads
 
         found = minimize(with_prior, means, jac=True, bounds=bounds, options={"maxiter": ITERATIONS})
         return found.x, found.fun

@@ -73,7 +73,8 @@ class Outlook:
         gain = self._gains.predict(features)
         improvement = expected_hypervolume_improvement((mean, deviation), gain, *self._front, self._reference)
         chance = np.log(chance_to_end_well(features, finished, failed)) + log_ndtr((self._limit - mean) / deviation)
-        return np.log(improvement) + chance - exponent * (mean + deviation**2 / 2)
+        scores: Floats = np.log(improvement) + chance - exponent * (mean + deviation**2 / 2)
+        return scores
 
 
 def _kept(members: NDArray[np.int64], count: int, rng: np.random.Generator) -> NDArray[np.int64]:

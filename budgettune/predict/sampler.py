@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import zlib
 from collections.abc import Mapping
 from typing import Any
@@ -59,7 +60,7 @@ class CostSampler(BaseSampler):
         total_seconds: float | None = None,
         trials: int | None = None,
     ) -> None:
-        self._seed = np.random.SeedSequence().entropy if seed is None else seed
+        self._seed = secrets.randbits(63) if seed is None else seed
         self._space = space
         self._max_seconds = max_seconds
         self._total_seconds = total_seconds
@@ -99,8 +100,11 @@ class CostSampler(BaseSampler):
 
     def _first_point(self, encoding: Encoding, evidence: Evidence, number: int) -> Floats:
         """Return a point of the study's Sobol sequence, each trial its own."""
-        sequence = qmc.Sobol(len(encoding.space), rng=np.random.default_rng(self._seed)).fast_forward(number)
-        return untried(encoding.snap(sequence.random(32)), evidence.tried)[0]
+        sequence = qmc.Sobol(len(encoding.space), rng=np.random.default_rng(self._seed))
+        if number:  # scipy cannot go forward by nothing
+            sequence.fast_forward(number)
+        first: Floats = untried(encoding.snap(sequence.random(32)), evidence.tried)[0]
+        return first
 
     def _best_point(self, encoding: Encoding, evidence: Evidence, exponent: float, rng: np.random.Generator) -> Floats:
         """Return the best of the candidates that are all over the space and around the front."""
@@ -108,7 +112,8 @@ class CostSampler(BaseSampler):
         spread = qmc.Sobol(len(encoding.space), rng=rng).random(SPREAD_CANDIDATES)
         near = moved(outlook.best[rng.integers(len(outlook.best), size=NEAR_CANDIDATES)], encoding, rng)
         candidates = untried(encoding.snap(np.vstack([spread, near])), evidence.tried)
-        return candidates[np.argmax(outlook.scores(candidates, exponent))]
+        best: Floats = candidates[np.argmax(outlook.scores(candidates, exponent))]
+        return best
 
     def _exponent(self, evidence: Evidence) -> float:
         """Return what the predicted seconds are raised to: less, the more of the study is over."""
