@@ -29,6 +29,7 @@ from budgettune.cli_options import (
     duration,
     examples,
     studies_beginning,
+    switch,
 )
 from budgettune.errors import BudgetTuneError
 from budgettune.render import Format, err, out
@@ -62,14 +63,16 @@ def worker(
     study: Annotated[
         str | None,
         typer.Argument(
-            metavar="[STUDY]",
+            metavar="STUDY",
             help="Name; every open study where left out, oldest first.",
             autocompletion=studies_beginning,
         ),
     ] = None,
     device: Device = "auto",
     threads: Threads = None,
-    trials: Annotated[int | None, typer.Option("--trials", min=1, help="End after that many trials.")] = None,
+    trials: Annotated[
+        int | None, typer.Option("--trials", min=1, metavar="N", help="End after that many trials.")
+    ] = None,
     timeout: Annotated[
         float | None,
         typer.Option("--timeout", parser=duration, metavar="DURATION", help="Begin no trial after that, such as 2h."),
@@ -80,14 +83,19 @@ def worker(
             "--trial-timeout", parser=duration, metavar="DURATION", help="End a trial that takes longer, as failed."
         ),
     ] = None,
-    wait: Annotated[bool, typer.Option("--wait", help="Stay for studies and trials that come later.")] = False,
-    drain: Annotated[bool, typer.Option("--drain", help="When told to stop, finish the running trial first.")] = False,
+    wait: Annotated[bool, switch("--wait", help="Stay for studies and trials that come later.")] = False,
+    drain: Annotated[bool, switch("--drain", help="When told to stop, finish the running trial first.")] = False,
     processes: Annotated[
         int | None,
-        typer.Option("--processes", min=1, help="Workers on this CPU, which share its cores; on GPUs it is one each."),
+        typer.Option(
+            "--processes",
+            min=1,
+            metavar="N",
+            help="Workers on this CPU, which share its cores; on GPUs it is one each.",
+        ),
     ] = None,
     allow_mixed: Annotated[
-        bool, typer.Option("--allow-mixed", help="Work on studies whose times come from another kind of machine.")
+        bool, switch("--allow-mixed", help="Work on studies whose times come from another kind of machine.")
     ] = False,
     allow_import: AllowImport = None,
     allow_root: AllowRoot = None,
@@ -122,14 +130,14 @@ def worker(
 
 @app.command(
     rich_help_panel=ANSWERS,
-    epilog=examples("dashboard", "dashboard --host 0.0.0.0 --port 9000 --password-file passwords.txt"),
+    epilog=examples("dashboard", "dashboard --host 0.0.0.0 --port 9000 --password-file users.txt"),
 )
 def dashboard(
     host: Annotated[
         str, typer.Option("--host", help="Address to listen on; one that others reach needs a password.")
     ] = "127.0.0.1",
     port: Annotated[
-        int, typer.Option("--port", min=0, max=65535, help="Port to listen on; 0 takes a free one.")
+        int, typer.Option("--port", min=0, max=65535, metavar="N", help="Port to listen on; 0 takes a free one.")
     ] = 8080,
     password_file: Annotated[
         Path | None,
@@ -139,7 +147,7 @@ def dashboard(
             help="Lines of user:password, plain or hashed; else $BUDGETTUNE_DASHBOARD_PASSWORD.",
         ),
     ] = None,
-    allow_write: Annotated[bool, typer.Option("--allow-write", help="Let visitors change and delete.")] = False,
+    allow_write: Annotated[bool, switch("--allow-write", help="Let visitors change and delete.")] = False,
     storage: Storage = None,
     debug: Debug = False,
 ) -> None:

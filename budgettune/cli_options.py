@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -20,7 +20,12 @@ COMMON = "Options of most commands"
 
 def examples(*lines: str) -> str:
     """Return the end of a command's help: commands to copy."""
-    return "\n".join(["Examples:", *(f"  budgettune {line}" for line in lines)])
+    return "\n".join(["Examples:", *(f"$ budgettune {line}" for line in lines)])
+
+
+def switch(name: str, **more: Any) -> Any:
+    """Return an option that is given or not; without a metavar, help would show `<bool>` as if it took a value."""
+    return typer.Option(name, metavar="", **more)
 
 
 class DebugSwitch:
@@ -80,7 +85,7 @@ Storage = Annotated[
 ]
 Debug = Annotated[
     bool,
-    typer.Option(
+    switch(
         "--debug",
         callback=DebugSwitch.turn,
         help="Show a traceback where something fails.",
@@ -90,7 +95,7 @@ Debug = Annotated[
 Study = Annotated[
     str | None,
     typer.Argument(
-        metavar="[STUDY]",
+        metavar="STUDY",
         help="Name; may be left out where the database holds only one.",
         autocompletion=studies_beginning,
     ),
@@ -106,7 +111,7 @@ DeviceName = Annotated[
         help="Times of that kind of machine only; the study's own where left out, any for all.",
     ),
 ]
-CleanOnly = Annotated[bool, typer.Option("--clean-only", help="Leave out disturbed and unverified times.")]
+CleanOnly = Annotated[bool, switch("--clean-only", help="Leave out disturbed and unverified times.")]
 AllowImport = Annotated[
     list[str] | None,
     typer.Option(
@@ -125,9 +130,11 @@ AllowRoot = Annotated[
 ]
 Device = Annotated[
     str,
-    typer.Option("--device", metavar="auto|cpu|cuda|cuda:N", help="What to train on; auto takes GPUs where there are."),
+    typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:N; auto takes GPUs where there are."),
 ]
-Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads; every usable core where left out.")]
+Threads = Annotated[
+    int | None, typer.Option("--threads", min=1, metavar="N", help="CPU threads; every usable core where left out.")
+]
 Sets = Annotated[
     list[str] | None,
     typer.Option(

@@ -21,6 +21,7 @@ from budgettune.cli_options import (
     duration,
     examples,
     studies_beginning,
+    switch,
 )
 from budgettune.errors import UsageError
 from budgettune.render import Format, err, out
@@ -39,35 +40,37 @@ app = typer.Typer(
     "create",
     epilog=examples(
         "study create mine.toml --repeats 3",
-        "study create digits --name short --set train.epochs=2",
+        "study create digits --name two --set 'search.scale=[1.0, 2.0]'",
         "study create mine.toml --sampler tpe --trials 100",
     ),
 )
 def study_create(
-    spec: Annotated[str, typer.Argument(metavar="[SPEC]", help="TOML file, or the name of a bundled one.")] = "paper",
+    spec: Annotated[str, typer.Argument(metavar="SPEC", help="TOML file, or the name of a bundled one.")] = "paper",
     name: Annotated[str | None, typer.Option("--name", help="Name of the study, in place of the file's.")] = None,
-    grid: Annotated[bool, typer.Option("--grid", help="Run every combination of the searched lists.")] = False,
+    grid: Annotated[bool, switch("--grid", help="Run every combination of the searched lists.")] = False,
     sampler: Annotated[SamplerName | None, typer.Option("--sampler", help="Let a sampler choose points.")] = None,
     seed: Annotated[
-        int | None, typer.Option("--seed", min=0, help="Number that all trials' seeds follow from.")
+        int | None, typer.Option("--seed", min=0, metavar="N", help="Number that all trials' seeds follow from.")
     ] = None,
     repeats: Annotated[
         str | None,
-        typer.Option("--repeats", metavar="R|auto", help="Trials per point; auto: more where the front is uncertain."),
+        typer.Option("--repeats", metavar="N|auto", help="Trials per point; auto: more where the front is uncertain."),
     ] = None,
-    trials: Annotated[int | None, typer.Option("--trials", min=1, help="Points after which a sampler ends.")] = None,
+    trials: Annotated[
+        int | None, typer.Option("--trials", min=1, metavar="N", help="Points after which a sampler ends.")
+    ] = None,
     total: Annotated[
         float | None,
-        typer.Option("--total", parser=duration, metavar="DURATION", help="Training, over all workers, to end at."),
+        typer.Option("--total", parser=duration, metavar="4h", help="Training, over all workers, to end at."),
     ] = None,
-    skip_if_exists: Annotated[bool, typer.Option("--skip-if-exists", help="Leave a study of that name alone.")] = False,
+    skip_if_exists: Annotated[bool, switch("--skip-if-exists", help="Leave a study of that name alone.")] = False,
     sets: Sets = None,
     storage: Storage = None,
     debug: Debug = False,
 ) -> None:
     """Create a study and its open trials.
 
-    Options stand above the study file's own settings. `--set` takes any of them.
+    Options stand above the study file's own settings; --set overrides any.
     """
     if grid and sampler:
         raise typer.BadParameter("--grid and --sampler exclude each other")
@@ -113,12 +116,12 @@ def study_list(form: FormatOption = Format.table, storage: Storage = None, debug
 def study_show(
     study: Study = None,
     watch: Annotated[
-        bool, typer.Option("--watch", help="Stay and show how it goes, until nothing is left or Ctrl-C.")
+        bool, switch("--watch", help="Stay and show how it goes, until nothing is left or Ctrl-C.")
     ] = False,
     every: Annotated[
         float,
         typer.Option(
-            "--every", parser=duration, metavar="DURATION", help="Time between looks of --watch, such as 10s."
+            "--every", parser=duration, metavar="DURATION", help="Time between looks of --watch.", show_default="2s"
         ),
     ] = 2.0,
     form: FormatOption = Format.table,
@@ -165,7 +168,9 @@ def study_verify(
 @app.command("retry", epilog=examples("study retry", "study retry mine --cell 3"))
 def study_retry(
     study: Study = None,
-    cell: Annotated[int | None, typer.Option("--cell", min=0, help="Number of the only cell to queue.")] = None,
+    cell: Annotated[
+        int | None, typer.Option("--cell", min=0, metavar="N", help="Number of the only cell to queue.")
+    ] = None,
     storage: Storage = None,
     debug: Debug = False,
 ) -> None:
@@ -197,7 +202,7 @@ def study_export(
 @app.command("delete", epilog=examples("study delete mine --yes"))
 def study_delete(
     study: Annotated[str, typer.Argument(metavar="STUDY", help="Name.", autocompletion=studies_beginning)],
-    yes: Annotated[bool, typer.Option("--yes", help="Really delete it, with all its trials.")] = False,
+    yes: Annotated[bool, switch("--yes", help="Really delete it, with all its trials.")] = False,
     storage: Storage = None,
     debug: Debug = False,
 ) -> None:

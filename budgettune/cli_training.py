@@ -23,6 +23,7 @@ from budgettune.cli_options import (
     Threads,
     duration,
     examples,
+    switch,
 )
 from budgettune.render import Format, err, out
 from budgettune.units import format_duration
@@ -48,7 +49,9 @@ def train(
         typer.Option("--trial", min=0, metavar="N", help="Number of the trial whose params and seed to take."),
     ] = None,
     sets: Sets = None,
-    seed: Annotated[int | None, typer.Option("--seed", min=0, help="In place of the trial's or the study's.")] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", min=0, metavar="N", help="In place of the trial's or the study's.")
+    ] = None,
     device: Device = "auto",
     threads: Threads = None,
     allow_import: AllowImport = None,
@@ -58,7 +61,7 @@ def train(
 ) -> None:
     """Train one configuration of a study and keep the model.
 
-    Give `--trial`, or the settings with `--set`. Nothing is recorded in the study.
+    Give --trial, or settings with --set. Nothing is recorded in the study.
     """
     from budgettune.roots import allowed_folders
 
@@ -85,7 +88,7 @@ def train(
     ),
 )
 def compare(
-    spec: Annotated[str, typer.Argument(metavar="[SPEC]", help="TOML file, or the name of a bundled one.")] = "paper",
+    spec: Annotated[str, typer.Argument(metavar="SPEC", help="TOML file, or the name of a bundled one.")] = "paper",
     budgets: Annotated[
         list[float] | None,
         typer.Option(
@@ -95,7 +98,9 @@ def compare(
             help="Training time of each run, such as 30s (repeatable); the spec's train.budget where left out.",
         ),
     ] = None,
-    seeds: Annotated[int, typer.Option("--seeds", min=2, help="Runs of each, the same seeds for all.")] = 5,
+    seeds: Annotated[
+        int, typer.Option("--seeds", min=2, metavar="N", help="Runs of each strategy, the same seeds for all.")
+    ] = 5,
     strategies: Annotated[
         list[str] | None,
         typer.Option(
@@ -122,7 +127,7 @@ def compare(
     figure: Annotated[
         Path | None, typer.Option("--figure", metavar="FILE", help="File for the figure, one self-contained HTML page.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the runs in --out; failed ones again.")] = False,
+    resume: Annotated[bool, switch("--resume", help="Go on with the runs in --out; failed ones again.")] = False,
     sets: Sets = None,
     device: Device = "auto",
     threads: Threads = None,
@@ -163,19 +168,21 @@ def compare(
 
 @app.command(
     rich_help_panel=BEFORE,
-    epilog=examples("profile mine.toml", "profile digits --set 'search.batch_size=[64]' --rounds 1 --no-remedies"),
+    epilog=examples("profile mine.toml", "profile digits --rounds 1 --no-remedies"),
 )
 def profile(
-    spec: Annotated[str, typer.Argument(metavar="[SPEC]", help="TOML file, or the name of a bundled one.")] = "paper",
+    spec: Annotated[str, typer.Argument(metavar="SPEC", help="TOML file, or the name of a bundled one.")] = "paper",
     sets: Sets = None,
     device: Device = "auto",
     threads: Threads = None,
-    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Turns of each configuration.")] = 3,
-    steps: Annotated[int, typer.Option("--steps", min=1, help="Steps timed in each turn.")] = 3,
-    remedies: Annotated[bool, typer.Option("--remedies/--no-remedies", help="Try cures for what is alarmed.")] = True,
-    cudnn_benchmark: Annotated[
-        bool, typer.Option("--cudnn-benchmark/--no-cudnn-benchmark", help="Off, as in the paper's script.")
-    ] = True,
+    rounds: Annotated[
+        int, typer.Option("--rounds", min=1, metavar="N", help="Turns that each configuration is timed in.")
+    ] = 3,
+    steps: Annotated[int, typer.Option("--steps", min=1, metavar="N", help="Steps timed in each turn.")] = 3,
+    no_remedies: Annotated[bool, switch("--no-remedies", help="Try no cures for what is alarmed.")] = False,
+    no_cudnn_benchmark: Annotated[
+        bool, switch("--no-cudnn-benchmark", help="Leave cudnn.benchmark off, as the paper's script does.")
+    ] = False,
     allow_import: AllowImport = None,
     form: FormatOption = Format.table,
     debug: Debug = False,
@@ -192,8 +199,8 @@ def profile(
             threads=threads,
             rounds=rounds,
             steps=steps,
-            remedies=remedies,
-            cudnn_benchmark=cudnn_benchmark,
+            remedies=not no_remedies,
+            cudnn_benchmark=not no_cudnn_benchmark,
             allow_import=api.allowed_packages(allow_import),
             report_progress=status.update,
         )

@@ -62,8 +62,8 @@ def test_help_fits_80_columns_and_ends_in_examples_that_work(run, monkeypatch, w
     assert max(map(len, out.splitlines())) <= 80
     _, _, shown = out.partition("Examples:")
     examples = [shlex.split(line) for line in shown.splitlines() if line.strip()]
-    assert [parse(example[1:]) for example in examples] == [" ".join(words)] * len(examples)
-    assert {example[0] for example in examples} == {"budgettune"}
+    assert [parse(example[2:]) for example in examples] == [" ".join(words)] * len(examples)
+    assert {" ".join(example[:2]) for example in examples} == {"$ budgettune"}
 
 
 def test_a_study_goes_from_creation_to_an_answer(trained):

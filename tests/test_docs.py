@@ -36,6 +36,7 @@ PARSED_ONLY = {
 RAN_BEFORE = {"reading-the-report.md", "timing.md", "troubleshooting.md"}
 """Pages that begin with a finished study `digits`."""
 
+MEASURED = re.compile(r"\d(?:s|%)")
 VALUE = re.compile(r"(?:\d[\d.,]*(?:ms|[smhd](?![a-z]))?)+%?")
 
 
@@ -95,9 +96,10 @@ def is_left_out(words):
 
 
 def shape(line):
-    """Return a line of output without what differs from run to run: numbers, verdicts, spaces."""
-    masked = re.sub(r"\b(clean|disturbed|unverified)\b", "clock", VALUE.sub("#", line))
-    return " ".join(masked.split())
+    """Return a line of output; where it holds times, without what differs from run to run: numbers and verdicts."""
+    if MEASURED.search(line):
+        line = re.sub(r"\b(clean|disturbed|unverified)\b", "clock", VALUE.sub("#", line))
+    return " ".join(line.split())
 
 
 def make_photos(folder):
@@ -144,7 +146,7 @@ def test_every_command_exists_and_takes_its_options(page):
 def test_every_command_that_is_named_in_a_sentence_exists():
     texts = [page.read_text(encoding="utf-8") for page in (README, *PAGES)]
     named = [words for text in texts for words in re.findall(r"`budgettune ([a-z][^`…]*)`", text)]
-    assert len(named) > 20
+    assert len(named) > 10
     for text in named:
         command, rest = command_of(text.split())
         assert {word for word in rest if word.startswith("--")} <= options_of(command), text
