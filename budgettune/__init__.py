@@ -16,11 +16,13 @@ if TYPE_CHECKING:
         create_study,
         load_study,
         pareto_front,
+        recommend,
         run_worker,
         train,
         trial_records,
     )
     from budgettune.errors import BudgetTuneError
+    from budgettune.predict.answer import Recommendation
     from budgettune.query import hypervolume
     from budgettune.records import TrialRecord, TrialResult
     from budgettune.spec import StudySpec, load_spec
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "BudgetTuneError": "errors",
+    "Recommendation": "predict.answer",
     "StudySpec": "spec",
     "TrialRecord": "records",
     "TrialResult": "records",
@@ -38,6 +41,7 @@ _HOME = {
     "load_spec": "spec",
     "load_study": "api",
     "pareto_front": "api",
+    "recommend": "api",
     "run_worker": "api",
     "train": "api",
     "trial_records": "api",
@@ -45,6 +49,7 @@ _HOME = {
 
 __all__ = [
     "BudgetTuneError",
+    "Recommendation",
     "StudySpec",
     "TrialRecord",
     "TrialResult",
@@ -55,6 +60,7 @@ __all__ = [
     "load_spec",
     "load_study",
     "pareto_front",
+    "recommend",
     "run_worker",
     "train",
     "trial_records",

@@ -7,7 +7,7 @@ only study of the storage. Reading answers imports neither torch nor Optuna; onl
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from budgettune.storage import open_engine, storage_url
 from budgettune.units import parse_duration
 
 if TYPE_CHECKING:
+    from budgettune.predict.answer import Recommendation
     from budgettune.study import StudyHandle
     from budgettune.training.trainer import Trained
     from budgettune.worker import WorkerOptions, WorkerSummary
@@ -118,6 +119,70 @@ def pareto_front(
     return query.pareto_front(engine, study_id, device_name=device_name, clean_only=clean_only)
 
 
+def recommend(
+    study: StudyHandle | str | None = None,
+    budget: str | float = "60s",
+    *,
+    confidence: float = 0.9,
+    device_name: str | None = None,
+    probe: str | float | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+    allow_import: Collection[str] = (),
+    say: Callable[[str], None] = lambda line: None,
+    storage: str | None = None,
+) -> Recommendation:
+    """Return what to train within a budget, run or not: the highest expected accuracy that is likely to end in time.
+
+    Args:
+        study: which.
+        budget: seconds, or a text such as "60s".
+        confidence: least probability of ending in time, from 0.5 up to 1.
+        device_name: kind of machine that will train; None for the one with most trials, or this one where it probes.
+        probe: seconds to spend first, on this machine, on timing steps that nobody has timed on its kind; None for
+            none, and then torch is not imported.
+        device: to probe on: auto, cpu, cuda or cuda:N.
+        threads: of the CPU, to probe with; None for every usable core.
+        allow_import: packages that code named in the spec may come from, for a probe.
+        say: told what a probe does, a line at a time.
+        storage: database URL, where study is not a handle.
+
+    Raises:
+        NothingFits: where not even one epoch of anything is likely to end in time.
+        UsageError: where nothing has finished yet, or nothing was timed on that kind of machine.
+    """
+    from budgettune.predict.recommending import Ask
+    from budgettune.predict.recommending import recommend as answer
+    from budgettune.probes import read_probes
+
+    engine, study_id, spec = _open(study, storage)
+    ask = Ask(parse_duration(budget), confidence)
+    if probe is not None:
+        from budgettune.probing import probe_study
+        from budgettune.training.device import pick_device
+        from budgettune.worker import prepare_process
+
+        chosen = pick_device(device)
+        prepare_process(chosen, threads)
+        seconds = parse_duration(probe)
+        kind, _ = probe_study(
+            engine, study_id, spec, chosen, limit_seconds=seconds, allow_import=allow_import, say=say
+        )
+        device_name = device_name or kind
+    records = query.trial_records(engine, study_id)
+    return answer(spec, records, ask, device_name=device_name, probes=read_probes(engine, study_id))
+
+
+def recommended(study: StudyHandle, budget: str | float) -> tuple[Recommendation, dict[str, Any]]:
+    """Return what to train for the whole of a budget, and its params for `train`, the deadline included.
+
+    Training stops by itself when the time is up, so a run need not be likely to end earlier: the most probable time
+    counts.
+    """
+    answer = recommend(study, budget, confidence=0.5)
+    return answer, {**answer.choice.params, "train.epochs": None, "train.budget": answer.budget_seconds}
+
+
 def train(
     study: StudyHandle | StudySpec,
     params: Mapping[str, Any] | None = None,
@@ -172,6 +237,15 @@ def allowed_packages(names: Iterable[str] | None) -> frozenset[str]:
     """Return the packages that studies may import from: those named, else those in BUDGETTUNE_ALLOW_IMPORT."""
     listed = names if names is not None else os.environ.get("BUDGETTUNE_ALLOW_IMPORT", "").split(",")
     return frozenset(name.strip() for name in listed if name.strip())
+
+
+def _open(study: StudyHandle | str | None, storage: str | None) -> tuple[Any, int, StudySpec]:
+    """Return the engine, the id and the spec of a study."""
+    if study is not None and not isinstance(study, str):
+        return study.engine, study.study_id, study.spec
+    engine = open_engine(storage_url(storage))
+    row = query.find_study(engine, study)
+    return engine, row.study_id, StudySpec.from_json(row.spec_json or "")
 
 
 def locate(study: StudyHandle | str | None, storage: str | None) -> tuple[Any, int]:

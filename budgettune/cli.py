@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from budgettune import api, cli_study, render
+from budgettune import api, cli_predict, cli_study, render
 from budgettune.cli_options import (
     HELP,
     AllowImport,
@@ -47,6 +47,7 @@ app = typer.Typer(
     epilog="First steps: budgettune demo. Or: study create digits, worker, best --budget 5s, front, dashboard.",
 )
 app.add_typer(cli_study.app, name="study")
+app.add_typer(cli_predict.app)
 
 
 @app.command()
@@ -140,6 +141,10 @@ def train(
         int | None, typer.Option("--trial", min=0, metavar="N", help="Params and seed of a trial.")
     ] = None,
     sets: Sets = None,
+    budget: Annotated[
+        float | None,
+        typer.Option("--budget", parser=duration, metavar="60s", help="What `recommend` says, until the time is up."),
+    ] = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0)] = None,
     device: Device = "auto",
     threads: Threads = None,
@@ -148,10 +153,15 @@ def train(
     debug: Debug = False,
 ) -> None:
     """Train one configuration of a study and keep the model."""
-    if (trial is None) == (not sets):
-        raise typer.BadParameter("give either --trial N or --set key=value")
+    if [trial is not None, bool(sets), budget is not None].count(True) != 1:
+        raise typer.BadParameter("give one of --trial N, --set key=value and --budget 60s")
     handle = api.load_study(study, storage=storage)
-    spec, params, trial_seed = api.configuration(handle, trial, sets or [])
+    if budget is None:
+        spec, params, trial_seed = api.configuration(handle, trial, sets or [])
+    else:
+        answer, params = api.recommended(handle, budget)
+        spec, trial_seed = handle.spec, handle.spec.sampler.seed
+        err.print(cli_predict.forecast(answer), highlight=False, markup=False, soft_wrap=True)
     result = _train(spec, params, trial_seed if seed is None else seed, to, device, threads, allow_import)
     out.print(
         f"{to}: accuracy {result.test_accuracy:.2%} after {format_duration(result.train_seconds)}",

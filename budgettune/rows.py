@@ -19,6 +19,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from budgettune.tables import (
     plain_text,
     studies,
+    study_user_attributes,
     trial_heartbeats,
     trial_params,
     trial_user_attributes,
@@ -172,6 +173,12 @@ def _upsert(connection: sa.Connection, table: sa.Table, rows: Sequence[Mapping[s
 def set_attributes(connection: sa.Connection, trial_id: int, attributes: Mapping[str, Any]) -> None:
     """Store user attributes of a trial in one statement."""
     _upsert(connection, trial_user_attributes, _attribute_rows(trial_id, attributes), "trial_id", "key")
+
+
+def set_study_attribute(connection: sa.Connection, study_id: int, key: str, value: Any) -> None:
+    """Store a user attribute of a study."""
+    row = {"study_id": study_id, "key": key, "value_json": json_text(value)}
+    _upsert(connection, study_user_attributes, [row], "study_id", "key")
 
 
 def lock_trial(connection: sa.Connection, trial_id: int) -> str | None:

@@ -22,6 +22,7 @@ from budgettune.spec_tables import (
     ClockSpec,
     DataSpec,
     ModelSpec,
+    PredictSpec,
     PruningSpec,
     RangeSpec,
     SamplerSpec,
@@ -36,6 +37,7 @@ __all__ = [
     "ClockSpec",
     "DataSpec",
     "ModelSpec",
+    "PredictSpec",
     "PruningSpec",
     "RangeSpec",
     "SamplerSpec",
@@ -73,6 +75,7 @@ class StudySpec(Table):
     search: dict[str, Axis] = Field(default_factory=dict)
     sampler: SamplerSpec = SamplerSpec()
     clock: ClockSpec = ClockSpec()
+    predict: PredictSpec = PredictSpec()
 
     @classmethod
     def from_toml(cls, text: str, source: str = "study file") -> StudySpec:

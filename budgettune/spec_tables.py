@@ -316,3 +316,14 @@ class ClockSpec(Table):
     warmup_steps: int = Field(2, ge=0)
     on_disturbed: Literal["keep", "repeat"] = "keep"
     repeat_limit: int = Field(2, ge=1)
+
+
+class PredictSpec(Table):
+    """`[predict]`: what is done so that a study can answer for configurations that never ran.
+
+    Attributes:
+        probe: seconds ("30s") that a worker spends, before its first trial, on timing steps that nobody has timed on
+            its kind of machine; None for none.
+    """
+
+    probe: Duration | None = None

@@ -17,6 +17,7 @@ LAYERS = {
     "api": 5,
     "cli": 5,
     "cli_options": 5,
+    "cli_predict": 5,
     "cli_study": 5,
     "progress": 5,
     "render": 5,
@@ -24,6 +25,7 @@ LAYERS = {
     "dashboard": 4,
     "fleet": 4,
     "guard": 4,
+    "probing": 4,
     "profile": 4,
     "profile_report": 4,
     "profile_space": 4,
@@ -36,6 +38,7 @@ LAYERS = {
     "export": 3,
     "planning": 3,
     "predict": 3,
+    "probes": 3,
     "query": 3,
     "sampling": 3,
     "slots": 3,
@@ -74,8 +77,9 @@ LAYERS = {
 
 NEIGHBOURS = {
     "__init__": {"api"},
-    "cli": {"__init__", "api", "cli_options", "cli_study", "progress", "render"},
+    "cli": {"__init__", "api", "cli_options", "cli_predict", "cli_study", "progress", "render"},
     "cli_options": {"render"},
+    "cli_predict": {"api", "cli_options", "render"},
     "cli_study": {"api", "cli_options", "render"},
     "dashboard": {"guard", "webserver"},
     "disturbance": {"procfs", "sentinel"},
@@ -88,6 +92,7 @@ NEIGHBOURS = {
     "planning": {"sampling"},
     "profile": {"profile_report", "profile_space"},
     "profile_report": {"profile_space"},
+    "probes": {"trial_rows"},
     "progress": {"render"},
     "prune_rates": {"spec_tables"},
     "query": {"trial_rows"},
@@ -100,7 +105,7 @@ NEIGHBOURS = {
     "summaries": {"query", "slots"},
     "training": {"machine"},
     "transactions": {"slots", "trial_rows"},
-    "worker": {"spool", "watchdog"},
+    "worker": {"probing", "spool", "watchdog"},
 }
 """Imports within a layer that are meant; everything else points down."""
 
@@ -108,6 +113,7 @@ DATABASE_ROOMS = {
     "database_errors",
     "engines",
     "locks",
+    "probes",
     "query",
     "rows",
     "slots",
@@ -232,7 +238,7 @@ def test_sql_stays_in_the_rooms_of_the_database():
 
 @pytest.mark.parametrize(
     "modules",
-    ["budgettune, budgettune.query, budgettune.storage", "budgettune.cli", "budgettune.machine", "budgettune.spec"],
+    ["budgettune, budgettune.query, budgettune.storage", "budgettune.cli", "budgettune.machine", "budgettune.spec", "budgettune.predict.recommending"],
 )
 def test_answers_come_without_loading_torch_or_optuna(modules):
     script = f"import sys; import {modules}; print(*sorted({{'torch', 'optuna'}} & set(sys.modules)))"
