@@ -142,7 +142,14 @@ def make_job(options: argparse.Namespace, column: str, scale: float, seed: int =
         "precision": precision,
         "evaluate_every": options.epochs,
     }
-    pruning = {"prune_rate": options.prune_rate, "refresh_every": options.refresh_every}
+    # The recipe's rate is that of an epoch between refreshes; ours is of the run. Both drop the same visits.
+    pruned = sum(epoch % options.refresh_every > 0 for epoch in range(options.epochs)) / options.epochs
+    strategy, rate = ("paper-as-coded", 1.0) if column == PAPER else ("stale-quantile", pruned)
+    pruning = {
+        "strategy": strategy,
+        "prune_rate": rate * options.prune_rate,
+        "refresh_every": options.refresh_every,
+    }
     data = common.data_table(options)
     document = {"name": "throughput", "data": data, "model": model, "train": table | train, "pruning": pruning}
     workers = options.workers

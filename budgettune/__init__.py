@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from budgettune import report
     from budgettune.api import (
         best_under_budget,
         create_study,
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
         run_worker,
         train,
         trial_records,
+        write_report,
     )
+    from budgettune.comparing import compare
     from budgettune.errors import BudgetTuneError
     from budgettune.predict.answer import Recommendation
     from budgettune.query import hypervolume
@@ -36,6 +39,7 @@ _HOME = {
     "TrialResult": "records",
     "WorkerOptions": "worker",
     "best_under_budget": "api",
+    "compare": "comparing",
     "create_study": "api",
     "hypervolume": "query",
     "load_spec": "spec",
@@ -45,6 +49,7 @@ _HOME = {
     "run_worker": "api",
     "train": "api",
     "trial_records": "api",
+    "write_report": "api",
 }
 
 __all__ = [
@@ -55,15 +60,18 @@ __all__ = [
     "TrialResult",
     "WorkerOptions",
     "best_under_budget",
+    "compare",
     "create_study",
     "hypervolume",
     "load_spec",
     "load_study",
     "pareto_front",
     "recommend",
+    "report",
     "run_worker",
     "train",
     "trial_records",
+    "write_report",
 ]
 
 try:
@@ -73,6 +81,8 @@ except PackageNotFoundError:  # run from a checkout that was never installed
 
 
 def __getattr__(name: str) -> Any:
+    if name == "report":
+        return importlib.import_module("budgettune.report")
     if name not in _HOME:
         raise AttributeError(f"module 'budgettune' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"budgettune.{_HOME[name]}"), name)

@@ -93,18 +93,25 @@ def best_under_budget(
         study: which.
         budget: seconds, or a text such as "60s".
         top: how many.
-        device_name: only times from that kind of machine.
+        device_name: only times from that kind of machine; None for the study's own kind, `any` for all.
         clean_only: only times that nothing is known to have disturbed.
         storage: database URL, where study is not a handle.
 
     Raises:
         NothingWithinBudget: where even the fastest finished trial takes longer.
+        UsageError: where the budget is no duration.
     """
+    budget_seconds = _budget_seconds(budget)
     engine, study_id = locate(study, storage)
-    budget_seconds = parse_duration(budget)
-    return query.best_under_budget(
-        engine, study_id, budget_seconds, top=top, device_name=device_name, clean_only=clean_only
-    )
+    kind = query.comparable_kind(engine, study_id, device_name)
+    return query.best_under_budget(engine, study_id, budget_seconds, top=top, device_name=kind, clean_only=clean_only)
+
+
+def _budget_seconds(budget: str | float) -> float:
+    try:
+        return parse_duration(budget)
+    except ValueError as error:
+        raise UsageError(f"budget {budget!r} {error}") from None
 
 
 def pareto_front(
@@ -116,19 +123,19 @@ def pareto_front(
 ) -> list[TrialRecord]:
     """Return the finished trials that no other one beats in both time and accuracy, fastest first."""
     engine, study_id = locate(study, storage)
-    return query.pareto_front(engine, study_id, device_name=device_name, clean_only=clean_only)
+    kind = query.comparable_kind(engine, study_id, device_name)
+    return query.pareto_front(engine, study_id, device_name=kind, clean_only=clean_only)
 
 
 def recommend(
-    study: StudyHandle | str | None = None,
-    budget: str | float = "60s",
+    study: StudyHandle | str | None,
+    budget: str | float,
     *,
     confidence: float = 0.9,
     device_name: str | None = None,
     probe: str | float | None = None,
     device: str = "auto",
     threads: int | None = None,
-    allow_import: Collection[str] = (),
     say: Callable[[str], None] = lambda line: None,
     storage: str | None = None,
 ) -> Recommendation:
@@ -138,39 +145,35 @@ def recommend(
         study: which.
         budget: seconds, or a text such as "60s".
         confidence: least probability of ending in time, from 0.5 up to 1.
-        device_name: kind of machine that will train; None for the one with most trials, or this one where it probes.
+        device_name: kind of machine that will train; None for the study's own, or this one where it probes.
         probe: seconds to spend first, on this machine, on timing steps that nobody has timed on its kind; None for
             none, and then torch is not imported.
         device: to probe on: auto, cpu, cuda or cuda:N.
         threads: of the CPU, to probe with; None for every usable core.
-        allow_import: packages that code named in the spec may come from, for a probe.
         say: told what a probe does, a line at a time.
         storage: database URL, where study is not a handle.
 
     Raises:
         NothingFits: where not even one epoch of anything is likely to end in time.
-        UsageError: where nothing has finished yet, or nothing was timed on that kind of machine.
+        UsageError: where too little has finished to predict what never ran, or nothing was timed on that kind of
+            machine.
     """
     from budgettune.predict.recommending import Ask
     from budgettune.predict.recommending import recommend as answer
     from budgettune.probes import read_probes
 
-    engine, study_id, spec = _open(study, storage)
-    ask = Ask(parse_duration(budget), confidence)
+    ask = Ask(_budget_seconds(budget), confidence)
+    engine, study_id, spec = _located_spec(study, storage)
     if probe is not None:
-        from budgettune.probing import probe_study
-        from budgettune.training.device import pick_device
-        from budgettune.worker import prepare_process
+        from budgettune.probing import probe_here
 
-        chosen = pick_device(device)
-        prepare_process(chosen, threads)
-        seconds = parse_duration(probe)
-        kind, _ = probe_study(
-            engine, study_id, spec, chosen, limit_seconds=seconds, allow_import=allow_import, say=say
+        kind = probe_here(
+            engine, study_id, spec, limit_seconds=_budget_seconds(probe), device=device, threads=threads, say=say
         )
         device_name = device_name or kind
+    kind = device_name or query.comparable_kind(engine, study_id)
     records = query.trial_records(engine, study_id)
-    return answer(spec, records, ask, device_name=device_name, probes=read_probes(engine, study_id))
+    return answer(spec, records, ask, device_name=kind, probes=read_probes(engine, study_id))
 
 
 def recommended(study: StudyHandle, budget: str | float) -> tuple[Recommendation, dict[str, Any]]:
@@ -180,7 +183,7 @@ def recommended(study: StudyHandle, budget: str | float) -> tuple[Recommendation
     counts.
     """
     answer = recommend(study, budget, confidence=0.5)
-    return answer, {**answer.choice.params, "train.epochs": None, "train.budget": answer.budget_seconds}
+    return answer, {**answer.choice.params, "train.budget": answer.budget_seconds}
 
 
 def train(
@@ -191,11 +194,16 @@ def train(
     device: str = "auto",
     threads: int | None = None,
     allow_import: Collection[str] = (),
+    allow_root: Collection[str] | None = None,
 ) -> Trained:
     """Train one configuration without recording it, and return `.result` and `.model`."""
     from budgettune import worker
+    from budgettune.roots import allowed_folders
 
-    return worker.train_one(study, params or {}, seed=seed, device=device, threads=threads, allow_import=allow_import)
+    folders = None if isinstance(study, StudySpec) else allowed_folders(allow_root, study.url)
+    return worker.train_one(
+        study, params or {}, seed=seed, device=device, threads=threads, allow_import=allow_import, folders=folders
+    )
 
 
 def hypervolume_of(
@@ -211,9 +219,70 @@ def hypervolume_of(
     times accuracy, and is comparable with another's only at an equal reference.
     """
     engine, study_id = locate(study, storage)
-    points = query.objective_points(engine, study_id, device_name=device_name, clean_only=clean_only)
+    kind = query.comparable_kind(engine, study_id, device_name)
+    points = query.objective_points(engine, study_id, device_name=kind, clean_only=clean_only)
     reference = (1.1 * max((seconds for seconds, _ in points), default=0.0), 0.0)
     return query.hypervolume(points, reference), reference
+
+
+def machines(
+    study: StudyHandle | str | None = None, *, device_name: str | None = None, storage: str | None = None
+) -> tuple[str, str | None]:
+    """Return whose times an answer holds, as the other calls take `device_name`, and a sentence where that is news.
+
+    The sentence is None where the study's times come from one kind of machine, or one was asked for.
+    """
+    engine, study_id = locate(study, storage)
+    names = query.device_names(engine, study_id) if device_name in (None, query.ANY_KIND) else []
+    if len(names) < 2:
+        return device_name or query.ANY_KIND, None
+    if device_name == query.ANY_KIND:
+        return device_name, f"these times come from different kinds of machine: {'; '.join(names)}"
+    own = query.comparable_kind(engine, study_id) or query.ANY_KIND
+    others = "; ".join(name for name in names if name != own)
+    return own, f"times of {own} only; the study also holds {others}: --device-name chooses, any takes all"
+
+
+def write_report(
+    study: StudyHandle | str | None,
+    out: str | Path = "report.html",
+    *,
+    format: str = "html",  # noqa: A002
+    figure: str | None = None,
+    budget: str | float | None = None,
+    device_name: str | None = None,
+    clean_only: bool = False,
+    storage: str | None = None,
+) -> None:
+    """Write a study's figures and answers as one page that opens without a network, or one figure as a picture.
+
+    Args:
+        study: which.
+        out: file to write; `-` for standard output.
+        format: html for the page; png or svg for one figure (with kaleido and a browser).
+        figure: which figure, for png and svg: a name in `budgettune.report.figures.FIGURES`.
+        budget: where the page's slider stands at first: seconds, or a text such as "60s".
+        device_name: only times from that kind of machine.
+        clean_only: only times that nothing is known to have disturbed.
+        storage: database URL, where study is not a handle.
+
+    Raises:
+        UsageError: where the options cannot work together, or the file cannot be written.
+        NothingToDraw: where the study does not hold what the figure shows.
+    """
+    from budgettune import report
+
+    engine, study_id = locate(study, storage)
+    report.write_report(
+        engine,
+        study_id,
+        out,
+        format=format,
+        figure=figure,
+        budget_seconds=None if budget is None else _budget_seconds(budget),
+        device_name=device_name,
+        clean_only=clean_only,
+    )
 
 
 def configuration(
@@ -239,13 +308,19 @@ def allowed_packages(names: Iterable[str] | None) -> frozenset[str]:
     return frozenset(name.strip() for name in listed if name.strip())
 
 
-def _open(study: StudyHandle | str | None, storage: str | None) -> tuple[Any, int, StudySpec]:
+def allowed_roots(names: Iterable[str] | None) -> frozenset[str] | None:
+    """Return the folders named, else those in BUDGETTUNE_ALLOW_ROOT; None where neither says anything."""
+    listed = names if names is not None else os.environ.get("BUDGETTUNE_ALLOW_ROOT", "").split(os.pathsep)
+    return frozenset(name for name in listed if name) or None
+
+
+def _located_spec(study: StudyHandle | str | None, storage: str | None) -> tuple[Any, int, StudySpec]:
     """Return the engine, the id and the spec of a study."""
     if study is not None and not isinstance(study, str):
         return study.engine, study.study_id, study.spec
     engine = open_engine(storage_url(storage))
     row = query.find_study(engine, study)
-    return engine, row.study_id, StudySpec.from_json(row.spec_json or "")
+    return engine, row.study_id, row.read_spec()
 
 
 def locate(study: StudyHandle | str | None, storage: str | None) -> tuple[Any, int]:

@@ -17,7 +17,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 from budgettune.errors import Interrupted
-from budgettune.spec import RangeSpec, StudySpec
+from budgettune.spec import StudySpec
+from budgettune.texts import one_line
 
 LOST = "lost"
 """Kind of failure of a trial whose worker gave no sign of life."""
@@ -96,7 +97,7 @@ class GivenUp:
         return Slot(self.cell, self.repeat)
 
     def __str__(self) -> str:
-        return f"{self.slot} after {'; '.join(self.reasons)}"
+        return one_line(f"{self.slot} after {'; '.join(self.reasons)}")
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,7 @@ class Cells:
         self._repeats = spec.sampler.repeats
         self._max_attempts = spec.sampler.max_attempts
         self._is_grid = spec.sampler.name == "grid"
-        self._limit = grid_size(spec) if self._is_grid else spec.sampler.trials
+        self._limit = spec.cell_count() if self._is_grid else spec.sampler.trials
         self._rows: defaultdict[Slot, list[SlotRow]] = defaultdict(list)
         self._source: dict[int, int] = {}  # cell -> a trial that has its params
         for row in sorted(rows, key=lambda row: row.number):
@@ -259,11 +260,6 @@ class Cells:
             doubled=tuple(slot for slot, count in complete.items() if count > 1),
             given_up=given_up,
         )
-
-
-def grid_size(spec: StudySpec) -> int:
-    """Return how many points the search lists span; one where nothing is searched."""
-    return math.prod(len(axis) for axis in spec.search.values() if not isinstance(axis, RangeSpec))
 
 
 def _reasons(rows: Iterable[SlotRow]) -> tuple[str, ...]:

@@ -7,7 +7,10 @@ from typing import Annotated
 
 import typer
 
+from budgettune import query
+from budgettune.errors import BudgetTuneError
 from budgettune.render import Format
+from budgettune.storage import open_engine, storage_url
 from budgettune.units import parse_duration
 
 HELP = {"help_option_names": ["-h", "--help"]}
@@ -30,6 +33,15 @@ def duration(text: str) -> float:
         return parse_duration(text)
     except ValueError as error:
         raise typer.BadParameter(f"{text!r} {error}") from None
+
+
+def studies_beginning(context: typer.Context, incomplete: str) -> list[str]:
+    """Return the names of studies that a shell may complete to; none where the database cannot be asked."""
+    try:
+        rows = query.studies(open_engine(storage_url(context.params.get("storage"))))
+    except BudgetTuneError:
+        return []
+    return [row.name for row in rows if row.spec_json is not None and row.name.startswith(incomplete)]
 
 
 class SamplerName(StrEnum):
@@ -60,10 +72,18 @@ Storage = Annotated[
 Debug = Annotated[
     bool, typer.Option("--debug", callback=DebugSwitch.turn, help="Show a traceback where something fails.")
 ]
-Study = Annotated[str | None, typer.Argument(metavar="[STUDY]", help="May be left out where there is only one.")]
+Study = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[STUDY]", help="May be left out where there is only one.", autocompletion=studies_beginning
+    ),
+]
 FormatOption = Annotated[Format, typer.Option("--format", help="Table for people, JSON or CSV for programs.")]
 DeviceName = Annotated[
-    str | None, typer.Option("--device-name", metavar="NAME", help="Only times from that kind of machine.")
+    str | None,
+    typer.Option(
+        "--device-name", metavar="NAME|any", help="Kind of machine; the study's own where left out, any for all."
+    ),
 ]
 CleanOnly = Annotated[bool, typer.Option("--clean-only", help="Leave out disturbed and unverified times.")]
 AllowImport = Annotated[
@@ -72,6 +92,14 @@ AllowImport = Annotated[
         "--allow-import",
         metavar="PACKAGE",
         help="Package that code named by a study may come from (repeatable); else $BUDGETTUNE_ALLOW_IMPORT.",
+    ),
+]
+AllowRoot = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow-root",
+        metavar="FOLDER",
+        help="Folder whose files a study of a shared database may name (repeatable); else $BUDGETTUNE_ALLOW_ROOT.",
     ),
 ]
 Device = Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda|cuda:N", help="What to train on.")]

@@ -8,17 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from budgettune import api, render
-from budgettune.cli_options import (
-    AllowImport,
-    Debug,
-    Device,
-    DeviceName,
-    FormatOption,
-    Storage,
-    Study,
-    Threads,
-    duration,
-)
+from budgettune.cli_options import Debug, Device, FormatOption, Storage, Study, Threads, duration
 from budgettune.render import Format, err, out
 from budgettune.units import format_duration
 
@@ -37,7 +27,10 @@ def recommend(
     confidence: Annotated[
         float, typer.Option("--confidence", min=0.5, max=0.999, help="Least probability of ending in time.")
     ] = 0.9,
-    device_name: DeviceName = None,
+    device_name: Annotated[
+        str | None,
+        typer.Option("--device-name", metavar="NAME", help="Kind of machine to train on; the study's own if left out."),
+    ] = None,
     probe: Annotated[
         float | None,
         typer.Option(
@@ -46,7 +39,6 @@ def recommend(
     ] = None,
     device: Device = "auto",
     threads: Threads = None,
-    allow_import: AllowImport = None,
     form: FormatOption = Format.table,
     storage: Storage = None,
     debug: Debug = False,
@@ -60,7 +52,6 @@ def recommend(
         probe=probe,
         device=device,
         threads=threads,
-        allow_import=api.allowed_packages(allow_import),
         say=_say,
         storage=storage,
     )
@@ -88,7 +79,7 @@ def lines(answer: Recommendation) -> Iterator[str]:
     where = f" on {answer.device_name}" if answer.device_name else ""
     yield (
         f"{answer.study}: {format_duration(answer.budget_seconds)}{where}, "
-        f"with a probability of at least {answer.confidence:.0%} to end in time"
+        f"with a probability of at least {100 * answer.confidence:g}% to end in time"
     )
     yield ""
     yield f"train         {_spelled(answer.choice)}"
@@ -151,16 +142,19 @@ def _next(answer: Recommendation) -> Iterator[str]:
             f"to know more  run {_spelled(following.prediction)}: {_time(following.prediction)}; "
             f"worth {100 * following.gain:.2f} points of the answer, as expected"
         )
-    elif answer.basis.method == "model":
+    else:
         yield "to know more  no single trial is likely to change this answer by 0.05 points"
 
 
 def _basis(answer: Recommendation) -> Iterator[str]:
     basis = answer.basis
     repeats = f"{basis.repeats} repeat{'s' if basis.repeats != 1 else ''}"
-    yield f"from          {basis.trials} trials of {basis.configurations} configurations, {repeats}; " + (
-        f"step times of {basis.step_times}"
-        + (f", {format_duration(basis.probe_seconds)} of probes" if basis.probe_seconds else "")
+    probes = f", {format_duration(basis.probe_seconds)} of them probes" if basis.probe_seconds else ""
+    yield (
+        f"from          {basis.trials} trials of {basis.configurations} configurations, {repeats}; "
+        f"{basis.step_times} step times{probes}"
     )
-    ceiling = "" if basis.noise_ceiling is None else f"; no model could explain over {basis.noise_ceiling:.0%}"
-    yield f"seeds         lie ±{basis.seed_points:.2f} points apart at this choice{ceiling}"
+    yield (
+        f"seeds         lie ±{basis.seed_points:.2f} points apart at this choice; no model could explain over "
+        f"{basis.noise_ceiling:.0%} of what trials differ by"
+    )

@@ -9,14 +9,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from budgettune import api, render
-from budgettune.cli_options import HELP, Debug, ExportFormat, FormatOption, SamplerName, Sets, Storage, Study
+from budgettune.cli_options import (
+    HELP,
+    Debug,
+    ExportFormat,
+    FormatOption,
+    SamplerName,
+    Sets,
+    Storage,
+    Study,
+    duration,
+)
 from budgettune.errors import UsageError
 from budgettune.render import Format, err, out
 from budgettune.storage import storage_url
 from budgettune.units import format_duration
 
 if TYPE_CHECKING:
-    from budgettune.study import StudySummary
+    from budgettune.study import StudyHandle, StudySummary
 
 app = typer.Typer(
     no_args_is_help=True, context_settings=HELP, help="Create, list, show, check, export, delete studies."
@@ -41,7 +51,8 @@ def study_create(
     if grid and sampler:
         raise typer.BadParameter("--grid and --sampler exclude each other")
     chosen = {
-        "name": None if name is None else json.dumps(name),
+        # A TOML string: it knows no pairs of surrogates, and no bare DEL.
+        "name": None if name is None else json.dumps(name, ensure_ascii=False).replace("\x7f", r"\u007f"),
         "sampler.name": "grid" if grid else sampler,
         "sampler.seed": seed,
         "sampler.repeats": repeats,
@@ -53,6 +64,8 @@ def study_create(
     )
     if note := study.spec.twin_note():
         err.print(f"note: {note}", highlight=False, markup=False)
+    if decided := study.spec.pruning.decided:
+        out.print(f"pruning, decided on {study.spec.pruning.evidence}: {decided}", highlight=False, markup=False)
     cells = (
         f"{len(study.spec.cells())} cells"
         if study.spec.sampler.name == "grid"
@@ -68,19 +81,31 @@ def study_list(form: FormatOption = Format.table, storage: Storage = None, debug
     """List the studies of a database."""
     from budgettune.study import list_studies
 
-    render.print_rows([_summary_row(summary, form) for summary in list_studies(storage_url(storage))], form)
+    summaries = list_studies(storage_url(storage))
+    render.print_rows([_summary_row(summary, form) for summary in summaries], form)
+    for fault in (summary.fault for summary in summaries if summary.fault):
+        err.print(f"note: {fault}", highlight=False, markup=False)
 
 
 @app.command("show")
 def study_show(
-    study: Study = None, form: FormatOption = Format.table, storage: Storage = None, debug: Debug = False
+    study: Study = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Stay and show how it goes, until nothing is left or Ctrl-C.")
+    ] = False,
+    every: Annotated[
+        float, typer.Option("--every", parser=duration, metavar="2s", help="Between looks of --watch.")
+    ] = 2.0,
+    form: FormatOption = Format.table,
+    storage: Storage = None,
+    debug: Debug = False,
 ) -> None:
     """Show one study: states, machines, time spent and left, and cells that were given up."""
-    from budgettune.study import list_studies
-
     handle = api.load_study(study, storage=storage)
-    summary = next(row for row in list_studies(storage_url(storage)) if row.name == handle.name)
-    given_up = handle.verify().given_up
+    if watch:
+        _watch(handle, every, form)
+        return
+    summary, given_up = handle.summary(), handle.verify().given_up
     if form is Format.json:
         render.print_json(
             {
@@ -151,15 +176,29 @@ def study_delete(
     out.print(f"study {study!r} deleted", markup=False)
 
 
+def _watch(handle: StudyHandle, every_seconds: float, form: Format) -> None:
+    """Stay until nothing is left; leave with 130 or 143 where a signal ended it."""
+    from budgettune.stopping import StopFlag
+    from budgettune.watch import watch
+
+    if form is not Format.table:
+        raise typer.BadParameter(f"--watch is for people: leave it out to get {form.value}")
+    with StopFlag() as stop:
+        watch(handle, out, every_seconds, stop)
+    if stop.signal_number is not None:
+        raise typer.Exit(128 + stop.signal_number)
+
+
 def _summary_row(summary: StudySummary, form: Format) -> dict[str, Any]:
     if form is Format.json:
         return vars(summary)
     if form is Format.csv:
         row = {**vars(summary), **summary.states, "devices": "; ".join(summary.devices)}
         return {key: value for key, value in row.items() if key != "states"}
+    without_count = "no end" if summary.fault is None else "?"
     return {
         "study": summary.name,
-        "wanted": "no end" if summary.cells is None else summary.cells,
+        "wanted": without_count if summary.cells is None else summary.cells,
         **{state.lower(): count for state, count in summary.states.items() if count or state == "COMPLETE"},
         "trained": format_duration(summary.train_seconds),
         "left": None if summary.seconds_left is None else format_duration(summary.seconds_left),

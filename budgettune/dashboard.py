@@ -1,6 +1,7 @@
 """optuna-dashboard behind a cache and a guard: read-only unless told otherwise, with a password, for many visitors.
 
-Optuna's own server re-reads the whole study at each poll; on a cached storage a poll reads what is new.
+Optuna's own server re-reads the whole study at each poll. Here a poll reads what has changed since the last one
+(`live_storage`), and one view of each study serves all visitors (`shared_view`), with figures of ours (`live_figures`).
 """
 
 from __future__ import annotations
@@ -12,13 +13,18 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from budgettune import query
 from budgettune.errors import UsageError
 from budgettune.guard import Guard, is_loopback_address
+from budgettune.live_figures import FigureMaker, LiveFigures
 from budgettune.passwords import Lockout, Passwords
-from budgettune.storage import open_storage, redact
+from budgettune.records import TrialRecord
+from budgettune.shared_view import SharedViews
+from budgettune.storage import open_engine, open_storage, redact
 from budgettune.webserver import listen
 
 if TYPE_CHECKING:
@@ -28,7 +34,12 @@ PASSWORD_VARIABLE = "BUDGETTUNE_DASHBOARD_PASSWORD"
 
 
 def make_app(
-    url: str, *, passwords: Passwords | None = None, allow_write: bool = False, lockout: Lockout | None = None
+    url: str,
+    *,
+    passwords: Passwords | None = None,
+    allow_write: bool = False,
+    lockout: Lockout | None = None,
+    figures: FigureMaker | None = None,
 ) -> WSGIApplication:
     """Return the guarded dashboard of a database as a WSGI callable, for a server of your own.
 
@@ -37,16 +48,27 @@ def make_app(
         passwords: who may come in; None for everybody who reaches it under a loopback name.
         allow_write: let visitors change and delete.
         lockout: makes those who guess wait; one of its own where None.
+        figures: from the trials of a study of ours (without curves, phases and machines) to plotly figures, which its
+            page shows among its own and which follow the study.
 
     Raises:
         StorageError: where there is no such database, or it is not ours.
     """
     import optuna_dashboard
-    from optuna.storages import get_storage
 
-    # get_storage puts Optuna's cache in front: finished trials are read from the database once.
-    inner = optuna_dashboard.wsgi(get_storage(open_storage(url)))
-    return Guard(inner, passwords=passwords, allow_write=allow_write, lockout=lockout)
+    from budgettune.live_storage import LiveStorage
+
+    storage = open_storage(url, read_only=not allow_write)
+    ours = None if figures is None else LiveFigures(partial(_records, url), figures).of
+    views = SharedViews(optuna_dashboard.wsgi(LiveStorage(storage)), ours)
+    return Guard(views, passwords=passwords, allow_write=allow_write, lockout=lockout)
+
+
+def _records(url: str, study_id: int) -> list[TrialRecord]:
+    """Return the trials of a study; none of one that another program made."""
+    engine = open_engine(url)
+    is_ours = any(row.study_id == study_id and row.spec_json is not None for row in query.studies(engine))
+    return query.trial_records(engine, study_id, documents=False) if is_ours else []
 
 
 def serve(
@@ -56,6 +78,7 @@ def serve(
     password_file: Path | str | None = None,
     allow_write: bool = False,
     ready: Callable[[str], None] | None = None,
+    figures: FigureMaker | None = None,
 ) -> int:
     """Serve the dashboard of a database until SIGINT or SIGTERM; return that signal's number.
 
@@ -66,6 +89,7 @@ def serve(
         password_file: lines of `user:password`; else the same from the variable BUDGETTUNE_DASHBOARD_PASSWORD.
         allow_write: let visitors change and delete.
         ready: told the address of the page; None writes it to standard error.
+        figures: as for `make_app`.
 
     Raises:
         UsageError: where the address needs a password or cannot be had, or the password file cannot work.
@@ -77,7 +101,7 @@ def serve(
             f"{host} can be reached by others: give --password-file F (lines of user:password) or set "
             f"{PASSWORD_VARIABLE}, or stay on 127.0.0.1"
         )
-    app = make_app(url, passwords=passwords, allow_write=allow_write)
+    app = make_app(url, passwords=passwords, allow_write=allow_write, figures=figures)
     with listen(app, host, port) as (server, address), _signals() as stopped:
         thread = threading.Thread(target=server.serve_forever, name="budgettune-dashboard", daemon=True)
         thread.start()

@@ -7,6 +7,7 @@ import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from sqlalchemy import event
 
 from budgettune.database_errors import redact, translated
 from budgettune.errors import StorageError
+from budgettune.texts import one_line
 
 if TYPE_CHECKING:
     from sqlalchemy.engine.interfaces import DBAPIConnection
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 BUSY_TIMEOUT_SECONDS = 60
 CONNECT_TIMEOUT_SECONDS = 10
 NETWORK_TIMEOUT_MS = 60_000
+SQLITE_OPTIONS = frozenset(("cache", "immutable", "mode", "nolock", "psow", "timeout", "uri", "vfs"))
 POSTGRESQL_SESSION = (
     # Optuna's heartbeats are CURRENT_TIMESTAMP in a column without time zone: all boxes must mean the same one.
     "SET TIME ZONE 'UTC'",
@@ -33,6 +36,8 @@ POSTGRESQL_SESSION = (
 
 def parse_url(url: str) -> sa.URL:
     """Return the URL with the driver that we use, or raise StorageError."""
+    if one_line(url) != url:
+        raise StorageError(f"{redact(url)}: a database URL holds no control characters: leave them out")
     try:
         parsed = sa.make_url(url)
     except (sa.exc.ArgumentError, ValueError):
@@ -44,11 +49,21 @@ def parse_url(url: str) -> sa.URL:
     backend = parsed.drivername.partition("+")[0]
     if backend not in ("sqlite", "postgresql"):
         raise StorageError(f"{backend}: not a database that works here: use SQLite (one box) or PostgreSQL (many)")
-    if backend == "sqlite" and sqlite_file(parsed) is None:
-        raise StorageError(
-            f"{redact(url)}: lives in one process only: name a file, for example sqlite:///budgettune.db"
-        )
+    if backend == "sqlite":
+        _check_sqlite(parsed)
     return parsed
+
+
+def _check_sqlite(url: sa.URL) -> None:
+    if sqlite_file(url) is None:
+        raise StorageError(f"{shown(url)}: lives in one process only: name a file, for example sqlite:///budgettune.db")
+    known = SQLITE_OPTIONS if "uri" in url.query else SQLITE_OPTIONS & {"timeout"}
+    unknown = sorted(url.query.keys() - known)
+    if unknown:
+        raise StorageError(
+            f"{shown(url)}: SQLite takes no {', '.join(unknown)} here: leave it out, or write "
+            f"sqlite:///file:FILE?mode=ro&uri=true"
+        )
 
 
 def sqlite_file(url: sa.URL) -> Path | None:
@@ -141,13 +156,23 @@ def driver_named(url: sa.URL) -> Iterator[None]:
         ) from None
 
 
-def tuned(engine: sa.Engine) -> sa.Engine:
-    """Set what makes concurrent work safe, on every connection that is opened from now on."""
+def tuned(engine: sa.Engine, *, read_only: bool = False) -> sa.Engine:
+    """Set what makes concurrent work safe, on every connection that is opened from now on.
+
+    Args:
+        engine: as SQLAlchemy makes it.
+        read_only: let the database refuse writes; on SQLite no read then waits for a writer, or keeps one waiting.
+    """
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _on_sqlite_connect)
         event.listen(engine, "begin", _on_sqlite_begin)
     else:
         event.listen(engine, "connect", _on_postgresql_connect)
+    if read_only:
+        # Per transaction on PostgreSQL: a setting of the session would reach others through a pooler.
+        engine.update_execution_options(budgettune_read=True, postgresql_readonly=True)
+        if engine.dialect.name == "sqlite":
+            event.listen(engine, "connect", _on_sqlite_connect_to_read)
     engine.dispose()  # connections that were opened before know nothing of these events
     return engine
 
@@ -155,7 +180,13 @@ def tuned(engine: sa.Engine) -> sa.Engine:
 def _on_sqlite_connect(connection: DBAPIConnection, _record: object) -> None:
     # The driver's own BEGIN is deferred: two workers read the same WAITING row before either writes.
     connection.isolation_level = None
+    # One text that is no UTF-8, from whatever program, must not make all studies of the file unreadable.
+    connection.text_factory = partial(str, encoding="utf-8", errors="replace")
     connection.execute("PRAGMA synchronous=NORMAL")
+
+
+def _on_sqlite_connect_to_read(connection: DBAPIConnection, _record: object) -> None:
+    connection.execute("PRAGMA query_only=ON")
 
 
 def _on_sqlite_begin(connection: sa.Connection) -> None:

@@ -9,6 +9,7 @@ BudgetTuneError                 say what is wrong and what to do next, in one li
 │   └── StudyExists
 ├── NothingWithinBudget         no finished trial trains within the budget
 ├── NothingFits                 not even one epoch of anything is likely to train within the budget
+├── NothingToDraw               a study does not hold what a figure shows
 └── TrialFailed                 one trial cannot go on; carries the kind of failure that its row keeps
     ├── OutOfMemory
     ├── NonFiniteLoss
@@ -19,11 +20,21 @@ BudgetTuneError                 say what is wrong and what to do next, in one li
 
 from __future__ import annotations
 
+from budgettune.texts import one_line, shortened
 from budgettune.units import format_duration
+
+LONGEST_LINE = 2_000
 
 
 class BudgetTuneError(Exception):
-    """Base of all errors that a user can do something about."""
+    """Base of all errors that a user can do something about.
+
+    As text it is one line without control characters and of bounded length: names and values in it may come from
+    anywhere.
+    """
+
+    def __str__(self) -> str:
+        return shortened(one_line(super().__str__()), LONGEST_LINE)
 
 
 class UsageError(BudgetTuneError):
@@ -79,6 +90,10 @@ class NothingFits(BudgetTuneError):
             f"nothing in the search space trains within {format_duration(budget_seconds)} with a probability of "
             f"{confidence:g}; the fastest needs {format_duration(fastest_seconds)}: try a budget of at least that"
         )
+
+
+class NothingToDraw(BudgetTuneError):
+    """A study does not hold what a figure shows; the message says what would bring it."""
 
 
 class TrialFailed(BudgetTuneError):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import sys
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,8 +12,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from budgettune import query
 from budgettune.errors import BudgetTuneError, UsageError
+from budgettune.files import replacing
 from budgettune.records import RECORD_COLUMNS, TrialRecord
 from budgettune.rows import json_text
+from budgettune.texts import plain, printable
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -38,19 +39,19 @@ def export(engine: sa.Engine, study_id: int, format: str, out: str | Path | None
     writers = {"csv": _write_csv, "json": _write_json, "parquet": _write_parquet}
     if format not in writers:
         raise UsageError(f"format {format!r}: choose one of {', '.join(FORMATS)}")
-    with _opened(out) as file:
+    with opened(out) as file:
         writers[format](engine, study_id, file)
 
 
 def flat_row(record: TrialRecord, params: list[str]) -> dict[str, Any]:
     """Return a record as one flat row; a param whose name is taken gets the prefix `params.`."""
-    columns = {name: getattr(record, name) for name in RECORD_COLUMNS}
-    return {**columns, **{param_column(name): record.params.get(name) for name in params}}
+    columns = {name: plain(getattr(record, name)) for name in RECORD_COLUMNS}
+    return {**columns, **{param_column(name): plain(record.params.get(name)) for name in params}}
 
 
 def param_column(name: str) -> str:
     """Return the column of a param."""
-    return f"params.{name}" if name in RECORD_COLUMNS else name
+    return f"params.{name}" if name in RECORD_COLUMNS else printable(name)
 
 
 def _write_csv(engine: sa.Engine, study_id: int, file: BinaryIO) -> None:
@@ -87,30 +88,14 @@ def _write_parquet(engine: sa.Engine, study_id: int, file: BinaryIO) -> None:
 
 
 @contextmanager
-def _opened(out: str | Path | None) -> Iterator[BinaryIO]:
+def opened(out: str | Path | None) -> Iterator[BinaryIO]:
     """Yield a file to write; the name appears only once everything is in it."""
     if out is None or str(out) == "-":
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
         return
-    path = Path(out)
     try:
-        if path.exists() and not path.is_file():  # a pipe or a device; a folder fails here
-            with path.open("wb") as file:
-                yield file
-            return
-        with _replacing(path) as file:
+        with replacing(Path(out)) as file:
             yield file
     except OSError as error:
         raise UsageError(f"{out}: cannot be written ({error.strerror}): name another file") from None
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with temporary.open("xb") as file:
-            yield file
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -161,7 +161,13 @@ def worker_command(study: str | None, *, drain: bool, debug: bool) -> WorkerComm
         }
         words = [word for name, value in pairs.items() if value is not None for word in (name, str(value))]
         words += [word for package in sorted(options.allow_import) for word in ("--allow-import", package)]
-        flags = {"--wait": options.wait, "--drain": drain, "--debug": debug}
+        words += [word for folder in sorted(options.allow_root or ()) for word in ("--allow-root", folder)]
+        flags = {
+            "--wait": options.wait,
+            "--allow-mixed": options.allow_mixed,
+            "--drain": drain,
+            "--debug": debug,
+        }
         words += [name for name, is_on in flags.items() if is_on]
         return [sys.executable, "-m", "budgettune.cli", "worker", *words, *([] if study is None else ["--", study])]
 

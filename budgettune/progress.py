@@ -8,11 +8,13 @@ from statistics import median
 
 from rich.console import Console
 from rich.status import Status
+from rich.text import Text
 
 from budgettune.records import EpochRecord, TrialResult
 from budgettune.render import cell
 from budgettune.spec import StudySpec
 from budgettune.study import Claim, StudyHandle
+from budgettune.texts import one_line
 from budgettune.units import format_duration
 from budgettune.worker import Listener
 
@@ -69,7 +71,7 @@ class TerminalProgress(Listener):
 
     def _show(self, text: str) -> None:
         if self._status is not None:
-            self._status.update(text)
+            self._status.update(Text(one_line(text)))
 
     def _print(self, text: str) -> None:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)

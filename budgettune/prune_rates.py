@@ -16,15 +16,15 @@ from collections.abc import Callable
 from functools import lru_cache
 
 from budgettune.errors import SpecError
-from budgettune.spec_tables import PruningSpec
+from budgettune.spec_pruning import PruningSpec
 
 Profile = Callable[[PruningSpec, int, float], float]
 Parts = tuple[tuple[float, float], ...]
 
-CONFIDENT_STAGES = ((0.3, 1.0), (0.6, 0.8), (0.8, 0.6), (1.0, 0.4))
+HIDING_STAGES = ((0.3, 1.0), (0.6, 0.8), (0.8, 0.6), (1.0, 0.4))
 """KAKURENBO's fractions (Nguyen et al. 2023): until this progress, this part of the largest one."""
 
-LARGEST_REPEAT = 0.95
+LARGEST_CHANCE = 0.95
 """InfoBatch drops a sample with at most this probability: a weight above 20 would be noise and no gradient."""
 
 BELOW_MEAN = 1 - math.exp(-1)
@@ -58,7 +58,7 @@ def _then_at_random(spec: PruningSpec, epoch: int, progress: float) -> float:
 
 
 def _in_stages(spec: PruningSpec, epoch: int, progress: float) -> float:
-    return float(epoch > 0) * next((part for end, part in CONFIDENT_STAGES if progress < end), CONFIDENT_STAGES[-1][1])
+    return float(epoch > 0) * next((part for end, part in HIDING_STAGES if progress < end), HIDING_STAGES[-1][1])
 
 
 def _once_scored(spec: PruningSpec, epoch: int, progress: float) -> float:
@@ -103,7 +103,7 @@ def largest_drop(spec: PruningSpec, epochs: int | None) -> float:
         return 0.0
     if spec.strategy == "paper-as-coded" or spec.prune_rate == 0:
         return spec.prune_rate
-    if spec.prune_rate >= (limit := rate_limit(spec, epochs)):
+    if spec.prune_rate > (limit := rate_limit(spec, epochs)) - 1e-9:
         raise SpecError(_out_of_reach(spec, epochs, limit))
     return _solve(_parts(_without_rate(spec), epochs), spec.prune_rate, epochs)
 
@@ -123,12 +123,17 @@ def expected_visits_at(spec: PruningSpec, size: int, epochs: int | None, epoch: 
         epoch: 0-based.
         progress: share of training that lies behind when the epoch begins.
     """
-    return max(1, size - round(largest_drop(spec, epochs) * profile(spec, epoch, progress) * size))
+    return _visits(spec, largest_drop(spec, epochs), size, epoch, progress)
 
 
 def expected_visits(spec: PruningSpec, size: int, epochs: int) -> list[int]:
     """Return how many of size samples each epoch of a run is expected to visit."""
-    return [expected_visits_at(spec, size, epochs, epoch, epoch / epochs) for epoch in range(epochs)]
+    drop = largest_drop(spec, epochs)
+    return [_visits(spec, drop, size, epoch, epoch / epochs) for epoch in range(epochs)]
+
+
+def _visits(spec: PruningSpec, drop: float, size: int, epoch: int, progress: float) -> int:
+    return max(1, size - round(drop * profile(spec, epoch, progress) * size))
 
 
 def epoch_sizes(spec: PruningSpec, size: int, epochs: int | None) -> tuple[int, ...]:
@@ -144,7 +149,7 @@ def _ceiling(spec: PruningSpec) -> float:
     """Return what the strongest epochs may drop at most: all but nothing, where the method sets no lower bound."""
     if spec.strategy != "infobatch":
         return 1.0
-    return LARGEST_REPEAT * (BELOW_MEAN if spec.criterion == "loss" else 1.0)
+    return LARGEST_CHANCE * (BELOW_MEAN if spec.criterion == "loss" else 1.0)
 
 
 def _without_rate(spec: PruningSpec) -> PruningSpec:

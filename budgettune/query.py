@@ -14,8 +14,10 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from budgettune.errors import NothingWithinBudget, StudyNotFound, UsageError
+from budgettune.errors import NothingWithinBudget, SpecError, StorageError, StudyNotFound, UsageError
 from budgettune.records import TrialRecord
+from budgettune.slots import machine_kind, machine_kinds
+from budgettune.spec import StudySpec
 from budgettune.storage import reading
 from budgettune.tables import (
     METRIC_NAMES_ATTRIBUTE,
@@ -31,14 +33,18 @@ from budgettune.tables import (
     trials,
 )
 from budgettune.tables import studies as studies_table
+from budgettune.texts import shortened
 from budgettune.trial_rows import parse_json, record_batches, records_of, trial_records
 
 __all__ = [
+    "ANY_KIND",
     "StudyRow",
     "best_under_budget",
+    "comparable_kind",
     "device_names",
     "find_study",
     "hypervolume",
+    "latest_trials",
     "objective_points",
     "param_names",
     "pareto_front",
@@ -47,8 +53,13 @@ __all__ = [
     "studies",
     "train_seconds",
     "trial_records",
+    "undominated",
     "waiting_trial_ids",
 ]
+
+
+ANY_KIND = "any"
+"""In place of a device name: times of all kinds of machine, side by side."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +75,19 @@ class StudyRow:
     spec_json: str | None
     metric_names: tuple[str, ...]
 
+    def read_spec(self) -> StudySpec:
+        """Return the study file, under the name that the database has: another program may have copied the study.
+
+        Raises:
+            StorageError: where this budgettune cannot read it.
+        """
+        try:
+            spec = StudySpec.from_json(self.spec_json or "")
+        except SpecError as error:
+            name = shortened(repr(self.name))
+            raise StorageError(f"study {name}: {error}: open it with the budgettune that made it") from None
+        return spec.model_copy(update={"name": self.name})
+
 
 # --- Studies --------------------------------------------------------------------------------------------------------
 
@@ -72,7 +96,9 @@ def studies(engine: sa.Engine) -> list[StudyRow]:
     """Return every study of the database in order of creation, those of other programs too."""
     with reading(engine) as connection:
         rows = connection.execute(
-            sa.select(studies_table.c.study_id, studies_table.c.study_name).order_by(studies_table.c.study_id)
+            sa.select(studies_table.c.study_id, plain_text(studies_table.c.study_name)).order_by(
+                studies_table.c.study_id
+            )
         ).all()
         specs = _study_attribute(connection, study_user_attributes, SPEC_ATTRIBUTE)
         metrics = _study_attribute(connection, study_system_attributes, METRIC_NAMES_ATTRIBUTE)
@@ -100,7 +126,7 @@ def find_study(engine: sa.Engine, name: str | None = None) -> StudyRow:
     """
     found = studies(engine)
     ours = [row for row in found if row.spec_json is not None]
-    names = ", ".join(row.name for row in ours[:20])
+    names = ", ".join(shortened(row.name) for row in ours[:20])
     if name is None:
         if len(ours) == 1:
             return ours[0]
@@ -111,7 +137,7 @@ def find_study(engine: sa.Engine, name: str | None = None) -> StudyRow:
         return row
     fault = "was made by another program" if row is not None else "is not in the storage"
     hint = f"name one of: {names}" if ours else "make one with `budgettune study create`"
-    raise StudyNotFound(f"study {name!r} {fault}: {hint}")
+    raise StudyNotFound(f"study {shortened(repr(name))} {fault}: {hint}")
 
 
 # --- Counts ---------------------------------------------------------------------------------------------------------
@@ -147,16 +173,40 @@ def train_seconds(engine: sa.Engine, study_id: int) -> list[float]:
 
 def device_names(engine: sa.Engine, study_id: int) -> list[str]:
     """Return the kinds of machine that a study's times come from, sorted."""
-    attribute = trial_user_attributes
+    return sorted(machine_kinds(engine, study_id))
+
+
+def comparable_kind(engine: sa.Engine, study_id: int, device_name: str | None = None) -> str | None:
+    """Return the kind of machine whose times an answer may compare; None where all may.
+
+    Args:
+        engine: from `open_engine`.
+        study_id: from `find_study`.
+        device_name: what a user asked for; None for the study's own kind where it holds several, ANY_KIND for all.
+
+    Raises:
+        UsageError: where the study has no time of that kind.
+    """
+    if device_name == ANY_KIND:
+        return None
+    names = device_names(engine, study_id)
+    if device_name is not None and names and device_name not in names:
+        raise UsageError(f"no finished trial ran on {device_name!r}: choose one of {', '.join(map(repr, names))}")
+    if device_name is not None or len(names) < 2:
+        return device_name
+    return machine_kind(engine, study_id)
+
+
+def latest_trials(engine: sa.Engine, study_id: int, limit: int) -> list[TrialRecord]:
+    """Return the complete trials that ended last, latest first, without curve, phases and machine."""
     query = (
-        sa.select(attribute.c.value_json)
-        .distinct()
-        .join(trials, trials.c.trial_id == attribute.c.trial_id)
-        .where(trials.c.study_id == study_id, attribute.c.key == "device_name")
+        sa.select(trials.c.trial_id)
+        .where(trials.c.study_id == study_id, trials.c.state == "COMPLETE")
+        .order_by(trials.c.datetime_complete.desc(), trials.c.number.desc())
+        .limit(limit)
     )
     with reading(engine) as connection:
-        names = [parse_json(text) for text in connection.execute(query).scalars()]
-    return sorted(name for name in names if isinstance(name, str))
+        return records_of(connection, list(connection.execute(query).scalars()), documents=False)
 
 
 def param_names(engine: sa.Engine, study_id: int) -> list[str]:
@@ -169,7 +219,7 @@ def param_names(engine: sa.Engine, study_id: int) -> list[str]:
         .order_by(sa.func.min(trial_params.c.param_id))
     )
     with reading(engine) as connection:
-        return list(connection.execute(query).scalars())
+        return [name for name in connection.execute(query).scalars() if isinstance(name, str)]
 
 
 # --- Answers --------------------------------------------------------------------------------------------------------
@@ -223,11 +273,11 @@ def pareto_front(
     points = query.with_only_columns(seconds.c.value, -accuracy.c.value, trials.c.number, trials.c.trial_id)
     with reading(engine) as connection:
         rows = sorted(map(tuple, connection.execute(points)))
-        return records_of(connection, [row[3] for row in _undominated(rows)])
+        return records_of(connection, [row[3] for row in undominated(rows)])
 
 
-def _undominated(rows: Iterable[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
-    """Keep the rows (seconds, loss, …) that improve on the loss of all faster ones, and their equals."""
+def undominated(rows: Iterable[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    """Return the sorted rows (seconds, loss, …) that improve on the loss of all faster ones, and their equals."""
     front: list[tuple[Any, ...]] = []
     for row in rows:
         if not front or row[1] < front[-1][1] or row[:2] == front[-1][:2]:

@@ -169,7 +169,8 @@ class TrialResult:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        return asdict(self) | {"curve": [asdict(epoch) for epoch in self.curve]}
+        document = asdict(self)
+        return document | {"curve": list(document["curve"])}
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Self:
@@ -238,7 +239,8 @@ class TrialRecord:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values, with absent ones as None."""
-        return asdict(self) | {"curve": [asdict(epoch) for epoch in self.curve]}
+        document = asdict(self)
+        return document | {"curve": list(document["curve"])}
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Self:

@@ -12,8 +12,11 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from budgettune.records import RECORD_COLUMNS, TrialRecord
+from budgettune.rows import finite
+from budgettune.texts import one_line, plain, printable
 from budgettune.units import format_duration
 
 __all__ = [
@@ -21,6 +24,8 @@ __all__ = [
     "cell",
     "err",
     "escape",
+    "hypervolume_line",
+    "note",
     "out",
     "param_columns",
     "print_json",
@@ -28,11 +33,21 @@ __all__ = [
     "print_trials",
     "trial_document",
     "trial_row",
-    "warn_of_mixed_machines",
 ]
 
-out = Console()
-err = Console(stderr=True)
+
+class Screen(Console):
+    """A terminal that shows the control characters of its texts instead of obeying them."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print as the base class does; a text is broken where it has a line break, and nowhere else."""
+        soft_wrap = all(isinstance(item, str) for item in objects)
+        shown = (printable(item) if isinstance(item, str) else item for item in objects)
+        super().print(*shown, **{"soft_wrap": soft_wrap, **options})
+
+
+out = Screen(emoji=False)
+err = Screen(stderr=True, emoji=False)
 
 
 class Format(StrEnum):
@@ -49,31 +64,34 @@ def print_rows(rows: Sequence[Mapping[str, Any]], form: Format, *, title: str | 
         print_json(list(rows))
     elif form is Format.csv:
         writer = csv.DictWriter(sys.stdout, fieldnames=list(dict.fromkeys(key for row in rows for key in row)))
-        writer.writeheader()
-        writer.writerows(rows)
+        writer.writerow({key: plain(key) for key in writer.fieldnames})
+        writer.writerows({key: plain(value) for key, value in row.items()} for row in rows)
     else:
         table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
         keys = list(dict.fromkeys(key for row in rows for key in row))
         for key in keys:
             numeric = all(isinstance(row.get(key), (int, float, type(None))) for row in rows)
             table.add_column(
-                escape(key.replace("_", " ")), justify="right" if numeric else "left", no_wrap=numeric, overflow="fold"
+                Text(one_line(key.replace("_", " "))),
+                justify="right" if numeric else "left",
+                no_wrap=numeric,
+                overflow="fold",
             )
         for row in rows:
-            table.add_row(*(escape(cell(row.get(key))) for key in keys))
+            table.add_row(*(Text(cell(row.get(key))) for key in keys))
         out.print(table)
 
 
 def print_json(value: Any) -> None:
     """Print one JSON document, and nothing else, to standard output."""
-    sys.stdout.write(json.dumps(value, indent=2, default=list, allow_nan=False) + "\n")
+    sys.stdout.write(json.dumps(finite(value), indent=2, default=list) + "\n")
 
 
 def cell(value: Any) -> str:
     """Return a value as a table shows it."""
     if value is None:
         return "-"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else one_line(str(value))
 
 
 def trial_row(record: TrialRecord, form: Format) -> dict[str, Any]:
@@ -109,11 +127,13 @@ def print_trials(records: Sequence[TrialRecord], form: Format, *, title: str | N
         print_rows([trial_row(record, form) for record in records], form, title=title)
 
 
-def warn_of_mixed_machines(records: Sequence[TrialRecord], chosen: str | None) -> None:
-    """Say so on standard error where times of different machines stand side by side."""
-    kinds = sorted({record.device_name for record in records if record.device_name})
-    if chosen is None and len(kinds) > 1:
-        err.print(
-            f"[yellow]note:[/] these times come from {len(kinds)} kinds of machine ({'; '.join(kinds)}): "
-            f"choose one with --device-name"
-        )
+def note(text: str | None) -> None:
+    """Print a sentence that a user should not miss on standard error."""
+    if text is not None:
+        err.print(Text.assemble(("note: ", "yellow"), one_line(text)), highlight=False, soft_wrap=True)
+
+
+def hypervolume_line(volume: float, reference: tuple[float, float]) -> str:
+    """Return a hypervolume with its reference point, for people."""
+    seconds, accuracy = reference
+    return f"hypervolume {volume:.4g} (seconds × accuracy) against {format_duration(seconds)}, accuracy {accuracy:g}"

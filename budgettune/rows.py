@@ -75,21 +75,22 @@ def insert_trials(connection: sa.Connection, study_id: int, new_trials: Sequence
             for number, new in enumerate(new_trials, start=first)
         ],
     )
+    # Not by number: a row of another program may have any.
     added = (
         sa.select(trials.c.trial_id, trials.c.number)
-        .where(trials.c.study_id == study_id, trials.c.number >= first)
-        .order_by(trials.c.number)
+        .where(trials.c.study_id == study_id)
+        .order_by(trials.c.trial_id.desc())
+        .limit(len(new_trials))
     )
-    keys = [(trial_id, number) for trial_id, number in connection.execute(added)]
+    keys = [(trial_id, number) for trial_id, number in connection.execute(added)][::-1]
     pairs = [(trial_id, new) for (trial_id, _), new in zip(keys, new_trials, strict=True)]
-    _stamp_new(connection, pairs)
+    _stamp_new(connection, study_id, pairs)
     _insert(connection, trial_params, [row for trial_id, new in pairs for row in _param_rows(trial_id, new.params)])
     _copy_params(connection, pairs)
     attributes = [row for trial_id, new in pairs for row in _attribute_rows(trial_id, new.attributes)]
     _insert(connection, trial_user_attributes, attributes)
-    for trial_id, new in pairs:
-        if new.values is not None:
-            _insert(connection, trial_values, _value_rows(trial_id, new.values))
+    values = [row for trial_id, new in pairs if new.values for row in _value_rows(trial_id, new.values)]
+    _insert(connection, trial_values, values)
     return keys
 
 
@@ -98,14 +99,16 @@ def _insert(connection: sa.Connection, table: sa.Table, rows: Sequence[Mapping[s
         connection.execute(sa.insert(table), rows)
 
 
-def _stamp_new(connection: sa.Connection, pairs: Sequence[tuple[int, NewTrial]]) -> None:
+def _stamp_new(connection: sa.Connection, study_id: int, pairs: Sequence[tuple[int, NewTrial]]) -> None:
     """Give rows that do not wait their times, and those that run their first heartbeat."""
     for trial_id, new in pairs:
         if new.state == "RUNNING":
             set_state(connection, trial_id, "RUNNING", datetime_start=utc_in())
             beat(connection, trial_id)
-        elif new.state != "WAITING":
-            set_state(connection, trial_id, new.state, datetime_start=utc_in(), datetime_complete=utc_in())
+    if any(new.state not in ("RUNNING", "WAITING") for _, new in pairs):
+        added = sa.and_(trials.c.study_id == study_id, trials.c.trial_id >= pairs[0][0])
+        ended = sa.and_(added, trials.c.state.not_in(["RUNNING", "WAITING"]))
+        connection.execute(sa.update(trials).where(ended).values(datetime_start=utc_in(), datetime_complete=utc_in()))
 
 
 def insert_params(connection: sa.Connection, trial_id: int, params: Sequence[StoredParam]) -> None:
@@ -144,14 +147,15 @@ def json_text(value: Any) -> str:
     try:
         return json.dumps(value, allow_nan=False)
     except ValueError:
-        return json.dumps(_finite(value))
+        return json.dumps(finite(value))
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """Return plain JSON values, with null for numbers that are not finite."""
     if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -115,14 +115,12 @@ def stored_params(space: Mapping[str, BaseDistribution], params: Mapping[str, An
 
 def grid_params(spec: StudySpec) -> list[tuple[StoredParam, ...]]:
     """Return the params of every grid cell as Optuna stores them."""
-    space = search_space(spec)
-    texts = {name: distribution_to_json(distribution) for name, distribution in space.items()}
-    axes = [
-        [StoredParam(name, float(index), texts[name]) for index in range(len(distribution.choices))]
-        for name, distribution in space.items()
-        if isinstance(distribution, CategoricalDistribution)
-    ]
-    return list(itertools.product(*axes))
+    stored = {
+        name: {value: StoredParam(name, float(index), text) for index, value in enumerate(distribution.choices)}
+        for name, distribution in search_space(spec).items()
+        if isinstance(distribution, CategoricalDistribution) and (text := distribution_to_json(distribution))
+    }
+    return [tuple(stored[name][value] for name, value in point.items()) for point in spec.cells()]
 
 
 def cached(storage: BaseStorage) -> BaseStorage:

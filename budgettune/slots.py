@@ -4,16 +4,76 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
 
-from budgettune.cells import Slot, SlotRow
+from budgettune.cells import TAKEN, Slot, SlotRow
+from budgettune.rows import set_study_attribute
 from budgettune.storage import reading
-from budgettune.tables import plain_text, trial_params, trial_user_attributes, trials
-from budgettune.trial_rows import failure_pair, parse_json, whole_number
+from budgettune.tables import (
+    KINDS_ATTRIBUTE,
+    SPEC_ATTRIBUTE,
+    plain_text,
+    study_user_attributes,
+    trial_heartbeats,
+    trial_params,
+    trial_user_attributes,
+    trials,
+    utc_in,
+)
+from budgettune.trial_rows import failure_pair, is_whole, parse_json, read_attributes, whole_number
 
+LOOKED_AT = 50  # open rows, to see whether any is of a cell
 SLOT_ATTRIBUTES = ("cell", "repeat", "attempt", "failure", "extra", "late_of")
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What tells, without its rows, whether a study may need mending.
+
+    Attributes:
+        rows: trials of the study.
+        ended: those that ended without a result, and leave their slots to others.
+        overdue: running ones without a sign of life for a lease, with none at all, or with one from the future.
+    """
+
+    rows: int
+    ended: int
+    overdue: int
+
+    def is_as_good_as(self, earlier: Tally) -> bool:
+        """Whether no slot can have come open since an earlier tally."""
+        return not self.overdue and self.ended == earlier.ended and self.rows >= earlier.rows
+
+
+def tally(engine: sa.Engine, study_id: int, lease_seconds: float) -> Tally:
+    """Count a study's trials in one statement that locks nothing."""
+    heartbeats, is_running = trial_heartbeats, trials.c.state == "RUNNING"
+    both = trials.outerjoin(heartbeats, sa.and_(heartbeats.c.trial_id == trials.c.trial_id, is_running))
+    beat = heartbeats.c.heartbeat
+    is_overdue = sa.and_(
+        is_running, sa.or_(beat.is_(None), beat < utc_in(-lease_seconds), beat > utc_in(lease_seconds))
+    )
+    ended, overdue = (
+        sa.func.coalesce(sa.func.sum(sa.case((condition, 1), else_=0)), 0)
+        for condition in (plain_text(trials.c.state).not_in(TAKEN), is_overdue)
+    )
+    query = sa.select(sa.func.count(), ended, overdue).select_from(both).where(trials.c.study_id == study_id)
+    with reading(engine) as connection:
+        return Tally(*map(int, connection.execute(query).one()))
+
+
+def has_open_row(engine: sa.Engine, study_id: int) -> bool:
+    """Whether a trial of a cell waits or runs; false may also mean that none of the first few open rows is one."""
+    query = sa.select(trials.c.trial_id).where(
+        trials.c.study_id == study_id, trials.c.state.in_(["WAITING", "RUNNING"])
+    )
+    with reading(engine) as connection:
+        ids = list(connection.execute(query.limit(LOOKED_AT)).scalars())
+        found = read_attributes(connection, ids, ("cell", "repeat"))
+    return any(is_whole(row.get("cell")) and is_whole(row.get("repeat")) for row in found.values())
 
 
 def slot_rows(engine: sa.Engine, study_id: int) -> list[SlotRow]:
@@ -44,6 +104,62 @@ def read_slot_rows(connection: sa.Connection, study_id: int) -> list[SlotRow]:
     found = connection.execute(own).all()
     rows = (_slot_row(row[0], row[1], row[2], attributes[row[0]], row[0] in drawn) for row in found)
     return [row for row in rows if row is not None]
+
+
+def machine_kind(engine: sa.Engine, study_id: int) -> str | None:
+    """Return the kind of machine that a study's times come from: the spec's, else the first finished trial's."""
+    with reading(engine) as connection:
+        return read_machine_kind(connection, study_id)
+
+
+def read_machine_kind(connection: sa.Connection, study_id: int) -> str | None:
+    """Return the same inside a transaction."""
+    asked = _asked_kind(_study_attribute(connection, study_id, SPEC_ATTRIBUTE))
+    return asked if asked is not None else next(iter(read_machine_kinds(connection, study_id)), None)
+
+
+def machine_kinds(engine: sa.Engine, study_id: int) -> list[str]:
+    """Return every kind of machine that a study's times come from, in order of its first result."""
+    with reading(engine) as connection:
+        return read_machine_kinds(connection, study_id)
+
+
+def read_machine_kinds(connection: sa.Connection, study_id: int) -> list[str]:
+    """Return the same inside a transaction.
+
+    Workers keep the list with the study. To find it in the trials takes a page of the disk for each of them.
+    """
+    noted = _study_attribute(connection, study_id, KINDS_ATTRIBUTE)
+    if isinstance(noted, list):
+        return [name for name in noted if isinstance(name, str)]
+    attribute = trial_user_attributes
+    query = (
+        sa.select(attribute.c.value_json)
+        .join(trials, trials.c.trial_id == attribute.c.trial_id)
+        .where(trials.c.study_id == study_id, trials.c.state == "COMPLETE", attribute.c.key == "device_name")
+        .group_by(attribute.c.value_json)
+        .order_by(sa.func.min(trials.c.datetime_complete), sa.func.min(trials.c.number))
+    )
+    return [name for name in map(parse_json, connection.execute(query).scalars()) if isinstance(name, str)]
+
+
+def note_machine_kind(connection: sa.Connection, study_id: int, name: str) -> None:
+    """Add a kind to the list that a study keeps. The caller holds the study's lock."""
+    kinds = read_machine_kinds(connection, study_id)
+    if name not in kinds or _study_attribute(connection, study_id, KINDS_ATTRIBUTE) is None:
+        set_study_attribute(connection, study_id, KINDS_ATTRIBUTE, list(dict.fromkeys([*kinds, name])))
+
+
+def _study_attribute(connection: sa.Connection, study_id: int, key: str) -> Any:
+    table = study_user_attributes
+    query = sa.select(table.c.value_json).where(table.c.study_id == study_id, table.c.key == key)
+    return parse_json(connection.execute(query).scalar())
+
+
+def _asked_kind(spec: Any) -> str | None:
+    machine = spec.get("machine") if isinstance(spec, dict) else None
+    name = machine.get("device_name") if isinstance(machine, dict) else None
+    return name if isinstance(name, str) else None
 
 
 def _slot_row(

@@ -16,14 +16,14 @@ from pydantic import Field, ValidationError
 from budgettune.errors import SpecError
 from budgettune.prune_rates import largest_drop
 from budgettune.spec_faults import explain, nearest
+from budgettune.spec_pruning import STRATEGIES, PruningSpec
 from budgettune.spec_tables import (
-    STRATEGIES,
     Axis,
     ClockSpec,
     DataSpec,
+    MachineSpec,
     ModelSpec,
     PredictSpec,
-    PruningSpec,
     RangeSpec,
     SamplerSpec,
     Scalar,
@@ -31,11 +31,13 @@ from budgettune.spec_tables import (
     TrainSpec,
     is_code,
 )
+from budgettune.texts import shortened
 
 __all__ = [
     "STRATEGIES",
     "ClockSpec",
     "DataSpec",
+    "MachineSpec",
     "ModelSpec",
     "PredictSpec",
     "PruningSpec",
@@ -61,7 +63,14 @@ SHORT_KEYS = {
 SCALE_KEYS = ("model.scale", "model.width_scale", "model.depth_scale")
 SEARCHABLE_TABLES = ("data", "model", "train", "pruning")
 TRAINING_IMAGES = {"digits": 1_437, "fashion-mnist": 60_000, "cifar10": 50_000, "cifar100": 50_000}
-LARGEST_GRID = 100_000
+IMAGE_SHAPES = {
+    "digits": (1, 8, 10),
+    "fashion-mnist": (1, 28, 10),
+    "cifar10": (3, 32, 10),
+    "cifar100": (3, 32, 100),
+}
+"""Channels, pixels on a side and classes of the built-in sets."""
+LARGEST_STUDY = 100_000  # cells × repeats
 
 
 class StudySpec(Table):
@@ -75,6 +84,7 @@ class StudySpec(Table):
     search: dict[str, Axis] = Field(default_factory=dict)
     sampler: SamplerSpec = SamplerSpec()
     clock: ClockSpec = ClockSpec()
+    machine: MachineSpec = MachineSpec()
     predict: PredictSpec = PredictSpec()
 
     @classmethod
@@ -85,7 +95,12 @@ class StudySpec(Table):
     @classmethod
     def from_json(cls, text: str) -> StudySpec:
         """Return the spec that `to_json` wrote."""
-        return cls.from_document(json.loads(text), "the spec in the database")
+        source = "the spec in the database"
+        try:
+            document = json.loads(text)
+        except (ValueError, RecursionError):
+            raise SpecError(f"{source}: not JSON") from None
+        return cls.from_document(document, source)
 
     @classmethod
     def from_document(cls, document: Any, source: str = "study file") -> StudySpec:
@@ -93,12 +108,14 @@ class StudySpec(Table):
         if not isinstance(document, Mapping):
             raise SpecError(f"{source}: must be a table of settings, not {type(document).__name__}")
         document = dict(document)
-        if isinstance(document.get("search"), Mapping):
-            document["search"] = dict(_flatten(document["search"]))
         try:
+            if isinstance(document.get("search"), Mapping):
+                document["search"] = dict(_flatten(document["search"]))
             spec = cls.model_validate(document)
         except ValidationError as error:
             raise SpecError(f"{source}: {explain(error, StudySpec)}") from None
+        except RecursionError:
+            raise SpecError(f"{source}: nested too deeply") from None
         _check_search(spec, source)
         return spec
 
@@ -125,6 +142,7 @@ class StudySpec(Table):
         """
         document = self.to_document() | {"search": {}, "sampler": {}}
         for key, value in params.items():
+            _drop_rival(document, full_key(key))
             _set(document, full_key(key), value, source="params")
         return StudySpec.from_document(document, "params")
 
@@ -138,6 +156,15 @@ class StudySpec(Table):
         points = (dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values()))
         twins = [scales for scales, _ in self._twins()]
         return [point for point in points if not any(scales.items() <= point.items() for scales in twins)]
+
+    def cell_count(self) -> int:
+        """Return how many points the grid has, without listing them."""
+        sizes = {key: len(axis) for key, axis in self.search.items() if not isinstance(axis, RangeSpec)}
+        points, twins = math.prod(sizes.values()), self._twins()
+        if not twins:
+            return points
+        scales = math.prod(sizes[key] for key in twins[0][0])
+        return points // scales * (scales - len(twins))
 
     def twin_note(self) -> str | None:
         """Return a sentence on the scales that are left out because an earlier one builds their network, if any."""
@@ -203,7 +230,16 @@ def load_spec(source: str | Path) -> StudySpec:
         reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
         names = ", ".join(sorted(bundled_studies()))
         raise SpecError(f"study file {source}: {reason}; give a TOML file's path or one of: {names}") from None
-    return StudySpec.from_toml(text, str(path))
+    return _with_evidence_beside(path, StudySpec.from_toml(text, str(path)))
+
+
+def _with_evidence_beside(path: Path, spec: StudySpec) -> StudySpec:
+    """Return the spec with its evidence found beside its file, where it lies there; else as it is."""
+    evidence = path.parent / (spec.pruning.evidence or "")
+    if not evidence.is_file():
+        return spec
+    pruning = spec.pruning.model_copy(update={"evidence": str(evidence)})
+    return spec.model_copy(update={"pruning": pruning})
 
 
 def bundled_studies() -> dict[str, Path]:
@@ -217,7 +253,7 @@ def bundled_studies() -> dict[str, Path]:
 def _parse_toml(text: str, source: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also where a number has thousands of digits
         raise SpecError(f"{source}: not valid TOML: {error}") from None
 
 
@@ -234,21 +270,34 @@ def _apply_override(document: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     key = key.strip()
     if not equals or not key:
-        raise SpecError(f"--set {override!r}: write it as key=value, for example --set train.epochs=1")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text.strip()
+        shown = shortened(repr(override))
+        raise SpecError(f"--set {shown}: write it as key=value, for example --set train.epochs=1")
+    value = _override_value(text)
+    if isinstance(document.get(key), dict) and not isinstance(value, dict):
+        raise SpecError(f"--set {key}: is a table: set one of its keys, for example --set train.epochs=1")
     if key.startswith("search."):
         document["search"] = {**document.get("search", {}), key.removeprefix("search."): value}
         return
     key = full_key(key)
-    # The last word wins: who sets a budget does not want to unset the epochs first.
-    exclusive = {"train.epochs": "budget", "train.budget": "epochs"}.get(key)
-    if exclusive:
-        document.get("train", {}).pop(exclusive, None)
+    _drop_rival(document, key)
     document["search"] = {axis: v for axis, v in document.get("search", {}).items() if full_key(axis) != key}
     _set(document, key, value, source="--set")
+
+
+def _drop_rival(document: dict[str, Any], key: str) -> None:
+    """Let the last word win: who sets a budget does not want to unset the epochs first."""
+    rival = {"train.epochs": "budget", "train.budget": "epochs"}.get(key)
+    if rival:
+        document.get("train", {}).pop(rival, None)
+
+
+def _override_value(text: str) -> Any:
+    """Return a text as the TOML value that it is, or else as it stands."""
+    try:
+        document = tomllib.loads(f"value = {text}")
+    except (ValueError, RecursionError):
+        return text.strip()
+    return document["value"] if len(document) == 1 else text.strip()
 
 
 def _set(document: dict[str, Any], key: str, value: Any, source: str) -> None:
@@ -278,18 +327,32 @@ def _check_search(spec: StudySpec, source: str) -> None:
                 f"{source}: search.{key}: unknown key{nearest(key, SHORT_KEYS)}; "
                 f'allowed: {known}, or a setting such as "train.lr"'
             )
-        _check_axis(spec, key, axis, source)
-    if spec.sampler.name == "grid":
-        size = math.prod(len(axis) for axis in spec.search.values() if not isinstance(axis, RangeSpec))
-        if size * spec.sampler.repeats > LARGEST_GRID:
+        if target.startswith("pruning.") and (spec.pruning.when == "auto" or target == "pruning.when"):
             raise SpecError(
-                f"{source}: search: a grid of {size} cells × {spec.sampler.repeats} repeats is over "
-                f"{LARGEST_GRID}: shorten an axis, or sample with --sampler tpe"
+                f"{source}: search.{key}: `pruning.when = 'auto'` decides on pruning for the whole study: "
+                f"take search.{key} out (or --set {key}=VALUE), or leave pruning.when at 'always'"
             )
-    elif not spec.search:
+        _check_axis(spec, key, axis, source)
+    if {"train.epochs", "train.budget"} <= seen.keys():
+        raise SpecError(f"{source}: search: train.epochs and train.budget exclude each other: keep one")
+    if spec.sampler.name != "grid" and not spec.search:
         raise SpecError(f"{source}: search: a sampler needs something to search: name an axis, or use --grid")
+    _check_size(spec, source)
     _check_batch(spec, source)
     _check_rates(spec, source)
+
+
+def _check_size(spec: StudySpec, source: str) -> None:
+    """Refuse more trials than the service is made for."""
+    repeats = spec.sampler.repeats
+    if spec.sampler.name == "grid":
+        points = math.prod(len(axis) for axis in spec.search.values() if not isinstance(axis, RangeSpec))
+        what, advice = f"search: a grid of {points} cells", "shorten an axis, or sample with --sampler tpe"
+    else:
+        points = spec.sampler.trials or 1
+        what, advice = f"sampler: {points} points", "ask for fewer, or make several studies"
+    if points * repeats > LARGEST_STUDY:
+        raise SpecError(f"{source}: {what} × {repeats} repeats is over {LARGEST_STUDY}: {advice}")
 
 
 def _check_axis(spec: StudySpec, key: str, axis: tuple[Scalar, ...] | RangeSpec, source: str) -> None:
@@ -308,8 +371,7 @@ def _check_axis(spec: StudySpec, key: str, axis: tuple[Scalar, ...] | RangeSpec,
             raise SpecError(f"{source}: search.{key}: the same value twice in {list(values)}")
     for value in values:
         document = spec.to_document() | {"search": {}, "sampler": {}}
-        if full_key(key) == "train.budget":
-            document["train"].pop("epochs", None)
+        _drop_rival(document, full_key(key))
         _set(document, full_key(key), value, source)
         try:
             StudySpec.model_validate(document)

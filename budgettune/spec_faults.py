@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from budgettune.spec_tables import RangeSpec
+from budgettune.texts import shortened
+
+FAULTS_SHOWN = 5
+_repr = reprlib.Repr()  # goes only so deep
+_repr.maxstring = _repr.maxother = _repr.maxlong = 60
 
 
 def explain(error: ValidationError, root: type[BaseModel]) -> str:
     """Return the first few faults, each with its key, its value and what is allowed."""
-    faults = [_fault(dict(fault), root) for fault in error.errors(include_url=False)]
-    return "; ".join(dict.fromkeys(faults))
+    found = error.errors(include_url=False)
+    faults = dict.fromkeys(_fault(dict(fault), root) for fault in found[:FAULTS_SHOWN])
+    more = f"; and {len(found) - FAULTS_SHOWN} more" if len(found) > FAULTS_SHOWN else ""
+    return "; ".join(faults) + more
 
 
 def _fault(fault: dict[str, Any], root: type[BaseModel]) -> str:
-    location = [str(part) for part in fault["loc"]]
+    location = [shortened(str(part)) for part in fault["loc"]]
     key = ".".join(location) or "study"
     if fault["type"] == "extra_forbidden":
         allowed = _keys_of(root, location[:-1])
@@ -26,8 +34,7 @@ def _fault(fault: dict[str, Any], root: type[BaseModel]) -> str:
     if fault["type"] == "missing":
         return f"{key}: missing"
     message = fault["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    shown = repr(fault["input"])
-    return f"{key}: {shown if len(shown) <= 60 else shown[:57] + '…'} {message}"
+    return f"{key}: {shortened(_repr.repr(fault['input']), 60)} {message}"
 
 
 def _keys_of(root: type[BaseModel], tables: list[str]) -> list[str]:

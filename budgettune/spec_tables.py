@@ -10,28 +10,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from budgettune.units import parse_duration
 
-STRATEGIES = (
-    "full",
-    "random",
-    "stale-quantile",
-    "paper-as-coded",
-    "selective-backprop",
-    "stale-selective-backprop",
-    "infobatch",
-    "epsilon-greedy",
-    "ucb",
-    "seta",
-    "kakurenbo",
-    "el2n",
-    "grand",
-    "forgetting",
-    "ccs",
-    "prototypes",
-    "reference-model",
-    "rho-loss",
-    "craig",
-    "batch-coreset",
-)
+WIDEST = 65_536
+LARGEST_NUMBER = 2.0**53  # beyond it a database's numbers have gaps
+MOST_STEPS = 1_000_000_000
 Scalar = bool | int | float | str
 
 
@@ -49,7 +30,7 @@ class Table(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
-def _code_or(*names: str) -> Any:
+def code_or(*names: str) -> Any:
     """Return a validator that takes one of the names, or code as package.module:name."""
 
     def check(value: Any) -> Any:
@@ -81,7 +62,7 @@ class DataSpec(Table):
         seed: of the splits and the subset; not of training.
     """
 
-    name: Annotated[str, _code_or("digits", "fashion-mnist", "cifar10", "cifar100", "folder")] = "digits"
+    name: Annotated[str, code_or("digits", "fashion-mnist", "cifar10", "cifar100", "folder")] = "digits"
     root: str | None = None
     cache: str | None = None
     train_size: int | None = Field(None, ge=1)
@@ -124,10 +105,10 @@ class ModelSpec(Table):
         options: passed by name to a model of your own.
     """
 
-    name: Annotated[str, _code_or("resnet")] = "resnet"
+    name: Annotated[str, code_or("resnet")] = "resnet"
     widths: Annotated[tuple[int, int, int], BeforeValidator(_listed)] = (16, 32, 64)
-    blocks: int = Field(3, ge=1)
-    width_multiple: int = Field(8, ge=1)
+    blocks: int = Field(3, ge=1, le=1_000)
+    width_multiple: int = Field(8, ge=1, le=1_024)
     depth_rounding: Literal["nearest", "down"] = "nearest"
     scale: float = Field(1.0, gt=0, le=64)
     width_scale: float | None = Field(None, gt=0, le=64)
@@ -136,8 +117,8 @@ class ModelSpec(Table):
 
     @model_validator(mode="after")
     def _positive_widths(self) -> Self:
-        if min(self.widths) < 1:
-            raise ValueError("widths must be at least 1")
+        if min(self.widths) < 1 or max(self.widths) > WIDEST:
+            raise ValueError(f"widths must be at least 1 and at most {WIDEST}")
         return self
 
     @property
@@ -190,63 +171,6 @@ class TrainSpec(Table):
         return values
 
 
-class PruningSpec(Table):
-    """`[pruning]`: which samples an epoch keeps. Behind each key stand the strategies that read it.
-
-    Attributes:
-        prune_rate: fraction of a run's sample visits that are dropped, in expectation; `budgettune.prune_rates` has
-            what it means for each strategy.
-        refresh_every: everything is kept every that many epochs (stale-quantile, paper-as-coded).
-        replacement: each epoch is drawn afresh (true), or epochs walk a permutation (false) (random).
-        reselect_every: epochs between two choices (epsilon-greedy, ucb, craig).
-        rescore_every: epochs between two forward passes on all samples (stale-selective-backprop).
-        history: last losses that make up the distribution (selective-backprop).
-        criterion: samples below the mean loss are dropped, or any at `random` (infobatch).
-        delta: progress at which the last epochs begin, which drop nothing (infobatch) or at random (seta).
-        random_share: part of the drop that is made at random (seta).
-        groups: of samples by their loss, through which a window slides (seta).
-        epsilon: part of what is kept that is drawn at random (epsilon-greedy).
-        smoothing: weight of the newest loss in a moving average (epsilon-greedy, ucb).
-        exploration: deviations that are added to the mean (ucb).
-        confidence: with which a hidden sample must be classified correctly (kakurenbo).
-        scores: a file of your own, one number per training sample as .npy, high for hard, in place of computed scores
-            (el2n, grand, forgetting, ccs, prototypes, reference-model).
-        side: which samples by their score are kept (el2n, grand, forgetting, prototypes, reference-model).
-        score_until: progress up to which everything is kept and scored in passing (forgetting, ccs, prototypes).
-        cutoff: hardest fraction that is always dropped (ccs).
-        strata: ranges of scores that are kept alike (ccs).
-        clusters: of k-means; None for one per class (prototypes).
-        helper_epochs: of each helper model that is trained on the clock (el2n, grand, rho-loss, reference-model).
-        helper_runs: helpers whose scores are averaged (el2n, grand).
-        helper_scale: `model.scale` of a helper (rho-loss, reference-model).
-    """
-
-    strategy: Annotated[str, _code_or(*STRATEGIES)] = "stale-quantile"
-    prune_rate: float = Field(0.0, ge=0, lt=1)
-    refresh_every: int = Field(5, ge=1)
-    replacement: bool = False
-    reselect_every: int = Field(5, ge=1)
-    rescore_every: int = Field(3, ge=1)
-    history: int = Field(1_024, ge=1)
-    criterion: Literal["loss", "random"] = "loss"
-    delta: float = Field(0.875, gt=0, le=1)
-    random_share: float = Field(0.25, ge=0, le=1)
-    groups: int = Field(10, ge=1)
-    epsilon: float = Field(0.1, ge=0, le=1)
-    smoothing: float = Field(0.5, gt=0, le=1)
-    exploration: float = Field(1.0, ge=0)
-    confidence: float = Field(0.7, ge=0, lt=1)
-    scores: str | None = None
-    side: Literal["hard", "middle", "easy"] = "hard"
-    score_until: float = Field(0.2, ge=0, lt=1)
-    cutoff: float = Field(0.1, ge=0, lt=1)
-    strata: int = Field(50, ge=1)
-    clusters: int | None = Field(None, ge=1)
-    helper_epochs: int = Field(3, ge=1)
-    helper_runs: int = Field(1, ge=1)
-    helper_scale: float = Field(0.5, gt=0, le=64)
-
-
 class RangeSpec(Table):
     """A searched interval, whole numbers where both ends are; for samplers, not for grids."""
 
@@ -264,12 +188,14 @@ class RangeSpec(Table):
     def _makes_sense(self) -> Self:
         if any(isinstance(value, bool) for value in (self.low, self.high, self.step)):
             raise ValueError("low, high and step must be numbers")
+        if max(abs(self.low), abs(self.high), self.step or 0) > LARGEST_NUMBER:
+            raise ValueError(f"low, high and step must lie within ±{LARGEST_NUMBER:g}")
         if not self.low < self.high:
             raise ValueError(f"low must be below high, not {self.low} and {self.high}")
         if self.log and (self.low <= 0 or self.step is not None):
             raise ValueError("log needs low above zero and no step")
-        if self.step is not None and self.step <= 0:
-            raise ValueError("step must be above zero")
+        if self.step is not None and self.step * MOST_STEPS < self.high - self.low:
+            raise ValueError(f"step must be above zero, and large enough for {MOST_STEPS:,} steps to cover the range")
         return self
 
 
@@ -303,6 +229,17 @@ class SamplerSpec(Table):
     repeats: int = Field(1, ge=1)
     trials: int | None = Field(None, ge=1)
     max_attempts: int = Field(3, ge=1)
+
+
+class MachineSpec(Table):
+    """`[machine]`: whose times a study holds.
+
+    Attributes:
+        device_name: kind of machine, as `study show` and `--device-name` spell it; None takes that of the first
+            finished trial.
+    """
+
+    device_name: str | None = Field(None, min_length=1)
 
 
 class ClockSpec(Table):

@@ -38,6 +38,7 @@ class Spooled:
         storage: hash that names the database without a password.
         study_id: the study's number there.
         spec: hash of the study's spec; a study made anew under the same name differs in one of the two.
+        allow_mixed: whether the worker was told to mix kinds of machine.
     """
 
     storage: str
@@ -46,6 +47,7 @@ class Spooled:
     spec: str
     claim: Claim
     result: TrialResult
+    allow_mixed: bool = False
 
     def to_json(self) -> str:
         """Return the contents of a spool file."""
@@ -69,10 +71,10 @@ class Spool:
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder or default_folder()
 
-    def keep(self, study: StudyHandle, claim: Claim, result: TrialResult) -> Path | None:
+    def keep(self, study: StudyHandle, claim: Claim, result: TrialResult, *, allow_mixed: bool = False) -> Path | None:
         """Write a result to a file, and return it; None where the box does not take it, which is worth a warning."""
         storage = storage_identity(study.url)
-        spooled = Spooled(storage, study.name, study.study_id, _spec_hash(study), claim, result)
+        spooled = Spooled(storage, study.name, study.study_id, _spec_hash(study), claim, result, allow_mixed)
         path = self.folder / f"{storage}-{study.study_id}-{claim.trial_id}.json"
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -89,6 +91,8 @@ class Spool:
         result: TrialResult,
         patience_seconds: float,
         wait: Callable[[float], bool],
+        *,
+        allow_mixed: bool = False,
     ) -> bool | None:
         """Keep a result, then record it, asking again for a while where the database does not answer.
 
@@ -98,6 +102,7 @@ class Spool:
             result: of the trial.
             patience_seconds: for which to ask.
             wait: sleeps for some seconds, and returns whether somebody asked to stop.
+            allow_mixed: as `StudyHandle.complete` takes it.
 
         Returns:
             whether the result is the one that counts for its cell, as `StudyHandle.complete` does; None where
@@ -106,11 +111,11 @@ class Spool:
         Raises:
             StorageError: where patience is over; the file stays.
         """
-        path = self.keep(study, claim, result)
+        path = self.keep(study, claim, result, allow_mixed=allow_mixed)
         waits = pauses(patience_seconds)
         while True:
             try:
-                counts = study.complete(claim, result)
+                counts = study.complete(claim, result, allow_mixed=allow_mixed)
                 remove(path)
                 return counts
             except StorageError as error:
@@ -150,7 +155,7 @@ def _deliver_file(path: Path, url: str) -> bool:
     with load_study(url, spooled.study) as study:
         if not _is_of(study, spooled):
             return _set_aside(path, f"study {spooled.study!r} was made anew since")
-        counts = study.complete(spooled.claim, spooled.result)
+        counts = study.complete(spooled.claim, spooled.result, allow_mixed=spooled.allow_mixed)
     remove(path)
     number = spooled.claim.number
     logger.warning("delivered the result of trial %d of %r%s", number, spooled.study, "" if counts else " as an extra")

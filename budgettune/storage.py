@@ -7,6 +7,8 @@ reading answers starts fast.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
@@ -53,28 +55,39 @@ def open_engine(url: str, *, create: bool = False) -> sa.Engine:
         StorageError: where the database cannot be reached, is not Optuna's, or has another version of its tables.
     """
     parsed = parse_url(url)
-    if create:
-        _create_schema(parsed)
-    else:
-        _require_file(parsed)
-    engine = engine_of(parsed)
-    if not create:
-        _require_schema(engine)
-    return engine
+    with _sensible(parsed):
+        if create:
+            _create_schema(parsed)
+        else:
+            _require_file(parsed)
+        engine = engine_of(parsed)
+        if not create:
+            _require_schema(engine)
+        return engine
 
 
-def open_storage(url: str, *, create: bool = False) -> RDBStorage:
+def open_storage(url: str, *, create: bool = False, read_only: bool = False) -> RDBStorage:
     """Return Optuna's storage on a database, safe for many workers at once.
 
     Args:
         url: as for `open_engine`.
         create: make the file and the tables where they are missing.
+        read_only: let the database itself refuse every write.
 
     Raises:
         StorageError: as for `open_engine`.
     """
     open_engine(url, create=create)
-    return _rdb_storage(parse_url(url))
+    return _rdb_storage(parse_url(url), read_only=read_only)
+
+
+@contextmanager
+def _sensible(url: sa.URL) -> Iterator[None]:
+    """Refuse a URL that a driver or the file system chokes on: an option without sense, a name that is too long."""
+    try:
+        yield
+    except (OSError, TypeError, ValueError) as error:
+        raise StorageError(f"{shown(url)}: cannot be opened ({error}): check the URL and its options") from None
 
 
 def _require_file(url: sa.URL) -> None:
@@ -162,12 +175,12 @@ def _write_ahead(engine: sa.Engine) -> None:
             connection.exec_driver_sql("PRAGMA journal_mode=WAL")
 
 
-def _rdb_storage(url: sa.URL) -> RDBStorage:
+def _rdb_storage(url: sa.URL, *, read_only: bool) -> RDBStorage:
     from optuna.storages import RDBStorage
 
     with driver_named(url), translated(shown(url)):
         storage = RDBStorage(_optuna_url(url), engine_kwargs=engine_options(url), skip_table_creation=True)
-    tuned(storage.engine)
+    tuned(storage.engine, read_only=read_only)
     return storage
 
 

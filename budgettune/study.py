@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING, Any, Self
 
 import sqlalchemy as sa
 
-from budgettune import query, transactions
+from budgettune import query, slots, transactions
 from budgettune.cells import HANDED_BACK, Cells, GivenUp, Queued, Slot, SlotRow, Verification
-from budgettune.database_errors import redact
-from budgettune.errors import SpecError, StorageError, StudyExists
+from budgettune.database_errors import redact, translated
+from budgettune.errors import BudgetTuneError, SpecError, StudyExists
 from budgettune.export import export
+from budgettune.note import study_note
 from budgettune.planning import first_trials, new_trials, trial_keys
 from budgettune.records import TrialResult, trial_attributes
 from budgettune.rows import NewTrial
-from budgettune.slots import slot_rows
 from budgettune.spec import StudySpec
 from budgettune.storage import open_engine, open_storage
-from budgettune.summaries import StudySummary, list_studies, study_names
+from budgettune.summaries import StudySummary, list_studies, study_names, summary_of
 from budgettune.transactions import Reconciled, TakenTrial
 
 if TYPE_CHECKING:
@@ -79,6 +79,8 @@ class Claim:
 def create_study(spec: StudySpec, url: str, *, skip_if_exists: bool = False) -> StudyHandle:
     """Make a study with one waiting trial per grid cell and repeat, in one transaction.
 
+    With `[pruning] when = "auto"` the study gets the strategy and the prune rate that its evidence supports.
+
     Args:
         spec: the study file.
         url: of the database; the SQLite file and the tables are made where they are missing.
@@ -87,10 +89,13 @@ def create_study(spec: StudySpec, url: str, *, skip_if_exists: bool = False) -> 
     Raises:
         StudyExists: where a study of that name is there (or, with `skip_if_exists`, one with other settings).
         StorageError: where the database cannot be used.
+        UsageError: where the evidence cannot be read.
+        SpecError: where the evidence is not about this study.
     """
     _check_name(spec.name)
+    spec = _settled(spec)
     engine = open_engine(url, create=True)
-    study_id = transactions.insert_study(engine, spec.name, spec.to_json(), first_trials(spec))
+    study_id = transactions.insert_study(engine, spec.name, spec.to_json(), first_trials(spec), note=study_note(spec))
     if study_id is not None:
         return StudyHandle(spec, url, study_id, engine)
     return _reopen(spec, url, engine, skip_if_exists)
@@ -106,6 +111,14 @@ def _reopen(spec: StudySpec, url: str, engine: sa.Engine, skip_if_exists: bool) 
         )
     handle.reconcile()
     return handle
+
+
+def _settled(spec: StudySpec) -> StudySpec:
+    if spec.pruning.when == "always":
+        return spec
+    from budgettune import evidence  # brings scipy, which nothing else here needs
+
+    return evidence.settled(spec)
 
 
 def _check_name(name: str) -> None:
@@ -130,11 +143,7 @@ def load_study(url: str, name: str | None = None) -> StudyHandle:
 
 def _handle(url: str, engine: sa.Engine, name: str | None) -> StudyHandle:
     row = query.find_study(engine, name)
-    try:
-        spec = StudySpec.from_json(row.spec_json or "")
-    except (SpecError, ValueError) as error:
-        raise StorageError(f"study {row.name!r}: {error}: open it with the budgettune that made it") from None
-    return StudyHandle(spec, url, row.study_id, engine)
+    return StudyHandle(row.read_spec(), url, row.study_id, engine)
 
 
 def delete_study(url: str, name: str) -> None:
@@ -162,6 +171,11 @@ class StudyHandle:
         self.url = url
         self.study_id = study_id
         self.engine = engine
+        self._kind: str | None = None
+        self._noted_kinds: set[str] = set()
+        self._taken_up_to = 0
+        self._settled: slots.Tally | None = None
+        self._given_up = 0
 
     def __enter__(self) -> Self:
         return self
@@ -200,28 +214,52 @@ class StudyHandle:
 
         None may also mean that the rest is running elsewhere: ask `is_finished`, and `reconcile` now and then.
         """
-        taken = transactions.take_waiting(self.engine, self.study_id)
+        while (taken := self._take()) is not None:
+            if taken.params.keys() == self.spec.search.keys():
+                seed = self.spec.trial_seed(*taken.slot)
+                return Claim(taken.trial_id, taken.number, taken.params, **{"seed": seed, **taken.attributes})
+            # Another program's hand: it would train something else than its cell says.
+            self._end(replace(taken, params_are_drawn=False), "damaged", "its params are not those that are searched")
+            self.reconcile()
+        return None
+
+    def _take(self) -> TakenTrial | None:
+        taken = self._take_waiting()
         if taken is None and self.spec.sampler.name != "grid":
             self.reconcile()  # lost trials mislead samplers, and their points come first
-            taken = transactions.take_waiting(self.engine, self.study_id) or self._draw()
-        return None if taken is None else Claim(taken.trial_id, taken.number, taken.params, **taken.attributes)
+            taken = self._take_waiting() or self._draw()
+        return taken
+
+    def _take_waiting(self) -> TakenTrial | None:
+        # Rows never come back to waiting, but for those that another worker was about to take: `reconcile` looks again.
+        taken = transactions.take_waiting(self.engine, self.study_id, self._taken_up_to)
+        if taken is not None:
+            self._taken_up_to = taken.trial_id
+        return taken
 
     def heartbeat(self, trial_id: int) -> bool:
         """Renew the lease of a running trial; false where it was taken for lost (or deleted)."""
         return transactions.renew_lease(self.engine, trial_id)
 
-    def complete(self, claim: Claim, result: TrialResult) -> bool:
+    def complete(self, claim: Claim, result: TrialResult, *, allow_mixed: bool = False) -> bool:
         """Record a result; return whether it is the one that counts for its cell and repeat.
 
         A late result (the trial was taken for lost) still counts where its cell has no other trial running or
-        complete; else it is kept as a trial marked `extra`. Objectives that are not finite fail the trial. Calling
-        this again after a StorageError is safe.
+        complete; else it is kept as a trial marked `extra`. So is a result from another kind of machine than
+        `machine_kind`, unless kinds may be mixed; its cell is queued again. Objectives that are not finite fail the
+        trial. Calling this again after a StorageError is safe.
         """
         if not result.is_finite():
             self.fail(claim, "non-finite-result", f"{result.train_seconds} s, accuracy {result.test_accuracy}")
             return False
         values = (result.train_seconds, result.test_accuracy)
-        return transactions.record_result(self.engine, self.study_id, claim.taken(), trial_attributes(result), values)
+        own_kind, attributes = result.machine.key, trial_attributes(result)
+        kind, is_noted = own_kind if allow_mixed else self._kind, own_kind in self._noted_kinds
+        counts = transactions.record_result(
+            self.engine, self.study_id, claim.taken(), attributes, values, kind, is_noted=is_noted
+        )
+        self._noted_kinds.add(own_kind)
+        return counts
 
     def fail(self, claim: Claim, kind: str, message: str) -> bool:
         """Fail a trial; its cell is queued again unless it was given up. Return whether it was queued.
@@ -245,13 +283,22 @@ class StudyHandle:
     # --- put right --------------------------------------------------------------------------------------------------
 
     def reconcile(self, lease_seconds: float = LEASE_SECONDS) -> Reconciled:
-        """Fail running trials without a sign of life for a lease, and queue every cell that has no trial."""
+        """Fail running trials without a sign of life for a lease, and queue every cell that has no trial.
+
+        This takes no lock and reads no rows where a count tells that nothing came open since the last look.
+        """
+        self._taken_up_to = 0
+        tally = slots.tally(self.engine, self.study_id, lease_seconds)
+        if self._settled is not None and tally.is_as_good_as(self._settled):
+            return Reconciled(lost=0, queued=0, given_up=self._given_up)
 
         def decide(rows: list[SlotRow]) -> tuple[list[NewTrial], int]:
             cells = Cells(self.spec, rows)
             return new_trials(self.spec, cells.to_queue()), len(cells.given_up())
 
-        return transactions.put_right(self.engine, self.study_id, lease_seconds, decide)
+        done = transactions.put_right(self.engine, self.study_id, lease_seconds, decide)
+        self._settled, self._given_up = (None if done.lost or done.queued else tally), done.given_up
+        return done
 
     def retry(self, cell: int | None = None) -> int:
         """Queue cells again that were given up (all, or one); return how many rows were added."""
@@ -261,11 +308,21 @@ class StudyHandle:
             again = [cells.queued(failed.slot, attempt=1) for failed in cells.given_up(cell)]
             return new_trials(self.spec, again), 0
 
+        self._settled = None
         return transactions.put_right(self.engine, self.study_id, None, decide).queued
+
+    def machine_kind(self) -> str | None:
+        """Return the kind of machine that the study's times come from: `[machine]`, else the first finished trial's."""
+        self._kind = self._kind or slots.machine_kind(self.engine, self.study_id)
+        return self._kind
 
     def counts(self) -> dict[str, int]:
         """Return the number of trials in each state."""
         return query.state_counts(self.engine, self.study_id)
+
+    def summary(self) -> StudySummary:
+        """Return the study in a line, as `list_studies` does."""
+        return summary_of(self.engine, self.study_id, self.name, self.spec)
 
     def verify(self) -> Verification:
         """Return which cells and repeats lack a complete trial, have more than one, or were given up."""
@@ -273,10 +330,10 @@ class StudyHandle:
 
     def is_finished(self) -> bool:
         """Whether every cell and repeat is complete or given up; never for a sampled study without an end."""
-        return self._cells().left_count() == 0
+        return not slots.has_open_row(self.engine, self.study_id) and self._cells().left_count() == 0
 
     def _cells(self) -> Cells:
-        return Cells(self.spec, slot_rows(self.engine, self.study_id))
+        return Cells(self.spec, slots.slot_rows(self.engine, self.study_id))
 
     # --- sampled points ---------------------------------------------------------------------------------------------
 
@@ -286,11 +343,17 @@ class StudyHandle:
         if reserved is None:
             return None
         try:
-            params = self._draw_params(reserved)
+            with translated(redact(self.url)):
+                params = self._draw_params(reserved)
         except BaseException as error:
-            kind = HANDED_BACK if isinstance(error, KeyboardInterrupt) else "sampler"
-            self._end(reserved, kind, f"{type(error).__name__}: {error}")
-            raise
+            kind, message = "sampler", f"{type(error).__name__}: {error}"
+            self._end(reserved, HANDED_BACK if isinstance(error, KeyboardInterrupt) else kind, message)
+            if isinstance(error, BudgetTuneError) or not isinstance(error, Exception):
+                raise
+            raise BudgetTuneError(
+                f"study {self.name!r}: its sampler cannot draw a point ({message}): look with `budgettune study "
+                f"export` for rows of another program, or make a new study"
+            ) from error
         return None if params is None else replace(reserved, params=params, params_are_drawn=True)
 
     def _next_point(self, rows: list[SlotRow]) -> NewTrial | None:

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import lru_cache
 
 import sqlalchemy as sa
 
 from budgettune import query
 from budgettune.cells import Cells
-from budgettune.errors import SpecError, StudyNotFound
+from budgettune.errors import StorageError, StudyNotFound
+from budgettune.records import TrialRecord
 from budgettune.slots import slot_rows
 from budgettune.spec import StudySpec
 from budgettune.storage import open_engine
+
+logger = logging.getLogger(__name__)
+
+LONGEST_IDLE = timedelta(seconds=60)
+"""Between the end of a trial and the next beginning: longer means that no worker was there."""
 
 
 @dataclass(frozen=True)
@@ -21,11 +30,12 @@ class StudySummary:
     """A study in a line.
 
     Attributes:
-        cells: cells × repeats that it wants; None for a sampled study without an end, or a spec that cannot be read.
+        cells: cells × repeats that it wants; None for a sampled study without an end, or where there is a fault.
         states: trials in each state.
         devices: kinds of machine that its times come from.
         train_seconds: spent on the clock by all finished trials.
         seconds_left: estimate at the present number of workers (one, where none runs); None where nothing tells.
+        fault: why this budgettune cannot work on it, None where it can.
     """
 
     name: str
@@ -34,41 +44,88 @@ class StudySummary:
     devices: tuple[str, ...]
     train_seconds: float
     seconds_left: float | None
+    fault: str | None = None
 
 
 def study_names(url: str) -> list[str]:
-    """Return the names of our studies in order of creation.
+    """Return the names of our studies in order of creation; those that cannot be read are left out, with a warning.
 
     Raises:
         StudyNotFound: where there is none.
+        StorageError: where there are some, and none of them can be read.
     """
-    names = [row.name for row in query.studies(open_engine(url)) if row.spec_json is not None]
-    if not names:
+    rows = [row for row in query.studies(open_engine(url)) if row.spec_json is not None]
+    if not rows:
         raise StudyNotFound("there is no study yet: make one with `budgettune study create`")
-    return names
+    faults = {row.name: _read(row)[1] for row in rows}
+    if None not in faults.values():
+        raise StorageError(str(faults[rows[0].name]))
+    for fault in filter(None, faults.values()):
+        _warn_once(f"left out: {fault}")
+    return [name for name, fault in faults.items() if fault is None]
+
+
+@lru_cache(maxsize=1024)
+def _warn_once(text: str) -> None:
+    """Warn, but not at every look of a worker that waits."""
+    logger.warning("%s", text)
+
+
+def _read(row: query.StudyRow) -> tuple[StudySpec | None, str | None]:
+    """Return a study's spec, or why it cannot be read."""
+    try:
+        return row.read_spec(), None
+    except StorageError as error:
+        return None, str(error)
 
 
 def list_studies(url: str) -> list[StudySummary]:
     """Return every study in order of creation, with its state and an estimate of the time left."""
     engine = open_engine(url)
-    return [_summary(engine, row) for row in query.studies(engine) if row.spec_json is not None]
+    rows = [row for row in query.studies(engine) if row.spec_json is not None]
+    return [summary_of(engine, row.study_id, row.name, *_read(row)) for row in rows]
 
 
-def _summary(engine: sa.Engine, row: query.StudyRow) -> StudySummary:
-    states = query.state_counts(engine, row.study_id)
-    seconds = query.train_seconds(engine, row.study_id)
-    try:
-        cells = Cells(StudySpec.from_json(row.spec_json or ""), slot_rows(engine, row.study_id))
-        wanted, left = cells.wanted_count(), cells.left_count()
-    except (SpecError, ValueError):
-        wanted, left = None, None
+def trials_per_hour(latest: Sequence[TrialRecord]) -> float | None:
+    """Return how many trials end in an hour, by those that ended last: since the last time that nothing ran.
+
+    Args:
+        latest: complete trials, latest first.
+
+    Returns:
+        None where no trial tells when it began and ended.
+    """
+    spans = [
+        (datetime.fromisoformat(record.started_at), datetime.fromisoformat(record.completed_at))
+        for record in latest
+        if record.started_at and record.completed_at
+    ]
+    taken = 0
+    began = spans[0][0] if spans else None
+    for started, ended in spans:
+        if began is None or ended < began - LONGEST_IDLE:
+            break
+        began, taken = min(began, started), taken + 1
+    seconds = (spans[0][1] - began).total_seconds() if began else 0.0
+    return 3600 * taken / seconds if seconds > 0 else None
+
+
+def summary_of(
+    engine: sa.Engine, study_id: int, name: str, spec: StudySpec | None, fault: str | None = None
+) -> StudySummary:
+    """Return one study in a line."""
+    states = query.state_counts(engine, study_id)
+    seconds = query.train_seconds(engine, study_id)
+    cells = None if spec is None else Cells(spec, slot_rows(engine, study_id))
+    left = None if cells is None else cells.left_count()
     return StudySummary(
-        name=row.name,
-        cells=wanted,
+        name=name,
+        cells=None if cells is None else cells.wanted_count(),
         states=states,
-        devices=tuple(query.device_names(engine, row.study_id)),
+        devices=tuple(query.device_names(engine, study_id)),
         train_seconds=sum(seconds),
         seconds_left=_seconds_left(seconds, left, workers=states["RUNNING"]),
+        fault=fault,
     )
 
 

@@ -13,7 +13,10 @@ from sqlalchemy.sql.expression import FunctionElement
 
 STATES = ("RUNNING", "COMPLETE", "PRUNED", "FAIL", "WAITING")
 SPEC_ATTRIBUTE = "budgettune:spec"
+KINDS_ATTRIBUTE = "budgettune:machine_kinds"
 METRIC_NAMES_ATTRIBUTE = "study:metric_names"  # the name that Optuna gives it
+NOTE_VERSION_ATTRIBUTE = "dashboard:note_ver"  # the names that optuna-dashboard gives a study's note
+NOTE_ATTRIBUTE = "dashboard:note_str:0"
 METRIC_NAMES = ("train_seconds", "test_accuracy")
 DIRECTIONS = ("MINIMIZE", "MAXIMIZE")
 
@@ -84,7 +87,15 @@ trial_values = sa.Table(
 )
 
 trial_intermediate_values = sa.Table(
-    "trial_intermediate_values", _metadata, _key("trial_intermediate_value_id"), sa.Column("trial_id", sa.Integer)
+    "trial_intermediate_values",
+    _metadata,
+    _key("trial_intermediate_value_id"),
+    sa.Column("trial_id", sa.Integer),
+    sa.Column("step", sa.Integer),
+    sa.Column("intermediate_value", sa.Float(53)),
+    sa.Column(
+        "intermediate_value_type", sa.Enum("FINITE", "INF_POS", "INF_NEG", "NAN", name="trialintermediatevaluetype")
+    ),
 )
 
 trial_heartbeats = sa.Table(

@@ -23,12 +23,14 @@ from budgettune.rows import (
     read_stored_params,
     set_state,
 )
-from budgettune.slots import read_slot_rows
+from budgettune.slots import note_machine_kind, read_machine_kind, read_slot_rows
 from budgettune.storage import writing
 from budgettune.tables import (
     DIRECTIONS,
     METRIC_NAMES,
     METRIC_NAMES_ATTRIBUTE,
+    NOTE_ATTRIBUTE,
+    NOTE_VERSION_ATTRIBUTE,
     SPEC_ATTRIBUTE,
     TABLES_OF_A_STUDY,
     TABLES_OF_A_TRIAL,
@@ -37,13 +39,15 @@ from budgettune.tables import (
     study_system_attributes,
     study_user_attributes,
     trial_heartbeats,
+    trial_params,
     trial_user_attributes,
     trials,
     utc_in,
 )
-from budgettune.trial_rows import read_attributes, read_params, whole_number
+from budgettune.trial_rows import is_whole, read_attributes, read_params
 
 CLAIM_ATTRIBUTES = ("cell", "repeat", "attempt", "seed")
+MANY_ROWS = 1_000
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ class TakenTrial:
     """A row that is now ours to run.
 
     Attributes:
-        attributes: cell, repeat, attempt and seed.
+        attributes: cell, repeat, attempt and, but for a row that lost it, seed.
         params_are_drawn: false for a sampled point that has no params yet.
     """
 
@@ -85,8 +89,14 @@ class Reconciled:
 # --- Studies --------------------------------------------------------------------------------------------------------
 
 
-def insert_study(engine: sa.Engine, name: str, spec_json: str, new_trials: Sequence[NewTrial]) -> int | None:
-    """Add a study with its first trials, all or nothing; return its id, None where one of that name is there."""
+def insert_study(
+    engine: sa.Engine, name: str, spec_json: str, new_trials: Sequence[NewTrial], *, note: str
+) -> int | None:
+    """Add a study with its note for dashboards and its first trials, all or nothing.
+
+    Returns:
+        The study's id, None where one of that name is there.
+    """
     with writing(engine) as connection:
         make = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
         statement = make(studies).values(study_name=name).on_conflict_do_nothing(index_elements=["study_name"])
@@ -101,9 +111,14 @@ def insert_study(engine: sa.Engine, name: str, spec_json: str, new_trials: Seque
         for table, key, value in (
             (study_user_attributes, SPEC_ATTRIBUTE, spec_json),
             (study_system_attributes, METRIC_NAMES_ATTRIBUTE, json.dumps(METRIC_NAMES)),
+            (study_system_attributes, NOTE_VERSION_ATTRIBUTE, "1"),
+            (study_system_attributes, NOTE_ATTRIBUTE, json.dumps(note)),
         ):
             connection.execute(sa.insert(table).values(study_id=study_id, key=key, value_json=value))
         insert_trials(connection, study_id, new_trials)
+        if connection.dialect.name == "postgresql" and len(new_trials) >= MANY_ROWS:
+            # The server learns of many new rows by itself within minutes, and plans badly until then.
+            connection.execute(sa.text(f"ANALYZE {trials.name}, {trial_user_attributes.name}, {trial_params.name}"))
         return int(study_id)
 
 
@@ -123,31 +138,38 @@ def delete_study(engine: sa.Engine, study_id: int) -> None:
 # --- Claim ----------------------------------------------------------------------------------------------------------
 
 
-def take_waiting(engine: sa.Engine, study_id: int) -> TakenTrial | None:
-    """Turn the oldest waiting trial of a cell into a running one with its first heartbeat; None where none waits."""
+def take_waiting(engine: sa.Engine, study_id: int, after_id: int = 0) -> TakenTrial | None:
+    """Turn the oldest waiting trial of a cell into a running one with its first heartbeat; None where none waits.
+
+    Args:
+        engine: from `open_engine`.
+        study_id: of the study.
+        after_id: of a trial; those before it, which are known not to wait, need not be looked at.
+    """
     with writing(engine) as connection:
-        passed_over = -1
-        while (found := _next_waiting(connection, study_id, passed_over)) is not None:
-            trial_id, number = found
-            attributes = read_attributes(connection, [trial_id], CLAIM_ATTRIBUTES)[trial_id]
-            if all(whole_number(attributes.get(name)) is not None for name in CLAIM_ATTRIBUTES):
-                set_state(connection, trial_id, "RUNNING", datetime_start=utc_in())
-                beat(connection, trial_id)
-                return TakenTrial(trial_id, number, read_params(connection, [trial_id])[trial_id], attributes)
-            passed_over = number
+        while (found := _next_waiting(connection, study_id, after_id)) is not None:
+            after_id, number = found
+            stored = read_attributes(connection, [after_id], CLAIM_ATTRIBUTES)[after_id]
+            attributes = {"attempt": 1} | {name: value for name, value in stored.items() if is_whole(value)}
+            if is_whole(number) and {"cell", "repeat"} <= attributes.keys():
+                set_state(connection, after_id, "RUNNING", datetime_start=utc_in())
+                beat(connection, after_id)
+                return TakenTrial(after_id, number, read_params(connection, [after_id])[after_id], attributes)
     return None
 
 
-def _next_waiting(connection: sa.Connection, study_id: int, after_number: int) -> tuple[int, int] | None:
+def _next_waiting(connection: sa.Connection, study_id: int, after_id: int) -> tuple[int, int] | None:
     """Lock the next waiting row that names a cell; rows that others have locked are being taken by them."""
-    cell = sa.select(trial_user_attributes.c.trial_id).where(
-        trial_user_attributes.c.trial_id == trials.c.trial_id, trial_user_attributes.c.key == "cell"
+    # Not as EXISTS: PostgreSQL makes a join of it that reads all waiting rows to find the first.
+    attribute = trial_user_attributes
+    of_cell = sa.select(attribute.c.trial_id).where(
+        attribute.c.trial_id == trials.c.trial_id, attribute.c.key == "cell"
     )
     query = (
         sa.select(trials.c.trial_id, trials.c.number)
-        .where(trials.c.study_id == study_id, trials.c.state == "WAITING", trials.c.number > after_number)
-        .where(cell.exists())
-        .order_by(trials.c.number)
+        .where(trials.c.study_id == study_id, trials.c.state == "WAITING", trials.c.trial_id > after_id)
+        .where(of_cell.scalar_subquery().is_not(None))
+        .order_by(trials.c.trial_id)
         .limit(1)
         .with_for_update(skip_locked=True)
     )
@@ -165,41 +187,72 @@ def renew_lease(engine: sa.Engine, trial_id: int) -> bool:
 
 
 def record_result(
-    engine: sa.Engine, study_id: int, taken: TakenTrial, attributes: Mapping[str, Any], values: tuple[float, float]
+    engine: sa.Engine,
+    study_id: int,
+    taken: TakenTrial,
+    attributes: Mapping[str, Any],
+    values: tuple[float, float],
+    kind: str | None = None,
+    *,
+    is_noted: bool = False,
 ) -> bool:
     """Store a result; return whether it is the one that counts for its cell and repeat.
 
-    Delivering the same result again (the answer to the first delivery was lost) changes nothing.
+    Delivering the same result again (the answer to the first delivery was lost) changes nothing. A result from another
+    kind of machine is kept as an extra, and its slot is queued again.
+
+    Args:
+        engine: from `open_engine`.
+        study_id: of the study.
+        taken: the trial.
+        attributes: of its result.
+        values: seconds and accuracy.
+        kind: of machine that counts; None asks the study.
+        is_noted: whether the study is known to have this result's kind in its list.
     """
     with writing(engine) as connection:
+        if not lock_study(connection, study_id):
+            return False  # deleted meanwhile
+        if not is_noted:
+            note_machine_kind(connection, study_id, attributes["device_name"])
         state = lock_trial(connection, taken.trial_id)
-        if state == "RUNNING":
+        fits = (kind or read_machine_kind(connection, study_id)) in (None, attributes.get("device_name"))
+        if state == "RUNNING" and fits:
             end_trial(connection, taken.trial_id, "COMPLETE", attributes, values)
-    return state in ("RUNNING", "COMPLETE") or _record_late(engine, study_id, taken, attributes, values)
+            return True
+        if state == "RUNNING":
+            end_trial(connection, taken.trial_id, "COMPLETE", {**attributes, "extra": True}, values)
+            insert_trials(connection, study_id, [NewTrial("WAITING", taken.attributes, params_of=taken.trial_id)])
+            return False
+        if state == "COMPLETE":
+            return read_attributes(connection, [taken.trial_id], ["extra"])[taken.trial_id].get("extra") is not True
+        return state is not None and _record_late(connection, study_id, taken, attributes, values, fits)
 
 
 def _record_late(
-    engine: sa.Engine, study_id: int, taken: TakenTrial, attributes: Mapping[str, Any], values: tuple[float, float]
+    connection: sa.Connection,
+    study_id: int,
+    taken: TakenTrial,
+    attributes: Mapping[str, Any],
+    values: tuple[float, float],
+    fits: bool,
 ) -> bool:
     """Keep the result of a trial that was taken for lost: for its cell where that still waits, else as an extra."""
     attributes = {**attributes, "late_of": taken.number}
-    with writing(engine) as connection:
-        if not lock_study(connection, study_id) or lock_trial(connection, taken.trial_id) is None:
-            return False  # deleted meanwhile
-        rows = [row for row in read_slot_rows(connection, study_id) if row.slot == taken.slot]
-        delivered = next((row for row in rows if row.late_of == taken.number), None)
-        if delivered is not None:
-            return not delivered.extra
-        for row in rows:
-            if row.state == "WAITING" and lock_trial(connection, row.trial_id) == "WAITING":
-                end_trial(connection, row.trial_id, "COMPLETE", attributes, values)
-                return True
-        counts = not any(row.is_taken for row in rows)
-        if not counts:
-            attributes["extra"] = True
-        new = NewTrial("COMPLETE", {**taken.attributes, **attributes}, params_of=taken.trial_id, values=values)
-        insert_trials(connection, study_id, [new])
-        return counts
+    rows = [row for row in read_slot_rows(connection, study_id) if row.slot == taken.slot]
+    delivered = next((row for row in rows if row.late_of == taken.number), None)
+    if delivered is not None:
+        return not delivered.extra
+    for row in rows if fits else ():
+        if row.state == "WAITING" and lock_trial(connection, row.trial_id) == "WAITING":
+            end_trial(connection, row.trial_id, "COMPLETE", attributes, values)
+            return True
+    counts = fits and not any(row.is_taken for row in rows)
+    if not counts:
+        attributes["extra"] = True
+    new = NewTrial("COMPLETE", {**taken.attributes, **attributes}, params_of=taken.trial_id, values=values)
+    insert_trials(connection, study_id, [new])
+    return counts
 
 
 def record_failure(

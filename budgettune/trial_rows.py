@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import datetime
@@ -33,6 +34,16 @@ _PLAIN_ATTRIBUTES = (
     *NUMERIC_ATTRIBUTES,
 )
 _WHOLE_NUMBERS = ("cell", "repeat", "attempt", "seed", "epochs", "steps", "parameters", "multiply_adds")
+_NUMBERS: dict[str, type[int] | type[float]] = {
+    "FloatDistribution": float,
+    "IntDistribution": int,
+    # Those of Optuna before 3.0; it still reads them, and so must we.
+    "UniformDistribution": float,
+    "LogUniformDistribution": float,
+    "DiscreteUniformDistribution": float,
+    "IntUniformDistribution": int,
+    "IntLogUniformDistribution": int,
+}
 _REAL_NUMBERS = tuple(name for name in NUMERIC_ATTRIBUTES if name not in _WHOLE_NUMBERS)
 
 
@@ -131,26 +142,33 @@ def read_params(connection: sa.Connection, trial_ids: Sequence[int]) -> defaultd
     for trial_id, name, value, distribution in connection.execute(
         query.where(table.c.trial_id.in_(trial_ids)).order_by(table.c.param_id)
     ):
+        if not isinstance(name, str):
+            continue
         try:
             params[trial_id][name] = _external(value, distribution)
-        except (TypeError, ValueError, LookupError, OverflowError):
+        except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
             continue
     return params
 
 
 def _external(value: Any, distribution_json: str) -> Any:
     """Return a param as the user knows it; a choice is stored as its index, a whole number as a float."""
-    name, choices = _distribution(distribution_json)
-    if choices is not None:
-        return choices[int(value)]
-    return int(value) if name.startswith("Int") else float(value)
+    kind = _distribution(distribution_json)
+    if isinstance(kind, dict):
+        return kind[int(value)]
+    number = kind(value)
+    if not math.isfinite(number):
+        raise ValueError("not a value of any range")
+    return number
 
 
 @lru_cache(maxsize=4096)
-def _distribution(distribution_json: str) -> tuple[str, tuple[Any, ...] | None]:
+def _distribution(distribution_json: str) -> dict[int, Any] | type[int] | type[float]:
+    """Return the choices by their index, or the kind of number."""
     document = json.loads(distribution_json)
-    choices = document["attributes"].get("choices") if document["name"] == "CategoricalDistribution" else None
-    return document["name"], None if choices is None else tuple(choices)
+    if document["name"] == "CategoricalDistribution":
+        return dict(enumerate(document["attributes"]["choices"]))
+    return _NUMBERS[document["name"]]
 
 
 def _values(connection: sa.Connection, trial_ids: Sequence[int]) -> defaultdict[int, dict[int, float]]:
@@ -185,14 +203,19 @@ def parse_json(text: Any) -> Any:
         return None
 
 
+def is_whole(value: Any) -> bool:
+    """Whether a value is a whole number."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def whole_number(value: Any) -> int | None:
     """Return a value where it is a whole number, else None."""
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+    return value if is_whole(value) else None
 
 
 def _number(value: Any) -> float | None:
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return value if is_number and math.isfinite(value) else None
+    return value if is_number and abs(value) <= sys.float_info.max else None
 
 
 def _text(value: Any) -> str | None:
@@ -210,7 +233,7 @@ def _moment(text: Any) -> str | None:
 def failure_pair(value: Any) -> tuple[str, str] | None:
     """Return the kind and the message of a stored failure."""
     if isinstance(value, Mapping):
-        return str(value.get("kind", "unknown")), str(value.get("message", ""))
+        return _text(value.get("kind")) or "unknown", _text(value.get("message")) or ""
     return ("unknown", value) if isinstance(value, str) else None
 
 

@@ -19,16 +19,19 @@ def parse_duration(text: str | float) -> float:
     Raises:
         ValueError: where it is neither, is not finite, or is not above zero.
     """
-    seconds = _number(text) if isinstance(text, (int, float)) else _parse(text.strip().lower())
+    seconds = _parse(text.strip().lower()) if isinstance(text, str) else _number(text)
     if not (math.isfinite(seconds) and seconds > 0):
         raise ValueError(f"is not above zero and finite: {_EXAMPLES}")
     return seconds
 
 
-def _number(value: float) -> float:
-    if isinstance(value, bool):
+def _number(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ValueError(f"is not a duration: {_EXAMPLES}")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
 
 
 def _parse(text: str) -> float:

@@ -154,4 +154,12 @@ class _Handler(WSGIRequestHandler):
 
     def log_message(self, format: str, *arguments: Any) -> None:  # noqa: A002
         """Keep the access log for those who ask for it."""
-        log.debug("%s %s", self.address_string(), (format % arguments).encode("unicode_escape").decode())
+        log.debug("%s %s", self.address_string(), _printable(format % arguments))
+
+    def log_error(self, format: str, *arguments: Any) -> None:  # noqa: A002
+        """Tell of requests that are none."""
+        log.warning("refused a request from %s: %s", self.address_string(), _printable(format % arguments))
+
+
+def _printable(text: str) -> str:
+    return text[:300].encode("unicode_escape").decode()

@@ -23,7 +23,8 @@ from budgettune.errors import (
 )
 from budgettune.machine import usable_cores, witness_for
 from budgettune.probing import probe_study
-from budgettune.records import EpochRecord, TrialResult
+from budgettune.records import EpochRecord, MachineInfo, TrialResult
+from budgettune.roots import allowed_folders, check_paths
 from budgettune.spec import DataSpec, StudySpec
 from budgettune.spool import Spool, pauses
 from budgettune.stopping import StopFlag
@@ -111,13 +112,15 @@ class _Worker:
     _in_a_row: int = 0
     _handles: dict[str, StudyHandle] = field(default_factory=dict)
     _probed: set[str] = field(default_factory=set)
+    _refused: set[str] = field(default_factory=set)
     _has_answered: bool = False
     _waits: Iterator[float] | None = None
 
     def run(self) -> WorkerSummary:
         self.device = pick_device(self.options.device)
+        self.folders = allowed_folders(self.options.allow_root, self.url)
         self.data = DataCache(self.device, self.options.allow_import)
-        self.witness = prepare_process(self.device, self.options.threads)
+        self.machine, self.witness = prepare_process(self.device, self.options.threads)
         began = time.monotonic()
         while not self.stop.is_set and not self._is_spent(time.monotonic() - began):
             try:
@@ -171,7 +174,23 @@ class _Worker:
         if not self._has_answered:
             self._has_answered = True
             self.spool.deliver_all(self.url)  # before a cell whose result is here is taken for open
-        return studies
+        return [study for study in studies if self._fits(study)]
+
+    def _fits(self, study: StudyHandle) -> bool:
+        """Whether a study's times come from machines of this kind; where it was named and they do not, say so."""
+        kind = None if self.options.allow_mixed else study.machine_kind()
+        if kind in (None, self.machine.key):
+            return True
+        refusal = (
+            f"study {study.name!r} takes its times on {kind}, and this worker is {self.machine.key}: run it on such "
+            f"a machine (--threads tells how many of a CPU's), or mix their times knowingly with --allow-mixed"
+        )
+        if self.study_name:
+            raise UsageError(refusal)
+        if study.name not in self._refused:
+            logger.warning("left out: %s", refusal)
+            self._refused.add(study.name)
+        return False
 
     def _claim(self, study: StudyHandle) -> Claim | None:
         """Return an open trial of a study, looking for lost ones only where none is waiting."""
@@ -194,7 +213,7 @@ class _Worker:
             study.spec,
             self.device,
             limit_seconds=limit_seconds,
-            allow_import=self.options.allow_import,
+            should_stop=lambda: self.stop.is_set,
             say=logger.info,
         )
 
@@ -242,7 +261,9 @@ class _Worker:
 
     def _train_once(self, study: StudyHandle, claim: Claim, should_stop: Callable[[], bool]) -> Trained:
         spec = study.spec
-        data, load_seconds = self.data.get(spec.resolve(claim.params).data)
+        config = spec.resolve(claim.params)
+        check_files(config, self.folders)
+        data, load_seconds = self.data.get(config.data)
         return train(
             spec,
             claim.params,
@@ -257,7 +278,8 @@ class _Worker:
         )
 
     def _deliver(self, study: StudyHandle, claim: Claim, result: TrialResult) -> None:
-        counts = self.spool.deliver(study, claim, result, self.options.patience_seconds, self.stop.wait)
+        allow_mixed, patience_seconds = self.options.allow_mixed, self.options.patience_seconds
+        counts = self.spool.deliver(study, claim, result, patience_seconds, self.stop.wait, allow_mixed=allow_mixed)
         if counts is None:
             self.listener.failed(claim, "told to stop; the next worker on this box delivers its result")
             return
@@ -267,7 +289,7 @@ class _Worker:
             self.listener.completed(study, claim, result)
         else:
             self.failed += 1
-            self.listener.failed(claim, "another worker was quicker: its lease had expired")
+            self.listener.failed(claim, "kept as an extra: another worker's result counts for its cell")
 
     def _record_failure(self, study: StudyHandle, claim: Claim, error: Exception) -> None:
         expected = isinstance(error, BudgetTuneError)
@@ -286,11 +308,25 @@ class _Worker:
             ) from error
 
 
-def prepare_process(device: torch.device, threads: int | None) -> Witness:
-    """Fix the number of threads for the whole process, and return a witness for what is trained in it."""
+def check_files(config: StudySpec, folders: frozenset[Path] | None) -> None:
+    """Refuse files that a study names outside the folders of `allowed_folders`.
+
+    Raises:
+        UsageError: for the first one.
+    """
+    named = (
+        ("data.root", config.data.root),
+        ("data.cache", config.data.cache),
+        ("pruning.scores", config.pruning.scores),
+    )
+    check_paths(named, folders)
+
+
+def prepare_process(device: torch.device, threads: int | None) -> tuple[MachineInfo, Witness]:
+    """Fix the number of threads for the whole process; return its machine, and a witness for what is trained in it."""
     torch.set_num_threads(threads or usable_cores())
     machine = Device(device).machine()
-    return witness_for(machine.device, threads=machine.threads, device_uuid=machine.device_uuid)
+    return machine, witness_for(machine.device, threads=machine.threads, device_uuid=machine.device_uuid)
 
 
 def train_one(
@@ -301,14 +337,29 @@ def train_one(
     device: str = "auto",
     threads: int | None = None,
     allow_import: Collection[str] = (),
+    folders: frozenset[Path] | None = None,
     stop: StopFlag | None = None,
     on_epoch: Callable[[EpochRecord], None] = lambda record: None,
 ) -> Trained:
-    """Train one configuration without recording it in a study, and return its result and model."""
+    """Train one configuration without recording it in a study, and return its result and model.
+
+    Args:
+        study: or its spec.
+        params: values of what the study searches.
+        seed: of everything random.
+        device: auto, cpu, cuda or cuda:N.
+        threads: of the CPU; None for every usable core.
+        allow_import: packages that code named in the spec may come from.
+        folders: that it may name files in, from `allowed_folders`; None for any.
+        stop: ends it early, with Interrupted.
+        on_epoch: told each point of the curve.
+    """
     spec = study if isinstance(study, StudySpec) else study.spec
     chosen = pick_device(device)
-    witness = prepare_process(chosen, threads)
-    data, load_seconds = DataCache(chosen, allow_import).get(spec.resolve(params).data)
+    _, witness = prepare_process(chosen, threads)
+    config = spec.resolve(params)
+    check_files(config, folders)
+    data, load_seconds = DataCache(chosen, allow_import).get(config.data)
     return train(
         spec,
         params,

@@ -9,7 +9,8 @@ import random
 from dataclasses import dataclass
 from itertools import product
 
-from budgettune.predict.workload import Workloads, effective_steps
+from budgettune.predict.timing import effective_steps
+from budgettune.predict.workload import Workloads
 from budgettune.records import EpochRecord, MachineInfo, PhaseSeconds, TrialRecord
 from budgettune.spec import StudySpec
 
@@ -100,7 +101,6 @@ class World:
             keep_fraction=sum(epoch.samples for epoch in curve) / workload.images / epochs,
             epochs=epochs,
             steps=sum(epoch.steps for epoch in curve),
-            parameters=workload.arithmetic.parameters,
             multiply_adds=workload.arithmetic.multiply_adds,
             device_name=MACHINE.key,
             curve=curve,

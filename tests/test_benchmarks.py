@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from budgettune.spec import STRATEGIES
+
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 TINY = ["--data", "digits", "--images", "200", "--batch-size", "50", "--blocks", "1", "--rounds", "1"]
 
@@ -61,8 +63,13 @@ def test_pruning_cost_covers_every_strategy(run):
     arguments = ["--image-size", "8", "--sizes", "400", "--epochs", "2"]
     text, numbers = run("pruning_cost", *arguments)
     assert "saved / dropped" in text
-    assert [row["strategy"] for row in numbers["costs"]] == ["full", "random", "stale-quantile", "paper-as-coded"]
-    assert [row["visits"] for row in numbers["savings"][:3]] == [400, 280, 340]
+    assert [row["strategy"] for row in numbers["costs"]] == list(STRATEGIES)
+    asked = {row["strategy"]: (row["looked at per epoch"], row["helper epochs"]) for row in numbers["costs"]}
+    assert asked["stale-quantile"] == ("0.00", "0")
+    assert asked["selective-backprop"] == ("0.90", "0")  # its first epoch chooses nothing
+    assert asked["el2n"] == ("0.00", "3")  # before the first epoch
+    assert asked["craig"] == ("0.20", "0")
+    assert [row["visits"] for row in numbers["savings"][:3]] == [400, 280, 280]
 
 
 def test_deadline_ends_near_the_budget_at_both_batches(run):
@@ -105,3 +112,39 @@ def test_a_device_that_is_not_here_is_refused_in_one_line(monkeypatch, capsys):
     throughput, common = module(monkeypatch, "throughput"), module(monkeypatch, "common")
     with pytest.raises(SystemExit, match=r"^error: device cuda is not here"):
         common.start(lambda: throughput.main(["--device", "cuda", "--same-process"]))
+
+
+def test_the_dashboard_benchmark_has_workers_alone_and_beside_both_servers(monkeypatch, tmp_path, capsys):
+    file = tmp_path / "numbers.json"
+    small = ["--trials", "60", "--clients", "2", "--workers", "1", "--each", "5", "--rounds", "1"]
+    module(monkeypatch, "dashboard").main(
+        [*small, "--poll-seconds", "0.3", "--databases", "sqlite", "--json", str(file)]
+    )
+    numbers = json.loads(file.read_text())["sqlite"]
+    assert "| slower by" in capsys.readouterr().out
+    assert [row["beside"] for row in numbers["workers"]] == ["nobody", "budgettune", "optuna-dashboard"]
+    assert [row["failed"] for row in numbers["visitors"]] == [0, 0]
+    assert all(row["polls"] >= 2 for row in numbers["visitors"])
+
+
+def test_the_report_is_timed_beside_optunas_own_plot(monkeypatch, tmp_path, capsys):
+    report = module(monkeypatch, "report")
+    report.main(["--trials", "5", "--rounds", "1", "--json", str(tmp_path / "numbers.json")])
+    (row,) = json.loads((tmp_path / "numbers.json").read_text())["report"]
+    assert "| trials | build s" in capsys.readouterr().out
+    assert row["trials"] == 5
+    assert row["page MB"] > 1
+
+
+def test_the_service_is_compared_with_plain_optuna_in_three_parts(monkeypatch, tmp_path, capsys):
+    service, file = module(monkeypatch, "service"), tmp_path / "numbers.json"
+    few = ["--cells", "40", "--trials", "2", "--workers", "2", "--grid", "40", "--sizes", "60", "--rounds", "1"]
+    service.main(["--databases", "sqlite", *few, "--json", str(file)])
+    assert "| statements" in capsys.readouterr().out
+    numbers = json.loads(file.read_text())
+    statements = {row["what"]: row["statements"] for row in numbers["cost"]}
+    assert statements["claim, complete (ours)"] < statements["ask, tell"]
+    assert statements["heartbeat (ours)"] == 1
+    work = {row["by"]: row for row in numbers["workers"]}
+    assert [work["ours"][fact] for fact in ("complete", "doubled", "lost", "open rows", "crashed")] == [40, 0, 0, 0, 0]
+    assert {row["question"] for row in numbers["answers"]} > {"study.best_trials", "budgettune best"}

@@ -4,9 +4,12 @@ import csv
 import io
 import itertools
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -38,6 +41,7 @@ def run(monkeypatch, capsys, tmp_path):
 
 SMALL = [
     *("--set", "train.epochs=1"),
+    *("--set", "pruning.strategy=random"),
     *("--set", "train.batch_size=256"),
     *("--set", "search={scale = [1.0, 2.0], prune_rate = [0.0, 0.5]}"),
 ]
@@ -150,9 +154,16 @@ def test_mixed_machines_are_pointed_out_and_can_be_told_apart(run, monkeypatch):
     assert run("worker", "--trials", 2)[0] == 0
     real = Device.machine
     monkeypatch.setattr(Device, "machine", lambda self: _renamed(real(self)))
-    assert run("worker")[0] == 0
-    out, err = run("front")[1:]
-    assert "2 kinds of machine" in err or len(out.splitlines()) < 4
+    status, _, err = run("worker", "digits")
+    assert status == 1
+    assert "--allow-mixed" in err
+    assert run("worker", "--allow-mixed")[0] == 0
+    out, err = run("best", "--budget", "1h", "--top", 9, "--format", "json")[1:]
+    assert {row["number"] for row in json.loads(out)} == {0, 1}
+    assert "the study also holds Abacus x1" in err
+    out, err = run("front", "--device-name", "any", "--format", "json")[1:]
+    assert len(json.loads(out)["front"]) >= 1
+    assert "different kinds of machine" in err
     named = json.loads(run("best", "--budget", "1h", "--top", 9, "--device-name", "Abacus x1", "--format", "json")[1])
     assert [row["number"] for row in named if row["number"] < 2] == []
     assert len(named) == 2
@@ -248,3 +259,46 @@ def test_help_and_best_load_neither_torch_nor_optuna(tmp_path):
     for words in (["--help"], ["best", "--budget", "9s", "--storage", url], ["front", "--storage", url]):
         done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
+
+
+PROGRAM = Path(sys.executable).with_name("budgettune")
+in_bash = pytest.mark.skipif(shutil.which("bash") is None or not PROGRAM.exists(), reason="needs bash and a command")
+
+
+def bash(script, tmp_path, **environment):
+    """Run lines of bash beside a budgettune on the path; return what they print."""
+    path = f"{PROGRAM.parent}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "HOME": str(tmp_path), "TERM": "dumb", **environment}
+    run = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, check=True)
+    return run.stdout
+
+
+@in_bash
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["stu"], ["study"]),
+        (["study", "show", "--wa"], ["--watch"]),
+        (["best", "digi"], ["digits"]),
+        (["best", "--format", ""], ["table", "json", "csv"]),
+    ],
+)
+def test_a_shell_completes_commands_options_choices_and_studies(tmp_path, words, expected):
+    url = f"sqlite:///{tmp_path / 'studies.db'}"
+    create_study(load_spec("digits"), url)
+    quoted = " ".join(f"'{word}'" for word in words)
+    script = (
+        'eval "$(_BUDGETTUNE_COMPLETE=source_bash budgettune)"\n'
+        f"COMP_WORDS=(budgettune {quoted}) COMP_CWORD={len(words)}\n"
+        "_budgettune_completion budgettune\n"
+        "echo ${COMPREPLY[@]}"
+    )
+    assert bash(script, tmp_path, BUDGETTUNE_STORAGE=url).split() == expected
+
+
+@in_bash
+def test_completion_is_shown_and_installed_for_the_shell_that_asks(tmp_path):
+    shown = bash("budgettune --show-completion; true", tmp_path)  # true: else bash becomes the command
+    assert "complete -o default -F _budgettune_completion budgettune" in shown
+    bash("budgettune --install-completion; true", tmp_path)
+    assert "budgettune" in (tmp_path / ".bashrc").read_text()

@@ -20,7 +20,9 @@ from budgettune.dashboard import PASSWORD_VARIABLE, find_passwords, make_app, se
 from budgettune.errors import StorageError, UsageError
 from budgettune.guard import LARGEST_BODY_BYTES
 from budgettune.passwords import HashedPassword, Lockout, Passwords, hash_password
+from budgettune.spec import StudySpec
 from budgettune.storage import open_storage
+from budgettune.study import create_study
 from budgettune.webserver import listen
 
 METRICS = ["train_seconds", "test_accuracy"]
@@ -114,6 +116,22 @@ def test_the_page_and_its_script_load(reader):
     assert reader.body == b""
 
 
+def test_a_study_of_ours_has_its_objectives_named_and_a_note_with_its_file(sqlite_url):
+    spec = StudySpec.from_toml(
+        'name = "mine | \'yours\'"\n[search]\nscale = [1.0, 1.4]\n"train.optimizer" = ["adam", "sgd"]\n'
+        '"train.lr" = { low = 1e-4, high = 1e-2, log = true }\n[sampler]\nname = "tpe"\ntrials = 3\n'
+    )
+    study = create_study(spec, sqlite_url)
+    with served(make_app(sqlite_url)) as client:
+        assert client("GET", f"/api/studies/{study.study_id}") == 200
+        detail = client.json()
+    assert detail["objective_names"] == METRICS
+    note = detail["note"]["body"]
+    assert "| `train.lr` | 0.0001 to 0.01, log scale |" in note
+    assert "budgettune best 'mine | '" in note
+    assert StudySpec.from_toml(note.partition("```toml\n")[2].partition("```")[0]) == spec
+
+
 def test_new_trials_appear_while_it_runs(tmp_path):
     url = f"sqlite:///{tmp_path}/study.db"
     storage = open_storage(url, create=True)
@@ -200,6 +218,26 @@ def test_garbage_does_not_stop_the_server(reader):
     assert reader("GET", "/healthz") == 200
 
 
+@pytest.mark.parametrize(
+    ("request_bytes", "reason"),
+    [
+        (b"GET /static/..%2fsecret HTTP/1.1\r\nHost: localhost\r\n\r\n", "no such path"),
+        (b"BREW /api/studies HTTP/1.1\r\nHost: localhost\r\n\r\n", "unknown method"),
+        (b"POST /api/studies HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999\r\n\r\n", "over"),
+        (b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\n\r\n", "414"),
+        (b"\x16\x03\x01\x1b[31m\r\n\r\n", "400"),
+    ],
+)
+def test_an_attack_is_refused_and_logged_in_a_line_and_the_server_lives(reader, caplog, request_bytes, reason):
+    status = reader.raw(request_bytes)
+    assert b" 2" not in status
+    (line,) = [record.getMessage() for record in caplog.records if record.name.startswith("budgettune")]
+    assert "refused" in line
+    assert reason in line
+    assert line.isprintable()
+    assert reader("GET", "/healthz") == 200
+
+
 def test_who_drips_bytes_is_cut_off(url, monkeypatch):
     monkeypatch.setattr(webserver, "REQUEST_SECONDS", 0.3)
     with served(make_app(url)) as client, socket.create_connection((client.host, int(client.port))) as connection:
@@ -283,6 +321,12 @@ def test_with_a_password_any_host_name_will_do(guarded):
 def test_broken_credentials_are_wrong_passwords(guarded, header):
     assert guarded("GET", "/api/studies", Authorization=header) in (401, 431)
     assert guarded("GET", "/api/studies", login="ada:correct horse") == 200
+
+
+def test_a_huge_password_is_wrong_without_being_hashed(guarded, monkeypatch):
+    monkeypatch.setattr(Passwords, "_matches", None)  # calling it would fail the request
+    assert guarded("GET", "/api/studies", login=f"ada:{'x' * 5_000}") == 401
+    assert guarded("GET", "/healthz") == 200
 
 
 def test_an_empty_password_is_wrong(guarded):

@@ -120,7 +120,8 @@ def test_a_child_stops_when_its_parent_is_gone(monkeypatch):
 
 def test_two_processes_of_the_real_command_finish_a_study(sqlite_url, tmp_path, monkeypatch):
     monkeypatch.setenv("BUDGETTUNE_SPOOL", str(tmp_path / "spool"))
-    overrides = ["train.epochs=1", "search={scale = [1.0], prune_rate = [0, 0.5]}", "clock.warmup_steps=1"]
+    search = "search={scale = [1.0], prune_rate = [0, 0.5]}"
+    overrides = ["train.epochs=1", "pruning.strategy=random", search, "clock.warmup_steps=1"]
     study = create_study(load_spec("digits").with_overrides(overrides), sqlite_url)
     lines = []
     members = plan_fleet(CPU, 2, [], cores=2)

@@ -16,13 +16,21 @@ LAYERS = {
     "__main__": 5,
     "api": 5,
     "cli": 5,
+    "cli_answers": 5,
     "cli_options": 5,
     "cli_predict": 5,
     "cli_study": 5,
+    "cli_training": 5,
     "progress": 5,
     "render": 5,
+    "watch": 5,
     # 4: programs
+    "comparing": 4,
+    "comparison_figure": 4,
+    "comparison_plan": 4,
+    "comparison_report": 4,
     "dashboard": 4,
+    "live_figures": 4,
     "fleet": 4,
     "guard": 4,
     "probing": 4,
@@ -30,12 +38,14 @@ LAYERS = {
     "profile_report": 4,
     "profile_space": 4,
     "report": 4,
+    "shared_view": 4,
     "spool": 4,
     "watchdog": 4,
     "webserver": 4,
     "worker": 4,
     # 3: studies, answers, models
     "export": 3,
+    "live_storage": 3,
     "planning": 3,
     "predict": 3,
     "probes": 3,
@@ -51,10 +61,13 @@ LAYERS = {
     "database_errors": 2,
     "disturbance": 2,
     "engines": 2,
+    "evidence": 2,
     "locks": 2,
+    "note": 2,
     "machine": 2,
     "nvml": 2,
     "procfs": 2,
+    "roots": 2,
     "rows": 2,
     "sentinel": 2,
     "stopping": 2,
@@ -62,30 +75,53 @@ LAYERS = {
     "tables": 2,
     "training": 2,
     # 1: frozen values
+    "comparison": 1,
+    "files": 1,
     "passwords": 1,
     "prune_rates": 1,
     "records": 1,
     "spec": 1,
     "spec_faults": 1,
+    "spec_pruning": 1,
     "spec_tables": 1,
     "worker_options": 1,
     # 0: nothing
     "errors": 0,
+    "significance": 0,
+    "renewal": 0,
+    "textplot": 0,
+    "texts": 0,
     "units": 0,
 }
 """Layer of each module; a package stands for all its modules, which may import each other."""
 
 NEIGHBOURS = {
     "__init__": {"api"},
-    "cli": {"__init__", "api", "cli_options", "cli_predict", "cli_study", "progress", "render"},
+    "cli": {
+        "__init__",
+        "api",
+        "cli_answers",
+        "cli_options",
+        "cli_predict",
+        "cli_study",
+        "cli_training",
+        "progress",
+        "render",
+    },
+    "cli_answers": {"api", "cli_options", "render"},
+    "__main__": {"cli"},
     "cli_options": {"render"},
     "cli_predict": {"api", "cli_options", "render"},
-    "cli_study": {"api", "cli_options", "render"},
-    "dashboard": {"guard", "webserver"},
+    "cli_study": {"api", "cli_options", "render", "watch"},
+    "cli_training": {"api", "cli_options", "cli_predict", "render"},
+    "comparing": {"comparison_plan", "profile_space", "worker"},
+    "comparison": {"files", "records", "spec"},
+    "dashboard": {"guard", "live_figures", "shared_view", "webserver"},
     "disturbance": {"procfs", "sentinel"},
     "engines": {"database_errors"},
-    "errors": {"units"},
+    "errors": {"texts", "units"},
     "export": {"query"},
+    "live_storage": {"trial_rows"},
     "locks": {"database_errors", "engines"},
     "machine": {"disturbance", "nvml", "procfs"},
     "nvml": {"disturbance"},
@@ -94,11 +130,13 @@ NEIGHBOURS = {
     "profile_report": {"profile_space"},
     "probes": {"trial_rows"},
     "progress": {"render"},
-    "prune_rates": {"spec_tables"},
-    "query": {"trial_rows"},
+    "prune_rates": {"spec_pruning"},
+    "query": {"slots", "trial_rows"},
     "rows": {"tables"},
-    "spec": {"prune_rates", "spec_faults", "spec_tables"},
+    "spec": {"prune_rates", "spec_faults", "spec_pruning", "spec_tables"},
     "spec_faults": {"spec_tables"},
+    "spec_pruning": {"spec_tables"},
+    "shared_view": {"guard"},
     "slots": {"trial_rows"},
     "storage": {"database_errors", "engines", "locks"},
     "study": {"export", "planning", "query", "sampling", "slots", "summaries", "transactions"},
@@ -112,6 +150,7 @@ NEIGHBOURS = {
 DATABASE_ROOMS = {
     "database_errors",
     "engines",
+    "live_storage",
     "locks",
     "probes",
     "query",
@@ -227,7 +266,7 @@ def test_training_never_imports_optuna_and_studies_never_import_torch():
         name = module_name(file)
         if room(name) == "training":
             assert not knows(file, "optuna", "sqlalchemy"), name
-        elif LAYERS.get(room(name), 5) <= 3 and name != "predict.probe":
+        elif LAYERS.get(room(name), 5) <= 3:
             assert not knows(file, "torch", "torchvision"), name
 
 
@@ -238,7 +277,13 @@ def test_sql_stays_in_the_rooms_of_the_database():
 
 @pytest.mark.parametrize(
     "modules",
-    ["budgettune, budgettune.query, budgettune.storage", "budgettune.cli", "budgettune.machine", "budgettune.spec", "budgettune.predict.recommending"],
+    [
+        "budgettune, budgettune.query, budgettune.storage",
+        "budgettune.cli",
+        "budgettune.machine",
+        "budgettune.spec",
+        "budgettune.predict.recommending, budgettune.probes",
+    ],
 )
 def test_answers_come_without_loading_torch_or_optuna(modules):
     script = f"import sys; import {modules}; print(*sorted({{'torch', 'optuna'}} & set(sys.modules)))"

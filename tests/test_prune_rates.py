@@ -1,7 +1,7 @@
 """What a prune rate means: visits over the run, whatever the strategy; and what is refused because it cannot be had."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from budgettune.errors import SpecError
@@ -26,6 +26,7 @@ def test_visits_add_up_to_what_is_kept(name, rate, epochs):
 
 
 @names
+@settings(max_examples=20)
 @given(rate=st.floats(0.01, 0.99), epochs=st.integers(1, 40), refresh=st.integers(1, 7), delta=st.floats(0.1, 1))
 def test_a_rate_is_reached_or_refused_with_what_can_be(name, rate, epochs, refresh, delta):
     spec = PruningSpec(strategy=name, prune_rate=rate, refresh_every=refresh, delta=delta)

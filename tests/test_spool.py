@@ -34,7 +34,7 @@ def result(seed=0):
     )  # fmt: skip
 
 
-def away(*_):
+def away(*_, **__):
     raise StorageError("away")
 
 
@@ -45,7 +45,15 @@ def test_a_file_holds_all_and_no_password(spool, sqlite_url):
     assert Spooled.from_json(path.read_text()).result == result()
     assert Spooled.from_json(path.read_text()).claim == claim
     assert path.stat().st_mode & 0o077 == 0
-    assert sorted(json.loads(path.read_text())) == ["claim", "result", "spec", "storage", "study", "study_id"]
+    assert sorted(json.loads(path.read_text())) == [
+        "allow_mixed",
+        "claim",
+        "result",
+        "spec",
+        "storage",
+        "study",
+        "study_id",
+    ]
 
 
 def test_the_same_database_is_known_by_whatever_user_and_password():
@@ -61,7 +69,7 @@ def test_a_result_is_delivered_again_until_the_database_answers(spool, sqlite_ur
     study = make(sqlite_url)
     claim = study.claim()
     complete, answers = StudyHandle.complete, itertools.chain([away, away], itertools.repeat(None))
-    monkeypatch.setattr(StudyHandle, "complete", lambda *args: (next(answers) or complete)(*args))
+    monkeypatch.setattr(StudyHandle, "complete", lambda *args, **kind: (next(answers) or complete)(*args, **kind))
     assert spool.deliver(study, claim, result(), 60, lambda seconds: False) is True
     assert list(spool.folder.iterdir()) == []
     assert study.counts()["COMPLETE"] == 1

@@ -9,16 +9,17 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import psycopg
 import pytest
 import sqlalchemy as sa
 
-from budgettune import query, transactions
+from budgettune import api, query, transactions
 from budgettune.cells import Slot
 from budgettune.errors import BudgetTuneError, SpecError, StorageError, StudyExists, StudyNotFound, UsageError
 from budgettune.export import export
 from budgettune.records import EpochRecord, MachineInfo, PhaseSeconds, TrialResult
 from budgettune.spec import StudySpec
-from budgettune.storage import open_engine, reading, writing
+from budgettune.storage import exclusive, open_engine, reading, writing
 from budgettune.study import create_study, delete_study, list_studies, load_study
 from budgettune.tables import (
     TABLES_OF_A_STUDY,
@@ -359,6 +360,79 @@ def test_cells_that_have_no_trial_are_queued(study):
     assert sorted(claim.cell for claim in iter(study.claim, None)) == [0, 1, 2, 3]
 
 
+def statements_of(study, call):
+    """Return how many statements a call sends."""
+    sent = []
+
+    def note(_connection, _cursor, statement, *_):
+        sent.append(statement)
+
+    sa.event.listen(study.engine, "before_cursor_execute", note)
+    call()
+    sa.event.remove(study.engine, "before_cursor_execute", note)
+    return len([statement for statement in sent if not statement.startswith("BEGIN")])
+
+
+def test_a_look_at_a_study_where_nothing_came_open_is_one_statement(study):
+    study.reconcile()
+    assert statements_of(study, study.reconcile) == 1
+    work_off(study)
+    assert statements_of(study, study.reconcile) == 1
+
+
+@pytest.mark.parametrize("is_deleted", [False, True])
+def test_a_look_finds_a_cell_that_came_open_by_any_hand_since_the_last_one(study, is_deleted):
+    claim = study.claim()
+    study.reconcile()
+    assert study.reconcile().queued == 0
+    with writing(study.engine) as connection:
+        if is_deleted:
+            for table in (*TABLES_OF_A_TRIAL, trials):
+                connection.execute(sa.delete(table).where(table.c.trial_id == claim.trial_id))
+        else:
+            connection.execute(sa.update(trials).where(trials.c.trial_id == claim.trial_id).values(state="FAIL"))
+    assert study.reconcile().queued == 1
+    assert study.reconcile().queued == 0
+
+
+def test_a_row_that_came_back_to_waiting_is_found_after_the_next_look(study):
+    """Another worker held it for an instant, and its transaction failed."""
+    first = study.claim()
+    assert [study.claim().cell for _ in range(3)] == [1, 2, 3]
+    with writing(study.engine) as connection:
+        connection.execute(sa.update(trials).where(trials.c.trial_id == first.trial_id).values(state="WAITING"))
+    study.reconcile()
+    assert study.claim() == first
+
+
+def test_a_study_is_finished_although_another_program_has_open_rows_in_it(study):
+    import optuna
+
+    theirs = optuna.load_study(study_name="study", storage=study.storage)
+    theirs.enqueue_trial({"scale": 9.0}, user_attrs={"cell": "prison"})
+    theirs.enqueue_trial({"scale": 9.0})
+    assert not study.is_finished()
+    work_off(study)
+    assert study.is_finished()
+
+
+def test_a_row_without_its_attempt_and_seed_is_run_with_those_it_must_have(study):
+    attribute = trial_user_attributes
+    with writing(study.engine) as connection:
+        connection.execute(sa.delete(attribute).where(attribute.c.key.in_(["attempt", "seed"])))
+    claims = [study.claim() for _ in range(4)]
+    assert [(claim.attempt, claim.seed) for claim in claims] == [
+        (1, study.spec.trial_seed(cell, 0)) for cell in range(4)
+    ]
+
+
+def test_a_grid_of_many_cells_is_claimed_by_a_few_statements_each(storage_url):
+    search = {"train.lr": [0.1 + 0.001 * step for step in range(500)], "scale": [1.0, 2.0]}
+    with create_study(grid(search=search), storage_url) as study:
+        assert statements_of(study, study.claim) == 5
+        assert [study.claim().cell for _ in range(3)] == [1, 2, 3]
+
+
 def test_a_second_complete_trial_of_a_cell_is_reported(study):
     claim = study.claim()
     study.complete(claim, result())
@@ -412,6 +486,83 @@ def test_a_late_result_counts_where_its_cell_was_given_up(storage_url):
         assert study.complete(claim, result()) is True
         work_off(study)
         assert study.verify().whole
+
+
+# --- One kind of machine --------------------------------------------------------------------------------------------
+
+
+def test_the_first_finished_trial_says_which_machine_counts_and_other_times_are_kept_as_extras(study):
+    first, second = study.claim(), study.claim()
+    assert study.machine_kind() is None
+    assert study.complete(first, result(device_name="fast")) is True
+    assert study.machine_kind() == "fast x2"
+    other = load_study(study.url)  # a worker that knows nothing of the first one's kind
+    assert other.complete(second, result(device_name="slow")) is False
+    assert other.complete(second, result(device_name="slow")) is False
+    extras = [record for record in records(study) if record.extra]
+    assert [(record.number, record.device_name) for record in extras] == [(second.number, "slow x2")]
+    again = [record for record in records(study) if record.cell == second.cell and record.state == "WAITING"]
+    assert [record.attempt for record in again] == [second.attempt]
+    work_off(study, device_name="fast")
+    assert study.verify().whole
+
+
+def test_kinds_may_be_mixed_knowingly(study):
+    first, second = study.claim(), study.claim()
+    study.complete(first, result(device_name="fast"))
+    assert study.complete(second, result(device_name="slow"), allow_mixed=True) is True
+    assert api.machines(study) == (
+        "fast x2",
+        "times of fast x2 only; the study also holds slow x2: --device-name chooses, any takes all",
+    )
+
+
+def test_kinds_are_looked_up_with_the_study_and_not_in_each_of_its_trials(study):
+    from budgettune.tables import study_user_attributes
+
+    for device_name in ("fast", "slow"):
+        study.complete(study.claim(), result(device_name=device_name), allow_mixed=True)
+    assert query.device_names(study.engine, study.study_id) == ["fast x2", "slow x2"]
+    assert statements_of(study, lambda: query.device_names(study.engine, study.study_id)) == 1
+    with writing(study.engine) as connection:  # as before the list was kept
+        table = study_user_attributes
+        connection.execute(sa.delete(table).where(table.c.key == "budgettune:machine_kinds"))
+    assert load_study(study.url).machine_kind() == "fast x2"
+    assert query.device_names(study.engine, study.study_id) == ["fast x2", "slow x2"]
+    later = load_study(study.url)
+    later.complete(later.claim(), result(device_name="third"), allow_mixed=True)
+    assert statements_of(study, lambda: query.device_names(study.engine, study.study_id)) == 1
+    assert query.device_names(study.engine, study.study_id) == ["fast x2", "slow x2", "third x2"]
+
+
+def test_a_late_result_of_another_machine_takes_no_cell(study):
+    study.complete(study.claim(), result(device_name="fast"))
+    late = study.claim()
+    let_lease_run_out(study)
+    study.reconcile()
+    assert study.complete(late, result(device_name="slow")) is False
+    work_off(study, device_name="fast")
+    assert study.verify().whole
+
+
+def test_a_spec_may_name_the_machine(storage_url):
+    spec = StudySpec.from_document({"name": "s", "search": {"scale": [1.0]}, "machine": {"device_name": "fast x2"}})
+    study = create_study(spec, storage_url)
+    assert study.machine_kind() == "fast x2"
+    assert study.complete(study.claim(), result(device_name="slow")) is False
+    assert study.complete(study.claim(), result(device_name="fast")) is True
+    assert study.verify().whole
+
+
+def test_answers_hold_the_times_of_one_kind_of_machine_unless_all_are_asked_for(study):
+    for device_name, seconds in (("fast", 10.0), ("slow", 5.0)):
+        study.complete(study.claim(), result(seconds, device_name=device_name), allow_mixed=True)
+    for asked, fastest in ((None, 10.0), ("slow x2", 5.0), ("any", 5.0)):
+        kind = query.comparable_kind(study.engine, study.study_id, asked)
+        front = query.pareto_front(study.engine, study.study_id, device_name=kind)
+        assert front[0].train_seconds == fastest
+    with pytest.raises(UsageError, match="'fast x2', 'slow x2'"):
+        query.comparable_kind(study.engine, study.study_id, "unknown")
 
 
 def test_a_late_failure_changes_nothing(study):
@@ -483,7 +634,7 @@ def test_a_point_whose_worker_died_while_it_was_drawn_is_drawn_again(storage_url
     from budgettune import sampling
 
     with create_study(sampled(trials=1), storage_url) as study:
-        with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        with monkeypatch.context() as patch, pytest.raises(BudgetTuneError, match="cannot draw a point"):
             patch.setattr(sampling, "propose", lambda *_: 1 // 0)
             study.claim()
         assert "sampler: ZeroDivisionError" in records(study)[0].failure
@@ -631,7 +782,7 @@ def _trial_with_param(name):
 # --- Many processes -------------------------------------------------------------------------------------------------
 
 SPAWN = multiprocessing.get_context("spawn")
-EIGHTY = {"scale": [1.0, 1.1, 1.2, 1.3, 1.4], "prune_rate": [0.0, 0.1, 0.2, 0.3], "batch_size": [14, 16, 18, 20]}
+EIGHTY = {"scale": [1.0, 1.1, 1.2, 1.4, 1.6], "prune_rate": [0.0, 0.1, 0.2, 0.3], "batch_size": [14, 16, 18, 20]}
 
 
 def claim_all(url, start, done):
@@ -710,3 +861,37 @@ def test_the_cell_of_a_killed_process_comes_back_after_its_lease(study):
     assert (claim.cell, claim.attempt) == (cell, 2)
     study.complete(claim, result())
     assert study.verify().whole
+
+
+def test_work_goes_on_where_no_setting_of_a_session_survives(postgresql_url):
+    """A pooler that lends a connection for one transaction gives the next one to somebody else."""
+    open_engine(postgresql_url, create=True)
+    with psycopg.connect(postgresql_url, autocommit=True) as connection:
+        connection.execute(f"ALTER DATABASE {connection.info.dbname} SET timezone = 'Asia/Tokyo'")
+
+    def forget(connection, *_):
+        connection.autocommit = True
+        connection.execute("DISCARD ALL")
+        connection.autocommit = False
+
+    with (
+        create_study(grid(max_attempts=9), postgresql_url) as study,
+        create_study(sampled(trials=2, name="b"), postgresql_url) as other,
+    ):
+        for engine in (study.engine, other.storage.engine):
+            engine.dispose()
+            sa.event.listen(engine, "checkout", forget)
+        with reading(study.engine) as connection:
+            assert connection.execute(sa.text("SHOW TIME ZONE")).scalar() == "Asia/Tokyo"
+        claim = study.claim()
+        assert study.heartbeat(claim.trial_id)
+        assert study.reconcile().lost == 0
+        let_lease_run_out(study)
+        assert study.reconcile().lost == 1
+        assert study.complete(claim, result()) is True
+        study.fail(study.claim(), "error", "broken")
+        for each in (study, other):
+            work_off(each)
+            assert each.verify().whole
+        with exclusive(postgresql_url, "test"):
+            pass

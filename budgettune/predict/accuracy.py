@@ -1,19 +1,18 @@
-"""How accurate a run will be: a curve in what training saw, what is smooth beyond it, and what is a configuration's own.
+"""How accurate a run will be: a curve in what training saw, what is smooth, and what is its own.
 
 The logit of accuracy at the end of a run is
 
     level + growth · (1 - length ** -bend) / bend + size + pruning + … + smooth + own + seed
 
-where `length` counts samples and steps (a critical batch says how much of each) in units of a middling run, so that one
-law says what more epochs, fewer samples and smaller batches are worth. `bend` and the critical batch are not known: many
-are tried and weighted by their evidence. `size` is by the log of multiply-adds, never by `scale`. Earlier points of the
-curves take part as `budgettune.predict.curves` puts them: with the worth of annealing as one more coefficient, with
-noise of their own, and correlated with the other points of their trial.
+where `length` counts samples and steps (a critical batch says how much of each) in units of a middling run, so that
+one law says what more epochs, fewer samples and smaller batches are worth. `bend` and the critical batch are not known:
+many are tried and weighted by their evidence. `size` is by the log of multiply-adds, never by `scale`. Earlier points
+of the curves take part as `budgettune.predict.curves` puts them: with the worth of annealing as one more coefficient,
+with noise of their own, and correlated with the other points of their trial.
 """
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,11 +22,11 @@ from statistics import NormalDist, median
 import numpy as np
 from numpy.typing import NDArray
 
-from budgettune.predict.curves import Point, points_of, test_images
+from budgettune.predict.curves import points_of, test_images
 from budgettune.predict.features import Features, Rows, Shape
-from budgettune.predict.gaussian import Average, Floats, Inputs, Ints, Posterior, Prior
-from budgettune.predict.seednoise import fit_seed_noise, length_of
-from budgettune.predict.workload import Workload, Workloads
+from budgettune.predict.regression import Average, Floats, Inputs, Ints, Posterior, Prior
+from budgettune.predict.seednoise import SeedNoise, fit_seed_noise
+from budgettune.predict.workload import Run, Workloads
 from budgettune.records import TrialRecord
 
 BENDS = (0.3, 0.6, 1.0)
@@ -40,8 +39,9 @@ OWN = (0.02, 0.06, 0.15)
 HELPERS = (0.1, 0.2, 0.4, 0.8)
 """Deviations of an early point that are tried, per share of the learning rate that is still to fall."""
 
+MOST_TRIALS = 250
+"""Trials to learn from; of more, a fixed chance draws so many."""
 MOST_SEARCHED = 160  # points that deviations and shapes are chosen on
-MOST_POINTS = 1_000
 SAME_TRIAL = 0.5  # correlation of the seed's effect on two points of one curve
 CALIBRATION_WEIGHT = 8.0  # configurations that the model's own variances are worth against what leaving out says
 LEAST_CALIBRATED = 3  # configurations
@@ -70,10 +70,9 @@ class Forecasts:
         # The logistic function against a normal one: MacKay (1992), equation 10.
         return _accuracy(self.means / np.sqrt(1 + np.pi / 8 * (self.variances + self.seeds)))
 
-    def quantile(self, share: float, *, of_mean: bool = False) -> Floats:
-        """Return the accuracy below which a run ends with a probability; or the mean over seeds lies."""
-        variances = self.variances if of_mean else self.variances + self.seeds
-        return _accuracy(self.means + _NORMAL.inv_cdf(share) * np.sqrt(variances))
+    def quantile(self, share: float) -> Floats:
+        """Return the accuracy below which a run ends with a probability: float64[n]."""
+        return _accuracy(self.means + _NORMAL.inv_cdf(share) * np.sqrt(self.variances + self.seeds))
 
 
 def _accuracy(logits: Floats) -> Floats:
@@ -98,10 +97,11 @@ class _Seen:
     trials: Ints
     finals: NDArray[np.bool_]
 
-    def take(self, places: Ints) -> _Seen:
-        """Return some of the points."""
+    def first(self, count: int) -> _Seen:
+        """Return the first points."""
+        some = np.arange(min(count, len(self.values)))
         arrays = (self.values, self.seeds, self.helpers, self.trials, self.finals)
-        return _Seen(self.rows.take(places), *(array[places] for array in arrays))
+        return _Seen(self.rows.take(some), *(array[some] for array in arrays))
 
     def noise(self, helper: float) -> Floats:
         """Return the covariance of the points' noise: float64[n, n]."""
@@ -133,71 +133,57 @@ class AccuracyModel:
         calibration: factor on variances, from how the model does on configurations that it is not told of.
     """
 
+    seed_noise: SeedNoise
+    calibration: float
+
     def __init__(self, workloads: Workloads, records: Sequence[TrialRecord]) -> None:
-        points = _enough([point for record in records for point in points_of(workloads, record)])
+        # Shuffled, so that any beginning is a fair sample.
+        order = np.random.default_rng(0).permutation(len(records))[:MOST_TRIALS]
+        points = [point for index in order for point in points_of(workloads, records[index])]
         finals = [point for point in points if point.is_final]
-        self._middle_batch = float(median(point.workload.batch for point in finals))
-        self.seed_noise = fit_seed_noise(finals, self._middle_batch)
+        self.seed_noise = fit_seed_noise(finals)
         self._features = Features(workloads.spec, [point.workload for point in finals])
         self._level = float(np.mean([point.logit for point in finals]))
-        seen, models = self._see(points), self._models_of(finals)
-        some = seen.take(np.arange(min(len(points), MOST_SEARCHED)))
-        middle = models[len(models) // 2]
-        self._helper = max(HELPERS, key=lambda helper: self._posterior(some, middle, helper).log_evidence)
-        tried = Average([self._posterior(some, model, self._helper) for model in models])
-        self._models = [models[index] for index in tried.kept]
-        # What each way of seeing is worth is settled on some; then each hears all.
-        self._average = Average(
-            [self._posterior(seen, model, self._helper) for model in self._models], weights=tried.weights
+        self._middle_batch = float(median(point.workload.batch for point in finals))
+        rows = self._features.rows([(point.workload, point.samples, point.still_to_fall) for point in points])
+        is_final = np.array([point.is_final for point in points])
+        lengths = rows.lengths(self._middle_batch)
+        # The shorter the run, the wilder its beginning.
+        wildness = np.maximum(1.0, np.median(lengths[is_final]) / lengths)
+        seen = _Seen(
+            rows=rows,
+            values=np.array([point.logit for point in points]) - self._level,
+            seeds=np.array([self.seed_noise.variance(point.accuracy, point.test_images) for point in points]),
+            helpers=np.array([point.still_to_fall for point in points]) * wildness,
+            trials=np.array([point.trial for point in points]),
+            finals=is_final,
         )
-        self.calibration = self._calibrate(seen)
+        self._fit(seen, _models(rows.take(np.flatnonzero(is_final)), self._middle_batch))
 
-    def predict(self, runs: Sequence[tuple[Workload, int]]) -> Forecasts:
+    def _fit(self, seen: _Seen, models: Sequence[_Model]) -> None:
+        """Settle on some points what each way of seeing is worth; then have each hear all."""
+        some, middle = seen.first(MOST_SEARCHED), models[len(models) // 2]
+        helper = max(HELPERS, key=lambda helper: self._posterior(some, middle, helper).log_evidence)
+        tried = Average([self._posterior(some, model, helper) for model in models])
+        self._models = [models[index] for index in tried.kept]
+        self._average = Average([self._posterior(seen, model, helper) for model in self._models], weights=tried.weights)
+        self.calibration = _calibration(self._average.best, seen)
+
+    def predict(self, runs: Sequence[Run]) -> Forecasts:
         """Return the accuracies of runs of some epochs.
 
         Raises:
             SpecError: where a strategy cannot reach its prune rate in so few epochs.
         """
         rows = self._features.rows([(workload, float(workload.visits(epochs)), 0.0) for workload, epochs in runs])
-        means, variances = self._average.predict(
-            lambda index: (self._inputs(rows, self._models[index]), np.zeros(len(runs)))
-        )
+        offsets = np.zeros(len(runs))
+        means, variances = self._average.predict(lambda index: (self._inputs(rows, self._models[index]), offsets))
         means = means + self._level
         seeds = [
-            self.seed_noise.variance(length, accuracy, test_images(workload.config.data))
-            for (workload, _), length, accuracy in zip(
-                runs, rows.lengths(self._middle_batch), _accuracy(means), strict=True
-            )
+            self.seed_noise.variance(accuracy, test_images(workload.config.data))
+            for (workload, _), accuracy in zip(runs, _accuracy(means).tolist(), strict=True)
         ]
         return Forecasts(means, self.calibration * variances, self.calibration * np.array(seeds))
-
-    # --- Fitting ----------------------------------------------------------------------------------------------------
-
-    def _models_of(self, finals: Sequence[Point]) -> list[_Model]:
-        models = []
-        for bend, factor in product(BENDS, CRITICAL_BATCHES):
-            critical = factor * self._middle_batch
-            middle = float(np.median([length_of(point, critical) for point in finals]))
-            models += [_Model(Shape(bend, critical), middle, *remainders) for remainders in product(SMOOTH, OWN)]
-        return models
-
-    def _see(self, points: Sequence[Point]) -> _Seen:
-        rows = self._features.rows([(point.workload, point.samples, point.still_to_fall) for point in points])
-        lengths = rows.lengths(self._middle_batch)
-        seeds = [
-            self.seed_noise.variance(length, point.accuracy, point.test_images)
-            for point, length in zip(points, lengths, strict=True)
-        ]
-        # The shorter the run, the wilder its beginning.
-        wildness = np.maximum(1.0, self.seed_noise.middle / lengths)
-        return _Seen(
-            rows=rows,
-            values=np.array([point.logit for point in points]) - self._level,
-            seeds=np.array(seeds),
-            helpers=np.array([point.still_to_fall for point in points]) * wildness,
-            trials=np.array([point.trial for point in points]),
-            finals=np.array([point.is_final for point in points]),
-        )
 
     def _inputs(self, rows: Rows, model: _Model) -> Inputs:
         return self._features.inputs(rows, model.shape, model.middle_length)
@@ -207,30 +193,23 @@ class AccuracyModel:
         prior = Prior(means, deviations, model.smooth, model.own)
         return Posterior(prior, self._inputs(seen.rows, model), seen.values, seen.noise(helper))
 
-    def _calibrate(self, seen: _Seen) -> float:
-        """Return how far final points lie from what all other configurations say, in variances of the model."""
-        groups: defaultdict[int, list[int]] = defaultdict(list)
-        for index, number in enumerate(seen.rows.ids.tolist()):
-            groups[number].append(index)
-        if len(groups) < LEAST_CALIBRATED:
-            return 1.0
-        squares = [self._average.best.surprise(np.array(rows), seen.finals[rows]) for rows in groups.values()]
-        trimmed = sum(min(LARGEST_SURPRISE, square) for square in squares)
-        return max(LEAST_CALIBRATION, (CALIBRATION_WEIGHT + trimmed) / (CALIBRATION_WEIGHT + len(squares)))
+
+def _models(finals: Rows, middle_batch: float) -> list[_Model]:
+    return [
+        _Model(Shape(bend, critical), float(np.median(finals.lengths(critical))), smooth, own)
+        for bend, critical, smooth, own in product(
+            BENDS, [factor * middle_batch for factor in CRITICAL_BATCHES], SMOOTH, OWN
+        )
+    ]
 
 
-def _enough(points: Sequence[Point]) -> list[Point]:
-    """Return the points to learn from, in an order in which any beginning is a fair sample.
-
-    Whole trials, drawn by a fixed chance; where there are too many, final points go before helpers.
-    """
-    trials = list(dict.fromkeys(point.trial for point in points))
-    order = {trials[place]: rank for rank, place in enumerate(np.random.default_rng(0).permutation(len(trials)))}
-    shuffled = sorted(points, key=lambda point: order[point.trial])
-    if len(shuffled) <= MOST_POINTS:
-        return shuffled
-    finals = [point for point in shuffled if point.is_final][:MOST_POINTS]
-    room = MOST_POINTS - len(finals)
-    kept = {point.trial for point in [point for point in shuffled if not point.is_final][:room]}
-    return [point for point in shuffled if (point.is_final and order[point.trial] < MOST_POINTS) or point.trial in kept]
-
+def _calibration(posterior: Posterior, seen: _Seen) -> float:
+    """Return how far final points lie from what all other configurations say, in variances of the model."""
+    groups: defaultdict[int, list[int]] = defaultdict(list)
+    for index, number in enumerate(seen.rows.ids.tolist()):
+        groups[number].append(index)
+    if len(groups) < LEAST_CALIBRATED:
+        return 1.0
+    squares = [posterior.surprise(np.array(rows), seen.finals[rows]) for rows in groups.values()]
+    trimmed = sum(min(LARGEST_SURPRISE, square) for square in squares)
+    return max(LEAST_CALIBRATION, (CALIBRATION_WEIGHT + trimmed) / (CALIBRATION_WEIGHT + len(squares)))

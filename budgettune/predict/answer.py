@@ -56,30 +56,28 @@ class Basis:
     """What an answer rests on.
 
     Attributes:
-        method: `model`, or `observed` where there is too little to predict what did not run.
         trials: finished ones.
         configurations: different ones among them.
         repeats: trials beyond the first of their configuration.
         seed_points: deviation of accuracy between seeds at the choice, in points of 100.
         noise_ceiling: share of the variance between trials' accuracies that is not their seed's: no model explains
-            more. None for fewer than three trials.
+            more.
         step_times: different steps that were timed.
         probe_seconds: that probes took, beside all trials.
     """
 
-    method: str
     trials: int
     configurations: int
     repeats: int
     seed_points: float
-    noise_ceiling: float | None
+    noise_ceiling: float
     step_times: int
     probe_seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recommendation:
-    """The answer to "I have T seconds: what should I train, and how sure are you?"
+    """What to train within a budget, how sure that is, and why.
 
     Attributes:
         choice: what to train.

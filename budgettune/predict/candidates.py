@@ -1,20 +1,21 @@
-"""Configurations to choose among: the cells of a grid, or a sample that fills a search space evenly."""
+"""Configurations to choose among: the cells of a grid, or points drawn from a search space."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from budgettune.errors import SpecError
 from budgettune.predict.workload import Workload, Workloads
 from budgettune.records import StepProbe, TrialRecord
-from budgettune.spec import RangeSpec, Scalar, StudySpec
+from budgettune.spec import IMAGE_SHAPES, RangeSpec, Scalar, StudySpec
 
 SAMPLE = 1_000
 """Points of a search space with ranges; what ran is added to them."""
+
+LASTING = ("non-finite-loss", "out-of-memory")
+"""Failures that would come again."""
 
 
 def candidates(workloads: Workloads, records: Sequence[TrialRecord]) -> list[Workload]:
@@ -28,16 +29,18 @@ def candidates(workloads: Workloads, records: Sequence[TrialRecord]) -> list[Wor
     has_ranges = any(isinstance(axis, RangeSpec) for axis in spec.search.values())
     points = _sample(spec) if has_ranges else spec.cells()
     ran = [record.params for record in records if record.state == "COMPLETE"]
-    failures = [record for record in records if record.state == "FAIL"]
-    broken = [(workload, record.failure or "") for record in failures if (workload := _made(workloads, record.params))]
-    made = [workload for params in [*points, *ran] if (workload := _made(workloads, params)) is not None]
-    return [workload for workload in dict.fromkeys(made) if not _fails(workload, broken)]
+    broken = [record.params for record in records if (record.failure or "").startswith(LASTING)]
+    failing = {workloads.find(params) for params in broken} - {workloads.find(params) for params in ran}
+    found = dict.fromkeys(workloads.find(params) for params in [*points, *ran])
+    return [workload for workload in found if workload is not None and workload not in failing]
 
 
 def unmeasured(
     spec: StudySpec, records: Sequence[TrialRecord], probes: Iterable[StepProbe], device_name: str
 ) -> list[Workload]:
-    """Return one candidate for each step that nobody has timed on a kind of machine.
+    """Return one candidate for each step that nobody has timed on a kind of machine and that a probe can time.
+
+    Nothing of a set of your own: a probe trains on random images, and knows the shapes of the built-in sets only.
 
     Args:
         spec: of the study.
@@ -45,50 +48,18 @@ def unmeasured(
         probes: taken on that kind of machine.
         device_name: of it.
     """
+    if spec.data.name not in IMAGE_SHAPES:
+        return []
     workloads = Workloads(spec, records)
+    ran = [one.params for one in records if one.state == "COMPLETE" and one.device_name == device_name]
     timed = {probe.step for probe in probes}
-    timed |= {
-        workload.step
-        for record in records
-        if record.state == "COMPLETE"
-        and record.device_name == device_name
-        and (workload := _made(workloads, record.params)) is not None
-    }
+    timed |= {workload.step for params in ran if (workload := workloads.find(params)) is not None}
     distinct = {workload.step: workload for workload in candidates(workloads, records)}
     return [workload for step, workload in distinct.items() if step not in timed]
 
 
-def _made(workloads: Workloads, params: Mapping[str, Any]) -> Workload | None:
-    """Return the workload of a point, None where its settings cannot work together."""
-    try:
-        return workloads.of(params)
-    except SpecError:
-        return None
-
-
-def _fails(workload: Workload, broken: Iterable[tuple[Workload, str]]) -> bool:
-    """Whether a trial has shown that this cannot be trained: it diverged, or it needs more memory than there is."""
-    return any(
-        (failure.startswith("non-finite-loss") and workload is failed)
-        or (
-            failure.startswith("out-of-memory")
-            and workload.network == failed.network
-            and workload.kind == failed.kind
-            and workload.batch >= failed.batch
-        )
-        for failed, failure in broken
-    )
-
-
 def _sample(spec: StudySpec) -> list[dict[str, Scalar]]:
-    """Return points of an additive recurrence that fill any number of dimensions evenly (Roberts 2018, *The
-    Unreasonable Effectiveness of Quasirandom Sequences*: steps are powers of the generalised golden ratio).
-    """
-    ratio = 2.0
-    for _ in range(64):
-        ratio = (1 + ratio) ** (1 / (len(spec.search) + 1))
-    steps = ratio ** -np.arange(1.0, len(spec.search) + 1)
-    places = (0.5 + np.arange(1, SAMPLE + 1)[:, None] * steps) % 1.0
+    places = np.random.default_rng(0).random((SAMPLE, len(spec.search)))
     return [
         {name: _value(axis, place) for (name, axis), place in zip(spec.search.items(), row, strict=True)}
         for row in places.tolist()
@@ -99,21 +70,10 @@ def _value(axis: tuple[Scalar, ...] | RangeSpec, place: float) -> Scalar:
     """Return what lies at a place in [0, 1) of an axis."""
     if not isinstance(axis, RangeSpec):
         return axis[int(place * len(axis))]
-    if axis.is_int:
-        return _whole(axis, place)
-    if axis.step is not None:
-        count = math.floor((axis.high - axis.low) / axis.step + 1e-9) + 1
-        return axis.low + int(place * count) * axis.step
-    return _between(axis, float(axis.low), float(axis.high), place)
-
-
-def _whole(axis: RangeSpec, place: float) -> int:
-    step, low, high = int(axis.step or 1), int(axis.low), int(axis.high)
+    step = axis.step or (1 if axis.is_int and not axis.log else None)
+    if step is not None:
+        return axis.low + int(place * (math.floor((axis.high - axis.low) / step + 1e-9) + 1)) * step
     if not axis.log:
-        return low + int(place * ((high - low) // step + 1)) * step
-    return min(high, max(low, round(_between(axis, low - 0.5, high + 0.5, place))))
-
-
-def _between(axis: RangeSpec, low: float, high: float, place: float) -> float:
-    return math.exp(math.log(low) + place * math.log(high / low)) if axis.log else low + place * (high - low)
-
+        return axis.low + place * (axis.high - axis.low)
+    value = math.exp(math.log(axis.low) + place * math.log(axis.high / axis.low))
+    return round(value) if axis.is_int else value

@@ -78,7 +78,7 @@ def logit(accuracy: float) -> float:
 
 
 def points_of(workloads: Workloads, record: TrialRecord) -> list[Point]:
-    """Return the final point of a finished trial, and its helpers."""
+    """Return the final point of a finished trial, then its helpers."""
     workload = workloads.of(record.params)
     assert record.test_accuracy is not None
     last = Point(

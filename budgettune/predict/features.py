@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 
 from budgettune.predict.axes import Axis, axes_of
-from budgettune.predict.gaussian import Floats, Inputs, Ints
+from budgettune.predict.regression import Floats, Inputs, Ints
 from budgettune.predict.workload import Workload
 from budgettune.spec import SCALE_KEYS, StudySpec
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from budgettune.predict.gaussian import Average, Floats, Inputs, Ints, Posterior, Prior
+from budgettune.predict.regression import Average, Floats, Inputs, Ints, Posterior, Prior
 from budgettune.predict.workload import Workload
 from budgettune.records import StepProbe
 
@@ -34,7 +34,7 @@ MISALIGNED = (0.3, 0.3)
 
 KIND_DEVIATION = 0.5  # of another precision, optimiser or augmentation that was never measured
 PROBE_DEVIATION = 0.05  # of what a probe misses: everything between two steps of a real run
-GUESSED_ARITHMETIC = 0.25  # deviation added where a network's arithmetic is itself a guess
+LEAST_PROBE_DEVIATION = 0.01  # of one probe, however steady its steps were
 _ANY_LEVEL = 2.0  # deviation of the level that all steps share
 AXIS_SCALE = 1.5  # in factors of e, over which smooth remainders are alike
 
@@ -58,10 +58,8 @@ class StepTime:
     def of_probe(cls, probe: StepProbe, workload: Workload) -> StepTime:
         """Return what a probe says."""
         spread = 1.48 * probe.ms_mad / probe.ms_median
-        variance = spread**2 / probe.steps + 0.01**2
-        return cls(
-            workload=workload, log_seconds=math.log(probe.ms_median / 1e3), variance=variance, is_probe=True
-        )
+        variance = spread**2 / probe.steps + LEAST_PROBE_DEVIATION**2
+        return cls(workload=workload, log_seconds=math.log(probe.ms_median / 1e3), variance=variance, is_probe=True)
 
 
 @dataclass(frozen=True)
@@ -106,18 +104,13 @@ class StepTimes:
         inputs = self._inputs(workloads, [time.is_probe for time in measured])
         self._level = float(values.mean())
         self._average = Average(
-            [
-                Posterior(self._prior(shape), inputs, values - self._offset(shape, workloads), noise)
-                for shape in _SHAPES
-            ]
+            [Posterior(self._prior(shape), inputs, values - self._offset(shape, workloads), noise) for shape in _SHAPES]
         )
 
     def predict(self, workloads: Sequence[Workload]) -> tuple[Floats, Floats]:
         """Return mean and variance of the log of a full step's seconds: float64[n] each."""
         inputs = self._inputs(workloads, [False] * len(workloads))
-        mean, variance = self._average.predict(lambda index: (inputs, self._offset(_SHAPES[index], workloads)))
-        guessed = np.array([workload.is_estimated and workload.step not in self.measured for workload in workloads])
-        return mean, variance + GUESSED_ARITHMETIC**2 * guessed
+        return self._average.predict(lambda index: (inputs, self._offset(_SHAPES[index], workloads)))
 
     def fixed_share(self, workload: Workload) -> float:
         """Return what part of a full step's time does not depend on the batch, in [0, 1]."""

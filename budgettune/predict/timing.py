@@ -1,6 +1,6 @@
 """How long a run takes: its epochs are simulated step by step, and finished trials correct the simulation.
 
-    T = step · (Σ_epochs effective steps + strategy) · correction
+    T = step · (Σ_epochs effective steps + what the strategy adds)
 
 Effective steps count a last batch that is not full by its size and by the fixed share of a step. What a pruning
 strategy adds (helpers, scores, plans, looking at candidates) is taken from the trials that ran it, in units of a step,
@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist, fmean
 
 import numpy as np
 
+from budgettune.predict.regression import Floats
 from budgettune.predict.steptime import StepTime, StepTimes
-from budgettune.predict.workload import Workload, Workloads, effective_steps
+from budgettune.predict.workload import Workload, Workloads
 from budgettune.records import PhaseSeconds, StepProbe, TrialRecord
 
 RUN_DEVIATION = 0.03
@@ -28,6 +29,7 @@ RUN_WEIGHT = 4.0
 FREE_STRATEGIES = ("full", "random")  # they draw indices and do nothing else
 UNKNOWN_COST = 0.3  # deviation of the log of a run's time where its strategy never ran
 VISITS_DEVIATION = 0.02  # of the log of visits over what the schedule says, before anything is observed
+VISITS_WEIGHT = 2.0  # trials that the schedule's own visits are worth
 FIRST_FIXED_SHARE = 0.1  # of a step, until the model says
 
 _NORMAL = NormalDist()
@@ -54,7 +56,7 @@ class Timing:
         return _NORMAL.cdf(math.log(seconds / self.median_seconds) / self.deviation)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class StrategyCost:
     """What a pruning strategy adds to a run.
 
@@ -80,7 +82,7 @@ class WorkloadTime:
     Attributes:
         log_step: log of the seconds of a full step.
         deviation: of the log of a run's time.
-        fixed_share: of a step.
+        fixed_share: of a step: what does not depend on the batch.
         is_measured: whether this very step was timed.
     """
 
@@ -117,28 +119,52 @@ class WorkloadTime:
         return longest
 
 
+def effective_steps(sizes: Mapping[int, int], batch: int, fixed_share: float) -> float:
+    """Return what epochs cost in full steps: a last batch that is not full costs the fixed share, and by its size.
+
+    Args:
+        sizes: epochs by the samples that they visit.
+        batch: images of a full step.
+        fixed_share: of a full step's time that does not depend on the batch, in [0, 1].
+    """
+    return sum(count * _steps(size, batch, fixed_share) for size, count in sizes.items())
+
+
+def _steps(size: int, batch: int, fixed_share: float) -> float:
+    full, rest = divmod(size, batch)
+    return full + (fixed_share + (1 - fixed_share) * rest / batch if rest else 0.0)
+
+
+FixedShare = Callable[[Workload], float]
+TimedRun = tuple[Workload, TrialRecord]
+
+
 class TimeModel:
     """Times of one kind of machine.
 
     Args:
         workloads: of the study.
         records: finished trials of that kind of machine.
-        probes: taken there.
+        probes: taken there; with the trials, at least one.
 
-    Raises:
-        ValueError: where there are neither trials nor probes.
+    Attributes:
+        steps: times of full steps.
+        run_deviation: of the log of a run's time, between runs of one step.
     """
 
     def __init__(self, workloads: Workloads, records: Sequence[TrialRecord], probes: Sequence[StepProbe] = ()) -> None:
-        probed = [StepTime.of_probe(probe, workloads.of(probe.params)) for probe in probes]
         runs = [(workloads.of(record.params), record) for record in _believable(workloads, records)]
-        self.run_deviation = RUN_DEVIATION
-        if runs:
-            rough = StepTimes(self._measured(runs, None) + probed)
-            self.steps = StepTimes(self._measured(runs, rough) + probed)
-        else:
-            self.steps = StepTimes(probed)
-        self._costs = self._strategy_costs(runs)
+        probed = [
+            StepTime.of_probe(probe, workload)
+            for probe in probes
+            if (workload := workloads.find(probe.params)) is not None
+        ]
+        # A step's fixed share says what a last batch costs, and that says what a step costs: twice around is enough.
+        rough, _ = _measured(runs, lambda workload: FIRST_FIXED_SHARE)
+        first = StepTimes([*rough, *probed])
+        measured, self.run_deviation = _measured(runs, first.fixed_share)
+        self.steps = StepTimes([*measured, *probed])
+        self._costs = _strategy_costs(runs, self.steps.fixed_share)
 
     def of(self, workloads: Sequence[Workload]) -> list[WorkloadTime]:
         """Return the times of some workloads."""
@@ -156,60 +182,19 @@ class TimeModel:
             is_measured=workload.step in self.steps.measured,
         )
 
-    # --- From trials ------------------------------------------------------------------------------------------------
-
-    def _measured(self, runs: Sequence[tuple[Workload, TrialRecord]], rough: StepTimes | None) -> list[StepTime]:
-        """Return what trials say of each step, and note how much runs of one step differ."""
-        found: defaultdict[str, list[tuple[Workload, float]]] = defaultdict(list)
-        for workload, record in runs:
-            share = FIRST_FIXED_SHARE if rough is None else rough.fixed_share(workload)
-            found[workload.step].append((workload, math.log(_step_seconds(workload, record, share))))
-        squares = [(value - fmean(v for _, v in same)) ** 2 for same in found.values() for _, value in same]
-        freedom = RUN_WEIGHT + len(squares) - len(found)
-        self.run_deviation = math.sqrt((RUN_WEIGHT * RUN_DEVIATION**2 + sum(squares)) / freedom)
-        return [
-            StepTime(
-                workload=same[0][0],
-                log_seconds=fmean(value for _, value in same),
-                variance=self.run_deviation**2 / len(same),
-            )
-            for same in found.values()
-        ]
-
-    def _strategy_costs(self, runs: Sequence[tuple[Workload, TrialRecord]]) -> dict[str, dict[float, StrategyCost]]:
-        """Return the mean costs of each strategy at each rate that ran."""
-        found: defaultdict[str, defaultdict[float, list[StrategyCost]]] = defaultdict(lambda: defaultdict(list))
-        for workload, record in runs:
-            pruning = workload.config.pruning
-            share = self.steps.fixed_share(workload)
-            found[pruning.strategy][pruning.prune_rate].append(_cost_of(workload, record, share))
-        return {
-            strategy: {rate: _mean_cost(costs) for rate, costs in sorted(rates.items())}
-            for strategy, rates in found.items()
-        }
-
     def _cost_of(self, workload: Workload) -> StrategyCost:
         """Return a strategy's cost: as it ran, between rates that ran by a straight line, beyond them as at the end."""
         pruning = workload.config.pruning
-        rates = self._costs.get(pruning.strategy)
-        if rates is None:
+        if pruning.strategy not in self._costs:
             is_free = pruning.strategy in FREE_STRATEGIES
             return StrategyCost(deviation=VISITS_DEVIATION if is_free else UNKNOWN_COST)
-        places = list(rates)
-
-        def at_rate(name: str) -> float:
-            return float(np.interp(pruning.prune_rate, places, [getattr(cost, name) for cost in rates.values()]))
-
-        in_step, plan, prepare = at_rate("in_step"), at_rate("plan"), at_rate("prepare")
+        rates, costs = self._costs[pruning.strategy]
+        in_step, plan, prepare, log_visits, deviation = (
+            float(np.interp(pruning.prune_rate, rates, column)) for column in costs.T
+        )
         # A rate that never ran may cost otherwise than its neighbours: half as much again, or half.
         doubt = 0.0 if pruning.prune_rate in rates else 0.5 * min(1.0, in_step + plan + prepare)
-        return StrategyCost(
-            in_step=in_step,
-            plan=plan,
-            prepare=prepare,
-            log_visits=at_rate("log_visits"),
-            deviation=math.hypot(at_rate("deviation"), doubt),
-        )
+        return StrategyCost(in_step, plan, prepare, log_visits, math.hypot(deviation, doubt))
 
 
 def _believable(workloads: Workloads, records: Sequence[TrialRecord]) -> list[TrialRecord]:
@@ -221,8 +206,25 @@ def _believable(workloads: Workloads, records: Sequence[TrialRecord]) -> list[Tr
     return [record for step, same in by_step.items() for record in calm[step] or same]
 
 
-def _visited(record: TrialRecord) -> Counter[int]:
-    return Counter(epoch.samples for epoch in record.curve)
+def _measured(runs: Sequence[TimedRun], fixed_share: FixedShare) -> tuple[list[StepTime], float]:
+    """Return what trials say of each step, and how much runs of one step differ (deviation of the log)."""
+    found: defaultdict[str, list[tuple[Workload, float]]] = defaultdict(list)
+    for workload, record in runs:
+        seconds = _step_seconds(workload, record, fixed_share(workload))
+        found[workload.step].append((workload, math.log(seconds)))
+    means = {step: fmean(value for _, value in same) for step, same in found.items()}
+    squares = sum((value - means[step]) ** 2 for step, same in found.items() for _, value in same)
+    deviation = math.sqrt((RUN_WEIGHT * RUN_DEVIATION**2 + squares) / (RUN_WEIGHT + len(runs) - len(found)))
+    times = [
+        StepTime(workload=same[0][0], log_seconds=means[step], variance=deviation**2 / len(same))
+        for step, same in found.items()
+    ]
+    return times, deviation
+
+
+def _step_seconds(workload: Workload, record: TrialRecord, fixed_share: float) -> float:
+    visited = Counter(epoch.samples for epoch in record.curve)
+    return _in_steps(record) / effective_steps(visited, workload.batch, fixed_share)
 
 
 def _in_steps(record: TrialRecord) -> float:
@@ -232,30 +234,37 @@ def _in_steps(record: TrialRecord) -> float:
     return max(record.train_seconds - phases.pruning, 0.05 * record.train_seconds)
 
 
-def _step_seconds(workload: Workload, record: TrialRecord, fixed_share: float) -> float:
-    return _in_steps(record) / effective_steps(_visited(record), workload.batch, fixed_share)
+def _strategy_costs(runs: Sequence[TimedRun], fixed_share: FixedShare) -> dict[str, tuple[Floats, Floats]]:
+    """Return for each strategy the rates that ran, float64[r], and a row of costs for each: float64[r, 5]."""
+    found: defaultdict[str, defaultdict[float, list[Floats]]] = defaultdict(lambda: defaultdict(list))
+    for workload, record in runs:
+        pruning = workload.config.pruning
+        found[pruning.strategy][pruning.prune_rate].append(_cost_in_steps(workload, record, fixed_share(workload)))
+    return {
+        strategy: (np.array(sorted(rates)), np.array([_mean_cost(rates[rate]) for rate in sorted(rates)]))
+        for strategy, rates in found.items()
+    }
 
 
-def _cost_of(workload: Workload, record: TrialRecord, fixed_share: float) -> StrategyCost:
-    phases, steps = record.phases or PhaseSeconds(), _in_steps(record)
-    epoch_seconds = _step_seconds(workload, record, fixed_share) * workload.images / workload.batch
-    epochs = len(record.curve)
-    said = workload.visits(epochs)
-    return StrategyCost(
-        in_step=(phases.select + phases.observe) / steps,
-        plan=phases.plan / epochs / epoch_seconds,
-        prepare=phases.prepare / epoch_seconds,
-        log_visits=math.log(sum(size * count for size, count in _visited(record).items()) / said),
+def _cost_in_steps(workload: Workload, record: TrialRecord, fixed_share: float) -> Floats:
+    """Return a trial's in_step, plan, prepare and log_visits: float64[4]."""
+    phases, epochs = record.phases or PhaseSeconds(), len(record.curve)
+    whole_epoch = _step_seconds(workload, record, fixed_share) * workload.images / workload.batch
+    # By shares, because a time budget cuts the last epoch short.
+    said = workload.visits(epochs) / (workload.images * epochs) if workload.can_train(epochs) else None
+    return np.array(
+        [
+            (phases.select + phases.observe) / _in_steps(record),
+            phases.plan / epochs / whole_epoch,
+            phases.prepare / whole_epoch,
+            math.log(record.keep_fraction / said) if said and record.keep_fraction else 0.0,
+        ]
     )
 
 
-def _mean_cost(costs: Sequence[StrategyCost]) -> StrategyCost:
-    """Return the mean; visits are held near the schedule's by as much as two trials."""
-    visits = sum(cost.log_visits for cost in costs) / (len(costs) + 2)
-    return StrategyCost(
-        in_step=fmean(cost.in_step for cost in costs),
-        plan=fmean(cost.plan for cost in costs),
-        prepare=fmean(cost.prepare for cost in costs),
-        log_visits=visits,
-        deviation=math.hypot(VISITS_DEVIATION / math.sqrt(len(costs) + 1), visits / 2),
-    )
+def _mean_cost(costs: Sequence[Floats]) -> Floats:
+    """Return the mean and its deviation, float64[5]; visits are held near the schedule's."""
+    in_step, plan, prepare, log_visits = np.mean(costs, axis=0).tolist()
+    log_visits *= len(costs) / (len(costs) + VISITS_WEIGHT)
+    deviation = math.hypot(VISITS_DEVIATION / math.sqrt(len(costs) + 1), log_visits / 2)
+    return np.array([in_step, plan, prepare, log_visits, deviation])

@@ -33,7 +33,7 @@ class PruningDataset(Dataset[tuple[Any, Any, int]]):
     def __init__(self, dataset: Dataset[Any], strategy: Strategy, *, epochs: int | None = None) -> None:
         if not isinstance(dataset, Sized) or len(dataset) != strategy.size:
             raise ValueError(f"the strategy is for {strategy.size} samples: make it for len(dataset)")
-        if strategy.needs_model:
+        if strategy.needs_model or strategy.candidates > 1:
             raise ValueError(
                 f"{type(strategy).__name__} looks at the model, which only `budgettune.train` can show it: use that, "
                 f"or a strategy that learns from losses alone"

@@ -97,7 +97,7 @@ class ModelPasses:
         train = helper.config.train
         batches = list(self._batches(order, train.batch_size))
         for number, (chunk, places) in enumerate(batches):
-            self._check()
+            self.check()
             if number and end.is_over(epoch):
                 break
             began = self.watch.clock()
@@ -111,7 +111,7 @@ class ModelPasses:
     def _score(self, learner: Learner, indices: Tensor | None = None) -> Scores:
         data, parts = learner.data.train, []
         for chunk, places in self._batches(self._all(indices), learner.look_batch):
-            self._check()
+            self.check()
             parts.append(learner.look(Batch(chunk, learner.normalise(data.images[places]), data.labels[chunk])))
             self.scored_samples += len(chunk)
         # Once a pass, so that what the device did is charged to the phase that asked for it.
@@ -125,7 +125,8 @@ class ModelPasses:
         places = self.learner.data.train.places(indices)
         return zip(indices.split(size), places.split(size), strict=True)
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Raise Interrupted or BudgetUsedUp where one of them is due."""
         if self.should_stop():
             raise Interrupted("told to stop while pruning looked at the model: the configuration can be run again")
         config = self.learner.config

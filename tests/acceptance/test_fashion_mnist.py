@@ -31,6 +31,6 @@ def test_a_small_network_learns_real_images_in_a_few_epochs(spec):
 
 def test_a_study_of_real_images_is_whole(spec, sqlite_url):
     search = "search={scale = [1.0, 1.5], prune_rate = [0.0, 0.4]}"
-    study = create_study(spec.with_overrides([search, "train.epochs=1"]), sqlite_url)
+    study = create_study(spec.with_overrides([search, "train.epochs=1", "pruning.strategy=random"]), sqlite_url)
     run_worker(sqlite_url, None, WorkerOptions(device="cpu"))
     assert study.verify().whole

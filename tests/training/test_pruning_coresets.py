@@ -108,6 +108,14 @@ class TestStochasticGreedy:
         assert groups[chosen].bincount().tolist() == apportion(groups.bincount(), 21).tolist()
         assert sizes.sum() == 60
 
+    @pytest.mark.parametrize("keep", [1, 9])
+    def test_small_blocks_of_candidates_choose_the_same(self, monkeypatch, keep):
+        points = random_points(50)
+        whole = medoids(points, one_group(points), keep, generator=chance())
+        monkeypatch.setattr(coresets, "_BLOCK_VALUES", 100)
+        for one, other in zip(whole, medoids(points, one_group(points), keep, generator=chance()), strict=True):
+            assert torch.equal(one, other)
+
     def test_duplicates_and_points_at_zero_each_stand_for_themselves(self):
         for points in (torch.zeros(8, 3), torch.ones(8, 3)):
             chosen, sizes = medoids(points, one_group(points), 5, generator=chance())

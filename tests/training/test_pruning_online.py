@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from simulation import World, make, play
 
-from budgettune.prune_rates import LARGEST_REPEAT
+from budgettune.prune_rates import LARGEST_CHANCE
 from budgettune.training.pruning.bandits import EpsilonGreedy, UpperConfidenceBound
 from budgettune.training.pruning.infobatch import InfoBatch
 from budgettune.training.pruning.selective import draw, standing
@@ -37,12 +37,12 @@ class TestSelectiveBackprop:
     @pytest.mark.parametrize("beta", [0.25, 1.0, 3.0])
     @pytest.mark.parametrize("values", [torch.rand(50, generator=generator()), torch.ones(50), ALL(50.0) // 10])
     def test_the_expected_share_is_one_over_beta_plus_one_whatever_the_losses(self, beta, values):
-        shares = [draw(values, values, beta, generator(seed)).float().mean() for seed in range(400)]
+        shares = [draw(values, values, beta, generator(seed)).float().mean() for seed in range(200)]
         assert float(torch.stack(shares).mean()) == pytest.approx(1 / (beta + 1), abs=0.02)
 
     def test_each_sample_is_kept_with_the_probability_of_the_definition(self):
         values, history, beta = torch.tensor([0.5, 2.0, 9.0]), torch.tensor([0.0, 1.0, 2.0, 3.0]), 2.0
-        often = torch.stack([draw(values, history, beta, generator(seed)) for seed in range(4_000)]).float().mean(0)
+        often = torch.stack([draw(values, history, beta, generator(seed)) for seed in range(2_000)]).float().mean(0)
         # The standing of 2.0 is uniform on its step, from 1/2 to 3/4.
         middle = 4 * (0.75**3 - 0.5**3) / 3
         # Where nothing is kept, the highest is: it is kept anyway.
@@ -123,7 +123,7 @@ class TestInfoBatch:
     LOSSES = (
         [0.1, 0.2, 0.3, 4.0],
         [0.5, 0.1, 0.2, 0.3, 9.0, 7.0],
-        [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 5.0, 6.0, 7.0, 8.0, 9.0, 4.0],
+        [0.1, 0.2, 0.3, 0.4, 0.5, 5.1, 5.2, 6.0, 7.0, 8.0, 9.0, 9.5],
     )
 
     @pytest.mark.parametrize("losses", LOSSES)
@@ -171,7 +171,7 @@ class TestInfoBatch:
         strategy = infobatch([0.0] * 90 + [9.0] * 10, rate=0.55)
         strategy.owed = 1_000
         plan = strategy.plan(1, 0.1)
-        assert float(plan.weights.max()) == pytest.approx(90 / (90 - int(LARGEST_REPEAT * 90)))
+        assert float(plan.weights.max()) == pytest.approx(90 / (90 - int(LARGEST_CHANCE * 90)))
 
     def test_equal_scores_have_nothing_below_their_mean(self):
         assert infobatch([0.1] * 1_000).plan(1, 0.1).indices is None

@@ -37,11 +37,11 @@ def test_a_trial_learns_and_says_what_it_did(spec, data):
     result = run(spec, data, "prune_rate=0.3", "train.epochs=10")
     assert result.test_accuracy > 0.8
     assert result.curve[-1].accuracy == result.test_accuracy
-    assert [epoch.samples for epoch in result.curve[:4]] == [1437, 1006, 1437, 1006]
+    assert [epoch.samples for epoch in result.curve[:4]] == [1437, 575, 1437, 575]
     assert result.samples == sum(epoch.samples for epoch in result.curve)
-    assert result.keep_fraction == pytest.approx((1437 + 1006) / 2 / 1437)
-    assert result.steps == sum(epoch.steps for epoch in result.curve) == 5 * (8 + 6)
-    assert result.batch_shapes == (200, 37, 6)
+    assert result.keep_fraction == pytest.approx(0.7, abs=1e-3)
+    assert result.steps == sum(epoch.steps for epoch in result.curve) == 5 * (8 + 3)
+    assert result.batch_shapes == (200, 175, 37)
     assert result.final_lr == 0
     assert result.architecture == {"widths": [8, 16, 32], "blocks": 1, "stem": 8}
     assert result.peak_memory_mb > 0

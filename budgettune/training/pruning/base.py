@@ -102,6 +102,9 @@ class Passes(Protocol):
     labels: Tensor
     num_classes: int
 
+    def check(self) -> None:
+        """Do nothing, or raise as every call here may: for a strategy's own loops that take long."""
+
     def score(self, indices: Tensor | None = None) -> Scores:
         """Return what the model in training says now of the unaugmented images of indices; None for all."""
 

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
-_BLOCK_VALUES = 16 * 2**20  # coordinates that are compared at a time: 64 MiB
+_BLOCK_VALUES = 16 * 2**20  # coordinates, or distances, that are held at a time: 64 MiB
+
+
+def _nothing() -> None:
+    """Let the greedy choice go on."""
 
 
 def weighted_coreset(
-    points: Tensor, groups: Tensor, drop: int, *, epsilon: float = 0.1, generator: torch.Generator
+    points: Tensor,
+    groups: Tensor,
+    drop: int,
+    *,
+    epsilon: float = 0.1,
+    generator: torch.Generator,
+    each_step: Callable[[], None] = _nothing,
 ) -> tuple[Tensor, Tensor]:
     """Return medoids of each group and weights in proportion to their clusters, when `drop` points go.
 
@@ -25,6 +36,7 @@ def weighted_coreset(
         drop: how many to drop.
         epsilon: as for medoids.
         generator: as for medoids.
+        each_step: as for medoids.
 
     Returns:
         int64 [n - drop] of indices, and float32 weights [n - drop] with a mean of one.
@@ -32,13 +44,21 @@ def weighted_coreset(
     finite = points.isfinite().all(dim=1)
     inside, outside = finite.nonzero().squeeze(1), (~finite).nonzero().squeeze(1)
     keep = len(inside) - max(0, min(drop, len(inside), len(points) - 1))
-    picks, clusters = medoids(points[inside], groups[inside], keep, epsilon=epsilon, generator=generator)
+    picks, clusters = medoids(
+        points[inside], groups[inside], keep, epsilon=epsilon, generator=generator, each_step=each_step
+    )
     sizes = torch.cat([clusters, torch.ones_like(outside)]).float()
     return torch.cat([inside[picks], outside]), sizes / sizes.mean()
 
 
 def medoids(
-    points: Tensor, groups: Tensor, keep: int, *, epsilon: float = 0.1, generator: torch.Generator
+    points: Tensor,
+    groups: Tensor,
+    keep: int,
+    *,
+    epsilon: float = 0.1,
+    generator: torch.Generator,
+    each_step: Callable[[], None] = _nothing,
 ) -> tuple[Tensor, Tensor]:
     """Return medoids of each group, and how many points of the group are nearest to each.
 
@@ -56,6 +76,7 @@ def medoids(
         keep: in all, 0 ≤ keep ≤ n.
         epsilon: what the guarantee gives up for speed, in (0, 1).
         generator: on the device of points.
+        each_step: called before each of the steps, of which there are many; it may raise.
 
     Returns:
         int64 [keep] of indices, and int64 [keep] of cluster sizes, which sum to the sizes of the groups that have any.
@@ -73,7 +94,7 @@ def medoids(
         places = torch.arange(int(sizes[block].max()), device=points.device)
         valid = places < sizes[block, None]
         members = order[(starts[block, None] + places).where(valid, 0)]
-        picks, counts = _stochastic_greedy(points[members], sizes[block], quotas[block], epsilon, generator)
+        picks, counts = _stochastic_greedy(points[members], sizes[block], quotas[block], epsilon, generator, each_step)
         taken = torch.arange(picks.shape[1], device=points.device) < quotas[block, None]
         chosen.append(members.gather(1, picks)[taken])
         clusters.append(counts[taken])
@@ -81,7 +102,12 @@ def medoids(
 
 
 def _stochastic_greedy(
-    points: Tensor, sizes: Tensor, quotas: Tensor, epsilon: float, generator: torch.Generator
+    points: Tensor,
+    sizes: Tensor,
+    quotas: Tensor,
+    epsilon: float,
+    generator: torch.Generator,
+    each_step: Callable[[], None],
 ) -> tuple[Tensor, Tensor]:
     """Choose in every row at once; a row's first `quota` picks count, the steps that it takes after them do not.
 
@@ -91,6 +117,7 @@ def _stochastic_greedy(
         quotas: int64 [rows], at least 1.
         epsilon: as for medoids.
         generator: as for medoids.
+        each_step: as for medoids.
 
     Returns:
         int64 [rows, max(quotas)] of places in the row, and the sizes of their clusters.
@@ -104,17 +131,22 @@ def _stochastic_greedy(
     nearest = (2 * points.norm(dim=-1).max()).where(valid, 0.0)
     owner = torch.zeros(rows, members, dtype=torch.int64, device=device)
     picks = torch.zeros(rows, steps, dtype=torch.int64, device=device)
+    at_a_time = max(1, _BLOCK_VALUES // (rows * members))
     everyone = torch.arange(members, device=device).repeat(rows, 1)
     remaining = everyone.clone()  # of a row, the first size - step
     for step in range(steps):
+        each_step()
         left = (sizes - step).clamp(min=1)[:, None]
-        some = torch.randint(2**62, (rows, tries), generator=generator, device=device) if tries < members else everyone
-        places = some % left
+        drawn = torch.randint(2**62, (rows, tries), generator=generator, device=device) if tries < members else everyone
+        places = drawn % left
         candidates = remaining.gather(1, places)
-        distances = torch.cdist(points[row, candidates], points, compute_mode="donot_use_mm_for_euclid_dist")
-        best = (nearest[:, None] - distances).clamp_(min=0).sum(dim=2).argmax(dim=1, keepdim=True)
+        gains = [
+            (nearest[:, None] - _distances(points[row, some], points)).clamp_(min=0).sum(dim=2)
+            for some in candidates.split(at_a_time, dim=1)
+        ]
+        best = torch.cat(gains, dim=1).argmax(dim=1, keepdim=True)
         pick = candidates.gather(1, best)
-        distance = distances[row, best].squeeze(1)
+        distance = _distances(points[row, pick], points).squeeze(1)
         closer = (distance < nearest).scatter(1, pick, True)  # a medoid stands for itself, also among duplicates
         owner.masked_fill_(closer & (step < quotas[:, None]), step)
         nearest = torch.minimum(nearest, distance)
@@ -122,6 +154,11 @@ def _stochastic_greedy(
         remaining.scatter_(1, places.gather(1, best), remaining.gather(1, left - 1))
     counts = (row * steps + owner)[valid].bincount(minlength=rows * steps)
     return picks, counts.view(rows, steps)
+
+
+def _distances(some: Tensor, points: Tensor) -> Tensor:
+    """Return Euclidean distances, [rows, some, members], without the rounding of the faster way by products."""
+    return torch.cdist(some, points, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def apportion(sizes: Tensor, total: int) -> Tensor:
@@ -181,8 +218,6 @@ def _plus_plus(points: Tensor, clusters: int, generator: torch.Generator) -> Ten
     distance = torch.ones(len(points), device=points.device)  # half the square of the chord
     centres: list[Tensor] = []
     while len(centres) < clusters:
-        drawn = distance.double().cumsum(0)
-        place = torch.searchsorted(drawn, drawn[-1:] * torch.rand(1, generator=generator, device=points.device))
-        centres.append(points[place.clamp(max=len(points) - 1)].squeeze(0))
+        centres.append(points[torch.multinomial(distance, 1, generator=generator)].squeeze(0))
         distance = torch.minimum(distance, 1 - points @ centres[-1]).clamp(min=1e-12)
     return torch.stack(centres)

@@ -30,5 +30,7 @@ class Craig(Strategy):
         if self.keep_count < self.size and (self.kept is None or epoch % self.spec.reselect_every == 0):
             seen = self.passes.score()
             gradients, drop = softmax_error(seen.logits, seen.labels), self.size - self.keep_count
-            self.kept, self.weights = weighted_coreset(gradients, seen.labels, drop, generator=self.generator)
+            self.kept, self.weights = weighted_coreset(
+                gradients, seen.labels, drop, generator=self.generator, each_step=self.passes.check
+            )
         return EpochPlan(self.kept, self.weights)

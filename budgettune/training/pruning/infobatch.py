@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from budgettune.prune_rates import LARGEST_REPEAT
+from budgettune.prune_rates import LARGEST_CHANCE
 from budgettune.training.pruning.base import EpochPlan, Strategy
 
 
@@ -42,7 +42,7 @@ class InfoBatch(Strategy):
         droppable = self._droppable()
         candidates = droppable.nonzero().squeeze(1)
         wanted = drop + self.owed
-        drop = min(wanted, int(LARGEST_REPEAT * len(candidates)))
+        drop = min(wanted, int(LARGEST_CHANCE * len(candidates)))
         self.owed = wanted - drop
         if not drop:
             return EpochPlan()

@@ -20,7 +20,8 @@ class Kakurenbo(Strategy):
     softmax runs over classes (over the batch in the published code).
 
     The largest F follows from the prune rate. How many are moved back is known only in training: what an epoch could
-    not hide is added to the next ones, up to the largest F.
+    not hide is added to the next ones, up to the largest F. A model that is never confident hides less than was asked
+    for.
     """
 
     needs_model = True

@@ -29,8 +29,8 @@ def read_scores(name: str, size: int) -> Tensor:
         raise DataError(f"pruning.scores: {path} is no file on this machine: copy it here, or correct the path")
     try:
         scores = np.load(path, mmap_mode="r", allow_pickle=False)
-    except Exception as error:  # a damaged header fails in numpy's parser in many ways
-        raise DataError(f"pruning.scores: {path} cannot be read: write it with numpy.save(path, scores)") from error
+    except Exception:  # a damaged header fails in numpy's parser in many ways, some of which quote the file
+        raise DataError(f"pruning.scores: {path} cannot be read: write it with numpy.save(path, scores)") from None
     if not isinstance(scores, np.ndarray) or scores.shape != (size,) or scores.dtype.kind not in "fiu":
         raise DataError(
             f"pruning.scores: {path} must hold one number for each of the {size} training images, as an array of "

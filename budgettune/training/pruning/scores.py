@@ -18,12 +18,13 @@ def softmax_error(logits: Tensor, labels: Tensor) -> Tensor:
         logits: [B, classes], of any floating type.
         labels: int64 [B].
     """
-    return logits.float().softmax(dim=1) - one_hot(labels, logits.shape[1])
+    error: Tensor = logits.float().softmax(dim=1) - one_hot(labels, logits.shape[1])
+    return error
 
 
 def el2n(logits: Tensor, labels: Tensor) -> Tensor:
     """Return the norm of softmax − onehot: float32 [B] (Paul, Ganguli and Dziugaite 2021, definition 2.2)."""
-    return torch.linalg.vector_norm(softmax_error(logits, labels), dim=1)
+    return softmax_error(logits, labels).square().sum(dim=1).sqrt()
 
 
 def last_layer_grad_norm(logits: Tensor, labels: Tensor, features: Tensor) -> Tensor:

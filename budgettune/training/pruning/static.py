@@ -19,7 +19,7 @@ class Static(Strategy):
     """
 
     needs_model = True
-    state = ("kept",)
+    state: tuple[str, ...] = ("kept",)
     kept: Tensor | None = None
 
     def prepare(self, passes: Passes) -> None:
@@ -32,6 +32,10 @@ class Static(Strategy):
     def plan(self, epoch: int, progress: float) -> EpochPlan:
         """Keep what was chosen, and everything until then."""
         return EpochPlan(self.kept)
+
+    @abstractmethod
+    def scores(self) -> Tensor:
+        """Return the method's score of every sample: [size]. Asked once at most."""
 
     def choose(self, scores: Tensor, drop: int) -> Tensor:
         """Return the samples to keep, int64, when `drop` go."""
@@ -47,10 +51,6 @@ class ScoredAhead(Static):
         if self.kept is None and self.keep_count < self.size:
             self.kept = self.choose(self.scores(), self.size - self.keep_count)
 
-    @abstractmethod
-    def scores(self) -> Tensor:
-        """Return a score of every sample: [size]."""
-
 
 class ScoredInPassing(Static):
     """Static, with scores from the beginning of the run itself.
@@ -64,7 +64,3 @@ class ScoredInPassing(Static):
         if self.kept is None and (drop := self.drop_count(epoch, progress)):
             self.kept = self.choose(self.scores(), drop)
         return super().plan(epoch, progress)
-
-    @abstractmethod
-    def scores(self) -> Tensor:
-        """Return a score of every sample: [size]. Asked once."""

@@ -44,13 +44,6 @@ class Inputs:
     axes: Floats
     ids: Ints
 
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def take(self, rows: NDArray[np.bool_] | Ints) -> Inputs:
-        """Return some of the rows."""
-        return Inputs(self.trend[rows], self.axes[rows], self.ids[rows])
-
 
 @dataclass(frozen=True)
 class Prior:

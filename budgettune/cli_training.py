@@ -1,0 +1,236 @@
+"""`budgettune train`, `compare` and `profile`: commands that train without recording trials in a study."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from budgettune import api, cli_predict, render
+from budgettune.cli_options import (
+    AllowImport,
+    AllowRoot,
+    Debug,
+    Device,
+    FormatOption,
+    Sets,
+    Storage,
+    Study,
+    Threads,
+    duration,
+)
+from budgettune.render import Format, err, out
+from budgettune.units import format_duration
+
+if TYPE_CHECKING:
+    from budgettune.comparison import Comparison
+    from budgettune.spec import StudySpec
+
+app = typer.Typer()
+
+
+@app.command()
+def train(
+    study: Study = None,
+    to: Annotated[Path, typer.Option("--out", metavar="FILE", help="Where the model goes.")] = Path("model.pt"),
+    trial: Annotated[
+        int | None, typer.Option("--trial", min=0, metavar="N", help="Params and seed of a trial.")
+    ] = None,
+    sets: Sets = None,
+    budget: Annotated[
+        float | None,
+        typer.Option("--budget", parser=duration, metavar="60s", help="What `recommend` says, until the time is up."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0)] = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    allow_import: AllowImport = None,
+    allow_root: AllowRoot = None,
+    storage: Storage = None,
+    debug: Debug = False,
+) -> None:
+    """Train one configuration of a study and keep the model."""
+    from budgettune.roots import allowed_folders
+
+    if [trial is not None, bool(sets), budget is not None].count(True) != 1:
+        raise typer.BadParameter("give one of --trial N, --set key=value and --budget 60s")
+    handle = api.load_study(study, storage=storage)
+    if budget is None:
+        spec, params, trial_seed = api.configuration(handle, trial, sets or [])
+    else:
+        answer, params = api.recommended(handle, budget)
+        spec, trial_seed = handle.spec, handle.spec.sampler.seed
+        _say(cli_predict.forecast(answer))
+    folders = allowed_folders(api.allowed_roots(allow_root), handle.url)
+    seed = trial_seed if seed is None else seed
+    result = _train(spec, params, seed, to, device, threads, api.allowed_packages(allow_import), folders)
+    out.print(
+        f"{to}: accuracy {result.test_accuracy:.2%} after {format_duration(result.train_seconds)}",
+        highlight=False,
+        markup=False,
+    )
+
+
+@app.command()
+def compare(
+    spec: Annotated[str, typer.Argument(metavar="[SPEC]", help="TOML file, or the name of a bundled one.")] = "paper",
+    budgets: Annotated[
+        list[float] | None,
+        typer.Option(
+            "--budget",
+            parser=duration,
+            metavar="30s",
+            help="Training time of each run (repeatable); the spec's train.budget where left out.",
+        ),
+    ] = None,
+    seeds: Annotated[int, typer.Option("--seeds", min=2, help="Runs of each, the same seeds for all.")] = 5,
+    strategies: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--strategies",
+            metavar="A,B,C",
+            help="Beside full and random (repeatable); those that the spec searches where left out, else all.",
+        ),
+    ] = None,
+    prune_rates: Annotated[
+        list[float] | None,
+        typer.Option(
+            "--prune-rate", metavar="RATE", help="For all but full (repeatable); the spec's where left out, else 0.3."
+        ),
+    ] = None,
+    shuffle_labels: Annotated[
+        float,
+        typer.Option("--shuffle-labels", min=0, max=1, metavar="SHARE", help="Share of training labels made wrong."),
+    ] = 0.0,
+    to: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="JSON, written anew after each run.")] = None,
+    figure: Annotated[
+        Path | None, typer.Option("--figure", metavar="FILE", help="Figure as one self-contained HTML page.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the runs in --out; failed ones again.")] = False,
+    sets: Sets = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    allow_import: AllowImport = None,
+    form: FormatOption = Format.table,
+    debug: Debug = False,
+) -> None:
+    """Compare pruning strategies at equal training time, against full data and random subsets."""
+    from budgettune.comparing import compare as run_comparison
+    from budgettune.spec import load_spec
+    from budgettune.stopping import StopFlag
+
+    with StopFlag() as stop:
+        comparison = run_comparison(
+            load_spec(spec).with_overrides(sets or []),
+            budgets or (),
+            seeds=seeds,
+            strategies=[name.strip() for names in strategies or () for name in names.split(",") if name.strip()],
+            prune_rates=prune_rates or (),
+            shuffle_labels=shuffle_labels,
+            device=device,
+            threads=threads,
+            allow_import=api.allowed_packages(allow_import),
+            out=to,
+            resume=resume,
+            stop=stop,
+            say=_say,
+        )
+    _show_comparison(comparison, form)
+    if figure is not None and comparison.runs:
+        from budgettune.comparison_figure import write_figure
+
+        write_figure(figure, comparison)
+    if stop.signal_number is not None:
+        _say("stopped before the end" + ("" if to is None else f": add --resume to go on with {to}"))
+        raise typer.Exit(128 + stop.signal_number)
+
+
+@app.command()
+def profile(
+    spec: Annotated[str, typer.Argument(metavar="[SPEC]", help="TOML file, or the name of a bundled one.")] = "paper",
+    sets: Sets = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Turns of each configuration.")] = 3,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Steps timed in each turn.")] = 3,
+    remedies: Annotated[bool, typer.Option("--remedies/--no-remedies", help="Try cures for what is alarmed.")] = True,
+    cudnn_benchmark: Annotated[
+        bool, typer.Option("--cudnn-benchmark/--no-cudnn-benchmark", help="Off, as in the paper's script.")
+    ] = True,
+    allow_import: AllowImport = None,
+    form: FormatOption = Format.table,
+    debug: Debug = False,
+) -> None:
+    """Time a step of every scale and batch size, and look into those that fall off a kernel cliff."""
+    from budgettune.profile import profile as run_profile
+    from budgettune.profile_report import render_profile
+    from budgettune.spec import load_spec
+
+    with err.status("probing") as status:
+        report = run_profile(
+            load_spec(spec).with_overrides(sets or []),
+            device=device,
+            threads=threads,
+            rounds=rounds,
+            steps=steps,
+            remedies=remedies,
+            cudnn_benchmark=cudnn_benchmark,
+            allow_import=api.allowed_packages(allow_import),
+            report_progress=status.update,
+        )
+    if form is Format.table:
+        render_profile(report, out)
+    elif form is Format.json:
+        render.print_json(report.to_json())
+    else:
+        render.print_rows([row.flat() for row in report.rows], form)
+
+
+def _train(
+    spec: StudySpec,
+    params: dict[str, Any],
+    seed: int,
+    to: Path,
+    device: str,
+    threads: int | None,
+    allow_import: frozenset[str],
+    folders: frozenset[Path] | None,
+) -> Any:
+    from budgettune.stopping import StopFlag
+    from budgettune.worker import save_model, train_one
+
+    show = err.status("training") if err.is_terminal else nullcontext()
+    with StopFlag() as stop, show:
+        trained = train_one(
+            spec,
+            params,
+            seed=seed,
+            device=device,
+            threads=threads,
+            allow_import=allow_import,
+            folders=folders,
+            stop=stop,
+        )
+    save_model(to, trained, spec, params)
+    return trained.result
+
+
+def _show_comparison(comparison: Comparison, form: Format) -> None:
+    from budgettune.comparison_report import sentences, table_rows
+
+    if form is Format.json:
+        render.print_json(comparison.to_document())
+    elif form is Format.csv:
+        render.print_rows(comparison.rows(), form)
+    else:
+        for budget in comparison.budgets:
+            title = f"\n{format_duration(budget)} of training, mean over seeds ± half the 95% interval"
+            render.print_rows(table_rows(comparison.standings(budget)), form, title=title)
+            for sentence in sentences(comparison, budget):
+                out.print(sentence, highlight=False, markup=False, soft_wrap=True)
+
+
+def _say(line: str) -> None:
+    err.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,246 @@
+"""Pruning strategies against each other at equal wall-clock: `budgettune compare`.
+
+Every run trains for the same seconds with the learning rate at zero when they are over. `full` (everything, for fewer
+epochs) and `random` are always among them: without these two a pruned result means little.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from budgettune.comparison import Comparison, Measured, Run, read_comparison, write_comparison
+from budgettune.comparison_plan import Turn, arms_of, budgets_of, shared_spec, turns, with_turn
+from budgettune.errors import BudgetTuneError, DataError, Interrupted, TrialFailed, UsageError
+from budgettune.profile_space import label_of
+from budgettune.records import TrialResult
+from budgettune.spec import StudySpec, is_code, load_spec
+from budgettune.stopping import StopFlag
+from budgettune.training.data import ImageData, load_data
+from budgettune.training.device import pick_device
+from budgettune.training.imports import import_code
+from budgettune.training.trainer import Witness, train
+from budgettune.units import format_duration, parse_duration
+from budgettune.worker import prepare_process
+
+logger = logging.getLogger(__name__)
+
+
+def compare(
+    spec: StudySpec | str | Path,
+    budgets: Sequence[str | float] = (),
+    *,
+    seeds: int = 5,
+    strategies: Sequence[str] = (),
+    prune_rates: Sequence[float] = (),
+    shuffle_labels: float = 0.0,
+    device: str = "auto",
+    threads: int | None = None,
+    allow_import: Collection[str] = (),
+    out: str | Path | None = None,
+    resume: bool = False,
+    stop: StopFlag | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Comparison:
+    """Train each strategy at each prune rate, budget and seed, and return what came of it.
+
+    Runs take turns, seed by seed in a rotating order, so that a slow minute of the machine hits all alike. One that
+    something disturbed is run again as `[clock]` says, and marked where that does not help; one that fails is kept
+    with its reason.
+
+    Args:
+        spec: a spec, a TOML file's path, or the name of a bundled study file; trained at its own values of what it
+            searches. A constant learning rate becomes a linear one.
+        budgets: training time of each run, in seconds or as "30s"; the spec's `train.budget` where empty.
+        seeds: runs of each strategy, rate and budget, at least 2: the same seeds for all.
+        strategies: names or code; where empty those that the spec searches, else all. `full` and `random` are added.
+        prune_rates: for all but `full`; where empty those of the spec, else 0.3.
+        shuffle_labels: share of the training labels that is made wrong, the same labels for all runs.
+        device: auto, cpu, cuda or cuda:N.
+        threads: of the CPU; None for every usable core.
+        allow_import: packages that code named in the spec may come from.
+        out: file that gets everything so far after each run; it must not be there unless `resume`.
+        resume: go on with the runs of that file, where it is there; those that failed are run again.
+        stop: asked before every step; what is finished then is returned.
+        say: told what happens, a line at a time.
+
+    Raises:
+        UsageError: where the arguments cannot work, or the file holds something else.
+        SpecError: where the spec cannot work.
+        DataError: where the images cannot be read.
+    """
+    out = None if out is None else Path(out)
+    _check(seeds, shuffle_labels, out, resume)
+    spec = spec if isinstance(spec, StudySpec) else load_spec(spec)
+    arms, budgets_seconds = arms_of(spec, strategies, prune_rates), budgets_of(spec, [*map(parse_duration, budgets)])
+    shared, chosen = shared_spec(spec), pick_device(device)
+    machine, witness = prepare_process(chosen, threads)
+    comparison = Comparison(spec=shared.to_document(), shuffle_labels=shuffle_labels, machine=machine)
+    if resume and out is not None and out.exists():
+        comparison = _resumed(comparison, out)
+    for arm in arms:
+        if is_code(arm.strategy):
+            import_code(arm.strategy, allow_import)  # better now than after an hour
+    data = with_wrong_labels(load_data(shared.data, allow_import=allow_import), shuffle_labels, shared.data.seed)
+    bench = _Bench(shared, data.to(chosen), chosen, witness, allow_import, stop or StopFlag())
+    plan = turns(arms, budgets_seconds, [spec.trial_seed(0, number) for number in range(seeds)])
+    say(f"{shared.data.name}, {label_of(shared)}")
+    if spec.train.lr_schedule == "constant":
+        say("the learning rate falls linearly to zero at the deadline, in place of the spec's constant one")
+    return _run_all(plan, comparison, bench, out, say)
+
+
+def with_wrong_labels(data: ImageData, share: float, seed: int) -> ImageData:
+    """Return the images with a fixed share of the training labels wrong: each replaced by a random other class.
+
+    Args:
+        data: with at least two classes, where share is above 0.
+        share: in [0, 1).
+        seed: of the choice; the same images and seed give the same labels.
+    """
+    labels = data.train.labels.clone()
+    random = np.random.default_rng([seed, 3])  # 0 to 2 are those of the data's own splits
+    count = round(share * len(labels))
+    shifts = torch.from_numpy(random.integers(1, max(2, data.num_classes), count))
+    wrong = torch.from_numpy(random.permutation(len(labels))[:count])
+    labels[wrong] = (labels[wrong] + shifts) % data.num_classes
+    return replace(data, train=replace(data.train, labels=labels))
+
+
+def _check(seeds: int, shuffle_labels: float, out: Path | None, resume: bool) -> None:
+    if seeds < 2:
+        raise UsageError(f"seeds {seeds}: give at least 2, or nothing tells a difference from chance")
+    if not 0 <= shuffle_labels < 1:
+        raise UsageError(f"shuffle_labels {shuffle_labels:g}: give a share from 0 to below 1")
+    if resume and out is None:
+        raise UsageError("nothing to resume: name the file of the interrupted comparison with --out")
+    if not resume and out is not None and out.exists():
+        raise UsageError(f"{out} is there already: add --resume to go on with it, or name another file")
+
+
+def _resumed(fresh: Comparison, path: Path) -> Comparison:
+    """Return the comparison of a file, which must share everything with the one asked for."""
+    found = read_comparison(path)
+    differing = [key for key in fresh.spec.keys() | found.spec.keys() if fresh.spec.get(key) != found.spec.get(key)]
+    if fresh.shuffle_labels != found.shuffle_labels:
+        differing.append("--shuffle-labels")
+    if fresh.machine.key != found.machine.key:
+        differing.append(f"the machine ({found.machine.key} there, {fresh.machine.key} here)")
+    if differing:
+        raise UsageError(
+            f"{path} holds another comparison; what differs: {', '.join(sorted(differing))}: "
+            f"repeat its settings to resume it, or name another file"
+        )
+    return fresh.model_copy(update={"runs": found.runs})
+
+
+def _run_all(
+    plan: Sequence[Turn], comparison: Comparison, bench: _Bench, out: Path | None, say: Callable[[str], None]
+) -> Comparison:
+    """Run what a comparison lacks of its plan, until told to stop; the file always holds all that is finished."""
+    done = {run.key for run in comparison.runs if run.measured is not None}
+    todo = [turn for turn in plan if turn not in done]
+    say(f"{len(todo)} runs to do, {len(plan) - len(todo)} of {len(plan)} done before")
+    began = time.monotonic()
+    _keep(comparison, out)  # a file that cannot be written is found before the first run
+    for number, turn in enumerate(todo, start=1):
+        try:
+            run = bench.run(turn)
+        except Interrupted:
+            break
+        comparison = comparison.with_run(run)
+        _keep(comparison, out)
+        left = _left(todo, number, time.monotonic() - began)
+        say(f"{number} of {len(todo)}: {turn}: {_outcome(run)}{left}")
+    return comparison
+
+
+def _keep(comparison: Comparison, out: Path | None) -> None:
+    if out is not None:
+        write_comparison(out, comparison)
+
+
+def _left(todo: Sequence[Turn], done: int, seconds: float) -> str:
+    """Return how long the rest will take, at the rate of what is done; nothing at the end."""
+    budgets = [turn.budget_seconds for turn in todo]
+    rest_seconds = seconds * sum(budgets[done:]) / sum(budgets[:done])
+    return f"; about {format_duration(rest_seconds)} left" if rest_seconds else ""
+
+
+def _outcome(run: Run) -> str:
+    if run.measured is None:
+        return f"failed: {run.failure}"
+    return f"accuracy {run.measured.test_accuracy:.2%}, {run.measured.status}"
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """Trains single runs of one comparison in this process."""
+
+    shared: StudySpec
+    data: ImageData
+    device: torch.device
+    witness: Witness
+    allow_import: Collection[str]
+    stop: StopFlag
+
+    def run(self, turn: Turn) -> Run:
+        """Return one run, also where it failed by a fault of its own; a fault of this box is raised."""
+        run = Run(
+            strategy=turn.arm.strategy,
+            prune_rate=turn.arm.prune_rate,
+            budget_seconds=turn.budget_seconds,
+            seed=turn.seed,
+        )
+        try:
+            tries, result = self._train(with_turn(self.shared, turn), turn.seed)
+        except (DataError, UsageError, Interrupted):
+            raise
+        except Exception as error:
+            if not isinstance(error, BudgetTuneError):
+                logger.exception("%s failed", turn)
+            return run.model_copy(update={"failure": _reason(error)})
+        return run.model_copy(update={"tries": tries, "measured": _measured(result)})
+
+    def _train(self, config: StudySpec, seed: int) -> tuple[int, TrialResult]:
+        """Train once, or again where the spec asks for it and something disturbed the clock."""
+        again = config.clock.repeat_limit if config.clock.on_disturbed == "repeat" else 0
+        tries = 0
+        while True:
+            tries += 1
+            result = train(
+                config,
+                seed=seed,
+                data=self.data,
+                device=self.device,
+                allow_import=self.allow_import,
+                witness=self.witness,
+                should_stop=lambda: self.stop.cuts_short,
+            ).result
+            if result.status != "disturbed" or tries > again:
+                return tries, result
+
+
+def _reason(error: Exception) -> str:
+    kind = error.kind if isinstance(error, TrialFailed) else type(error).__name__
+    return f"{kind}: {error}".splitlines()[0]
+
+
+def _measured(result: TrialResult) -> Measured:
+    return Measured.model_validate(
+        {
+            "status": result.status,
+            "test_accuracy": result.test_accuracy,
+            "train_seconds": result.train_seconds,
+            "prune_seconds": result.phases.pruning,
+            "keep_fraction": result.keep_fraction,
+            "epochs": result.epochs,
+            "steps": result.steps,
+        }
+    )

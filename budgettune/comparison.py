@@ -1,0 +1,246 @@
+"""A comparison of pruning strategies as a value: its runs, where each strategy stands, JSON in and out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Literal, NamedTuple, Self
+
+from pydantic import ConfigDict, Field, ValidationError
+
+from budgettune.errors import UsageError
+from budgettune.files import write_text
+from budgettune.records import MachineInfo
+from budgettune.significance import Estimate, PairedTest, estimate, holm, paired_test
+from budgettune.spec import Table
+
+
+class Arm(NamedTuple):
+    """A pruning strategy at a prune rate; `full` has rate 0."""
+
+    strategy: str
+    prune_rate: float
+
+    def __str__(self) -> str:
+        return f"{self.strategy} {self.prune_rate:g}" if self.prune_rate else self.strategy
+
+
+FULL = Arm("full", 0.0)
+
+
+class Measured(Table):
+    """What a finished run gave.
+
+    Attributes:
+        status: whether its time can be believed, as a trial's.
+        prune_seconds: of train_seconds, what choosing samples took.
+        keep_fraction: sample visits made over visits that no pruning would have made.
+        epochs: passes over what was kept; the last may be cut short.
+    """
+
+    status: Literal["clean", "disturbed", "unverified"]
+    test_accuracy: float
+    train_seconds: float = Field(gt=0)
+    prune_seconds: float
+    keep_fraction: float
+    epochs: int
+    steps: int
+
+
+class Run(Table):
+    """One training run of a comparison.
+
+    Attributes:
+        prune_rate: asked for; 0 for `full`.
+        seed: equal seeds of different arms make a pair.
+        tries: times that it was run, more than once where something disturbed the clock.
+        measured: None where it failed.
+        failure: why it failed, with the kind in front.
+    """
+
+    strategy: str
+    prune_rate: float
+    budget_seconds: float
+    seed: int
+    tries: int = 1
+    measured: Measured | None = None
+    failure: str | None = None
+
+    @property
+    def arm(self) -> Arm:
+        """What was run."""
+        return Arm(self.strategy, self.prune_rate)
+
+    @property
+    def key(self) -> tuple[Arm, float, int]:
+        """What tells a run from the others of its comparison."""
+        return self.arm, self.budget_seconds, self.seed
+
+
+class Comparison(Table):
+    """Runs of pruning strategies at equal wall-clock, which share everything but arm, budget and seed.
+
+    Attributes:
+        spec: what all runs share, as `StudySpec.to_document` gives it.
+        shuffle_labels: share of the training labels that was replaced at random.
+        runs: in the order they ended.
+    """
+
+    model_config = ConfigDict(extra="ignore")  # the standings that a file holds for its readers are computed anew
+
+    format: Literal["budgettune-comparison-1"] = "budgettune-comparison-1"
+    spec: dict[str, Any]
+    shuffle_labels: float = 0.0
+    machine: MachineInfo
+    runs: tuple[Run, ...] = ()
+
+    def with_run(self, run: Run) -> Self:
+        """Return the comparison with one more run, in place of one of the same key."""
+        return self.model_copy(update={"runs": (*(old for old in self.runs if old.key != run.key), run)})
+
+    @property
+    def budgets(self) -> tuple[float, ...]:
+        """Budgets in seconds, smallest first."""
+        return tuple(sorted({run.budget_seconds for run in self.runs}))
+
+    def standings(self, budget_seconds: float) -> tuple[Standing, ...]:
+        """Return where each arm stands at a budget: full first, then as they first ended."""
+        by_arm: dict[Arm, list[Run]] = {FULL: []}
+        for run in self.runs:
+            if run.budget_seconds == budget_seconds:
+                by_arm.setdefault(run.arm, []).append(run)
+        baseline = _accuracies(by_arm[FULL])
+        return _corrected([_standing(runs, baseline) for runs in by_arm.values() if runs])
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return the standings at every budget as plain values, one row each."""
+        return [standing.flat() for budget in self.budgets for standing in self.standings(budget)]
+
+    def to_document(self) -> dict[str, Any]:
+        """Return plain JSON values: what `read_comparison` reads, and the standings for other readers."""
+        return self.model_dump(mode="json", exclude_none=True) | {"standings": self.rows()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """One arm at one budget.
+
+    Attributes:
+        runs: that finished.
+        failed: that did not.
+        clean: of those that finished, whose time nothing disturbed.
+        by_seed: accuracy of each finished run.
+        accuracy: over seeds; None where every run failed.
+        against_full: difference of accuracy from `full` at equal seeds; None for full itself, and below two pairs.
+        corrected_p: of its t-test, after Holm's correction over the arms of this budget.
+        overhead: share of the training time that choosing samples took.
+        realised_prune_rate: share of the sample visits that was dropped.
+        epochs: mean number of passes.
+        failures: reasons, each once.
+    """
+
+    budget_seconds: float
+    arm: Arm
+    runs: int
+    failed: int
+    clean: int
+    by_seed: Mapping[int, float]
+    accuracy: Estimate | None
+    against_full: PairedTest | None
+    corrected_p: float | None = None
+    overhead: float | None
+    realised_prune_rate: float | None
+    epochs: float | None
+    failures: tuple[str, ...]
+
+    def flat(self) -> dict[str, Any]:
+        """Return plain values, one column each."""
+        accuracy, test = self.accuracy, self.against_full
+        difference = None if test is None else test.difference
+        return {
+            "budget_seconds": self.budget_seconds,
+            "strategy": self.arm.strategy,
+            "prune_rate": self.arm.prune_rate,
+            "runs": self.runs,
+            "failed": self.failed,
+            "clean": self.clean,
+            **_columns("accuracy", accuracy),
+            **_columns("difference", difference),
+            "t_p": test and test.t_p,
+            "corrected_p": self.corrected_p,
+            "exact_p": test and test.exact_p,
+            "overhead": self.overhead,
+            "realised_prune_rate": self.realised_prune_rate,
+            "epochs": self.epochs,
+            "failures": "; ".join(self.failures) or None,
+        }
+
+
+def read_comparison(path: Path) -> Comparison:
+    """Return the comparison that a file holds.
+
+    Raises:
+        UsageError: where there is no such file, or it holds something else.
+    """
+    advice = "give a file that `budgettune compare --out` wrote"
+    try:
+        return Comparison.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror}): {advice}") from None
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        where = ".".join(map(str, fault["loc"]))
+        raise UsageError(f"{path}: no comparison ({where and where + ': '}{fault['msg']}): {advice}") from None
+
+
+def write_comparison(path: Path, comparison: Comparison) -> None:
+    """Write a comparison to a file, all or nothing.
+
+    Raises:
+        UsageError: where it cannot be written.
+    """
+    write_text(path, json.dumps(comparison.to_document(), indent=1, allow_nan=False) + "\n")
+
+
+def _standing(runs: Sequence[Run], baseline: Mapping[int, float]) -> Standing:
+    """Return where one arm stands; baseline is the accuracy of full by seed."""
+    finished = [run.measured for run in runs if run.measured is not None]
+    accuracies = _accuracies(runs)
+    differences = [accuracies[seed] - baseline[seed] for seed in accuracies if seed in baseline]
+    return Standing(
+        budget_seconds=runs[0].budget_seconds,
+        arm=runs[0].arm,
+        runs=len(finished),
+        failed=len(runs) - len(finished),
+        clean=sum(measured.status == "clean" for measured in finished),
+        by_seed=accuracies,
+        accuracy=estimate(list(accuracies.values())) if accuracies else None,
+        against_full=paired_test(differences) if differences and runs[0].arm != FULL else None,
+        overhead=_mean([measured.prune_seconds / measured.train_seconds for measured in finished]),
+        realised_prune_rate=_mean([1.0 - measured.keep_fraction for measured in finished]),
+        epochs=_mean([measured.epochs for measured in finished]),
+        failures=tuple(dict.fromkeys(run.failure for run in runs if run.failure)),
+    )
+
+
+def _corrected(standings: Sequence[Standing]) -> tuple[Standing, ...]:
+    """Return standings with their corrected p, where they have a test."""
+    corrected = iter(holm([row.against_full.t_p for row in standings if row.against_full is not None]))
+    return tuple(row if row.against_full is None else replace(row, corrected_p=next(corrected)) for row in standings)
+
+
+def _accuracies(runs: Sequence[Run]) -> dict[int, float]:
+    """Return the accuracy of finished runs by seed."""
+    return {run.seed: run.measured.test_accuracy for run in runs if run.measured is not None}
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return fmean(values) if values else None
+
+
+def _columns(name: str, found: Estimate | None) -> dict[str, float | None]:
+    suffixes = {"": "mean", "_low": "low", "_high": "high", "_deviation": "deviation"}
+    return {f"{name}{suffix}": getattr(found, field, None) for suffix, field in suffixes.items()}

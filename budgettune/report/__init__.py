@@ -1,0 +1,25 @@
+"""The report of a study: values first, then figures, then one HTML page.
+
+In a notebook: `budgettune.report.figures.front(budgettune.trial_records("my-study"))` is a plotly figure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from budgettune.records import TrialRecord
+from budgettune.report import figures
+from budgettune.report.build import picture, write_report
+from budgettune.report.values import finished, machine_kinds, of_machine
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+__all__ = ["figures", "fronts", "of_machine", "picture", "write_report"]
+
+
+def fronts(records: Sequence[TrialRecord]) -> list[Figure]:
+    """Return the front of each kind of machine that a study's times come from, as a dashboard shows them."""
+    trials = finished(records)
+    return [figures.front(of_machine(trials, kind)) for kind in machine_kinds(trials)]

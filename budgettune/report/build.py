@@ -1,0 +1,94 @@
+"""From a study in a database to a report in a file: the page, or one figure as a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from budgettune import query
+from budgettune.errors import BudgetTuneError, NothingToDraw, SpecError, UsageError
+from budgettune.export import opened
+from budgettune.report.axes import Search
+from budgettune.report.contents import contents
+from budgettune.report.figures import draw
+from budgettune.report.page import build_page
+from budgettune.spec import StudySpec
+
+if TYPE_CHECKING:
+    import sqlalchemy as sa
+
+PICTURE_WIDTH = 1000
+"""Pixels; PNG files have twice as many."""
+HOW_TO_GET_PICTURES = (
+    "pictures need the package kaleido (pip install 'budgettune[pictures]') and a Chrome or Chromium; "
+    "the page (--format html) needs neither"
+)
+
+
+def write_report(
+    engine: sa.Engine,
+    study_id: int,
+    out: str | Path,
+    *,
+    device_name: str | None = None,
+    clean_only: bool = False,
+    budget_seconds: float | None = None,
+    format: str = "html",  # noqa: A002
+    figure: str | None = None,
+) -> None:
+    """Write the report of a study, all or nothing.
+
+    Args:
+        engine: from `open_engine`, or a handle's.
+        study_id: from `find_study`, or a handle's.
+        out: file to write; `-` for standard output.
+        device_name: only times of that kind of machine.
+        clean_only: only times that nothing is known to have disturbed.
+        budget_seconds: where the slider of the page stands at first.
+        format: html for the page; png or svg for one figure.
+        figure: which figure, for png and svg.
+
+    Raises:
+        UsageError: where the options cannot work together, or name what is not there, or the file cannot be written.
+        NothingToDraw: where the study does not hold what the figure shows.
+        BudgetTuneError: where pictures need something that is not installed.
+    """
+    if (figure is None) != (format == "html"):
+        raise UsageError("--figure NAME goes with --format png or svg, and they with it; the page has all figures")
+    study = next(row for row in query.studies(engine) if row.study_id == study_id)
+    search = _search(study.spec_json)
+    values = contents(
+        study.name, query.trial_records(engine, study_id), search, device_name=device_name, clean_only=clean_only
+    )
+    if figure is None:
+        document = build_page(values, search=search, budget_seconds=budget_seconds).encode()
+    elif len(values.views) > 1 or values.left_out:
+        kinds = "; ".join(row["machine"] for row in values.machines)
+        raise UsageError(f"times of several kinds of machine share no figure: choose one with --device-name: {kinds}")
+    elif not values.views:
+        raise NothingToDraw("no trial is finished yet: run `budgettune worker` first")
+    else:
+        document = picture(draw(figure, values.views[0], search), format)
+    with opened(out) as file:
+        file.write(document)
+
+
+def _search(spec_json: str | None) -> Search | None:
+    """Return the search space of a stored spec, None where this version cannot read it."""
+    try:
+        return StudySpec.from_json(spec_json or "").search
+    except (SpecError, ValueError):
+        return None
+
+
+def picture(figure: Any, format: str) -> bytes:  # noqa: A002
+    """Return a figure as the bytes of a PNG or SVG file.
+
+    Raises:
+        BudgetTuneError: where kaleido or a browser is missing, or the browser does not start.
+    """
+    try:
+        return bytes(figure.to_image(format=format, width=PICTURE_WIDTH, scale=2 if format == "png" else 1))
+    except Exception as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(",.: ")
+        raise BudgetTuneError(f"{HOW_TO_GET_PICTURES} ({reason})") from error

@@ -1,0 +1,214 @@
+"""How figures look: colours that colour-blind readers tell apart, a light and a dark template, axes, trial markers."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+
+from budgettune.records import TrialRecord
+from budgettune.report.axes import ABSENT, Axis, Groups, value_text
+from budgettune.report.values import Overview
+
+# Okabe and Ito (2008), without the yellow, which is too pale for a white page.
+BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
+GREY = "#7b8190"
+"""Stands out from a white page and from a dark one."""
+CATEGORY_COLOURS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, GREY)
+FRONT = "#cc2a4b"
+SEQUENTIAL = [[0.0, "#2b6cc4"], [0.5, "#1f9a8a"], [1.0, "#b58900"]]
+"""Blue to gold, told apart by all kinds of colour vision; each colour has a contrast of 3 on white and on dark."""
+SYMBOLS = ("triangle-up", "square", "pentagon", "hexagon", "octagon", "circle")
+"""More vertices for larger models, as in the paper."""
+MOST_GROUPS = len(SYMBOLS)
+MANY_TRIALS = 1_000
+"""From here on markers are small and see-through."""
+HEIGHT = 460
+"""Pixels."""
+
+
+def template(ink: str, background: str, grid: str) -> dict[str, Any]:
+    """Return a plotly template in three colours."""
+    axis = {
+        "gridcolor": grid,
+        "linecolor": GREY,
+        "zeroline": False,
+        "ticks": "outside",
+        "tickcolor": GREY,
+        "automargin": True,
+        "title": {"standoff": 8},
+    }
+    return {
+        "layout": {
+            "font": {"color": ink, "family": "system-ui, sans-serif", "size": 13},
+            "paper_bgcolor": background,
+            "plot_bgcolor": background,
+            "xaxis": axis,
+            "yaxis": axis,
+            "colorway": list(CATEGORY_COLOURS),
+            "hoverlabel": {"align": "left", "bgcolor": background, "bordercolor": GREY, "font": {"color": ink}},
+            "legend": {"orientation": "h", "yanchor": "bottom", "y": 1.01, "x": 0},
+            "margin": {"l": 60, "r": 20, "t": 32, "b": 56},
+        }
+    }
+
+
+LIGHT = template("#1b1f27", "#ffffff", "#e3e6eb")
+DARK = template("#e6e8ec", "#171a20", "#343a46")
+
+
+def plain(text: Any) -> str:
+    """Return a text that plotly shows as it is: no tag, no entity and no template in it works."""
+    return html.escape(str(text)).replace("%{", "&#37;{")
+
+
+def new_figure(title: str, traces: Sequence[Any], height: int = HEIGHT, **layout: Any) -> go.Figure:
+    """Return a figure in our light template; a page, which has headings of its own, takes title and margin away."""
+    heading = {"text": title, "font": {"size": 17}, "x": 0.01, "yref": "container", "y": 0.97, "yanchor": "top"}
+    return go.Figure(traces, {"template": LIGHT, "title": heading, "margin": {"t": 100}, "height": height, **layout})
+
+
+def time_axis(view: Overview, title: str = "training time", **more: Any) -> dict[str, Any]:
+    """Return the axis of training time in the unit that suits the study."""
+    heading = {"title": {"text": f"{title} ({view.unit.name})"}}
+    if not view.time_is_log:
+        return {**heading, "rangemode": "tozero", **more}
+    # plotly's own ticks say 2 and 5 for 0.2 and 50.
+    ticks = [digit * 10.0**power for power in range(-6, 6) for digit in (1, 2, 5)]
+    return {**heading, "type": "log", "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks], **more}
+
+
+def accuracy_axis(view: Overview, title: str = "test accuracy", **more: Any) -> dict[str, Any]:
+    """Return the axis of accuracy in per cent."""
+    # Around a single value plotly would draw an axis from -20% to 180%.
+    is_share = view.accuracy.min() >= 0 and view.accuracy.max() <= 1
+    ends = {"minallowed": -0.02, "maxallowed": 1.02} if is_share else {}
+    return {"title": {"text": title}, "tickformat": ".4~p", **ends, **more}
+
+
+def param_axis(axis: Axis, **more: Any) -> dict[str, Any]:
+    """Return the axis of a searched parameter."""
+    ticks = axis.ticks()
+    placed = {} if ticks is None else {"tickvals": ticks[0], "ticktext": [plain(text) for text in ticks[1]]}
+    return {"title": {"text": plain(axis.label)}, **placed, **more}
+
+
+def colour_axis(axis: Axis | None) -> dict[str, Any]:
+    """Return the layout of the colour scale of a parameter."""
+    if axis is None:
+        return {}
+    bar = {"thickness": 12, "outlinewidth": 0, **param_axis(axis)}
+    if axis.kind != "categorical":
+        ends = {"cmin": axis.code(axis.levels[0]), "cmax": axis.code(axis.levels[-1])}
+        return {"coloraxis": {"colorscale": SEQUENTIAL, **ends, "colorbar": bar}}
+    count = len(axis.levels)
+    colours = [CATEGORY_COLOURS[place % len(CATEGORY_COLOURS)] for place in range(count)]
+    steps = [[(place + end) / count, colour] for place, colour in enumerate(colours) for end in (0, 1)]
+    return {"coloraxis": {"colorscale": steps, "cmin": -0.5, "cmax": count - 0.5, "colorbar": bar}}
+
+
+def in_unit(view: Overview, seconds: np.ndarray | Sequence[float]) -> np.ndarray:
+    """Return seconds in the study's unit as float32: nobody sees the difference, and a page is smaller."""
+    return np.asarray(np.asarray(seconds, dtype=float) / view.unit.seconds, dtype=np.float32)
+
+
+def hover_text(trial: TrialRecord, axes: Sequence[Axis]) -> str:
+    """Return what hovering over a trial tells beside its position."""
+    lines = [f"trial {trial.number}"]
+    lines += [plain(f"{axis.label} {value_text(trial.params.get(axis.name))}") for axis in axes]
+    kept = "" if trial.keep_fraction is None else f"kept {trial.keep_fraction:.0%}, "
+    epochs = "" if trial.epochs is None else f"{trial.epochs} epochs, "
+    return "<br>".join([*lines, f"{kept}{epochs}clock {plain(trial.status or 'unverified')}"])
+
+
+def trial_markers(
+    view: Overview, groups: Groups, rows: np.ndarray, x: np.ndarray, y: np.ndarray, **more: Any
+) -> list[Any]:
+    """Return traces of trials: shape by group, colour by the view's colour axis, hollow where the clock was disturbed.
+
+    Args:
+        view: of the study.
+        groups: which marker each trial of the view gets.
+        rows: trials to draw, as indices into the view's.
+        x: position of every trial of the view, in the units of its axis.
+        y: likewise.
+        more: for every trace.
+    """
+    disturbed = np.array([trial.status == "disturbed" for trial in view.trials], dtype=bool)
+    codes = None if view.colour is None else view.colour.codes(view.trials).astype(np.float32)
+    traces = []
+    for group, is_hollow in ((g, h) for g in range(len(groups.labels)) for h in (False, True)):
+        some = rows[(groups.members[rows] == group) & (disturbed[rows] == is_hollow)]
+        if len(some):
+            colour = {"color": BLUE} if codes is None else {"color": codes[some], "coloraxis": "coloraxis"}
+            marker = {**_shape(view, groups, group, is_hollow), **colour}
+            traces.append(_scatter(view, some, x, y, marker, legendgroup=f"group{group}", **more))
+    return traces
+
+
+def _scatter(view: Overview, rows: np.ndarray, x: np.ndarray, y: np.ndarray, marker: Any, **more: Any) -> Any:
+    return go.Scatter(
+        x=x[rows],
+        y=y[rows],
+        mode="markers",
+        marker=marker,
+        hovertext=[hover_text(view.trials[row], view.axes) for row in rows],
+        hoverinfo="x+y+text",
+        meta="trials",
+        showlegend=False,
+        **more,
+    )
+
+
+def _shape(view: Overview, groups: Groups, group: int, is_hollow: bool) -> dict[str, Any]:
+    many = len(view.trials) > MANY_TRIALS
+    return {
+        "symbol": symbol(groups, group) + ("-open" if is_hollow else ""),
+        "size": (5 if many else 9) + group,
+        "opacity": 0.6 if many else 0.95,
+        "line": {"width": 2 if is_hollow else 0 if many else 1, **({} if is_hollow else {"color": GREY})},
+    }
+
+
+def symbol(groups: Groups, group: int) -> str:
+    """Return the marker of a group; a circle where there is one group only, a cross for what has no value."""
+    if len(groups.labels) == 1:
+        return "circle"
+    return "x" if groups.labels[group] == ABSENT else SYMBOLS[group]
+
+
+def marker_legend(view: Overview, groups: Groups) -> list[Any]:
+    """Return traces without points that explain the markers in the legend."""
+    entries = []
+    if groups.axis is not None:
+        name = f"{groups.axis.label} "
+        entries = [(f"{name}{label}", symbol(groups, g), 9 + g, f"group{g}") for g, label in enumerate(groups.labels)]
+    if any(trial.status == "disturbed" for trial in view.trials):
+        entries.append(("hollow: disturbed clock", "circle-open", 9, "hollow"))
+    return [
+        go.Scatter(
+            x=[None],
+            y=[None],
+            mode="markers",
+            marker={"symbol": mark, "size": size, "color": GREY},
+            name=plain(text),
+            legendgroup=group,
+        )
+        for text, mark, size, group in entries
+    ]
+
+
+def front_line(view: Overview, trials: Sequence[TrialRecord], **more: Any) -> Any:
+    """Return the front as a staircase: what is reached within each time."""
+    seconds = [trial.train_seconds for trial in trials]
+    look = {"line": {"color": FRONT, "width": 2, "shape": "hv"}, "name": "Pareto front", **more}
+    return go.Scatter(
+        x=in_unit(view, np.array(seconds, dtype=float)),
+        y=np.array([trial.test_accuracy for trial in trials], dtype=np.float32),
+        mode="lines",
+        hoverinfo="skip",
+        **look,
+    )

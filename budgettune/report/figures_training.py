@@ -1,0 +1,231 @@
+"""Figures of how trials trained and how the search went."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+
+from budgettune.report.axes import Search
+from budgettune.report.drawing import (
+    BLUE,
+    CATEGORY_COLOURS,
+    FRONT,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    SKY,
+    VERMILLION,
+    accuracy_axis,
+    in_unit,
+    new_figure,
+    plain,
+    time_axis,
+)
+from budgettune.report.figures_front import Records, panel_title
+from budgettune.report.search_values import hypervolume_history, importances
+from budgettune.report.training_values import (
+    MOST_SPREADS,
+    OFF_CLOCK,
+    ON_CLOCK,
+    Curve,
+    phase_bars,
+    pruning_done,
+    spreads,
+)
+from budgettune.report.training_values import (
+    curves as curve_values,
+)
+from budgettune.report.values import Overview, overview
+
+PHASE_NAMES = {
+    "step": "steps (forward, backward, optimiser)",
+    "data": "batches",
+    "plan": "choosing samples",
+    "observe": "handing losses back",
+    "warmup": "warm-up",
+    "build": "building the model",
+    "load": "loading images",
+    "evaluate": "evaluation",
+}
+PHASE_COLOURS = dict(
+    zip((*ON_CLOCK, *OFF_CLOCK), (BLUE, SKY, GREEN, PURPLE, ORANGE, VERMILLION, PURPLE, GREY), strict=True)
+)
+
+
+def curves(records: Records, search: Search | None = None) -> go.Figure:
+    """Return accuracy over training seconds for a sample of trials, and the front of what all reached on the way."""
+    view = overview(records, search)
+    values = curve_values(view)
+    reached = go.Scatter(
+        x=in_unit(view, [point.seconds for point in values.front]),
+        y=[point.accuracy for point in values.front],
+        mode="lines",
+        line={"color": FRONT, "width": 3, "shape": "hv"},
+        hovertext=[f"trial {point.number} after epoch {point.epoch + 1}" for point in values.front],
+        hoverinfo="x+y+text",
+        name="best reached on the way, of all trials",
+    )
+    others = [curve for curve in values.shown if not curve.is_on_front]
+    best = [curve for curve in values.shown if curve.is_on_front]
+    traces = [
+        *_curve_lines(view, others, "other trials", GREY, 0.8),
+        *_curve_lines(view, best, "trials of the final front", BLUE, 1.8),
+        reached,
+    ]
+    return new_figure(
+        "Accuracy while training", traces, xaxis=time_axis(view, rangemode="normal"), yaxis=accuracy_axis(view)
+    )
+
+
+def _curve_lines(view: Overview, some: list[Curve], name: str, colour: str, width: float) -> list[Any]:
+    """Return many curves as one trace, with gaps between them."""
+    if not some:
+        return []
+    return [
+        go.Scatter(
+            x=np.concatenate([[*in_unit(view, curve.seconds), np.nan] for curve in some]),
+            y=np.concatenate([[*curve.accuracy, np.nan] for curve in some]),
+            mode="lines+markers" if max(len(curve.seconds) for curve in some) <= 2 else "lines",
+            line={"color": colour, "width": width},
+            hovertext=[f"trial {curve.number}" for curve in some for _ in range(len(curve.seconds) + 1)],
+            hoverinfo="x+y+text",
+            name=name,
+        )
+    ]
+
+
+def phases(records: Records, search: Search | None = None) -> go.Figure:
+    """Return where each trial's time went, on the clock and off it."""
+    view = overview(records, search)
+    bars = phase_bars(view)
+    traces = [
+        go.Bar(
+            y=[plain(bar.label) for bar in bars],
+            x=[getattr(bar.seconds, phase) for bar in bars],
+            orientation="h",
+            name=PHASE_NAMES[phase] + (" (off the clock)" if phase in OFF_CLOCK else ""),
+            marker={"color": PHASE_COLOURS[phase], "pattern": {"shape": "/" if phase in OFF_CLOCK else ""}},
+            hovertemplate="%{x:.3g} s<extra>%{fullData.name}</extra>",
+        )
+        for phase in (*ON_CLOCK, *OFF_CLOCK)
+        if any(getattr(bar.seconds, phase) > 0 for bar in bars)
+    ]
+    is_each_trial = all(bar.trials == 1 for bar in bars)
+    return new_figure(
+        "Where the time went",
+        traces,
+        height=160 + 26 * len(bars),
+        barmode="stack",
+        legend={"traceorder": "normal"},
+        xaxis={"title": {"text": "seconds" if is_each_trial else "mean seconds per trial"}},
+        yaxis={
+            "type": "category",
+            "autorange": "reversed",
+            "dtick": 1,
+            "title": {"text": "trial" if is_each_trial else ""},
+        },
+    )
+
+
+def repeats(records: Records, search: Search | None = None) -> go.Figure:
+    """Return mean and standard deviation of time and accuracy over the repeats of each configuration."""
+    view = overview(records, search)
+    shown = spreads(view)[:MOST_SPREADS]
+    trace = go.Scatter(
+        x=in_unit(view, [spread.seconds for spread in shown]),
+        y=[spread.accuracy for spread in shown],
+        error_x={
+            "array": in_unit(view, [spread.seconds_deviation for spread in shown]),
+            "color": GREY,
+            "thickness": 1.2,
+        },
+        error_y={"array": [spread.accuracy_deviation for spread in shown], "color": GREY, "thickness": 1.2},
+        mode="markers",
+        marker={"size": 8, "color": BLUE},
+        hovertext=[plain(f"{spread.label}: mean of {spread.repeats}") for spread in shown],
+        hoverinfo="x+y+text",
+    )
+    return new_figure(
+        "Spread over repeats",
+        [trace],
+        showlegend=False,
+        xaxis=time_axis(view, "mean training time"),
+        yaxis=accuracy_axis(view),
+    )
+
+
+def pruning(records: Records, search: Search | None = None) -> go.Figure:
+    """Return the prune rate that trials realised against the one that was asked for."""
+    view = overview(records, search)
+    done = pruning_done(view)
+    most = float(max(done.asked.max(), done.realised.max(), 0.01))
+    same = go.Scatter(
+        x=[0, most], y=[0, most], mode="lines", line={"color": GREY, "dash": "dot"}, name="as asked", hoverinfo="skip"
+    )
+    trials = go.Scatter(
+        x=done.asked,
+        y=done.realised,
+        mode="markers",
+        marker={"size": 8, "color": BLUE, "opacity": 0.6},
+        hovertext=[f"trial {number}" for number in done.numbers],
+        hoverinfo="x+y+text",
+        name="trials",
+    )
+    return new_figure(
+        "Samples left out",
+        [same, trials],
+        xaxis={"title": {"text": "prune rate asked for"}, "tickformat": ".3~p"},
+        yaxis={"title": {"text": "share of sample visits left out"}, "tickformat": ".3~p"},
+    )
+
+
+def hypervolume(records: Records, search: Search | None = None) -> go.Figure:
+    """Return how the hypervolume of the front grew over trials and over training seconds."""
+    view = overview(records, search)
+    history = hypervolume_history(view)
+    volume = [step.volume for step in history.steps]
+    looks = {"mode": "lines+markers", "line": {"color": FRONT, "shape": "hv"}, "marker": {"size": 5}}
+    traces = [
+        go.Scatter(x=[step.trials for step in history.steps], y=volume, **looks),
+        go.Scatter(x=[step.compute_seconds for step in history.steps], y=volume, xaxis="x2", yaxis="y2", **looks),
+    ]
+    unit = {"title": {"text": "hypervolume (s × accuracy)"}, "rangemode": "tozero"}
+    return new_figure(
+        "Hypervolume of the front",
+        traces,
+        height=380,
+        showlegend=False,
+        grid={"rows": 1, "columns": 2, "pattern": "independent", "xgap": 0.18, "ygap": 0.3},
+        meta={"panels": 2},
+        annotations=[panel_title(1, "over trials"), panel_title(2, "over training time")],
+        xaxis={"title": {"text": "finished trials"}, "rangemode": "tozero"},
+        yaxis=unit,
+        xaxis2={"title": {"text": "training seconds of all trials so far"}, "rangemode": "tozero"},
+        yaxis2={**unit, "matches": "y"},
+    )
+
+
+def importance(records: Records, search: Search | None = None) -> go.Figure:
+    """Return how much each parameter matters for time and for accuracy."""
+    values = importances(overview(records, search))
+    traces = [
+        go.Bar(
+            y=[plain(axis.label) for axis in values.axes],
+            x=list(each.shares),
+            orientation="h",
+            name=each.objective,
+            marker={"color": colour},
+        )
+        for each, colour in zip(values.objectives, CATEGORY_COLOURS, strict=False)
+    ]
+    return new_figure(
+        "Importance of parameters",
+        traces,
+        height=180 + 60 * len(values.axes),
+        barmode="group",
+        xaxis={"title": {"text": "growth of the error (1 = variance)"}, "rangemode": "tozero"},
+        yaxis={"type": "category", "autorange": "reversed"},
+    )

@@ -1,0 +1,230 @@
+"""What a report begins with, as plain values: the finished trials of one kind of machine, their front, their axes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import cast
+
+import numpy as np
+
+from budgettune.errors import NothingToDraw, UsageError
+from budgettune.query import undominated
+from budgettune.records import TrialRecord
+from budgettune.report.axes import Axis, Search, searched_axes, value_text
+from budgettune.spec import full_key
+from budgettune.units import format_duration
+
+UNKNOWN_MACHINE = "unknown machine"
+SIZE_KEYS = ("model.scale", "model.width_scale", "model.depth_scale")
+LOG_TIME_RATIO = 20.0
+LABEL_BOX = (0.075, 0.05)
+"""Width and height of a short text beside a point, as shares of a figure."""
+MOST_LABELS = 100
+MOST_IN_FRONT, MOST_IN_OTHERS = 10_000, 2_500
+"""Trials that the main figure and the other scatter plots draw; beyond, a sample that says so."""
+
+
+@dataclass(frozen=True)
+class TimeUnit:
+    """The unit in which figures show training time."""
+
+    name: str
+    seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class Overview:
+    """The finished trials of one kind of machine, and what every figure asks of them first.
+
+    Attributes:
+        trials: by number.
+        front: those that no other beats in both time and accuracy, fastest first.
+        axes: parameters that took at least two values.
+        colour: parameter shown as colour: the prune rate, where it is searched.
+        marker: parameter shown as marker and panel: the scale of the model, where it is searched.
+        label: parameter written beside a point: the batch size, where it is searched.
+    """
+
+    trials: tuple[TrialRecord, ...]
+    front: tuple[TrialRecord, ...]
+    axes: tuple[Axis, ...]
+    colour: Axis | None
+    marker: Axis | None
+    label: Axis | None
+
+    @cached_property
+    def seconds(self) -> np.ndarray:
+        """Training time of each trial: float64 of shape (trials,)."""
+        return np.array([objectives(trial)[0] for trial in self.trials])
+
+    @cached_property
+    def accuracy(self) -> np.ndarray:
+        """Test accuracy of each trial in [0, 1]: float64 of shape (trials,)."""
+        return np.array([objectives(trial)[1] for trial in self.trials])
+
+    @cached_property
+    def unit(self) -> TimeUnit:
+        """Unit that suits the slowest trial."""
+        slowest_seconds = self.seconds.max()
+        units = (TimeUnit("h", 3600.0), TimeUnit("min", 60.0))
+        return next((unit for unit in units if slowest_seconds >= 3 * unit.seconds), TimeUnit("s", 1.0))
+
+    @cached_property
+    def time_is_log(self) -> bool:
+        """Whether times span so much that only a logarithmic scale shows them all."""
+        return float(self.seconds.min()) > 0 and float(self.seconds.max() / self.seconds.min()) > LOG_TIME_RATIO
+
+    @property
+    def most_accurate(self) -> TrialRecord:
+        """The trial that answers when time does not matter; the lower number where two are equal."""
+        return self.answers[-1]
+
+    @cached_property
+    def answers(self) -> tuple[TrialRecord, ...]:
+        """The best trial from its own time on, fastest first: the front without equals of a lower number."""
+        by_point = {objectives(trial): trial for trial in reversed(self.front)}
+        return tuple(by_point[point] for point in sorted(by_point))
+
+
+def objectives(trial: TrialRecord) -> tuple[float, float]:
+    """Return the seconds and the accuracy of a finished trial."""
+    return cast("float", trial.train_seconds), cast("float", trial.test_accuracy)
+
+
+def machine_kind(trial: TrialRecord) -> str:
+    """Return the kind of machine that a trial's time comes from, for people."""
+    return trial.device_name or UNKNOWN_MACHINE
+
+
+def finished(records: Iterable[TrialRecord], *, clean_only: bool = False) -> tuple[TrialRecord, ...]:
+    """Return the complete trials with both objectives, as `best` and `front` see them."""
+    complete = (r for r in records if r.state == "COMPLETE" and None not in objectives(r))
+    return tuple(record for record in complete if record.status == "clean" or not clean_only)
+
+
+def machine_kinds(trials: Iterable[TrialRecord]) -> dict[str, int]:
+    """Return the kinds of machine with their number of trials, most first."""
+    return dict(Counter(map(machine_kind, trials)).most_common())
+
+
+def of_machine(trials: Iterable[TrialRecord], device_name: str) -> tuple[TrialRecord, ...]:
+    """Return the trials of one kind of machine.
+
+    Raises:
+        UsageError: where there is none.
+    """
+    trials = tuple(trials)
+    chosen = tuple(trial for trial in trials if machine_kind(trial) == device_name)
+    if trials and not chosen:
+        raise UsageError(
+            f"no finished trial of machine {device_name!r}: choose one of {'; '.join(machine_kinds(trials))}"
+        )
+    return chosen
+
+
+def overview(records: Iterable[TrialRecord] | Overview, search: Search | None = None) -> Overview:
+    """Return what figures start from; an overview is returned as it is.
+
+    Args:
+        records: trials of a study, finished or not.
+        search: search space of the spec, where it is known: it says which ranges are logarithmic.
+
+    Raises:
+        NothingToDraw: where no trial is finished.
+        UsageError: where times of several kinds of machine would be mixed.
+    """
+    if isinstance(records, Overview):
+        return records
+    trials = tuple(sorted(finished(records), key=lambda trial: trial.number))
+    kinds = machine_kinds(trials)
+    if not kinds:
+        raise NothingToDraw("no trial is finished yet: run `budgettune worker` first")
+    if len(kinds) > 1:
+        raise UsageError(
+            f"these times come from {len(kinds)} kinds of machine ({'; '.join(kinds)}): "
+            f"choose one with report.of_machine(records, NAME)"
+        )
+    axes = searched_axes(trials, search)
+    colour, marker, label = _parts(axes)
+    return Overview(trials, pareto_front(trials), axes, colour, marker, label)
+
+
+def pareto_front(trials: Iterable[TrialRecord]) -> tuple[TrialRecord, ...]:
+    """Return the finished trials that no other beats in both time and accuracy, fastest first."""
+    trials = tuple(trials)
+    points = ((*objectives(trial), trial.number, row) for row, trial in enumerate(trials))
+    rows = sorted((seconds, -accuracy, number, row) for seconds, accuracy, number, row in points)
+    return tuple(trials[row[3]] for row in undominated(rows))
+
+
+def _parts(axes: Sequence[Axis]) -> tuple[Axis | None, Axis | None, Axis | None]:
+    """Return the axes shown as colour, marker and label: the paper's where they are searched, else what is left."""
+    left = {full_key(axis.name): axis for axis in axes}
+    colour = left.pop("pruning.prune_rate", None)
+    marker = next((left.pop(key) for key in SIZE_KEYS if key in left), None)
+    label = left.pop("train.batch_size", None)
+    # A colour scale tells numbers best, a shape tells few levels best.
+    for axis in sorted(left.values(), key=lambda axis: axis.kind == "categorical"):
+        if colour is None:
+            colour = axis
+        elif marker is None:
+            marker = axis
+        elif label is None:
+            label = axis
+    # Of few parameters none is left to a label.
+    if colour is None:
+        colour, label = label, None
+    if colour is None:
+        colour, marker = marker, None
+    if marker is None:
+        marker, label = label, None
+    return colour, marker, label
+
+
+def params_text(trial: TrialRecord, axes: Sequence[Axis]) -> str:
+    """Return the searched values of a trial in a line."""
+    return ", ".join(f"{axis.label} {value_text(trial.params.get(axis.name))}" for axis in axes)
+
+
+def summary(trial: TrialRecord) -> str:
+    """Return a trial's number, accuracy and time in a few words."""
+    seconds, accuracy = objectives(trial)
+    return f"trial {trial.number}: {accuracy:.2%} in {format_duration(seconds)}"
+
+
+def shown_rows(view: Overview, most: int) -> np.ndarray:
+    """Return the trials to draw as indices: all, or the front and a random sample of the others."""
+    if len(view.trials) <= most:
+        return np.arange(len(view.trials))
+    on_front = {trial.number for trial in view.front}
+    is_kept = np.array([trial.number in on_front for trial in view.trials])
+    others = np.flatnonzero(~is_kept)
+    sample = np.random.default_rng(0).choice(others, max(0, most - int(is_kept.sum())), replace=False)
+    return np.sort(np.concatenate([np.flatnonzero(is_kept), sample]))
+
+
+def label_rows(view: Overview) -> list[int]:
+    """Return the trials beside which a text fits, those of the front first; the others keep theirs for hovering.
+
+    The text stands above and to the left of its point, where no trial of the front has a neighbour.
+    """
+    x = _unit_interval(np.log(view.seconds) if view.time_is_log else view.seconds)
+    y = _unit_interval(view.accuracy)
+    width, height = LABEL_BOX
+    on_front = {trial.number for trial in view.front}
+    order = sorted(range(len(x)), key=lambda row: view.trials[row].number not in on_front)[:MOST_LABELS]
+    chosen: list[int] = []
+    for row in order:
+        hides_a_point = ((x > x[row] - width) & (x < x[row]) & (y > y[row]) & (y < y[row] + height)).any()
+        hides_a_text = any(abs(x[row] - x[other]) < width and abs(y[row] - y[other]) < height for other in chosen)
+        if not hides_a_point and not hides_a_text:
+            chosen.append(row)
+    return chosen
+
+
+def _unit_interval(values: np.ndarray) -> np.ndarray:
+    width = np.ptp(values)
+    return np.asarray((values - values.min()) / width if width else np.full(len(values), 0.5))

@@ -1,0 +1,147 @@
+"""One view of each study for all visitors of a dashboard.
+
+The page polls `/api/studies/ID?after=N` and gets the trials from the N-th on, N being those that can no longer
+change. optuna-dashboard computes every such answer anew: the front, the search space and JSON of all it sends. Here one
+view per study is kept as the page itself keeps its own, by asking for what comes after the trials that it knows, and
+every visitor is answered from it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs
+from wsgiref.util import setup_testing_defaults
+
+from budgettune.guard import READING
+from budgettune.renewal import Pace, Renewed
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+STUDY_PATH = re.compile(r"/api/studies/(\d{1,18})/?")
+AFTER = re.compile(r"\d{1,18}")
+OPEN_STATES = ("Running", "Waiting")
+PATIENCE_SECONDS = 0.3
+"""For which a poll waits for what is new; a large study's comes with the next poll."""
+
+Figures = Callable[[int, int], list[dict[str, str]]]
+"""From a study's id and its number of finished trials to entries of `plotly_graph_objects`."""
+
+
+class _NotAnswered(Exception):
+    """What is behind the view answered with something else than a study."""
+
+    def __init__(self, status: str, body: bytes) -> None:
+        super().__init__(status)
+        self.status = status
+        self.body = body
+
+
+@dataclass(frozen=True)
+class _Snapshot:
+    """A study's page at one moment.
+
+    Attributes:
+        trials: JSON of each.
+        settled: how many of them, from the first on, can no longer change.
+        rest: JSON object of all else.
+    """
+
+    trials: list[bytes]
+    settled: int
+    rest: bytes
+
+    def after(self, number: int) -> bytes:
+        return b'{"trials": [' + b",".join(self.trials[number:]) + b"], " + self.rest[1:]
+
+
+class SharedViews:
+    """A WSGI callable around optuna-dashboard's.
+
+    Args:
+        app: optuna-dashboard.
+        figures: more figures of a study; none where left out.
+        pace: makes the pace of one study's view.
+    """
+
+    def __init__(
+        self, app: WSGIApplication, figures: Figures | None = None, *, pace: Callable[[], Pace] = Pace
+    ) -> None:
+        self._app = app
+        self._figures = figures
+        self._pace = pace
+        self._views: dict[int, Renewed[_Snapshot]] = {}
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Answer one request: from the view where it is a poll of a study, else from the dashboard."""
+        poll = _study_and_after(environ)
+        if poll is None:
+            answer = self._app(environ, start_response)
+            if environ["REQUEST_METHOD"] not in READING:
+                self._views = {}  # somebody may have changed anything
+            return answer
+        try:
+            status, body = "200 OK", self._body(*poll)
+        except _NotAnswered as refusal:
+            status, body = refusal.status, refusal.body
+        start_response(status, [("Content-Type", "application/json"), ("Content-Length", str(len(body)))])
+        return [body]
+
+    def _body(self, study_id: int, after: int) -> bytes:
+        views = self._views
+        renew = partial(_renewed, self._app, self._figures, study_id)
+        snapshot = views.setdefault(study_id, Renewed(renew, self._pace(), PATIENCE_SECONDS))
+        try:
+            return snapshot.get().after(after)
+        except _NotAnswered:
+            views.pop(study_id, None)  # kept only for studies that are there
+            raise
+
+
+def _study_and_after(environ: WSGIEnvironment) -> tuple[int, int] | None:
+    """Return which study a request polls, and from which trial on; None where it is another request."""
+    match = STUDY_PATH.fullmatch(environ.get("PATH_INFO", ""))
+    after = parse_qs(environ.get("QUERY_STRING", "")).get("after", ["0"])[-1]
+    if environ["REQUEST_METHOD"] != "GET" or match is None or not AFTER.fullmatch(after):
+        return None
+    return int(match[1]), int(after)
+
+
+def _renewed(app: WSGIApplication, figures: Figures | None, study_id: int, old: _Snapshot | None) -> _Snapshot:
+    """Return the study as it is now; of the trials that were settled before, only the last is asked for again."""
+    start = max(old.settled - 1, 0) if old is not None else 0
+    document = json.loads(_ask(app, study_id, start))
+    states = [trial["state"] for trial in document["trials"]]
+    fresh = [json.dumps(trial).encode() for trial in document.pop("trials")]
+    if old is not None and old.settled and old.trials[start] != next(iter(fresh), None):
+        return _renewed(app, figures, study_id, None)  # it was deleted, and another made under the same id
+    unsettled = next((place for place, state in enumerate(states) if state in OPEN_STATES), len(states))
+    if figures is not None:
+        finished = start + sum(state not in OPEN_STATES for state in states)
+        document["plotly_graph_objects"] += figures(study_id, finished)
+    known = old.trials[:start] if old is not None else []
+    return _Snapshot(known + fresh, start + unsettled, json.dumps(document).encode())
+
+
+def _ask(app: WSGIApplication, study_id: int, after: int) -> bytes:
+    environ: dict[str, Any] = {
+        "PATH_INFO": f"/api/studies/{study_id}",
+        "QUERY_STRING": f"after={after}",
+        "HTTP_ACCEPT_ENCODING": "",  # optuna-dashboard fails on a request without it
+    }
+    setup_testing_defaults(environ)
+    seen: list[str] = []
+
+    def start_response(status: str, headers: Any, exc_info: Any = None) -> Callable[[bytes], object]:
+        seen.append(status)
+        return lambda data: None
+
+    body = b"".join(app(environ, start_response))
+    if not seen[0].startswith("200"):
+        raise _NotAnswered(seen[0], body)
+    return body
