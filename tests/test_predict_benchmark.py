@@ -16,9 +16,7 @@ def table():
 
 
 def test_a_table_comes_back_from_its_file_without_what_tells_of_the_box(table, tmp_path):
-    rooted = recorded_table.Table(
-        table.spec.with_overrides(["data.root=/home/me"]), MACHINE, table.trials, table.probes
-    )
+    rooted = replace(table, spec=table.spec.with_overrides(["data.root=/home/me"]))
     recorded_table.write(rooted, tmp_path / "table.json.xz")
     found = recorded_table.read(tmp_path / "table.json.xz")
     assert found.spec == table.spec
