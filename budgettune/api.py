@@ -167,13 +167,13 @@ def recommend(
     if probe is not None:
         from budgettune.probing import probe_here
 
-        kind = probe_here(
+        here = probe_here(
             engine, study_id, spec, limit_seconds=_budget_seconds(probe), device=device, threads=threads, say=say
         )
-        device_name = device_name or kind
-    kind = device_name or query.comparable_kind(engine, study_id)
+        device_name = device_name or here
+    device_name = device_name or query.comparable_kind(engine, study_id)
     records = query.trial_records(engine, study_id)
-    return answer(spec, records, ask, device_name=kind, probes=read_probes(engine, study_id))
+    return answer(spec, records, ask, device_name=device_name, probes=read_probes(engine, study_id))
 
 
 def recommended(study: StudyHandle, budget: str | float) -> tuple[Recommendation, dict[str, Any]]:

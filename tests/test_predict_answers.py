@@ -220,7 +220,7 @@ def test_the_command_its_json_and_python_give_the_same_answer(run, url):
     answer = bt.recommend("digits", "20s", confidence=0.8, storage=url)
     assert document == json.loads(json.dumps(answer.to_json()))
     choice = answer.choice
-    assert f"scale {choice.params['scale']}, " in text
+    assert f"scale {choice.params['scale']:g}, " in text
     assert f"for {choice.epochs} epochs" in text
     assert f"{choice.accuracy:.2%} ({choice.accuracy_low:.2%} to {choice.accuracy_high:.2%})" in text
     assert f"best that ran trial {answer.observed.number} " in text
