@@ -108,7 +108,8 @@ class Tally:
         self.accuracy_shares.append(np.array([guess.accuracy_shares(runs) for runs in accuracies.T]).ravel())
         self.misses.append((guess.accuracy - truth) ** 2)
         self.spreads.append((truth - truth.mean()) ** 2)
-        self.ranks.append(float(spearmanr(guess.accuracy, truth).statistic))
+        ordered = np.ptp(guess.accuracy) > 0  # who says the same of all has no order
+        self.ranks.append(float(spearmanr(guess.accuracy, truth).statistic) if ordered else 0.0)
 
     def time_row(self) -> dict[str, Any]:
         """Return errors of time in per cent where the step was timed and where not, and coverage."""

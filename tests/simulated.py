@@ -34,6 +34,7 @@ def simulated_spec(**search):
             "train": {"epochs": 12, "precision": "fp32"},
             "pruning": {"strategy": "random"},
             "search": search or axes,
+            "sampler": {"name": "random" if any(isinstance(axis, dict) for axis in search.values()) else "grid"},
         }
     )
 

@@ -100,13 +100,19 @@ class _Seen:
     def first(self, count: int) -> _Seen:
         """Return the first points."""
         some = np.arange(min(count, len(self.values)))
-        arrays = (self.values, self.seeds, self.helpers, self.trials, self.finals)
-        return _Seen(self.rows.take(some), *(array[some] for array in arrays))
+        return _Seen(
+            rows=self.rows.take(some),
+            values=self.values[some],
+            seeds=self.seeds[some],
+            helpers=self.helpers[some],
+            trials=self.trials[some],
+            finals=self.finals[some],
+        )
 
     def noise(self, helper: float) -> Floats:
         """Return the covariance of the points' noise: float64[n, n]."""
         shared = SAME_TRIAL * np.sqrt(np.outer(self.seeds, self.seeds))
-        noise = shared * (self.trials[:, None] == self.trials[None, :])
+        noise: Floats = shared * (self.trials[:, None] == self.trials[None, :])
         noise[np.diag_indices_from(noise)] = self.seeds + (helper * self.helpers) ** 2
         return noise
 

@@ -159,7 +159,8 @@ def _expected_gain(distances: Floats, deviations: Floats) -> Floats:
     scaled = distances / np.maximum(deviations, 1e-12)
     density = np.exp(-0.5 * scaled**2) / math.sqrt(2 * math.pi)
     beyond = np.array([_NORMAL.cdf(-value) for value in scaled])
-    return deviations * (density - scaled * beyond)
+    gains: Floats = deviations * (density - scaled * beyond)
+    return gains
 
 
 def _longest(predictor: Predictor, time: WorkloadTime, ask: Ask) -> int | None:

@@ -63,18 +63,22 @@ class Prior:
 
     def covariance(self, one: Inputs, other: Inputs) -> Floats:
         """Return the covariance of two sets of noise-free values: float64[len(one), len(other)]."""
-        trend = (one.trend * self.deviations**2) @ other.trend.T
+        trend: Floats = (one.trend * self.deviations**2) @ other.trend.T
         alike = one.ids[:, None] == other.ids[None, :]
-        return trend + self.smooth**2 * _closeness(one.axes, other.axes) + self.own**2 * alike
+        smooth = self.smooth**2 * _closeness(one.axes, other.axes)
+        covariance: Floats = trend + smooth + self.own**2 * alike
+        return covariance
 
     def variance(self, inputs: Inputs) -> Floats:
         """Return the variance of each noise-free value: float64[n]."""
-        return (inputs.trend**2) @ self.deviations**2 + self.smooth**2 + self.own**2
+        trend: Floats = (inputs.trend**2) @ self.deviations**2
+        return trend + self.smooth**2 + self.own**2
 
 
 def _closeness(one: Floats, other: Floats) -> Floats:
     squares = (one**2).sum(1)[:, None] + (other**2).sum(1)[None, :] - 2 * one @ other.T
-    return np.exp(-0.5 * np.maximum(squares, 0.0))
+    closeness: Floats = np.exp(-0.5 * np.maximum(squares, 0.0))
+    return closeness
 
 
 class Posterior:

@@ -72,7 +72,8 @@ class _Shape:
 
     def of(self, sizes: Floats) -> Floats:
         """Return seconds in units of those at the middle, from sizes in units of theirs: float64[n]."""
-        return sizes @ np.array([self.arithmetic, self.traffic, self.fixed])
+        seconds: Floats = sizes @ np.array([self.arithmetic, self.traffic, self.fixed])
+        return seconds
 
 
 _SHAPES = tuple(
