@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         create_study,
         load_study,
         pareto_front,
+        recommend,
         run_worker,
         train,
         trial_records,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     )
     from budgettune.comparing import compare
     from budgettune.errors import BudgetTuneError
+    from budgettune.predict.answer import Recommendation
     from budgettune.query import hypervolume
     from budgettune.records import TrialRecord, TrialResult
     from budgettune.spec import StudySpec, load_spec
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "BudgetTuneError": "errors",
+    "Recommendation": "predict.answer",
     "StudySpec": "spec",
     "TrialRecord": "records",
     "TrialResult": "records",
@@ -42,6 +45,7 @@ _HOME = {
     "load_spec": "spec",
     "load_study": "api",
     "pareto_front": "api",
+    "recommend": "api",
     "run_worker": "api",
     "train": "api",
     "trial_records": "api",
@@ -50,6 +54,7 @@ _HOME = {
 
 __all__ = [
     "BudgetTuneError",
+    "Recommendation",
     "StudySpec",
     "TrialRecord",
     "TrialResult",
@@ -61,6 +66,7 @@ __all__ = [
     "load_spec",
     "load_study",
     "pareto_front",
+    "recommend",
     "report",
     "run_worker",
     "train",

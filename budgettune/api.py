@@ -7,7 +7,7 @@ only study of the storage. Reading answers imports neither torch nor Optuna; onl
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from budgettune.units import parse_duration
 
 if TYPE_CHECKING:
     from budgettune.certainty import Certainty
+    from budgettune.predict.answer import Recommendation
     from budgettune.study import StudyHandle
     from budgettune.training.trainer import Trained
     from budgettune.worker import WorkerOptions, WorkerSummary
@@ -125,6 +126,65 @@ def pareto_front(
     engine, study_id = locate(study, storage)
     kind = query.comparable_kind(engine, study_id, device_name)
     return query.pareto_front(engine, study_id, device_name=kind, clean_only=clean_only)
+
+
+def recommend(
+    study: StudyHandle | str | None,
+    budget: str | float,
+    *,
+    confidence: float = 0.9,
+    device_name: str | None = None,
+    probe: str | float | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+    say: Callable[[str], None] = lambda line: None,
+    storage: str | None = None,
+) -> Recommendation:
+    """Return what to train within a budget, run or not: the highest expected accuracy that is likely to end in time.
+
+    Args:
+        study: which.
+        budget: seconds, or a text such as "60s".
+        confidence: least probability of ending in time, from 0.5 up to 1.
+        device_name: kind of machine that will train; None for the study's own, or this one where it probes.
+        probe: seconds to spend first, on this machine, on timing steps that nobody has timed on its kind; None for
+            none, and then torch is not imported.
+        device: to probe on: auto, cpu, cuda or cuda:N.
+        threads: of the CPU, to probe with; None for every usable core.
+        say: told what a probe does, a line at a time.
+        storage: database URL, where study is not a handle.
+
+    Raises:
+        NothingFits: where not even one epoch of anything is likely to end in time.
+        UsageError: where too little has finished to predict what never ran, or nothing was timed on that kind of
+            machine.
+    """
+    from budgettune.predict.recommending import Ask
+    from budgettune.predict.recommending import recommend as answer
+    from budgettune.probes import read_probes
+
+    ask = Ask(_budget_seconds(budget), confidence)
+    engine, study_id, spec = _located_spec(study, storage)
+    if probe is not None:
+        from budgettune.probing import probe_here
+
+        here = probe_here(
+            engine, study_id, spec, limit_seconds=_budget_seconds(probe), device=device, threads=threads, say=say
+        )
+        device_name = device_name or here
+    device_name = device_name or query.comparable_kind(engine, study_id)
+    records = query.trial_records(engine, study_id)
+    return answer(spec, records, ask, device_name=device_name, probes=read_probes(engine, study_id))
+
+
+def recommended(study: StudyHandle, budget: str | float) -> tuple[Recommendation, dict[str, Any]]:
+    """Return what to train for the whole of a budget, and its params for `train`, the deadline included.
+
+    Training stops by itself when the time is up, so a run need not be likely to end earlier: the most probable time
+    counts.
+    """
+    answer = recommend(study, budget, confidence=0.5)
+    return answer, {**answer.choice.params, "train.budget": answer.budget_seconds}
 
 
 def train(
@@ -271,6 +331,15 @@ def allowed_roots(names: Iterable[str] | None) -> frozenset[str] | None:
     """Return the folders named, else those in BUDGETTUNE_ALLOW_ROOT; None where neither says anything."""
     listed = names if names is not None else os.environ.get("BUDGETTUNE_ALLOW_ROOT", "").split(os.pathsep)
     return frozenset(name for name in listed if name) or None
+
+
+def _located_spec(study: StudyHandle | str | None, storage: str | None) -> tuple[Any, int, StudySpec]:
+    """Return the engine, the id and the spec of a study."""
+    if study is not None and not isinstance(study, str):
+        return study.engine, study.study_id, study.spec
+    engine = open_engine(storage_url(storage))
+    row = query.find_study(engine, study)
+    return engine, row.study_id, row.read_spec()
 
 
 def locate(study: StudyHandle | str | None, storage: str | None) -> tuple[Any, int]:

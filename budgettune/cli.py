@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from budgettune import api, cli_answers, cli_study, cli_training, render
+from budgettune import api, cli_answers, cli_predict, cli_study, cli_training, render
 from budgettune.cli_options import (
     ANSWERS,
     BEFORE,
@@ -50,6 +50,7 @@ app = typer.Typer(
 )
 app.add_typer(cli_study.app, name="study", rich_help_panel=STUDIES)
 app.add_typer(cli_answers.app)
+app.add_typer(cli_predict.app)
 app.add_typer(cli_training.app)
 
 

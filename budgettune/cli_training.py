@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from budgettune import api, render
+from budgettune import api, cli_predict, render
 from budgettune.cli_options import (
     ANSWERS,
     BEFORE,
@@ -49,6 +49,10 @@ def train(
         typer.Option("--trial", min=0, metavar="N", help="Number of the trial whose params and seed to take."),
     ] = None,
     sets: Sets = None,
+    budget: Annotated[
+        float | None,
+        typer.Option("--budget", parser=duration, metavar="60s", help="What `recommend` says, until the time is up."),
+    ] = None,
     seed: Annotated[
         int | None, typer.Option("--seed", min=0, metavar="N", help="In place of the trial's or the study's.")
     ] = None,
@@ -65,10 +69,15 @@ def train(
     """
     from budgettune.roots import allowed_folders
 
-    if (trial is None) == (not sets):
-        raise typer.BadParameter("give either --trial N or --set key=value")
+    if [trial is not None, bool(sets), budget is not None].count(True) != 1:
+        raise typer.BadParameter("give one of --trial N, --set key=value and --budget 60s")
     handle = api.load_study(study, storage=storage)
-    spec, params, trial_seed = api.configuration(handle, trial, sets or [])
+    if budget is None:
+        spec, params, trial_seed = api.configuration(handle, trial, sets or [])
+    else:
+        answer, params = api.recommended(handle, budget)
+        spec, trial_seed = handle.spec, handle.spec.sampler.seed
+        _say(cli_predict.forecast(answer))
     folders = allowed_folders(api.allowed_roots(allow_root), handle.url)
     seed = trial_seed if seed is None else seed
     result = _train(spec, params, seed, to, device, threads, api.allowed_packages(allow_import), folders)

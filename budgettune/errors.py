@@ -8,6 +8,7 @@ BudgetTuneError                 say what is wrong and what to do next, in one li
 │   ├── StudyNotFound
 │   └── StudyExists
 ├── NothingWithinBudget         no finished trial trains within the budget
+├── NothingFits                 not even one epoch of anything is likely to train within the budget
 ├── NothingToDraw               a study does not hold what a figure shows
 └── TrialFailed                 one trial cannot go on; carries the kind of failure that its row keeps
     ├── OutOfMemory
@@ -79,6 +80,16 @@ class NothingWithinBudget(BudgetTuneError):
                 f"the fastest takes {format_duration(fastest_seconds)}: try a budget of at least that"
             )
         super().__init__(message)
+
+
+class NothingFits(BudgetTuneError):
+    """Not even one epoch of anything in the search space is likely to train within the budget."""
+
+    def __init__(self, budget_seconds: float, confidence: float, fastest_seconds: float) -> None:
+        super().__init__(
+            f"nothing in the search space trains within {format_duration(budget_seconds)} with a probability of "
+            f"{confidence:g}; the fastest needs {format_duration(fastest_seconds)}: try a budget of at least that"
+        )
 
 
 class NothingToDraw(BudgetTuneError):

@@ -123,12 +123,17 @@ def expected_visits_at(spec: PruningSpec, size: int, epochs: int | None, epoch: 
         epoch: 0-based.
         progress: share of training that lies behind when the epoch begins.
     """
-    return max(1, size - round(largest_drop(spec, epochs) * profile(spec, epoch, progress) * size))
+    return _visits(spec, largest_drop(spec, epochs), size, epoch, progress)
 
 
 def expected_visits(spec: PruningSpec, size: int, epochs: int) -> list[int]:
     """Return how many of size samples each epoch of a run is expected to visit."""
-    return [expected_visits_at(spec, size, epochs, epoch, epoch / epochs) for epoch in range(epochs)]
+    drop = largest_drop(spec, epochs)
+    return [_visits(spec, drop, size, epoch, epoch / epochs) for epoch in range(epochs)]
+
+
+def _visits(spec: PruningSpec, drop: float, size: int, epoch: int, progress: float) -> int:
+    return max(1, size - round(drop * profile(spec, epoch, progress) * size))
 
 
 def epoch_sizes(spec: PruningSpec, size: int, epochs: int | None) -> tuple[int, ...]:

@@ -100,6 +100,31 @@ class MachineInfo:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StepProbe:
+    """A few steps of one configuration, timed outside any trial.
+
+    Attributes:
+        params: searched values of it.
+        step: a text that configurations of equal steps share (`budgettune.predict.workload.Workload.step`).
+        ms_median: milliseconds per full step.
+        ms_mad: median absolute deviation of the same.
+        steps: that were timed.
+        seconds: that the probe took, building and warming up included.
+    """
+
+    params: Mapping[str, Any]
+    step: str
+    ms_median: float
+    ms_mad: float
+    steps: int
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrialResult:
     """What training one configuration gave; JSON in and out without loss.
 
@@ -225,6 +250,19 @@ class TrialRecord:
         """Return plain JSON values, with absent ones as None."""
         document = asdict(self)
         return document | {"curve": list(document["curve"])}
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Self:
+        """Return the record that `to_json` wrote."""
+        phases, machine = document["phases"], document["machine"]
+        return cls(
+            **{
+                **document,
+                "curve": tuple(EpochRecord(**epoch) for epoch in document["curve"]),
+                "phases": None if phases is None else PhaseSeconds(**phases),
+                "machine": None if machine is None else MachineInfo(**machine),
+            }
+        )
 
 
 NUMERIC_ATTRIBUTES = (

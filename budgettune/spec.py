@@ -18,11 +18,13 @@ from budgettune.spec_documents import apply_override, flatten, full_key, parse_t
 from budgettune.spec_faults import explain
 from budgettune.spec_pruning import STRATEGIES, PruningSpec
 from budgettune.spec_tables import (
+    IMAGE_SHAPES,
     TRAINING_IMAGES,
     ClockSpec,
     DataSpec,
     MachineSpec,
     ModelSpec,
+    PredictSpec,
     RangeSpec,
     SamplerSpec,
     Scalar,
@@ -32,12 +34,14 @@ from budgettune.spec_tables import (
 )
 
 __all__ = [
+    "IMAGE_SHAPES",
     "STRATEGIES",
     "TRAINING_IMAGES",
     "ClockSpec",
     "DataSpec",
     "MachineSpec",
     "ModelSpec",
+    "PredictSpec",
     "PruningSpec",
     "RangeSpec",
     "SamplerSpec",

@@ -20,6 +20,7 @@ from budgettune.spec_tables import (
     DataSpec,
     MachineSpec,
     ModelSpec,
+    PredictSpec,
     RangeSpec,
     SamplerSpec,
     Scalar,
@@ -45,6 +46,7 @@ class StudyTables(Table):
     stopping: StoppingSpec = StoppingSpec()
     clock: ClockSpec = ClockSpec()
     machine: MachineSpec = MachineSpec()
+    predict: PredictSpec = PredictSpec()
 
     def to_document(self) -> dict[str, Any]:
         """Return plain JSON values that `from_document` takes back without loss."""

@@ -49,6 +49,13 @@ def is_code(name: str) -> bool:
 
 TRAINING_IMAGES = {"digits": 1_437, "fashion-mnist": 60_000, "cifar10": 50_000, "cifar100": 50_000}
 """Of the built-in sets."""
+IMAGE_SHAPES = {
+    "digits": (1, 8, 10),
+    "fashion-mnist": (1, 28, 10),
+    "cifar10": (3, 32, 10),
+    "cifar100": (3, 32, 100),
+}
+"""Channels, pixels on a side and classes of the built-in sets."""
 
 
 class DataSpec(Table):
@@ -312,3 +319,14 @@ class ClockSpec(Table):
     warmup_steps: int = Field(2, ge=0)
     on_disturbed: Literal["keep", "repeat"] = "keep"
     repeat_limit: int = Field(2, ge=1)
+
+
+class PredictSpec(Table):
+    """`[predict]`: what is done so that a study can answer for configurations that never ran.
+
+    Attributes:
+        probe: seconds ("30s") that a worker spends, before its first trial, on timing steps that nobody has timed on
+            its kind of machine; None for none.
+    """
+
+    probe: Duration | None = None

@@ -23,6 +23,7 @@ from budgettune.errors import (
     UsageError,
 )
 from budgettune.machine import usable_cores, witness_for
+from budgettune.probing import probe_study
 from budgettune.records import EpochRecord, MachineInfo, TrialResult
 from budgettune.roots import allowed_folders, check_paths
 from budgettune.spec import DataSpec, StudySpec
@@ -112,6 +113,7 @@ class _Worker:
     _in_a_row: int = 0
     _handles: dict[str, StudyHandle] = field(default_factory=dict)
     _rivals: dict[int, Rivals] = field(default_factory=dict)
+    _probed: set[str] = field(default_factory=set)
     _refused: set[str] = field(default_factory=set)
     _has_answered: bool = False
     _waits: Iterator[float] | None = None
@@ -194,11 +196,28 @@ class _Worker:
 
     def _claim(self, study: StudyHandle) -> Claim | None:
         """Return an open trial of a study, looking for lost ones only where none is waiting."""
+        self._probe(study)
         claim = study.claim()
         if claim is None and not study.is_finished():
             study.reconcile(self.options.lease_seconds)
             claim = study.claim()
         return claim
+
+    def _probe(self, study: StudyHandle) -> None:
+        """Time steps that nobody has timed, where the study asks for it, before this worker's first trial of it."""
+        limit_seconds = study.spec.predict.probe
+        if limit_seconds is None or study.name in self._probed:
+            return
+        self._probed.add(study.name)
+        probe_study(
+            study.engine,
+            study.study_id,
+            study.spec,
+            self.device,
+            limit_seconds=limit_seconds,
+            should_stop=lambda: self.stop.is_set,
+            say=logger.info,
+        )
 
     def _work_on(self, study: StudyHandle, claim: Claim) -> None:
         self.listener.claimed(study, claim)

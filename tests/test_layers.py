@@ -18,6 +18,7 @@ LAYERS = {
     "cli": 5,
     "cli_answers": 5,
     "cli_options": 5,
+    "cli_predict": 5,
     "cli_study": 5,
     "cli_training": 5,
     "progress": 5,
@@ -33,6 +34,7 @@ LAYERS = {
     "early_ends": 4,
     "fleet": 4,
     "guard": 4,
+    "probing": 4,
     "profile": 4,
     "profile_report": 4,
     "profile_space": 4,
@@ -47,6 +49,7 @@ LAYERS = {
     "live_storage": 3,
     "planning": 3,
     "predict": 3,
+    "probes": 3,
     "query": 3,
     "sampling": 3,
     "slots": 3,
@@ -101,12 +104,23 @@ LAYERS = {
 
 NEIGHBOURS = {
     "__init__": {"api"},
-    "cli": {"__init__", "api", "cli_answers", "cli_options", "cli_study", "cli_training", "progress", "render"},
+    "cli": {
+        "__init__",
+        "api",
+        "cli_answers",
+        "cli_options",
+        "cli_predict",
+        "cli_study",
+        "cli_training",
+        "progress",
+        "render",
+    },
     "cli_answers": {"api", "cli_options", "render"},
     "__main__": {"cli"},
     "cli_options": {"render"},
+    "cli_predict": {"api", "cli_options", "render"},
     "cli_study": {"api", "cli_options", "render", "watch"},
-    "cli_training": {"api", "cli_options", "render"},
+    "cli_training": {"api", "cli_options", "cli_predict", "render"},
     "cells": {"slot_values"},
     "comparing": {"comparison_plan", "profile_space", "worker"},
     "comparison": {"files", "records", "spec"},
@@ -122,6 +136,7 @@ NEIGHBOURS = {
     "planning": {"sampling"},
     "profile": {"profile_report", "profile_space"},
     "profile_report": {"profile_space"},
+    "probes": {"trial_rows"},
     "progress": {"render"},
     "prune_rates": {"spec_pruning"},
     "query": {"slots", "trial_rows"},
@@ -140,7 +155,7 @@ NEIGHBOURS = {
     "training": {"machine"},
     "transactions": {"slots", "trial_rows"},
     "stopping_notes": {"dominance"},
-    "worker": {"early_ends", "spool", "watchdog"},
+    "worker": {"early_ends", "probing", "spool", "watchdog"},
 }
 """Imports within a layer that are meant; everything else points down."""
 
@@ -149,6 +164,7 @@ DATABASE_ROOMS = {
     "engines",
     "live_storage",
     "locks",
+    "probes",
     "query",
     "rows",
     "slots",
@@ -262,7 +278,7 @@ def test_training_never_imports_optuna_and_studies_never_import_torch():
         name = module_name(file)
         if room(name) == "training":
             assert not knows(file, "optuna", "sqlalchemy"), name
-        elif LAYERS.get(room(name), 5) <= 3 and name != "predict.probe":
+        elif LAYERS.get(room(name), 5) <= 3:
             assert not knows(file, "torch", "torchvision"), name
 
 
@@ -273,7 +289,13 @@ def test_sql_stays_in_the_rooms_of_the_database():
 
 @pytest.mark.parametrize(
     "modules",
-    ["budgettune, budgettune.query, budgettune.storage", "budgettune.cli", "budgettune.machine", "budgettune.spec"],
+    [
+        "budgettune, budgettune.query, budgettune.storage",
+        "budgettune.cli",
+        "budgettune.machine",
+        "budgettune.spec",
+        "budgettune.predict.recommending, budgettune.probes",
+    ],
 )
 def test_answers_come_without_loading_torch_or_optuna(modules):
     script = f"import sys; import {modules}; print(*sorted({{'torch', 'optuna'}} & set(sys.modules)))"

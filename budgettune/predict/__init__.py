@@ -1,1 +1,1 @@
-"""Models of time and accuracy, and what follows from them; never torch (the probe aside)."""
+"""What a study says of runs that never ran: their time, their accuracy, which to train, where to search. No torch."""

@@ -11,20 +11,12 @@ from statistics import median
 import torch
 
 from budgettune.errors import OutOfMemory, SpecError
-from budgettune.spec import DataSpec, StudySpec
+from budgettune.spec import IMAGE_SHAPES, DataSpec, StudySpec
 from budgettune.training.data import ImageData, ImageSet, load_data
 from budgettune.training.device import Device, is_out_of_memory
 from budgettune.training.kernels import Kernel, kernels_of
 from budgettune.training.run import Run
 from budgettune.training.stopwatch import Stopwatch
-
-BUILT_IN_SHAPES = {
-    "digits": (1, 8, 10),
-    "fashion-mnist": (1, 28, 10),
-    "cifar10": (3, 32, 10),
-    "cifar100": (3, 32, 100),
-}
-"""Channels, pixels on a side and classes of the sets that need no files to be probed."""
 
 SEGMENTS = 3
 """Stretches that a measurement is cut into on a device which the host does not wait for at every step."""
@@ -178,9 +170,9 @@ def probe_images(spec: DataSpec, count: int, device: torch.device, allow_import:
     Raises:
         DataError: where a set that is not built in cannot be read.
     """
-    if spec.name not in BUILT_IN_SHAPES:
+    if spec.name not in IMAGE_SHAPES:
         return load_data(spec, allow_import=allow_import).to(device)
-    channels, size, num_classes = BUILT_IN_SHAPES[spec.name]
+    channels, size, num_classes = IMAGE_SHAPES[spec.name]
     size = spec.image_size or size
     generator = torch.Generator().manual_seed(spec.seed)
     images = torch.randint(256, (count, channels, size, size), dtype=torch.uint8, generator=generator)

@@ -1,0 +1,285 @@
+"""Can a few trials say what never ran? Time, accuracy and recommendations, judged on a recorded table.
+
+    python benchmarks/predict.py                                    # judge, on benchmarks/tables/fashion-table.json.xz
+    python benchmarks/predict.py --probe STUDY --threads 2          # probe every step of a study, on its machine
+    python benchmarks/predict.py --record STUDY --table FILE        # a finished study as a table
+
+Random designs of some cells, one seed each, predict all others: time, accuracy, and the best cell for a budget. The
+truth of a cell is the mean of its seeds; intervals are those of single runs. Baselines: the best observed within the
+budget, a line in arithmetic, a Gaussian process and a random forest on raw params (scikit-learn), each with a normal
+interval.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import common
+import numpy as np
+import recorded_table
+from numpy.typing import NDArray
+from predict_baselines import BASELINES, Floats, Guess, ours
+from recorded_table import Table
+from scipy.stats import spearmanr
+
+from budgettune.predict.workload import Workload, Workloads
+from budgettune.records import TrialRecord
+
+TABLE = Path(__file__).parent / "tables" / "fashion-table.json.xz"
+LEVELS = (0.5, 0.8, 0.9)
+CONFIDENCE = 0.9
+BUDGETS = 10
+
+Ints = NDArray[np.int64]
+Method = Callable[[Sequence[TrialRecord], Sequence[Workload]], Guess]
+
+
+class Grid:
+    """A table as cells with the runs of each.
+
+    Args:
+        table: every cell with equally many runs.
+
+    Attributes:
+        cells: in the order of the grid.
+        seconds: float64[cells, runs].
+        accuracies: float64[cells, runs].
+    """
+
+    def __init__(self, table: Table) -> None:
+        self.table, self.workloads = table, Workloads(table.spec, table.trials)
+        found: dict[Workload, list[TrialRecord]] = defaultdict(list)
+        for trial in table.trials:
+            found[self.workloads.of(trial.params)].append(trial)
+        self.cells, self._runs = list(found), list(found.values())
+        self.seconds = np.array([[run.train_seconds for run in runs] for runs in self._runs], dtype=float)
+        self.accuracies = np.array([[run.test_accuracy for run in runs] for runs in self._runs], dtype=float)
+
+    def draw(self, cells: Ints, rng: np.random.Generator) -> list[TrialRecord]:
+        """Return one run of each of some cells."""
+        return [self._runs[cell][rng.integers(len(self._runs[cell]))] for cell in cells.tolist()]
+
+    @cached_property
+    def methods(self) -> dict[str, Method]:
+        """What is compared, ours first."""
+        found: dict[str, Method] = {"BudgetTune": lambda trials, cells: ours(self.workloads, trials, cells)}
+        if self.table.probes:
+            found["BudgetTune, probed"] = lambda trials, cells: ours(self.workloads, trials, cells, self.table.probes)
+        for name, method in BASELINES.items():
+            found[name] = lambda trials, cells, method=method: method(self.workloads, trials, cells)  # type: ignore[misc]
+        return found
+
+    @cached_property
+    def noise_ceiling(self) -> float:
+        """Share of the variance of cells' mean accuracies that is not their seeds'."""
+        seeds = self.accuracies.var(axis=1, ddof=1).mean() / self.accuracies.shape[1]
+        return float(1 - seeds / self.accuracies.mean(1).var(ddof=1))
+
+
+# --- Prediction -----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Tally:
+    """What one method's predictions were worth, over all draws of one design."""
+
+    time_errors: list[Floats] = field(default_factory=list)
+    measured: list[NDArray[np.bool_]] = field(default_factory=list)
+    time_shares: list[Floats] = field(default_factory=list)
+    accuracy_shares: list[Floats] = field(default_factory=list)
+    misses: list[Floats] = field(default_factory=list)
+    spreads: list[Floats] = field(default_factory=list)
+    ranks: list[float] = field(default_factory=list)
+
+    def add(self, guess: Guess, seconds: Floats, accuracies: Floats) -> None:
+        """Take in the predictions of some cells: float64[cells, runs] each."""
+        truth = accuracies.mean(1)
+        self.time_errors.append(np.abs(np.exp(guess.log_seconds) / seconds.mean(1) - 1))
+        known = guess.is_measured
+        self.measured.append(np.zeros(len(truth), dtype=bool) if known is None else known)
+        self.time_shares.append(np.array([guess.time_shares(runs) for runs in seconds.T]).ravel())
+        self.accuracy_shares.append(np.array([guess.accuracy_shares(runs) for runs in accuracies.T]).ravel())
+        self.misses.append((guess.accuracy - truth) ** 2)
+        self.spreads.append((truth - truth.mean()) ** 2)
+        ordered = np.ptp(guess.accuracy) > 0  # who says the same of all has no order
+        self.ranks.append(float(spearmanr(guess.accuracy, truth).statistic) if ordered else 0.0)
+
+    def time_row(self) -> dict[str, Any]:
+        """Return errors of time in per cent where the step was timed and where not, and coverage."""
+        errors, measured = np.concatenate(self.time_errors), np.concatenate(self.measured)
+        return {
+            **_errors("step timed", errors[measured]),
+            **_errors("never timed", errors[~measured]),
+            **_coverage(np.concatenate(self.time_shares)),
+        }
+
+    def accuracy_row(self) -> dict[str, Any]:
+        """Return R² (median of the draws), rank correlation, error in points, and coverage."""
+        explained = [1 - np.sum(miss) / np.sum(spread) for miss, spread in zip(self.misses, self.spreads, strict=True)]
+        return {
+            "R²": float(np.median(explained)),
+            "rank correlation": float(np.median(self.ranks)),
+            "error, points": 100 * float(np.sqrt(np.mean(np.concatenate(self.misses)))),
+            **_coverage(np.concatenate(self.accuracy_shares)),
+        }
+
+
+def _errors(name: str, errors: Floats) -> dict[str, Any]:
+    if not len(errors):
+        return {f"{name}: median": None, f"{name}: 95%": None}
+    return {
+        f"{name}: median": f"{100 * np.median(errors):.1f}%",
+        f"{name}: 95%": f"{100 * np.quantile(errors, 0.95):.1f}%",
+    }
+
+
+def _coverage(shares: Floats) -> dict[str, str]:
+    """Return how many runs lay inside the interval that should hold a level of them."""
+    return {f"in {level:.0%}": f"{np.mean(np.abs(shares - 0.5) <= level / 2):.0%}" for level in LEVELS}
+
+
+def random_designs(grid: Grid, size: int, draws: int) -> Iterator[tuple[list[TrialRecord], Ints]]:
+    """Yield trials of random cells and the cells that never ran."""
+    for draw in range(draws):
+        rng = np.random.default_rng([size, draw])
+        order = rng.permutation(len(grid.cells))
+        yield grid.draw(order[:size], rng), order[size:]
+
+
+def left_out(grid: Grid, name: str) -> Iterator[tuple[list[TrialRecord], Ints]]:
+    """Yield one trial of each cell but those of one value of a setting, and the cells of that value."""
+    values = np.array([cell.params[name] for cell in grid.cells])
+    for value in np.unique(values):
+        rng = np.random.default_rng(0)
+        yield grid.draw(np.flatnonzero(values != value), rng), np.flatnonzero(values == value)
+
+
+def predicted(grid: Grid, designs: Iterator[tuple[list[TrialRecord], Ints]]) -> dict[str, Tally]:
+    """Return what each method's predictions of the cells that never ran are worth."""
+    tallies: dict[str, Tally] = {name: Tally() for name in grid.methods}
+    for trials, rest in designs:
+        for name, method in grid.methods.items():
+            guess = method(trials, [grid.cells[cell] for cell in rest.tolist()])
+            tallies[name].add(guess, grid.seconds[rest], grid.accuracies[rest])
+    return tallies
+
+
+# --- Recommendation -------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Advice:
+    """What one method's recommendations were worth."""
+
+    regrets: list[float] = field(default_factory=list)
+    broken: list[float] = field(default_factory=list)
+    unanswered: int = 0
+
+    def add(self, grid: Grid, budget_seconds: float, choice: int | None) -> None:
+        """Take in one answer: a cell, or none."""
+        if choice is None:
+            self.unanswered += 1
+            return
+        truth = grid.accuracies.mean(1)
+        oracle = truth[grid.seconds.mean(1) <= budget_seconds].max()
+        self.regrets.append(100 * float(oracle - truth[choice]))
+        self.broken.append(float(np.mean(grid.seconds[choice] > budget_seconds)))
+
+    def row(self) -> dict[str, Any]:
+        """Return regret in points of accuracy, budgets that were broken, and questions without an answer."""
+        asked = len(self.regrets) + self.unanswered
+        if not self.regrets:
+            return {"regret: median": None, "mean": None, "90%": None, "over budget": None, "no answer": "100%"}
+        return {
+            "regret: median": f"{np.median(self.regrets):.2f}",
+            "mean": f"{np.mean(self.regrets):.2f}",
+            "90%": f"{np.quantile(self.regrets, 0.9):.2f}",
+            "over budget": f"{np.mean(self.broken):.1%}",
+            "no answer": f"{self.unanswered / asked:.0%}",
+        }
+
+
+def recommended(grid: Grid, designs: Iterator[tuple[list[TrialRecord], Ints]]) -> dict[str, Advice]:
+    """Return what each method's choices of a cell are worth, at budgets from the fastest cell to the slowest."""
+    means = grid.seconds.mean(1)
+    budgets = np.geomspace(1.05 * means.min(), means.max(), BUDGETS)
+    found: dict[str, Advice] = {name: Advice() for name in (*grid.methods, "best observed", "every cell once")}
+    place = {cell: index for index, cell in enumerate(grid.cells)}
+    for draw, (trials, _) in enumerate(designs):
+        every = grid.draw(np.arange(len(grid.cells)), np.random.default_rng(draw))
+        guesses = {name: method(trials, grid.cells) for name, method in grid.methods.items()}
+        for budget in budgets.tolist():
+            for name, guess in guesses.items():
+                fits = guess.fits(budget, CONFIDENCE)
+                choice = int(np.argmax(np.where(fits, guess.accuracy, -np.inf))) if fits.any() else None
+                found[name].add(grid, budget, choice)
+            for name, seen in (("best observed", trials), ("every cell once", every)):
+                within = [trial for trial in seen if (trial.train_seconds or 0.0) <= budget]
+                best = max(within, key=lambda trial: trial.test_accuracy or 0.0, default=None)
+                found[name].add(grid, budget, None if best is None else place[grid.workloads.of(best.params)])
+    return found
+
+
+# --- The script -----------------------------------------------------------------------------------------------------
+
+
+def judge(grid: Grid, sizes: Sequence[int], draws: int) -> dict[str, list[dict[str, Any]]]:
+    """Print every table; return their rows."""
+    tables: dict[str, list[dict[str, Any]]] = {}
+
+    def show(title: str, rows: list[dict[str, Any]]) -> None:
+        tables[title] = rows
+        common.print_table(title, rows)
+
+    tallies = {f"{size} random cells": predicted(grid, random_designs(grid, size, draws)) for size in sizes}
+    tallies |= {f"no {name} of its own": predicted(grid, left_out(grid, name)) for name in ("scale", "batch_size")}
+    for title, row in (("Time", Tally.time_row), ("Accuracy", Tally.accuracy_row)):
+        names = [name for name in grid.methods if title == "Time" or name != "BudgetTune, probed"]
+        show(title, [{"from": design, "": name, **row(tallies[design][name])} for design in tallies for name in names])
+    print(f"\nNoise ceiling of R² (seeds of a mean of {grid.accuracies.shape[1]} runs): {grid.noise_ceiling:.3f}")
+    rows = []
+    for size in sizes:
+        advice = recommended(grid, random_designs(grid, size, draws))
+        rows += [{"from": f"{size} random cells", "": name, **one.row()} for name, one in advice.items()]
+    show(f"Recommendation at {BUDGETS} budgets, confidence {CONFIDENCE:g}", rows)
+    return tables
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the script."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--table", type=Path, default=TABLE, help="file to judge on, or to write with --record")
+    options.add_argument("--record", metavar="STUDY", help="write a finished study as --table")
+    options.add_argument("--probe", metavar="STUDY", help="time the steps of a study on this machine")
+    options.add_argument("--storage", metavar="URL", help="database of that study")
+    options.add_argument(
+        "--threads", type=int, default=2, help="of the CPU, to probe with: those of the study's trials"
+    )
+    options.add_argument("--sizes", type=int, nargs="+", default=[8, 12, 16, 24], help="cells of a random design")
+    options.add_argument("--draws", type=int, default=20, help="random designs of each size")
+    options.add_argument("--json", type=Path, help="file to write all numbers to")
+    chosen = options.parse_args(arguments)
+    if chosen.probe:
+        probes = recorded_table.probe(chosen.probe, chosen.storage, chosen.threads)
+        print(f"{len(probes)} steps probed in {sum(probe.seconds for probe in probes):.1f} s")
+    if chosen.record:
+        recorded_table.write(recorded_table.of_study(chosen.record, chosen.storage), chosen.table)
+        print(f"{chosen.table}: {chosen.table.stat().st_size / 1e6:.2f} MB")
+    if not chosen.probe and not chosen.record:
+        table = recorded_table.read(chosen.table)
+        print(f"{len(table.trials)} trials on {common.describe(table.machine)}")
+        print(f"{len(table.probes)} probes took {sum(probe.seconds for probe in table.probes):.1f} s")
+        tables = judge(Grid(table), chosen.sizes, chosen.draws)
+        if chosen.json:
+            chosen.json.write_text(json.dumps(tables, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    common.start(main)

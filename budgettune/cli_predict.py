@@ -1,0 +1,160 @@
+"""`budgettune recommend`, and how an answer reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from budgettune import api, render
+from budgettune.cli_options import Debug, Device, FormatOption, Storage, Study, Threads, duration
+from budgettune.render import Format, err, out
+from budgettune.units import format_duration
+
+if TYPE_CHECKING:
+    from budgettune.predict.answer import Prediction, Recommendation
+
+app = typer.Typer()
+
+
+@app.command()
+def recommend(
+    study: Study = None,
+    budget: Annotated[
+        float, typer.Option("--budget", parser=duration, metavar="60s", help="Training time allowed.")
+    ] = ...,  # type: ignore[assignment]
+    confidence: Annotated[
+        float, typer.Option("--confidence", min=0.5, max=0.999, help="Least probability of ending in time.")
+    ] = 0.9,
+    device_name: Annotated[
+        str | None,
+        typer.Option("--device-name", metavar="NAME", help="Kind of machine to train on; the study's own if left out."),
+    ] = None,
+    probe: Annotated[
+        float | None,
+        typer.Option(
+            "--probe", parser=duration, metavar="30s", help="First time steps that never ran, here, for that long."
+        ),
+    ] = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    form: FormatOption = Format.table,
+    storage: Storage = None,
+    debug: Debug = False,
+) -> None:
+    """Say what to train within a budget, also what never ran, with predicted time and accuracy."""
+    answer = api.recommend(
+        study,
+        budget,
+        confidence=confidence,
+        device_name=device_name,
+        probe=probe,
+        device=device,
+        threads=threads,
+        say=_say,
+        storage=storage,
+    )
+    if form is Format.json:
+        render.print_json(answer.to_json())
+    elif form is Format.csv:
+        render.print_rows([_row(answer.choice)], form)
+    else:
+        for line in lines(answer):
+            out.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _say(line: str) -> None:
+    err.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _row(prediction: Prediction) -> dict[str, Any]:
+    """Return a prediction as one flat row."""
+    values = {name: value for name, value in vars(prediction).items() if name != "params"}
+    return {**prediction.params, **values}
+
+
+def lines(answer: Recommendation) -> Iterator[str]:
+    """Yield an answer as people read it."""
+    where = f" on {answer.device_name}" if answer.device_name else ""
+    yield (
+        f"{answer.study}: {format_duration(answer.budget_seconds)}{where}, "
+        f"with a probability of at least {100 * answer.confidence:g}% to end in time"
+    )
+    yield ""
+    yield f"train         {_spelled(answer.choice)}"
+    yield f"  time        {_time(answer.choice)}, in time with {_percent(answer.choice.chance_in_time)}"
+    yield f"  accuracy    {_accuracy(answer.choice)}"
+    yield f"best that ran {_observed(answer)}"
+    for text in answer.extrapolated:
+        yield f"extrapolated  {text}"
+    yield from _next(answer)
+    yield from _basis(answer)
+    for note in answer.notes:
+        yield f"note          {note}"
+
+
+def forecast(answer: Recommendation) -> str:
+    """Return in one line what training an answer's choice until its deadline is expected to give."""
+    return (
+        f"{answer.study}: {_settings(answer.choice.params)} until {format_duration(answer.budget_seconds)} are over, "
+        f"about {answer.choice.epochs} epochs; predicted accuracy {_accuracy(answer.choice)}"
+    )
+
+
+def _spelled(prediction: Prediction) -> str:
+    epochs = f"{prediction.epochs} epoch{'s' if prediction.epochs != 1 else ''}"
+    return f"{_settings(prediction.params)} for {epochs}"
+
+
+def _settings(params: Mapping[str, Any]) -> str:
+    shown = (f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in params.items())
+    return ", ".join(shown) or "the study's settings"
+
+
+def _time(prediction: Prediction) -> str:
+    low, high = format_duration(prediction.seconds_low), format_duration(prediction.seconds_high)
+    return f"{format_duration(prediction.seconds)} ({low} to {high})"
+
+
+def _accuracy(prediction: Prediction) -> str:
+    return f"{prediction.accuracy:.2%} ({prediction.accuracy_low:.2%} to {prediction.accuracy_high:.2%})"
+
+
+def _percent(share: float) -> str:
+    return "over 99%" if share > 0.99 else f"{share:.0%}"
+
+
+def _observed(answer: Recommendation) -> str:
+    trial = answer.observed
+    if trial is None or trial.train_seconds is None:
+        return "nothing within the budget"
+    return (
+        f"trial {trial.number} ({_settings(trial.params)}, {trial.epochs} epochs): "
+        f"{format_duration(trial.train_seconds)}, {trial.test_accuracy:.2%}"
+    )
+
+
+def _next(answer: Recommendation) -> Iterator[str]:
+    if answer.next_trial is not None:
+        following = answer.next_trial
+        yield (
+            f"to know more  run {_spelled(following.prediction)}: {_time(following.prediction)}; "
+            f"worth {100 * following.gain:.2f} points of the answer, as expected"
+        )
+    else:
+        yield "to know more  no single trial is likely to change this answer by 0.05 points"
+
+
+def _basis(answer: Recommendation) -> Iterator[str]:
+    basis = answer.basis
+    repeats = f"{basis.repeats} repeat{'s' if basis.repeats != 1 else ''}"
+    probes = f", {format_duration(basis.probe_seconds)} of them probes" if basis.probe_seconds else ""
+    yield (
+        f"from          {basis.trials} trials of {basis.configurations} configurations, {repeats}; "
+        f"{basis.step_times} step times{probes}"
+    )
+    yield (
+        f"seeds         lie ±{basis.seed_points:.2f} points apart at this choice; no model could explain over "
+        f"{basis.noise_ceiling:.0%} of what trials differ by"
+    )

@@ -1,0 +1,221 @@
+"""How accurate a run will be: a curve in what training saw, what is smooth, and what is its own.
+
+The logit of accuracy at the end of a run is
+
+    level + growth · (1 - length ** -bend) / bend + size + pruning + … + smooth + own + seed
+
+where `length` counts samples and steps (a critical batch says how much of each) in units of a middling run, so that
+one law says what more epochs, fewer samples and smaller batches are worth. `bend` and the critical batch are not known:
+many are tried and weighted by their evidence. `size` is by the log of multiply-adds, never by `scale`. Earlier points
+of the curves take part as `budgettune.predict.curves` puts them: with the worth of annealing as one more coefficient,
+with noise of their own, and correlated with the other points of their trial.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from statistics import NormalDist, median
+
+import numpy as np
+from numpy.typing import NDArray
+
+from budgettune.predict.curves import points_of, test_images
+from budgettune.predict.features import Features, Rows, Shape
+from budgettune.predict.regression import Average, Floats, Inputs, Ints, Posterior, Prior
+from budgettune.predict.seednoise import SeedNoise, fit_seed_noise
+from budgettune.predict.workload import Run, Workloads
+from budgettune.records import TrialRecord
+
+BENDS = (0.3, 0.6, 1.0)
+CRITICAL_BATCHES = (0.1, 0.5, 2.0, 10.0, 1000.0)
+"""Tried, in median batches: from "only samples count" to "only steps count"."""
+
+SMOOTH = (0.03, 0.1, 0.3)
+OWN = (0.02, 0.06, 0.15)
+"""Deviations of the logit that are tried: of the smooth remainder, and of what is a configuration's own."""
+HELPERS = (0.1, 0.2, 0.4, 0.8)
+"""Deviations of an early point that are tried, per share of the learning rate that is still to fall."""
+
+MOST_TRIALS = 250
+"""Trials to learn from; of more, a fixed chance draws so many."""
+MOST_SEARCHED = 160  # points that deviations and shapes are chosen on
+SAME_TRIAL = 0.5  # correlation of the seed's effect on two points of one curve
+CALIBRATION_WEIGHT = 8.0  # configurations that the model's own variances are worth against what leaving out says
+LEAST_CALIBRATED = 3  # configurations
+LEAST_CALIBRATION = 0.7
+LARGEST_SURPRISE = 9.0  # variances that one configuration counts at most
+
+_NORMAL = NormalDist()
+
+
+@dataclass(frozen=True)
+class Forecasts:
+    """Accuracies of some runs; the logit of each is normal.
+
+    Attributes:
+        means: float64[n], of the logit.
+        variances: float64[n], of what is not known about the configuration.
+        seeds: float64[n], variances between seeds.
+    """
+
+    means: Floats
+    variances: Floats
+    seeds: Floats
+
+    def expected(self) -> Floats:
+        """Return the mean accuracy of a run, over seeds and over what is not known: float64[n]."""
+        # The logistic function against a normal one: MacKay (1992), equation 10.
+        return _accuracy(self.means / np.sqrt(1 + np.pi / 8 * (self.variances + self.seeds)))
+
+    def quantile(self, share: float) -> Floats:
+        """Return the accuracy below which a run ends with a probability: float64[n]."""
+        return _accuracy(self.means + _NORMAL.inv_cdf(share) * np.sqrt(self.variances + self.seeds))
+
+
+def _accuracy(logits: Floats) -> Floats:
+    return 1 / (1 + np.exp(-logits))
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """Points as arrays.
+
+    Attributes:
+        seeds: float64[n], variance of the seed's effect.
+        helpers: float64[n], factor on the deviation of early points, 0 for final ones.
+        trials: int64[n].
+        finals: bool[n].
+    """
+
+    rows: Rows
+    values: Floats
+    seeds: Floats
+    helpers: Floats
+    trials: Ints
+    finals: NDArray[np.bool_]
+
+    def first(self, count: int) -> _Seen:
+        """Return the first points."""
+        some = np.arange(min(count, len(self.values)))
+        return _Seen(
+            rows=self.rows.take(some),
+            values=self.values[some],
+            seeds=self.seeds[some],
+            helpers=self.helpers[some],
+            trials=self.trials[some],
+            finals=self.finals[some],
+        )
+
+    def noise(self, helper: float) -> Floats:
+        """Return the covariance of the points' noise: float64[n, n]."""
+        shared = SAME_TRIAL * np.sqrt(np.outer(self.seeds, self.seeds))
+        noise: Floats = shared * (self.trials[:, None] == self.trials[None, :])
+        noise[np.diag_indices_from(noise)] = self.seeds + (helper * self.helpers) ** 2
+        return noise
+
+
+@dataclass(frozen=True)
+class _Model:
+    """One way to see the points: a shape of the law of length, and how much is left to the two remainders."""
+
+    shape: Shape
+    middle_length: float
+    smooth: float
+    own: float
+
+
+class AccuracyModel:
+    """Accuracies of one study.
+
+    Args:
+        workloads: of the study.
+        records: finished trials, at least one.
+
+    Attributes:
+        seed_noise: how far runs of one configuration lie apart.
+        calibration: factor on variances, from how the model does on configurations that it is not told of.
+    """
+
+    seed_noise: SeedNoise
+    calibration: float
+
+    def __init__(self, workloads: Workloads, records: Sequence[TrialRecord]) -> None:
+        # Shuffled, so that any beginning is a fair sample.
+        order = np.random.default_rng(0).permutation(len(records))[:MOST_TRIALS]
+        points = [point for index in order for point in points_of(workloads, records[index])]
+        finals = [point for point in points if point.is_final]
+        self.seed_noise = fit_seed_noise(finals)
+        self._features = Features(workloads.spec, [point.workload for point in finals])
+        self._level = float(np.mean([point.logit for point in finals]))
+        self._middle_batch = float(median(point.workload.batch for point in finals))
+        rows = self._features.rows([(point.workload, point.samples, point.still_to_fall) for point in points])
+        is_final = np.array([point.is_final for point in points])
+        lengths = rows.lengths(self._middle_batch)
+        # The shorter the run, the wilder its beginning.
+        wildness = np.maximum(1.0, np.median(lengths[is_final]) / lengths)
+        seen = _Seen(
+            rows=rows,
+            values=np.array([point.logit for point in points]) - self._level,
+            seeds=np.array([self.seed_noise.variance(point.accuracy, point.test_images) for point in points]),
+            helpers=np.array([point.still_to_fall for point in points]) * wildness,
+            trials=np.array([point.trial for point in points]),
+            finals=is_final,
+        )
+        self._fit(seen, _models(rows.take(np.flatnonzero(is_final)), self._middle_batch))
+
+    def _fit(self, seen: _Seen, models: Sequence[_Model]) -> None:
+        """Settle on some points what each way of seeing is worth; then have each hear all."""
+        some, middle = seen.first(MOST_SEARCHED), models[len(models) // 2]
+        helper = max(HELPERS, key=lambda helper: self._posterior(some, middle, helper).log_evidence)
+        tried = Average([self._posterior(some, model, helper) for model in models])
+        self._models = [models[index] for index in tried.kept]
+        self._average = Average([self._posterior(seen, model, helper) for model in self._models], weights=tried.weights)
+        self.calibration = _calibration(self._average.best, seen)
+
+    def predict(self, runs: Sequence[Run]) -> Forecasts:
+        """Return the accuracies of runs of some epochs.
+
+        Raises:
+            SpecError: where a strategy cannot reach its prune rate in so few epochs.
+        """
+        rows = self._features.rows([(workload, float(workload.visits(epochs)), 0.0) for workload, epochs in runs])
+        offsets = np.zeros(len(runs))
+        means, variances = self._average.predict(lambda index: (self._inputs(rows, self._models[index]), offsets))
+        means = means + self._level
+        seeds = [
+            self.seed_noise.variance(accuracy, test_images(workload.config.data))
+            for (workload, _), accuracy in zip(runs, _accuracy(means).tolist(), strict=True)
+        ]
+        return Forecasts(means, self.calibration * variances, self.calibration * np.array(seeds))
+
+    def _inputs(self, rows: Rows, model: _Model) -> Inputs:
+        return self._features.inputs(rows, model.shape, model.middle_length)
+
+    def _posterior(self, seen: _Seen, model: _Model, helper: float) -> Posterior:
+        means, deviations = self._features.priors
+        prior = Prior(means, deviations, model.smooth, model.own)
+        return Posterior(prior, self._inputs(seen.rows, model), seen.values, seen.noise(helper))
+
+
+def _models(finals: Rows, middle_batch: float) -> list[_Model]:
+    return [
+        _Model(Shape(bend, critical), float(np.median(finals.lengths(critical))), smooth, own)
+        for bend, critical, smooth, own in product(
+            BENDS, [factor * middle_batch for factor in CRITICAL_BATCHES], SMOOTH, OWN
+        )
+    ]
+
+
+def _calibration(posterior: Posterior, seen: _Seen) -> float:
+    """Return how far final points lie from what all other configurations say, in variances of the model."""
+    groups: defaultdict[int, list[int]] = defaultdict(list)
+    for index, number in enumerate(seen.rows.ids.tolist()):
+        groups[number].append(index)
+    if len(groups) < LEAST_CALIBRATED:
+        return 1.0
+    squares = [posterior.surprise(np.array(rows), seen.finals[rows]) for rows in groups.values()]
+    trimmed = sum(min(LARGEST_SURPRISE, square) for square in squares)
+    return max(LEAST_CALIBRATION, (CALIBRATION_WEIGHT + trimmed) / (CALIBRATION_WEIGHT + len(squares)))

@@ -1,0 +1,129 @@
+"""What trials saw and how accurate they were: final points, and earlier ones put where they can be compared.
+
+With a learning rate that falls to zero, the accuracy in the middle of a long run is *not* what a shorter run ends at:
+the short run's rate is zero there and the long one's is not. Two corrections make such a point a helper:
+
+- it is placed at the length of the complete run that has had the same sum of learning rates ("forward area" of Tissue
+  et al. 2024, *Scaling Law with Learning Rate Annealing*), so that half of a linear run counts as three quarters;
+- it carries the share of the rate that is still to fall, so that the model can learn what annealing is worth (their
+  "annealing area", here by the rate itself), and the more of it is left, the more noise it is given.
+
+Points before LEAST_PROGRESS are left out: their batch norm and their rate make them noise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+from budgettune.predict.workload import Workload, Workloads
+from budgettune.records import EpochRecord, TrialRecord
+from budgettune.spec import TRAINING_IMAGES, DataSpec
+
+LEAST_PROGRESS = 0.45
+HELPERS_AT = (0.5, 0.7, 0.85)
+"""Progress of the points that are taken from each curve beside its last, where it has points near."""
+
+TEST_IMAGES = {"digits": 360, "fashion-mnist": 10_000, "cifar10": 10_000, "cifar100": 10_000}
+UNKNOWN_TEST_IMAGES = 1_000
+
+AREAS: Mapping[str, Callable[[float], float]] = {
+    "constant": lambda progress: progress,
+    "linear": lambda progress: 2 * progress - progress**2,
+    "cosine": lambda progress: progress + math.sin(math.pi * progress) / math.pi,
+}
+"""Sum of learning rates up to a progress, in that of the whole run."""
+
+STILL_TO_FALL: Mapping[str, Callable[[float], float]] = {
+    "constant": lambda progress: 0.0,
+    "linear": lambda progress: 1 - progress,
+    "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
+}
+"""Share of the learning rate that is left at a progress and will be gone at the end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One point of a trial's curve.
+
+    Attributes:
+        trial: number of the trial.
+        samples: visited by a complete run that is as far; those of the trial itself for its final point.
+        still_to_fall: share of the learning rate, 0 for a final point.
+        accuracy: in [0, 1].
+        test_images: that it was measured on.
+        is_final: whether training had ended.
+    """
+
+    trial: int
+    workload: Workload
+    samples: float
+    still_to_fall: float
+    accuracy: float
+    test_images: int
+    is_final: bool
+
+    @property
+    def logit(self) -> float:
+        """Log odds of a correct answer; none and all correct count as half an image off."""
+        edge = 0.5 / self.test_images
+        return logit(min(1 - edge, max(edge, self.accuracy)))
+
+
+def logit(accuracy: float) -> float:
+    """Return the log odds of a probability."""
+    return math.log(accuracy / (1 - accuracy))
+
+
+def points_of(workloads: Workloads, record: TrialRecord) -> list[Point]:
+    """Return the final point of a finished trial, then its helpers."""
+    workload = workloads.of(record.params)
+    assert record.test_accuracy is not None
+    last = Point(
+        trial=record.number,
+        workload=workload,
+        samples=float(sum(epoch.samples for epoch in record.curve)),
+        still_to_fall=0.0,
+        accuracy=record.test_accuracy,
+        test_images=test_images(workload.config.data),
+        is_final=True,
+    )
+    return [last, *_helpers(last, record.curve)]
+
+
+def _helpers(last: Point, curve: Sequence[EpochRecord]) -> list[Point]:
+    schedule = last.workload.config.train.lr_schedule
+    seen = list(accumulate(epoch.samples for epoch in curve))
+    # By samples, which is by epochs where nothing is pruned and close to the clock where the budget is one of time.
+    progress = [count / seen[-1] for count in seen]
+    places = [
+        index
+        for index, (share, epoch) in enumerate(zip(progress, curve, strict=True))
+        if LEAST_PROGRESS <= share < 1 and epoch.accuracy is not None
+    ]
+    if not places:
+        return []
+    chosen = {min(places, key=lambda index: abs(progress[index] - wanted)) for wanted in HELPERS_AT}
+    return [
+        Point(
+            trial=last.trial,
+            workload=last.workload,
+            samples=last.samples * AREAS[schedule](progress[index]),
+            still_to_fall=STILL_TO_FALL[schedule](progress[index]),
+            accuracy=accuracy,
+            test_images=last.test_images,
+            is_final=False,
+        )
+        for index in sorted(chosen)
+        if (accuracy := curve[index].accuracy) is not None
+    ]
+
+
+def test_images(data: DataSpec) -> int:
+    """Return how many held-out images an accuracy is taken on; a guess where the set is not built in."""
+    if data.evaluate_on == "test":
+        return TEST_IMAGES.get(data.name, UNKNOWN_TEST_IMAGES)
+    known = TRAINING_IMAGES.get(data.name)
+    return UNKNOWN_TEST_IMAGES if known is None else max(1, round(known * data.validation_fraction))

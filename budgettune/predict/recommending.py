@@ -1,0 +1,224 @@
+"""From two models to an answer: the run of highest expected accuracy that is likely to end in time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+
+from budgettune.errors import NothingFits, UsageError
+from budgettune.predict.answer import Basis, NextTrial, Prediction, Recommendation
+from budgettune.predict.axes import axes_of, outside
+from budgettune.predict.candidates import candidates
+from budgettune.predict.predictor import Predictor
+from budgettune.predict.regression import Floats
+from budgettune.predict.timing import UNKNOWN_COST, WorkloadTime
+from budgettune.records import StepProbe, TrialRecord
+from budgettune.spec import StudySpec
+
+LONGEST_FACTOR = 4.0
+"""Times the longest training that ran: beyond it the law of length is not trusted."""
+
+TAIL = 0.05  # on either side of an interval
+LEAST_GAIN = 0.0005  # in accuracy, from which a next trial is worth naming
+
+_NORMAL = NormalDist()
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A question.
+
+    Attributes:
+        budget_seconds: of training, on the clock.
+        confidence: least probability of ending in time.
+    """
+
+    budget_seconds: float
+    confidence: float = 0.9
+
+    def __post_init__(self) -> None:
+        if not 0.5 <= self.confidence < 1:
+            raise UsageError(f"confidence {self.confidence:g}: give a probability from 0.5 up to, but not, 1")
+
+
+def recommend(
+    spec: StudySpec,
+    records: Sequence[TrialRecord],
+    ask: Ask,
+    *,
+    device_name: str | None = None,
+    probes: Mapping[str, Sequence[StepProbe]] | None = None,
+) -> Recommendation:
+    """Return the run of highest expected accuracy whose probability of ending in time is at least the confidence.
+
+    Args:
+        spec: of the study.
+        records: of its trials, in any state; curves are needed.
+        ask: the question.
+        device_name: kind of machine that will train; None for the one with most trials.
+        probes: step times taken outside trials, by kind of machine.
+
+    Raises:
+        UsageError: where too little has finished, or nothing was timed on that kind of machine.
+        NothingFits: where not even one epoch of anything is likely to end in time.
+    """
+    predictor = Predictor(spec, records, device_name=device_name, probes=probes)
+    choices = Choices(predictor, ask)
+    best = choices.best
+    return Recommendation(
+        study=spec.name,
+        budget_seconds=ask.budget_seconds,
+        confidence=ask.confidence,
+        device_name=predictor.device_name,
+        choice=choices.prediction(best),
+        observed=_best_observed(predictor, ask),
+        extrapolated=tuple(_extrapolated(predictor, *choices.runs[best])),
+        next_trial=choices.worth_knowing(),
+        basis=_basis(predictor, choices.seed_deviation(best)),
+        notes=tuple(_notes(predictor, *choices.runs[best])),
+    )
+
+
+class Choices:
+    """Every candidate for as long as it is likely to end in time, and what is predicted of it.
+
+    Args:
+        predictor: of their study.
+        ask: the question.
+
+    Attributes:
+        runs: candidates with their times, and epochs.
+        expected: float64[len(runs)], accuracies.
+
+    Raises:
+        NothingFits: where there is none.
+    """
+
+    def __init__(self, predictor: Predictor, ask: Ask) -> None:
+        self.ask = ask
+        times = predictor.time_model.of(candidates(predictor.workloads, predictor.records))
+        longest = [_longest(predictor, time, ask) for time in times]
+        self.runs = [(time, epochs) for time, epochs in zip(times, longest, strict=True) if epochs is not None]
+        if not self.runs:
+            raise NothingFits(ask.budget_seconds, ask.confidence, _fastest(times, ask.confidence))
+        self._forecasts = predictor.accuracy_model.predict([(time.workload, epochs) for time, epochs in self.runs])
+        self.expected = self._forecasts.expected()
+
+    @property
+    def best(self) -> int:
+        """Index of the run to train."""
+        return int(np.argmax(self.expected))
+
+    def prediction(self, index: int) -> Prediction:
+        """Return what is predicted of a run."""
+        time, epochs = self.runs[index]
+        timing = time.at(epochs)
+        return Prediction(
+            params=dict(time.workload.params),
+            epochs=epochs,
+            seconds=timing.median_seconds,
+            seconds_low=timing.quantile(TAIL),
+            seconds_high=timing.quantile(1 - TAIL),
+            chance_in_time=timing.chance_within(self.ask.budget_seconds),
+            accuracy=float(self.expected[index]),
+            accuracy_low=float(self._forecasts.quantile(TAIL)[index]),
+            accuracy_high=float(self._forecasts.quantile(1 - TAIL)[index]),
+            step_is_measured=time.is_measured,
+        )
+
+    def seed_deviation(self, index: int) -> float:
+        """Return the deviation of accuracy between seeds of a run."""
+        accuracy = self.expected[index]
+        return float(accuracy * (1 - accuracy) * math.sqrt(self._forecasts.seeds[index]))
+
+    def worth_knowing(self) -> NextTrial | None:
+        """Return the run whose result is worth most to the answer, None where that is next to nothing.
+
+        The worth is the knowledge gradient (Frazier, Powell and Dayanik 2008) of one more trial, each run by itself:
+        how much better the best of what is known is expected to be.
+        """
+        if len(self.runs) == 1:
+            return None
+        means, variances = self.expected, self._forecasts.variances
+        learnt = means * (1 - means) * variances / np.sqrt(variances + self._forecasts.seeds)
+        rivals = np.full(len(means), means[self.best])
+        rivals[self.best] = np.delete(means, self.best).max()
+        gains = _expected_gain(np.abs(means - rivals), learnt)
+        index = int(np.argmax(gains))
+        if gains[index] < LEAST_GAIN:
+            return None
+        return NextTrial(prediction=self.prediction(index), gain=float(gains[index]))
+
+
+def _expected_gain(distances: Floats, deviations: Floats) -> Floats:
+    """Return how far a normal variable is expected to pass a rival that is so far away from its mean: float64[n]."""
+    scaled = distances / np.maximum(deviations, 1e-12)
+    density = np.exp(-0.5 * scaled**2) / math.sqrt(2 * math.pi)
+    beyond = np.array([_NORMAL.cdf(-value) for value in scaled])
+    gains: Floats = deviations * (density - scaled * beyond)
+    return gains
+
+
+def _longest(predictor: Predictor, time: WorkloadTime, ask: Ask) -> int | None:
+    return time.longest(ask.budget_seconds, ask.confidence, _most_epochs(predictor, time))
+
+
+def _most_epochs(predictor: Predictor, time: WorkloadTime) -> int:
+    return max(1, round(LONGEST_FACTOR * predictor.longest_visits / time.workload.images))
+
+
+def _fastest(times: Sequence[WorkloadTime], confidence: float) -> float:
+    """Return the seconds within which the shortest run of anything ends, with a probability."""
+    shortest = (next(epochs for epochs in range(1, 10_000) if time.workload.can_train(epochs)) for time in times)
+    return min(time.at(epochs).quantile(confidence) for time, epochs in zip(times, shortest, strict=True))
+
+
+def _best_observed(predictor: Predictor, ask: Ask) -> TrialRecord | None:
+    """Return the most accurate finished trial of this kind of machine within the budget."""
+    within = [one for one in predictor.timed if (one.train_seconds or math.inf) <= ask.budget_seconds]
+    return max(within, key=lambda record: record.test_accuracy or 0.0, default=None)
+
+
+def _extrapolated(predictor: Predictor, time: WorkloadTime, epochs: int) -> Iterator[str]:
+    """Yield sentences on what lies outside all that ran."""
+    yield from outside(
+        axes_of(predictor.workloads.spec), time.workload.params, [record.params for record in predictor.finished]
+    )
+    visits = [sum(epoch.samples for epoch in record.curve) for record in predictor.finished]
+    wanted = time.workload.visits(epochs)
+    if not min(visits) <= wanted <= 1.001 * max(visits):
+        lengths = sorted({len(record.curve) for record in predictor.finished})
+        ran = f"{lengths[0]}" if len(lengths) == 1 else f"{lengths[0]} to {lengths[-1]}"
+        yield f"{epochs} epochs are {wanted:,.0f} sample visits; trials of {ran} epochs ran"
+    if not time.is_measured:
+        yield f"the step ({time.workload.step}) was never timed"
+
+
+def _basis(predictor: Predictor, seed_deviation: float) -> Basis:
+    return Basis(
+        trials=len(predictor.finished),
+        configurations=predictor.configurations,
+        repeats=predictor.accuracy_model.seed_noise.repeats,
+        seed_points=100 * seed_deviation,
+        noise_ceiling=predictor.noise_ceiling,
+        step_times=len(predictor.time_model.steps.measured),
+        probe_seconds=sum(probe.seconds for probe in predictor.probes),
+    )
+
+
+def _notes(predictor: Predictor, time: WorkloadTime, epochs: int) -> Iterator[str]:
+    """Yield what else a reader must know before trusting the answer."""
+    if not predictor.accuracy_model.seed_noise.repeats:
+        yield "no configuration ran twice: how far seeds lie apart is assumed, not measured"
+    if elsewhere := len(predictor.finished) - len(predictor.timed):
+        yield f"{elsewhere} of {len(predictor.finished)} trials ran elsewhere: they tell of accuracy, not of time"
+    if disturbed := sum(record.status == "disturbed" for record in predictor.timed):
+        yield f"{disturbed} of {len(predictor.timed)} times are marked disturbed"
+    if epochs >= _most_epochs(predictor, time):
+        yield f"longer training is not predicted: {epochs} epochs are {LONGEST_FACTOR:g} times the longest that ran"
+    if time.cost.deviation >= UNKNOWN_COST:
+        yield f"what {time.workload.config.pruning.strategy} costs beside its steps was never measured"

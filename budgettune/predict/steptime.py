@@ -1,0 +1,162 @@
+"""What a step costs: measured where it ran or was probed, else what its arithmetic, traffic and fixed costs suggest.
+
+A step's seconds are modelled by their logarithm:
+
+    log seconds = log(arithmetic + traffic + fixed) + kind + misalignment + smooth + own + noise
+
+The physical part is a sum of three: multiply-adds of full vectors, numbers written, and a fixed cost per layer. Their
+shares are not known, so many are tried, weighted by their evidence. `smooth` is what nearby networks and batches have
+in common beyond that, `own` what only one network and batch has: the cliff of a kernel. A step that was measured has
+its `own` measured with it; one that was not carries the whole doubt, hence the wider interval.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from budgettune.predict.regression import Average, Floats, Inputs, Ints, Posterior, Prior
+from budgettune.predict.workload import Workload
+from budgettune.records import StepProbe
+
+FIXED_SHARES = (0.01, 0.05, 0.1, 0.2, 0.4, 0.7)
+ARITHMETIC_SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""Of what is left by the fixed share; the rest is traffic. Shares are those at the middle of what was measured."""
+
+REMAINDERS = ((0.03, 0.02), (0.1, 0.05), (0.25, 0.12))
+"""Deviations of the logarithm that are tried: of the smooth remainder, and of what is a step's own."""
+
+MISALIGNED = (0.3, 0.3)
+"""Mean and deviation of what unaligned widths add in fp32; twice that in bf16, or where `auto` must leave bf16."""
+
+KIND_DEVIATION = 0.5  # of another precision, optimiser or augmentation that was never measured
+PROBE_DEVIATION = 0.05  # of what a probe misses: everything between two steps of a real run
+LEAST_PROBE_DEVIATION = 0.01  # of one probe, however steady its steps were
+_ANY_LEVEL = 2.0  # deviation of the level that all steps share
+AXIS_SCALE = 1.5  # in factors of e, over which smooth remainders are alike
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepTime:
+    """A measured step.
+
+    Attributes:
+        log_seconds: of a full step, pruning's costs left out.
+        variance: of the same.
+        is_probe: whether it comes from a probe and not from trials.
+    """
+
+    workload: Workload
+    log_seconds: float
+    variance: float
+    is_probe: bool = False
+
+    @classmethod
+    def of_probe(cls, probe: StepProbe, workload: Workload) -> StepTime:
+        """Return what a probe says."""
+        spread = 1.48 * probe.ms_mad / probe.ms_median
+        variance = spread**2 / probe.steps + LEAST_PROBE_DEVIATION**2
+        return cls(workload=workload, log_seconds=math.log(probe.ms_median / 1e3), variance=variance, is_probe=True)
+
+
+@dataclass(frozen=True)
+class _Shape:
+    arithmetic: float
+    traffic: float
+    fixed: float
+    smooth: float
+    own: float
+
+    def of(self, sizes: Floats) -> Floats:
+        """Return seconds in units of those at the middle, from sizes in units of theirs: float64[n]."""
+        seconds: Floats = sizes @ np.array([self.arithmetic, self.traffic, self.fixed])
+        return seconds
+
+
+_SHAPES = tuple(
+    _Shape(share * (1 - fixed), (1 - share) * (1 - fixed), fixed, smooth, own)
+    for fixed in FIXED_SHARES
+    for share in ARITHMETIC_SHARES
+    for smooth, own in REMAINDERS
+)
+
+
+class StepTimes:
+    """Step times of one kind of machine.
+
+    Args:
+        measured: at least one.
+
+    Attributes:
+        measured: texts of the steps that need no guess.
+    """
+
+    def __init__(self, measured: Sequence[StepTime]) -> None:
+        self.measured = frozenset(time.workload.step for time in measured)
+        self._numbers: dict[str, int] = {}
+        workloads = [time.workload for time in measured]
+        self._kinds = list(dict.fromkeys(workload.kind for workload in workloads))
+        self._centre = _sizes(workloads).mean(0)
+        values = np.array([time.log_seconds for time in measured])
+        noise = np.diag([time.variance for time in measured])
+        inputs = self._inputs(workloads, [time.is_probe for time in measured])
+        self._level = float(values.mean())
+        self._average = Average(
+            [Posterior(self._prior(shape), inputs, values - self._offset(shape, workloads), noise) for shape in _SHAPES]
+        )
+
+    def predict(self, workloads: Sequence[Workload]) -> tuple[Floats, Floats]:
+        """Return mean and variance of the log of a full step's seconds: float64[n] each."""
+        inputs = self._inputs(workloads, [False] * len(workloads))
+        return self._average.predict(lambda index: (inputs, self._offset(_SHAPES[index], workloads)))
+
+    def fixed_share(self, workload: Workload) -> float:
+        """Return what part of a full step's time does not depend on the batch, in [0, 1]."""
+        sizes = np.exp(_sizes([workload]) - self._centre)
+        shapes = [_SHAPES[index] for index in self._average.kept]
+        return float(self._average.weights @ [shape.fixed * sizes[0, 2] / shape.of(sizes)[0] for shape in shapes])
+
+    def _offset(self, shape: _Shape, workloads: Sequence[Workload]) -> Floats:
+        return self._level + np.log(shape.of(np.exp(_sizes(workloads) - self._centre)))
+
+    def _inputs(self, workloads: Sequence[Workload], probed: Sequence[bool]) -> Inputs:
+        kinds = [[float(workload.kind == kind) for kind in self._kinds[1:]] for workload in workloads]
+        # A kind that was never measured differs from all by a draw of its own.
+        strange = [float(workload.kind not in self._kinds) for workload in workloads]
+        misaligned = np.array([_misalignment(workload) for workload in workloads])
+        columns = [np.ones(len(workloads)), misaligned, np.array(probed, dtype=float), np.array(strange)]
+        axes = np.column_stack([_sizes(workloads) / AXIS_SCALE, misaligned])
+        return Inputs(np.column_stack([*columns, np.array(kinds)]), axes, self._ids(workloads))
+
+    def _ids(self, workloads: Sequence[Workload]) -> Ints:
+        return np.array([self._numbers.setdefault(workload.step, len(self._numbers)) for workload in workloads])
+
+    def _prior(self, shape: _Shape) -> Prior:
+        more = [KIND_DEVIATION] * (len(self._kinds) - 1)
+        mean, deviation = MISALIGNED
+        return Prior(
+            means=np.array([0.0, mean, 0.0, 0.0, *[0.0] * len(more)]),
+            deviations=np.array([_ANY_LEVEL, deviation, PROBE_DEVIATION, KIND_DEVIATION, *more]),
+            smooth=shape.smooth,
+            own=shape.own,
+        )
+
+
+def _sizes(workloads: Sequence[Workload]) -> Floats:
+    """Return logs of what the three parts of a step grow with: arithmetic, traffic, layers; float64[n, 3]."""
+    return np.log(
+        [
+            (one.arithmetic.padded * one.batch, one.arithmetic.traffic * one.batch, one.arithmetic.layers)
+            for one in workloads
+        ]
+    )
+
+
+def _misalignment(workload: Workload) -> float:
+    """Return 0 for aligned widths, 1 where fp32 is asked for, 2 where bf16 would be wanted."""
+    if workload.is_aligned:
+        return 0.0
+    return 1.0 if workload.config.train.precision == "fp32" else 2.0

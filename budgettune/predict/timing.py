@@ -1,0 +1,270 @@
+"""How long a run takes: its epochs are simulated step by step, and finished trials correct the simulation.
+
+    T = step · (Σ_epochs effective steps + what the strategy adds)
+
+Effective steps count a last batch that is not full by its size and by the fixed share of a step. What a pruning
+strategy adds (helpers, scores, plans, looking at candidates) is taken from the trials that ran it, in units of a step,
+and so is how many samples it really visits. Time is never regressed on `scale`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist, fmean
+
+import numpy as np
+
+from budgettune.predict.regression import Floats
+from budgettune.predict.steptime import StepTime, StepTimes
+from budgettune.predict.workload import Workload, Workloads
+from budgettune.records import PhaseSeconds, StepProbe, TrialRecord
+
+RUN_DEVIATION = 0.03
+"""Of the log of a run's time, from run to run, before anything is observed; worth RUN_WEIGHT observations."""
+RUN_WEIGHT = 4.0
+
+FREE_STRATEGIES = ("full", "random")  # they draw indices and do nothing else
+UNKNOWN_COST = 0.3  # deviation of the log of a run's time where its strategy never ran
+VISITS_DEVIATION = 0.02  # of the log of visits over what the schedule says, before anything is observed
+VISITS_WEIGHT = 2.0  # trials that the schedule's own visits are worth
+FIRST_FIXED_SHARE = 0.1  # of a step, until the model says
+
+_NORMAL = NormalDist()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """A run's time, log-normal.
+
+    Attributes:
+        median_seconds: half of such runs are faster.
+        deviation: of the log of seconds.
+    """
+
+    median_seconds: float
+    deviation: float
+
+    def quantile(self, share: float) -> float:
+        """Return the seconds within which this share of runs ends."""
+        return self.median_seconds * math.exp(self.deviation * _NORMAL.inv_cdf(share))
+
+    def chance_within(self, seconds: float) -> float:
+        """Return the probability of ending within some seconds."""
+        return _NORMAL.cdf(math.log(seconds / self.median_seconds) / self.deviation)
+
+
+@dataclass(frozen=True)
+class StrategyCost:
+    """What a pruning strategy adds to a run.
+
+    Attributes:
+        in_step: of the time of steps: looking at candidates, handing losses back.
+        plan: per epoch, in epochs of training on all images.
+        prepare: once, in the same unit.
+        log_visits: log of the samples visited over those that its schedule says.
+        deviation: of the log of a run's time, from not knowing these better.
+    """
+
+    in_step: float = 0.0
+    plan: float = 0.0
+    prepare: float = 0.0
+    log_visits: float = 0.0
+    deviation: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkloadTime:
+    """The time of one workload at any length.
+
+    Attributes:
+        log_step: log of the seconds of a full step.
+        deviation: of the log of a run's time.
+        fixed_share: of a step: what does not depend on the batch.
+        is_measured: whether this very step was timed.
+    """
+
+    workload: Workload
+    log_step: float
+    deviation: float
+    fixed_share: float
+    cost: StrategyCost
+    is_measured: bool
+
+    def at(self, epochs: int) -> Timing:
+        """Return the time of a run of some epochs.
+
+        Raises:
+            SpecError: where the strategy cannot reach its prune rate in so few.
+        """
+        workload, cost = self.workload, self.cost
+        steps = effective_steps(workload.epoch_sizes(epochs), workload.batch, self.fixed_share)
+        steps *= math.exp(cost.log_visits) * (1 + cost.in_step)
+        steps += (cost.plan * epochs + cost.prepare) * workload.images / workload.batch
+        return Timing(median_seconds=math.exp(self.log_step) * steps, deviation=self.deviation)
+
+    def longest(self, budget_seconds: float, confidence: float, most_epochs: int) -> int | None:
+        """Return the most epochs that end in time with at least a probability; None where not even one does."""
+        longest, low, high = None, 1, most_epochs
+        while low <= high:
+            middle = (low + high) // 2
+            if not self.workload.can_train(middle):
+                low = middle + 1
+            elif self.at(middle).chance_within(budget_seconds) >= confidence:
+                longest, low = middle, middle + 1
+            else:
+                high = middle - 1
+        return longest
+
+
+def effective_steps(sizes: Mapping[int, int], batch: int, fixed_share: float) -> float:
+    """Return what epochs cost in full steps: a last batch that is not full costs the fixed share, and by its size.
+
+    Args:
+        sizes: epochs by the samples that they visit.
+        batch: images of a full step.
+        fixed_share: of a full step's time that does not depend on the batch, in [0, 1].
+    """
+    return sum(count * _steps(size, batch, fixed_share) for size, count in sizes.items())
+
+
+def _steps(size: int, batch: int, fixed_share: float) -> float:
+    full, rest = divmod(size, batch)
+    return full + (fixed_share + (1 - fixed_share) * rest / batch if rest else 0.0)
+
+
+FixedShare = Callable[[Workload], float]
+TimedRun = tuple[Workload, TrialRecord]
+
+
+class TimeModel:
+    """Times of one kind of machine.
+
+    Args:
+        workloads: of the study.
+        records: finished trials of that kind of machine.
+        probes: taken there; with the trials, at least one.
+
+    Attributes:
+        steps: times of full steps.
+        run_deviation: of the log of a run's time, between runs of one step.
+    """
+
+    def __init__(self, workloads: Workloads, records: Sequence[TrialRecord], probes: Sequence[StepProbe] = ()) -> None:
+        runs = [(workloads.of(record.params), record) for record in _believable(workloads, records)]
+        probed = [
+            StepTime.of_probe(probe, workload)
+            for probe in probes
+            if (workload := workloads.find(probe.params)) is not None
+        ]
+        # A step's fixed share says what a last batch costs, and that says what a step costs: twice around is enough.
+        rough, _ = _measured(runs, lambda workload: FIRST_FIXED_SHARE)
+        first = StepTimes([*rough, *probed])
+        measured, self.run_deviation = _measured(runs, first.fixed_share)
+        self.steps = StepTimes([*measured, *probed])
+        self._costs = _strategy_costs(runs, self.steps.fixed_share)
+
+    def of(self, workloads: Sequence[Workload]) -> list[WorkloadTime]:
+        """Return the times of some workloads."""
+        means, variances = self.steps.predict(workloads)
+        return [self._time(*each) for each in zip(workloads, means.tolist(), variances.tolist(), strict=True)]
+
+    def _time(self, workload: Workload, log_step: float, variance: float) -> WorkloadTime:
+        cost = self._cost_of(workload)
+        return WorkloadTime(
+            workload=workload,
+            log_step=log_step,
+            deviation=math.sqrt(variance + self.run_deviation**2 + cost.deviation**2),
+            fixed_share=self.steps.fixed_share(workload),
+            cost=cost,
+            is_measured=workload.step in self.steps.measured,
+        )
+
+    def _cost_of(self, workload: Workload) -> StrategyCost:
+        """Return a strategy's cost: as it ran, between rates that ran by a straight line, beyond them as at the end."""
+        pruning = workload.config.pruning
+        if pruning.strategy not in self._costs:
+            is_free = pruning.strategy in FREE_STRATEGIES
+            return StrategyCost(deviation=VISITS_DEVIATION if is_free else UNKNOWN_COST)
+        rates, costs = self._costs[pruning.strategy]
+        in_step, plan, prepare, log_visits, deviation = (
+            float(np.interp(pruning.prune_rate, rates, column)) for column in costs.T
+        )
+        # A rate that never ran may cost otherwise than its neighbours: half as much again, or half.
+        doubt = 0.0 if pruning.prune_rate in rates else 0.5 * min(1.0, in_step + plan + prepare)
+        return StrategyCost(in_step, plan, prepare, log_visits, math.hypot(deviation, doubt))
+
+
+def _believable(workloads: Workloads, records: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """Return the trials to take times from: of each step the undisturbed ones, where it has any."""
+    by_step: defaultdict[str, list[TrialRecord]] = defaultdict(list)
+    for record in records:
+        by_step[workloads.of(record.params).step].append(record)
+    calm = {step: [one for one in same if one.status != "disturbed"] for step, same in by_step.items()}
+    return [record for step, same in by_step.items() for record in calm[step] or same]
+
+
+def _measured(runs: Sequence[TimedRun], fixed_share: FixedShare) -> tuple[list[StepTime], float]:
+    """Return what trials say of each step, and how much runs of one step differ (deviation of the log)."""
+    found: defaultdict[str, list[tuple[Workload, float]]] = defaultdict(list)
+    for workload, record in runs:
+        seconds = _step_seconds(workload, record, fixed_share(workload))
+        found[workload.step].append((workload, math.log(seconds)))
+    means = {step: fmean(value for _, value in same) for step, same in found.items()}
+    squares = sum((value - means[step]) ** 2 for step, same in found.items() for _, value in same)
+    deviation = math.sqrt((RUN_WEIGHT * RUN_DEVIATION**2 + squares) / (RUN_WEIGHT + len(runs) - len(found)))
+    times = [
+        StepTime(workload=same[0][0], log_seconds=means[step], variance=deviation**2 / len(same))
+        for step, same in found.items()
+    ]
+    return times, deviation
+
+
+def _step_seconds(workload: Workload, record: TrialRecord, fixed_share: float) -> float:
+    visited = Counter(epoch.samples for epoch in record.curve)
+    return _in_steps(record) / effective_steps(visited, workload.batch, fixed_share)
+
+
+def _in_steps(record: TrialRecord) -> float:
+    """Return the seconds of a trial that are neither pruning's choice nor its planning."""
+    phases = record.phases or PhaseSeconds()
+    assert record.train_seconds is not None
+    return max(record.train_seconds - phases.pruning, 0.05 * record.train_seconds)
+
+
+def _strategy_costs(runs: Sequence[TimedRun], fixed_share: FixedShare) -> dict[str, tuple[Floats, Floats]]:
+    """Return for each strategy the rates that ran, float64[r], and a row of costs for each: float64[r, 5]."""
+    found: defaultdict[str, defaultdict[float, list[Floats]]] = defaultdict(lambda: defaultdict(list))
+    for workload, record in runs:
+        pruning = workload.config.pruning
+        found[pruning.strategy][pruning.prune_rate].append(_cost_in_steps(workload, record, fixed_share(workload)))
+    return {
+        strategy: (np.array(sorted(rates)), np.array([_mean_cost(rates[rate]) for rate in sorted(rates)]))
+        for strategy, rates in found.items()
+    }
+
+
+def _cost_in_steps(workload: Workload, record: TrialRecord, fixed_share: float) -> Floats:
+    """Return a trial's in_step, plan, prepare and log_visits: float64[4]."""
+    phases, epochs = record.phases or PhaseSeconds(), len(record.curve)
+    whole_epoch = _step_seconds(workload, record, fixed_share) * workload.images / workload.batch
+    # By shares, because a time budget cuts the last epoch short.
+    said = workload.visits(epochs) / (workload.images * epochs) if workload.can_train(epochs) else None
+    return np.array(
+        [
+            (phases.select + phases.observe) / _in_steps(record),
+            phases.plan / epochs / whole_epoch,
+            phases.prepare / whole_epoch,
+            math.log(record.keep_fraction / said) if said and record.keep_fraction else 0.0,
+        ]
+    )
+
+
+def _mean_cost(costs: Sequence[Floats]) -> Floats:
+    """Return the mean and its deviation, float64[5]; visits are held near the schedule's."""
+    in_step, plan, prepare, log_visits = np.mean(costs, axis=0).tolist()
+    log_visits *= len(costs) / (len(costs) + VISITS_WEIGHT)
+    deviation = math.hypot(VISITS_DEVIATION / math.sqrt(len(costs) + 1), log_visits / 2)
+    return np.array([in_step, plan, prepare, log_visits, deviation])

@@ -1,0 +1,184 @@
+"""What a configuration asks of the machine and offers to learning, read from its spec alone, run or not."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any
+
+from budgettune.errors import SpecError, UsageError
+from budgettune.predict.arithmetic import Arithmetic, resnet_arithmetic
+from budgettune.prune_rates import expected_visits
+from budgettune.records import TrialRecord
+from budgettune.spec import TRAINING_IMAGES, DataSpec, PruningSpec, StudySpec, full_key, is_code
+
+ALIGNMENT = 8
+"""Channels that kernels like; `precision = "auto"` takes bf16 only where all widths are multiples of it."""
+
+LENGTH_KEYS = ("train.epochs", "train.budget")
+"""Settings that say how long training goes on, and nothing else."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Workload:
+    """A configuration without its length. `Workloads` makes one of each, so that two are equal where they are the same.
+
+    Attributes:
+        number: of the workload among its study's.
+        params: searched values, those of its length left out.
+        config: the resolved spec.
+        images: that one epoch without pruning visits.
+        arithmetic: of one forward pass of one image.
+    """
+
+    number: int
+    params: Mapping[str, Any]
+    config: StudySpec
+    images: int
+    arithmetic: Arithmetic
+
+    @property
+    def batch(self) -> int:
+        """Images per step."""
+        return self.config.train.batch_size
+
+    @property
+    def is_aligned(self) -> bool:
+        """Whether all widths are multiples of what kernels like."""
+        return all(width % ALIGNMENT == 0 for width in self.config.model.realised_widths)
+
+    @cached_property
+    def kind(self) -> str:
+        """What a step depends on beside network and batch."""
+        train, data = self.config.train, self.config.data
+        extras = [train.optimizer, "compiled" if train.compile else "", "" if data.augment else "not augmented"]
+        return " ".join([train.precision, *filter(None, extras)])
+
+    @cached_property
+    def step(self) -> str:
+        """A text that workloads share exactly where their steps cost the same, pruning aside."""
+        model, data = self.config.model, self.config.data
+        network = f"{'/'.join(map(str, model.realised_widths))} × {model.realised_blocks}"
+        pixels = "" if data.image_size is None else f", {data.image_size} pixels"
+        return f"{network}{pixels}, batch {self.batch}, {self.kind}"
+
+    def value(self, key: str) -> Any:
+        """Return a setting by its full dotted key."""
+        found: Any = self.config
+        for part in key.split("."):
+            found = found[part] if isinstance(found, Mapping) else getattr(found, part)
+        return found
+
+    def epoch_sizes(self, epochs: int) -> Mapping[int, int]:
+        """Return how many epochs of a run visit how many samples.
+
+        Raises:
+            SpecError: where the strategy cannot reach its prune rate in so few epochs.
+        """
+        return _epoch_sizes(self.config.pruning, self.images, epochs)
+
+    def visits(self, epochs: int) -> int:
+        """Return the samples that a run of some epochs visits.
+
+        Raises:
+            SpecError: where the strategy cannot reach its prune rate in so few epochs.
+        """
+        return sum(size * count for size, count in self.epoch_sizes(epochs).items())
+
+    def can_train(self, epochs: int) -> bool:
+        """Whether the strategy can reach its prune rate in so few epochs."""
+        try:
+            self.epoch_sizes(epochs)
+        except SpecError:
+            return False
+        return True
+
+
+Run = tuple[Workload, int]
+"""A workload and the epochs that it is trained for."""
+
+
+@lru_cache(maxsize=8_192)
+def _epoch_sizes(pruning: PruningSpec, images: int, epochs: int) -> Mapping[int, int]:
+    return Counter(expected_visits(pruning, images, epochs))
+
+
+class Workloads:
+    """Makes the workloads of one study.
+
+    Args:
+        spec: of the study.
+        records: of its trials, in any state: they tell how many images a set of your own has.
+    """
+
+    def __init__(self, spec: StudySpec, records: Sequence[TrialRecord]) -> None:
+        self.spec = spec
+        self._records = records
+        self._cache: dict[tuple[tuple[str, Any], ...], Workload] = {}
+
+    def of(self, params: Mapping[str, Any]) -> Workload:
+        """Return the workload of searched values.
+
+        Raises:
+            SpecError: where they cannot work.
+            UsageError: where the model is one of your own, whose arithmetic no formula tells.
+        """
+        own = {key: value for key, value in params.items() if full_key(key) not in LENGTH_KEYS}
+        key = tuple(sorted(own.items()))
+        if key not in self._cache:
+            self._cache[key] = self._make(own)
+        return self._cache[key]
+
+    def find(self, params: Mapping[str, Any]) -> Workload | None:
+        """Return the workload of searched values, None where they cannot work together."""
+        try:
+            return self.of(params)
+        except SpecError:
+            return None
+
+    def finished(self) -> list[TrialRecord]:
+        """Return the trials that a model can learn from: complete, with finite values, a curve and known params."""
+        return [
+            record
+            for record in self._records
+            if record.state == "COMPLETE"
+            and record.curve
+            and record.train_seconds
+            and record.test_accuracy is not None
+            and self.find(record.params) is not None
+        ]
+
+    def _make(self, params: dict[str, Any]) -> Workload:
+        # Without its length, so that it takes the usual one, within reach of most prune rates.
+        config = self.spec.resolve({**params, "train.budget": None, "train.epochs": None})
+        if is_code(config.model.name):
+            raise UsageError(
+                f"only the built-in network is predicted, not {config.model.name}: "
+                f"`budgettune best --budget` answers from what ran"
+            )
+        return Workload(
+            number=len(self._cache),
+            params=params,
+            config=config,
+            images=self._images(config.data),
+            arithmetic=resnet_arithmetic(config.model, config.data),
+        )
+
+    def _images(self, data: DataSpec) -> int:
+        if data.train_size is not None:
+            return data.train_size
+        known = TRAINING_IMAGES.get(data.name)
+        if known is not None:
+            return known - round(known * data.validation_fraction) * (data.evaluate_on == "validation")
+        return self._visited_images
+
+    @cached_property
+    def _visited_images(self) -> int:
+        """Images of a set of your own: a trial's visits over the share of all that they are."""
+        for record in self._records:
+            if record.curve and record.keep_fraction:
+                visits = sum(epoch.samples for epoch in record.curve)
+                return max(1, round(visits / record.keep_fraction / len(record.curve)))
+        raise UsageError("how many images an epoch visits is not known before a trial has finished: run one first")

@@ -1,0 +1,144 @@
+"""Time the steps of a study that nobody has timed on this kind of machine, and keep what they took with the study."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from budgettune import query
+from budgettune.errors import OutOfMemory
+from budgettune.machine import usable_cores
+from budgettune.predict.candidates import unmeasured
+from budgettune.predict.workload import Workload
+from budgettune.probes import add_probes, read_probes
+from budgettune.records import StepProbe
+from budgettune.spec import StudySpec
+from budgettune.training.device import Device, pick_device
+from budgettune.training.probe import Probe, probe_images
+
+if TYPE_CHECKING:
+    import sqlalchemy as sa
+
+SECONDS_OF_STEPS = 0.3
+FEWEST_STEPS, MOST_STEPS = 5, 50
+
+
+def probe_here(
+    engine: sa.Engine,
+    study_id: int,
+    spec: StudySpec,
+    *,
+    limit_seconds: float,
+    device: str = "auto",
+    threads: int | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> str:
+    """Probe a study in this process; return the kind of machine that this is.
+
+    Args:
+        engine: from `open_engine`.
+        study_id: from `find_study`.
+        spec: of the study.
+        limit_seconds: after which no further probe begins.
+        device: auto, cpu, cuda or cuda:N.
+        threads: of the CPU; None for every usable core.
+        say: told what happens, a line at a time.
+
+    Raises:
+        StudyNotFound: where the study was deleted meanwhile.
+    """
+    torch.set_num_threads(threads or usable_cores())
+    chosen = pick_device(device)
+    probe_study(engine, study_id, spec, chosen, limit_seconds=limit_seconds, say=say)
+    return Device(chosen).machine().key
+
+
+def probe_study(
+    engine: sa.Engine,
+    study_id: int,
+    spec: StudySpec,
+    device: torch.device,
+    *,
+    limit_seconds: float,
+    should_stop: Callable[[], bool] = lambda: False,
+    say: Callable[[str], None] = lambda line: None,
+) -> list[StepProbe]:
+    """Probe what neither a finished trial nor a probe of this kind of machine has timed; return the new probes.
+
+    Args:
+        engine: from `open_engine`.
+        study_id: from `find_study`.
+        spec: of the study.
+        device: to train on; the threads are those that the process has.
+        limit_seconds: after which no further probe begins.
+        should_stop: asked before each probe.
+        say: told what happens, a line at a time.
+
+    Raises:
+        StudyNotFound: where the study was deleted meanwhile.
+    """
+    kind = Device(device).machine().key
+    records = query.trial_records(engine, study_id, documents=False)
+    known = read_probes(engine, study_id).get(kind, [])
+    ends = time.perf_counter() + limit_seconds
+    found = probe_steps(
+        unmeasured(spec, records, known, kind),
+        device,
+        should_stop=lambda: should_stop() or time.perf_counter() >= ends,
+        say=say,
+    )
+    if found:
+        add_probes(engine, study_id, kind, found)
+    return found
+
+
+def probe_steps(
+    workloads: Sequence[Workload],
+    device: torch.device,
+    *,
+    should_stop: Callable[[], bool] = lambda: False,
+    say: Callable[[str], None] = lambda line: None,
+) -> list[StepProbe]:
+    """Time the step of each workload on random images of a built-in set's shape.
+
+    They come in an order that spreads over the search space, so that a probe cut short still says something of all.
+    What does not fit into memory is left out.
+
+    Args:
+        workloads: of different steps.
+        device: to train on; the threads are those that the process has.
+        should_stop: asked before each probe.
+        say: told what happens, a line at a time.
+    """
+    box, found = Device(device), []
+    box.prepare()  # as training does
+    for place, index in enumerate(np.random.default_rng(0).permutation(len(workloads))):
+        if should_stop():
+            break
+        say(f"probe {place + 1} of {len(workloads)}: {workloads[index].step}")
+        try:
+            found.append(_probe(workloads[index], box))
+        except OutOfMemory as error:
+            say(f"left out: {error}")
+    return found
+
+
+def _probe(workload: Workload, box: Device) -> StepProbe:
+    began = time.perf_counter()
+    probe = Probe(workload.config, probe_images(workload.config.data, workload.batch, box.device), box)
+    result = probe.measure(FEWEST_STEPS)
+    steps = min(MOST_STEPS, round(SECONDS_OF_STEPS * 1e3 / result.ms_median))
+    if steps > FEWEST_STEPS:
+        result = probe.measure(steps)
+    return StepProbe(
+        params=workload.params,
+        step=workload.step,
+        ms_median=result.ms_median,
+        ms_mad=result.ms_mad,
+        steps=result.steps,
+        seconds=time.perf_counter() - began,
+    )
