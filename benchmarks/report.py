@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from common import print_table
-from synthetic import make_records, make_study
+from synthetic import make_study
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
 
@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> None:
 def measured(folder: Path, trials: int, chosen: argparse.Namespace, opened: Any) -> dict[str, Any]:
     """Return a row for a study of that many trials: medians over alternating turns."""
     url = f"sqlite:///{folder / f'{trials}.db'}"
-    make_study(url, make_records(trials, epochs=chosen.epochs)).close()
+    make_study(url, trials, epochs=chosen.epochs).close()
     ours, theirs = folder / "ours.html", folder / "theirs.html"
     turns = []
     for _ in range(chosen.rounds):

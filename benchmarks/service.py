@@ -31,7 +31,7 @@ import local_postgresql
 import noop_workers
 import optuna
 import sqlalchemy as sa
-import synthetic_studies as synthetic
+import synthetic
 
 from budgettune.records import trial_attributes
 from budgettune.study import load_study
@@ -192,7 +192,7 @@ def whole_process(code: str, *arguments: str) -> tuple[float, float]:
 def answers(database: str, new: NewDatabase, trials: int, rounds: int) -> Iterator[common.Row]:
     """Yield a row per question to a study of that size."""
     url = new()
-    study = synthetic.finished_study(url, trials)
+    study = synthetic.make_study(url, trials)
     name = study.name
     study.close()
     questions = {

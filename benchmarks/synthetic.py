@@ -1,4 +1,4 @@
-"""Studies of any size in seconds, for tests and benchmarks: complete trials with curves, phases and a made-up law.
+"""Trials and studies of any size without training, for tests and benchmarks: a made-up law, and noise. No torch.
 
 Time grows with the scale's square and falls with what is pruned; accuracy saturates; each trial has noise of its own.
 """
@@ -10,14 +10,25 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from budgettune.records import NUMERIC_ATTRIBUTES, EpochRecord, MachineInfo, PhaseSeconds, TrialRecord
+from budgettune.cells import Queued, Slot
+from budgettune.planning import trial_keys
+from budgettune.records import (
+    NUMERIC_ATTRIBUTES,
+    EpochRecord,
+    MachineInfo,
+    PhaseSeconds,
+    TrialRecord,
+    TrialResult,
+    trial_attributes,
+)
 from budgettune.rows import NewTrial, StoredParam, insert_trials
 from budgettune.sampling import search_space, stored_params
+from budgettune.slots import note_machine_kind
 from budgettune.spec import RangeSpec, StudySpec
 from budgettune.storage import writing
 from budgettune.study import StudyHandle, create_study
 
-ROWS_PER_TRANSACTION = 500
+ROWS_PER_TRANSACTION = 1_000
 BOX = MachineInfo(
     hostname="box", device="cpu", device_name="Abacus 9000", cpu="Abacus 9000", cores=8, threads=4, memory_mb=32_000,
     platform="Linux", python="3.11.7", torch="2.14.1",
@@ -31,61 +42,14 @@ PAPER_SEARCH = {
 }
 
 
-def make_study(
-    url: str, records: Sequence[TrialRecord], search: Mapping[str, Any] = PAPER_SEARCH, name: str = "synthetic"
-) -> StudyHandle:
-    """Create a study that holds the records that `make_records` made."""
-    document = {"name": name, "search": search, "sampler": {"name": "random"}}
-    study = create_study(StudySpec.from_document(document), url)
-    space = search_space(study.spec)
-    rows = [_row(record, stored_params(space, record.params)) for record in records]
-    for begin in range(0, len(rows), ROWS_PER_TRANSACTION):
-        with writing(study.engine) as connection:
-            insert_trials(connection, study.study_id, rows[begin : begin + ROWS_PER_TRANSACTION])
-    return study
-
-
-def make_records(
-    trials: int,
-    *,
-    search: Mapping[str, Any] = PAPER_SEARCH,
-    epochs: int = 10,
-    repeats: int = 1,
-    machines: Sequence[MachineInfo] = (BOX,),
-    seed: int = 0,
-) -> list[TrialRecord]:
-    """Return complete trials of random points, one in ten of them disturbed; the machines take turns."""
-    rng = random.Random(seed)
-    axes = StudySpec.from_document({"name": "law", "search": search, "sampler": {"name": "random"}}).search
-    points = [{name: _value(axis, rng) for name, axis in axes.items()} for _ in range(-(-trials // repeats))]
-    return [
-        _record(number, points[number // repeats], number % repeats, machines[number % len(machines)], rng, epochs)
-        for number in range(trials)
-    ]
-
-
-def _value(axis: Any, rng: random.Random) -> Any:
-    if not isinstance(axis, RangeSpec):
-        return rng.choice(axis)
-    low, high = (math.log(end) if axis.log else end for end in (axis.low, axis.high))
-    value = rng.uniform(low, high)
-    value = math.exp(value) if axis.log else value
-    return round(value) if axis.is_int else min(max(value, axis.low), axis.high)
-
-
-def _row(record: TrialRecord, params: tuple[StoredParam, ...]) -> NewTrial:
-    names = ("cell", "repeat", "attempt", "seed", "status", "device_name", *NUMERIC_ATTRIBUTES)
-    documents = {name: record.to_json()[name] for name in ("curve", "phases", "machine")}
-    attributes = {name: getattr(record, name) for name in names} | documents
-    return NewTrial("COMPLETE", attributes, params=params, values=(record.train_seconds, record.test_accuracy))
-
-
-def _record(
-    number: int, params: Mapping[str, Any], repeat: int, machine: MachineInfo, rng: random.Random, epochs: int
-) -> TrialRecord:
+def result(
+    rng: random.Random, params: Mapping[str, Any] | None = None, *, epochs: int = 30, machine: MachineInfo = BOX
+) -> TrialResult:
+    """Return what training might have given; one in ten was disturbed."""
+    params = params or {}
     scale, prune = float(params.get("scale", 1.0)), float(params.get("prune_rate", 0.0))
     batch = float(params.get("batch_size", 128))
-    keep = 1 - 0.8 * prune
+    keep = 1 - prune
     seconds = 60 * scale**2 * keep * (1 + 20 / batch) * rng.lognormvariate(0, 0.03)
     best = 0.95 - 0.12 / scale**2 - 0.08 * prune**2 - 0.02 * abs(math.log(batch / 150)) + rng.gauss(0, 0.004)
     curve = tuple(
@@ -109,28 +73,117 @@ def _record(
         warmup=1.0,
         evaluate=0.1 * seconds,
     )
+    return TrialResult(
+        train_seconds=seconds,
+        test_accuracy=best * (1 - 0.8 * math.exp(-4)),
+        keep_fraction=keep,
+        epochs=epochs,
+        steps=10 * epochs,
+        samples=round(1000 * keep) * epochs,
+        parameters=round(270_000 * scale**2),
+        multiply_adds=round(40e6 * scale**2),
+        step_ms_median=100 * seconds / epochs,
+        step_ms_mad=0.1,
+        peak_memory_mb=800 * scale,
+        final_lr=0.0,
+        seed=rng.randrange(2**31),
+        precision="bf16",
+        weights_sha256=f"{rng.getrandbits(256):064x}",
+        curve=curve,
+        phases=phases,
+        machine=machine,
+        batch_shapes=(128,),
+        architecture={"widths": [16, 32, 64], "blocks": 3},
+        status="disturbed" if rng.random() < 0.1 else "clean",
+        evidence={"steal": 0.0, "sentinel": 1.01},
+    )
+
+
+# --- Records --------------------------------------------------------------------------------------------------------
+
+
+def make_records(
+    trials: int,
+    *,
+    search: Mapping[str, Any] = PAPER_SEARCH,
+    epochs: int = 10,
+    repeats: int = 1,
+    machines: Sequence[MachineInfo] = (BOX,),
+    seed: int = 0,
+) -> list[TrialRecord]:
+    """Return complete trials of random points; the machines take turns."""
+    rng = random.Random(seed)
+    spec = StudySpec.from_document({"name": "law", "search": search, "sampler": {"name": "random"}})
+    points = [_point(spec, rng) for _ in range(-(-trials // repeats))]
+    return [
+        _record(number, points[number // repeats], number % repeats, machines[number % len(machines)], rng, epochs)
+        for number in range(trials)
+    ]
+
+
+def _point(spec: StudySpec, rng: random.Random) -> dict[str, Any]:
+    return {name: _value(axis, rng) for name, axis in spec.search.items()}
+
+
+def _value(axis: Any, rng: random.Random) -> Any:
+    if not isinstance(axis, RangeSpec):
+        return rng.choice(axis)
+    low, high = (math.log(end) if axis.log else end for end in (axis.low, axis.high))
+    value = rng.uniform(low, high)
+    value = math.exp(value) if axis.log else value
+    return round(value) if axis.is_int else min(max(value, axis.low), axis.high)
+
+
+def _record(
+    number: int, params: Mapping[str, Any], repeat: int, machine: MachineInfo, rng: random.Random, epochs: int
+) -> TrialRecord:
+    made = result(rng, params, epochs=epochs, machine=machine)
+    same = ("train_seconds", "test_accuracy", "seed", "status", "curve", "phases", "machine")
+    numbers = {name: getattr(made, name) for name in NUMERIC_ATTRIBUTES if hasattr(made, name)}
     return TrialRecord(
         number=number,
         state="COMPLETE",
         params=params,
-        train_seconds=seconds,
-        test_accuracy=curve[-1].accuracy,
         cell=number,
         repeat=repeat,
         attempt=1,
-        seed=rng.randrange(2**31),
-        status="disturbed" if rng.random() < 0.1 else "clean",
-        keep_fraction=keep,
-        epochs=epochs,
-        steps=10 * epochs,
-        parameters=round(270_000 * scale**2),
-        multiply_adds=round(40e6 * scale**2),
-        prune_seconds=phases.pruning,
-        step_ms_median=100 * seconds / epochs,
-        peak_memory_mb=800 * scale,
         device_name=machine.key,
+        prune_seconds=made.phases.pruning,
         completed_at=f"2026-01-01T{number // 3600:02d}:{number // 60 % 60:02d}:{number % 60:02d}+00:00",
-        curve=curve,
-        phases=phases,
-        machine=machine,
+        **{name: getattr(made, name) for name in same},
+        **numbers,
     )
+
+
+# --- Studies --------------------------------------------------------------------------------------------------------
+
+
+def make_study(
+    url: str,
+    trials: int,
+    *,
+    search: Mapping[str, Any] = PAPER_SEARCH,
+    epochs: int = 30,
+    machines: Sequence[MachineInfo] = (BOX,),
+) -> StudyHandle:
+    """Create a study in which that many sampled trials are complete, through the package's own rows."""
+    document = {"name": "synthetic", "search": search, "sampler": {"name": "random", "trials": trials}}
+    study = create_study(StudySpec.from_document(document), url)
+    space, rng = search_space(study.spec), random.Random(trials)
+    with writing(study.engine) as connection:
+        note_machine_kind(connection, study.study_id, machines[0].key)
+    for first in range(0, trials, ROWS_PER_TRANSACTION):
+        points = [_point(study.spec, rng) for _ in range(first, min(first + ROWS_PER_TRANSACTION, trials))]
+        rows = []
+        for cell, params in enumerate(points, start=first):
+            made = result(rng, params, epochs=epochs, machine=machines[cell % len(machines)])
+            rows.append(complete_row(study.spec, cell, made, stored_params(space, params)))
+        with writing(study.engine) as connection:
+            insert_trials(connection, study.study_id, rows)
+    return study
+
+
+def complete_row(spec: StudySpec, cell: int, made: TrialResult, params: tuple[StoredParam, ...]) -> NewTrial:
+    """Return the row of a complete trial, as a worker leaves it."""
+    attributes = trial_keys(spec, Queued(Slot(cell, repeat=0), attempt=1)) | trial_attributes(made)
+    return NewTrial("COMPLETE", attributes, params, values=(made.train_seconds, made.test_accuracy))

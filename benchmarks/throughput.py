@@ -235,9 +235,9 @@ def accuracy_jobs(options: argparse.Namespace, seed: int) -> dict[str, Job]:
     return {
         PAPER: make_job(options, PAPER, scale, seed),
         "our engine, same network": make_job(options, SAME, scale, seed),
-        "+ widths rounded to 8": make_job(options, DEFAULTS, scale, seed, precision="fp32"),
-        "+ automatic precision": make_job(options, DEFAULTS, scale, seed),
-        f"+ linear rate from {options.linear_lr:g}": make_job(options, DEFAULTS, scale, seed, **linear),
+        f"+ linear rate from {options.linear_lr:g}": make_job(options, SAME, scale, seed, **linear),
+        "+ widths rounded to 8": make_job(options, DEFAULTS, scale, seed, precision="fp32", **linear),
+        "+ automatic precision": make_job(options, DEFAULTS, scale, seed, **linear),
     }
 
 

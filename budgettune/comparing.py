@@ -27,7 +27,7 @@ from budgettune.training.device import pick_device
 from budgettune.training.imports import import_code
 from budgettune.training.trainer import Witness, train
 from budgettune.units import format_duration, parse_duration
-from budgettune.worker import prepare_process
+from budgettune.worker import prepare_process, undisturbed
 
 logger = logging.getLogger(__name__)
 
@@ -199,7 +199,8 @@ class _Bench:
             seed=turn.seed,
         )
         try:
-            tries, result = self._train(with_turn(self.shared, turn), turn.seed)
+            config = with_turn(self.shared, turn)
+            tries, result = undisturbed(config, lambda: self._train(config, turn.seed))
         except (DataError, UsageError, Interrupted):
             raise
         except Exception as error:
@@ -208,23 +209,16 @@ class _Bench:
             return run.model_copy(update={"failure": _reason(error)})
         return run.model_copy(update={"tries": tries, "measured": _measured(result)})
 
-    def _train(self, config: StudySpec, seed: int) -> tuple[int, TrialResult]:
-        """Train once, or again where the spec asks for it and something disturbed the clock."""
-        again = config.clock.repeat_limit if config.clock.on_disturbed == "repeat" else 0
-        tries = 0
-        while True:
-            tries += 1
-            result = train(
-                config,
-                seed=seed,
-                data=self.data,
-                device=self.device,
-                allow_import=self.allow_import,
-                witness=self.witness,
-                should_stop=lambda: self.stop.cuts_short,
-            ).result
-            if result.status != "disturbed" or tries > again:
-                return tries, result
+    def _train(self, config: StudySpec, seed: int) -> TrialResult:
+        return train(
+            config,
+            seed=seed,
+            data=self.data,
+            device=self.device,
+            allow_import=self.allow_import,
+            witness=self.witness,
+            should_stop=lambda: self.stop.cuts_short,
+        ).result
 
 
 def _reason(error: Exception) -> str:

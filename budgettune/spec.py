@@ -6,18 +6,20 @@ import hashlib
 import itertools
 import json
 import math
-import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, ValidationError
 
 from budgettune.errors import SpecError
-from budgettune.prune_rates import largest_drop
-from budgettune.spec_faults import explain, nearest
+from budgettune.spec_checks import check_search
+from budgettune.spec_documents import apply_override, flatten, full_key, parse_toml, set_value
+from budgettune.spec_faults import explain
 from budgettune.spec_pruning import STRATEGIES, PruningSpec
 from budgettune.spec_tables import (
+    IMAGE_SHAPES,
+    TRAINING_IMAGES,
     Axis,
     ClockSpec,
     DataSpec,
@@ -31,10 +33,11 @@ from budgettune.spec_tables import (
     TrainSpec,
     is_code,
 )
-from budgettune.texts import shortened
 
 __all__ = [
+    "IMAGE_SHAPES",
     "STRATEGIES",
+    "TRAINING_IMAGES",
     "ClockSpec",
     "DataSpec",
     "MachineSpec",
@@ -52,25 +55,7 @@ __all__ = [
     "load_spec",
 ]
 
-SHORT_KEYS = {
-    "scale": "model.scale",
-    "width_scale": "model.width_scale",
-    "depth_scale": "model.depth_scale",
-    "prune_rate": "pruning.prune_rate",
-    "batch_size": "train.batch_size",
-}
-"""Search keys that stand for a longer one."""
 SCALE_KEYS = ("model.scale", "model.width_scale", "model.depth_scale")
-SEARCHABLE_TABLES = ("data", "model", "train", "pruning")
-TRAINING_IMAGES = {"digits": 1_437, "fashion-mnist": 60_000, "cifar10": 50_000, "cifar100": 50_000}
-IMAGE_SHAPES = {
-    "digits": (1, 8, 10),
-    "fashion-mnist": (1, 28, 10),
-    "cifar10": (3, 32, 10),
-    "cifar100": (3, 32, 100),
-}
-"""Channels, pixels on a side and classes of the built-in sets."""
-LARGEST_STUDY = 100_000  # cells × repeats
 
 
 class StudySpec(Table):
@@ -90,7 +75,7 @@ class StudySpec(Table):
     @classmethod
     def from_toml(cls, text: str, source: str = "study file") -> StudySpec:
         """Return the spec that a TOML text describes, or raise SpecError naming what is wrong."""
-        return cls.from_document(_parse_toml(text, source), source)
+        return cls.from_document(parse_toml(text, source), source)
 
     @classmethod
     def from_json(cls, text: str) -> StudySpec:
@@ -110,13 +95,13 @@ class StudySpec(Table):
         document = dict(document)
         try:
             if isinstance(document.get("search"), Mapping):
-                document["search"] = dict(_flatten(document["search"]))
+                document["search"] = dict(flatten(document["search"]))
             spec = cls.model_validate(document)
         except ValidationError as error:
             raise SpecError(f"{source}: {explain(error, StudySpec)}") from None
         except RecursionError:
             raise SpecError(f"{source}: nested too deeply") from None
-        _check_search(spec, source)
+        check_search(spec, source)
         return spec
 
     def to_document(self) -> dict[str, Any]:
@@ -131,7 +116,7 @@ class StudySpec(Table):
         """Return the spec with `key=value` texts applied; values are read as TOML, else as plain text."""
         document = self.to_document()
         for override in overrides:
-            _apply_override(document, override)
+            apply_override(document, override)
         return StudySpec.from_document(document, "--set")
 
     def resolve(self, params: Mapping[str, Any]) -> StudySpec:
@@ -142,8 +127,7 @@ class StudySpec(Table):
         """
         document = self.to_document() | {"search": {}, "sampler": {}}
         for key, value in params.items():
-            _drop_rival(document, full_key(key))
-            _set(document, full_key(key), value, source="params")
+            set_value(document, full_key(key), value, source="params")
         return StudySpec.from_document(document, "params")
 
     def cells(self) -> list[dict[str, Scalar]]:
@@ -210,11 +194,6 @@ def _spelled(params: Mapping[str, Scalar]) -> str:
     return ", ".join(f"{key} {value}" for key, value in params.items())
 
 
-def full_key(key: str) -> str:
-    """Return the dotted key that a search key stands for."""
-    return SHORT_KEYS.get(key, key)
-
-
 def load_spec(source: str | Path) -> StudySpec:
     """Return the study file at a path, or the bundled one of that name (`paper`, `digits`, …).
 
@@ -248,173 +227,3 @@ def bundled_studies() -> dict[str, Path]:
     folders = (package / "studies", package.parent / "studies")  # in the wheel; in a checkout
     folder = next((folder for folder in folders if folder.is_dir()), folders[0])
     return {path.stem: path for path in sorted(folder.glob("*.toml"))}
-
-
-def _parse_toml(text: str, source: str) -> dict[str, Any]:
-    try:
-        return tomllib.loads(text)
-    except (ValueError, RecursionError) as error:  # also where a number has thousands of digits
-        raise SpecError(f"{source}: not valid TOML: {error}") from None
-
-
-def _flatten(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield search axes by dotted key, so that an unquoted `train.lr = …` works as well as a quoted one."""
-    for key, axis in table.items():
-        if isinstance(axis, Mapping) and not RangeSpec.model_fields.keys() & axis.keys():
-            yield from _flatten(axis, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", axis
-
-
-def _apply_override(document: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    key = key.strip()
-    if not equals or not key:
-        shown = shortened(repr(override))
-        raise SpecError(f"--set {shown}: write it as key=value, for example --set train.epochs=1")
-    value = _override_value(text)
-    if isinstance(document.get(key), dict) and not isinstance(value, dict):
-        raise SpecError(f"--set {key}: is a table: set one of its keys, for example --set train.epochs=1")
-    if key.startswith("search."):
-        document["search"] = {**document.get("search", {}), key.removeprefix("search."): value}
-        return
-    key = full_key(key)
-    _drop_rival(document, key)
-    document["search"] = {axis: v for axis, v in document.get("search", {}).items() if full_key(axis) != key}
-    _set(document, key, value, source="--set")
-
-
-def _drop_rival(document: dict[str, Any], key: str) -> None:
-    """Let the last word win: who sets a budget does not want to unset the epochs first."""
-    rival = {"train.epochs": "budget", "train.budget": "epochs"}.get(key)
-    if rival:
-        document.get("train", {}).pop(rival, None)
-
-
-def _override_value(text: str) -> Any:
-    """Return a text as the TOML value that it is, or else as it stands."""
-    try:
-        document = tomllib.loads(f"value = {text}")
-    except (ValueError, RecursionError):
-        return text.strip()
-    return document["value"] if len(document) == 1 else text.strip()
-
-
-def _set(document: dict[str, Any], key: str, value: Any, source: str) -> None:
-    *tables, name = key.split(".")
-    target = document
-    for table in tables:
-        target = target.setdefault(table, {})
-        if not isinstance(target, dict):
-            raise SpecError(f"{source}: {key}: unknown key")
-    if value is None:
-        target.pop(name, None)
-    else:
-        target[name] = value
-
-
-def _check_search(spec: StudySpec, source: str) -> None:
-    """Refuse axes that cannot work: unknown, empty, repeated, of the wrong type, or out of bounds."""
-    seen: dict[str, str] = {}
-    for key, axis in spec.search.items():
-        target = full_key(key)
-        if target in seen:
-            raise SpecError(f"{source}: search.{key}: the same setting as search.{seen[target]}: keep one")
-        seen[target] = key
-        if target.split(".")[0] not in SEARCHABLE_TABLES or "." not in target:
-            known = ", ".join(SHORT_KEYS)
-            raise SpecError(
-                f"{source}: search.{key}: unknown key{nearest(key, SHORT_KEYS)}; "
-                f'allowed: {known}, or a setting such as "train.lr"'
-            )
-        if target.startswith("pruning.") and (spec.pruning.when == "auto" or target == "pruning.when"):
-            raise SpecError(
-                f"{source}: search.{key}: `pruning.when = 'auto'` decides on pruning for the whole study: "
-                f"take search.{key} out (or --set {key}=VALUE), or leave pruning.when at 'always'"
-            )
-        _check_axis(spec, key, axis, source)
-    if {"train.epochs", "train.budget"} <= seen.keys():
-        raise SpecError(f"{source}: search: train.epochs and train.budget exclude each other: keep one")
-    if spec.sampler.name != "grid" and not spec.search:
-        raise SpecError(f"{source}: search: a sampler needs something to search: name an axis, or use --grid")
-    _check_size(spec, source)
-    _check_batch(spec, source)
-    _check_rates(spec, source)
-
-
-def _check_size(spec: StudySpec, source: str) -> None:
-    """Refuse more trials than the service is made for."""
-    repeats = spec.sampler.repeats
-    if spec.sampler.name == "grid":
-        points = math.prod(len(axis) for axis in spec.search.values() if not isinstance(axis, RangeSpec))
-        what, advice = f"search: a grid of {points} cells", "shorten an axis, or sample with --sampler tpe"
-    else:
-        points = spec.sampler.trials or 1
-        what, advice = f"sampler: {points} points", "ask for fewer, or make several studies"
-    if points * repeats > LARGEST_STUDY:
-        raise SpecError(f"{source}: {what} × {repeats} repeats is over {LARGEST_STUDY}: {advice}")
-
-
-def _check_axis(spec: StudySpec, key: str, axis: tuple[Scalar, ...] | RangeSpec, source: str) -> None:
-    if isinstance(axis, RangeSpec):
-        if spec.sampler.name == "grid":
-            raise SpecError(
-                f"{source}: search.{key}: a grid needs a list of values, not a range: "
-                f"list them, or choose a sampler with --sampler tpe"
-            )
-        values: tuple[Scalar, ...] = (axis.low, axis.high)
-    else:
-        values = axis
-        if not values:
-            raise SpecError(f"{source}: search.{key}: empty; give at least one value, or leave the key out")
-        if len(set(values)) < len(values):
-            raise SpecError(f"{source}: search.{key}: the same value twice in {list(values)}")
-    for value in values:
-        document = spec.to_document() | {"search": {}, "sampler": {}}
-        _drop_rival(document, full_key(key))
-        _set(document, full_key(key), value, source)
-        try:
-            StudySpec.model_validate(document)
-        except ValidationError as error:
-            raise SpecError(f"{source}: search.{key}: {explain(error, StudySpec)}") from None
-
-
-def _check_rates(spec: StudySpec, source: str) -> None:
-    """Refuse prune rates that a strategy cannot reach, for every combination of what is searched."""
-    axes = {
-        full_key(key): (axis.low, axis.high) if isinstance(axis, RangeSpec) else axis
-        for key, axis in spec.search.items()
-        if full_key(key).startswith("pruning.") or full_key(key) in ("train.epochs", "train.budget")
-    }
-    for values in itertools.product(*axes.values()):
-        params = dict(zip(axes, values, strict=True))
-        fields = {key.removeprefix("pruning."): value for key, value in params.items() if key.startswith("pruning.")}
-        epochs = None if "train.budget" in params else params.get("train.epochs", spec.train.epochs)
-        try:
-            largest_drop(spec.pruning.model_copy(update=fields), None if epochs is None else int(epochs))
-        except SpecError as error:
-            raise SpecError(f"{source}: {error}") from None
-
-
-def _check_batch(spec: StudySpec, source: str) -> None:
-    """Refuse a batch that is larger than the image set, where the spec alone tells its size."""
-    if "data.train_size" in spec.search or "data.name" in spec.search:
-        return
-    available = TRAINING_IMAGES.get(spec.data.name)
-    if available is not None and spec.data.evaluate_on == "validation":
-        available -= round(available * spec.data.validation_fraction)
-    if available is not None and spec.data.train_size is not None and spec.data.train_size > available:
-        raise SpecError(
-            f"{source}: data.train_size: {spec.data.train_size} is more than the {available} training images "
-            f"of {spec.data.name}"
-        )
-    images = spec.data.train_size or available
-    largest = _largest(spec.search.get("batch_size", spec.search.get("train.batch_size")), spec.train.batch_size)
-    if images is not None and largest > images:
-        raise SpecError(f"{source}: batch_size: {largest} is larger than the {images} training images")
-
-
-def _largest(axis: tuple[Scalar, ...] | RangeSpec | None, otherwise: int) -> int:
-    if axis is None:
-        return otherwise
-    return int(axis.high if isinstance(axis, RangeSpec) else max(int(value) for value in axis))

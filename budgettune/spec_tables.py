@@ -47,6 +47,17 @@ def is_code(name: str) -> bool:
     return bool(colon) and all(part.isidentifier() for part in [*module.split("."), attribute])
 
 
+TRAINING_IMAGES = {"digits": 1_437, "fashion-mnist": 60_000, "cifar10": 50_000, "cifar100": 50_000}
+"""Of the built-in sets."""
+IMAGE_SHAPES = {
+    "digits": (1, 8, 10),
+    "fashion-mnist": (1, 28, 10),
+    "cifar10": (3, 32, 10),
+    "cifar100": (3, 32, 100),
+}
+"""Channels, pixels on a side and classes of the built-in sets."""
+
+
 class DataSpec(Table):
     """`[data]`: which images, and what part of them.
 

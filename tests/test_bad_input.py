@@ -21,7 +21,7 @@ from pathlib import Path
 import optuna
 import pytest
 import sqlalchemy as sa
-import synthetic_studies as synthetic
+import synthetic
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner

@@ -116,7 +116,20 @@ def test_a_device_that_is_not_here_is_refused_in_one_line(monkeypatch, capsys):
 
 def test_the_dashboard_benchmark_has_workers_alone_and_beside_both_servers(monkeypatch, tmp_path, capsys):
     file = tmp_path / "numbers.json"
-    small = ["--trials", "60", "--clients", "2", "--workers", "1", "--each", "5", "--rounds", "1"]
+    small = [
+        "--trials",
+        "60",
+        "--clients",
+        "2",
+        "--workers",
+        "1",
+        "--each",
+        "5",
+        "--rounds",
+        "1",
+        "--trial-seconds",
+        "0",
+    ]
     module(monkeypatch, "dashboard").main(
         [*small, "--poll-seconds", "0.3", "--databases", "sqlite", "--json", str(file)]
     )

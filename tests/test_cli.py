@@ -13,31 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from budgettune import api, cli, render
-from budgettune.cli_options import DebugSwitch
+from budgettune import api, cli
 from budgettune.spec import load_spec
 from budgettune.study import create_study
-
-
-@pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    """Run a command in this process; return its exit status, standard output and standard error."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("BUDGETTUNE_STORAGE", f"sqlite:///{tmp_path / 'studies.db'}")
-    monkeypatch.setattr(DebugSwitch, "is_on", False)
-    monkeypatch.setattr(render.out, "width", 200)
-    monkeypatch.setattr(render.err, "width", 200)
-
-    def command(*words):
-        monkeypatch.setattr(sys, "argv", ["budgettune", *map(str, words)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as leaving:
-            cli.main()
-        printed = capsys.readouterr()
-        return leaving.value.code or 0, printed.out, printed.err
-
-    return command
-
 
 SMALL = [
     *("--set", "train.epochs=1"),
@@ -121,7 +99,7 @@ def test_a_configuration_is_trained_again_to_the_same_weights_and_kept(trained, 
     assert status == 0
     assert "accuracy" in out
     kept = torch.load(tmp_path / "model.pt", weights_only=True)
-    row = next(r for r in api.trial_records(storage=f"sqlite:///{tmp_path / 'studies.db'}") if r.number == 3)
+    row = next(r for r in api.trial_records() if r.number == 3)
     assert kept["params"] == dict(row.params)
     assert kept["result"]["test_accuracy"] == row.test_accuracy
     assert "head.weight" in kept["state_dict"]
@@ -247,16 +225,15 @@ def test_scales_that_build_the_same_network_are_named_at_creation(run):
     assert "scale 1.3 as scale 1.2" in err
 
 
-def test_help_and_best_load_neither_torch_nor_optuna(tmp_path):
-    url = f"sqlite:///{tmp_path / 'studies.db'}"
-    create_study(load_spec("digits"), url).close()
+def test_help_and_best_load_neither_torch_nor_optuna(sqlite_url):
+    create_study(load_spec("digits"), sqlite_url).close()
     code = (
         "import sys\nfrom budgettune import cli\n"
         "sys.argv = ['budgettune', *sys.argv[1:]]\n"
         "try:\n    cli.main()\nexcept SystemExit:\n    pass\n"
         "loaded = {'torch', 'optuna', 'sklearn', 'plotly'} & set(sys.modules)\nassert not loaded, loaded\n"
     )
-    for words in (["--help"], ["best", "--budget", "9s", "--storage", url], ["front", "--storage", url]):
+    for words in (["--help"], ["best", "--budget", "9s", "--storage", sqlite_url], ["front", "--storage", sqlite_url]):
         done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
 
@@ -283,9 +260,8 @@ def bash(script, tmp_path, **environment):
         (["best", "--format", ""], ["table", "json", "csv"]),
     ],
 )
-def test_a_shell_completes_commands_options_choices_and_studies(tmp_path, words, expected):
-    url = f"sqlite:///{tmp_path / 'studies.db'}"
-    create_study(load_spec("digits"), url)
+def test_a_shell_completes_commands_options_choices_and_studies(tmp_path, sqlite_url, words, expected):
+    create_study(load_spec("digits"), sqlite_url)
     quoted = " ".join(f"'{word}'" for word in words)
     script = (
         'eval "$(_BUDGETTUNE_COMPLETE=source_bash budgettune)"\n'
@@ -293,7 +269,7 @@ def test_a_shell_completes_commands_options_choices_and_studies(tmp_path, words,
         "_budgettune_completion budgettune\n"
         "echo ${COMPREPLY[@]}"
     )
-    assert bash(script, tmp_path, BUDGETTUNE_STORAGE=url).split() == expected
+    assert bash(script, tmp_path, BUDGETTUNE_STORAGE=sqlite_url).split() == expected
 
 
 @in_bash

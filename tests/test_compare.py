@@ -14,8 +14,7 @@ import pytest
 import torch
 
 import budgettune
-from budgettune import cli, comparing, render
-from budgettune.cli_options import DebugSwitch
+from budgettune import comparing
 from budgettune.comparing import compare, with_wrong_labels
 from budgettune.comparison import Arm, read_comparison
 from budgettune.errors import SpecError, UsageError
@@ -63,25 +62,6 @@ def told_to_say(threads, *statuses):
 def quiet(monkeypatch):
     """Let the machine always be quiet."""
     monkeypatch.setattr(comparing, "prepare_process", lambda device, threads: told_to_say(threads))
-
-
-@pytest.fixture
-def command(monkeypatch, capsys, tmp_path):
-    """Run `budgettune` in this process; return its exit status, standard output and standard error."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(DebugSwitch, "is_on", False)
-    for console in (render.out, render.err):
-        monkeypatch.setattr(console, "width", 200)
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["budgettune", *map(str, words)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as leaving:
-            cli.main()
-        printed = capsys.readouterr()
-        return leaving.value.code or 0, printed.out, printed.err
-
-    return run
 
 
 def sets(*overrides):
@@ -149,9 +129,9 @@ def test_a_run_that_fails_is_kept_with_its_reason_and_resuming_tries_it_again(qu
     assert "4 runs to do, 6 of 10 done before" in lines[1]
 
 
-def test_a_loss_that_is_not_finite_is_reported_in_its_row(quiet, command):
+def test_a_loss_that_is_not_finite_is_reported_in_its_row(quiet, run):
     words = sets("train.lr=1e30", "train.optimizer=sgd")
-    status, out, _ = command(
+    status, out, _ = run(
         "compare", "digits", "--budget", 0.2, "--seeds", 2, "--strategies", "full", "--device", "cpu", *words
     )
     assert status == 0
@@ -243,10 +223,10 @@ def test_every_run_trains_on_the_wrong_labels(quiet, monkeypatch):
 # --- command --------------------------------------------------------------------------------------------------------
 
 
-def test_the_command_prints_a_table_and_writes_json_and_a_figure(quiet, command, tmp_path):
+def test_the_command_prints_a_table_and_writes_json_and_a_figure(quiet, run, tmp_path):
     words = ["--budget", "0.05s", "--budget", "100ms", "--seeds", 2, "--prune-rate", 0.3, "--prune-rate", 0.5]
     files = ["--out", "c.json", "--figure", "c.html"]
-    status, out, err = command("compare", "digits", *words, "--strategies", "full, stale-quantile", *sets(), *files)
+    status, out, err = run("compare", "digits", *words, "--strategies", "full, stale-quantile", *sets(), *files)
     assert status == 0
     assert "0.05s of training" in out and "0.1s of training" in out
     assert "stale-quantile 0.5" in out
@@ -255,7 +235,7 @@ def test_the_command_prints_a_table_and_writes_json_and_a_figure(quiet, command,
     assert len(read_comparison(tmp_path / "c.json").runs) == 20
     assert "Plotly.newPlot" in (tmp_path / "c.html").read_text()
     again = ["compare", "digits", *words, "--strategies", "stale-quantile", *sets(), "--out", "c.json", "--resume"]
-    status, out, err = command(*again, "--format", "csv")
+    status, out, err = run(*again, "--format", "csv")
     assert (status, "0 runs to do" in err) == (0, True)
     rows = list(csv.DictReader(io.StringIO(out)))
     assert [(row["strategy"], row["prune_rate"]) for row in rows[:3]] == [
@@ -263,9 +243,9 @@ def test_the_command_prints_a_table_and_writes_json_and_a_figure(quiet, command,
         ("random", "0.3"),
         ("random", "0.5"),
     ]
-    assert json.loads(command(*again, "--format", "json")[1]) == json.loads((tmp_path / "c.json").read_text())
+    assert json.loads(run(*again, "--format", "json")[1]) == json.loads((tmp_path / "c.json").read_text())
     decided = sets("pruning.when=auto", "pruning.evidence=c.json", "train.budget=0.1s")
-    status, out, _ = command("study", "create", "digits", *decided)
+    status, out, _ = run("study", "create", "digits", *decided)
     assert status == 0
     assert "pruning, decided on c.json: " in out and "at 0.1s on digits" in " ".join(out.split())
 
@@ -281,8 +261,8 @@ def test_the_command_prints_a_table_and_writes_json_and_a_figure(quiet, command,
         (["--budget", "1s", "--out", "nowhere/c.json"], 1, "cannot be written"),
     ],
 )
-def test_a_command_that_cannot_work_says_so_with_its_status(quiet, command, words, status, message):
-    got, out, err = command("compare", "digits", *words)
+def test_a_command_that_cannot_work_says_so_with_its_status(quiet, run, words, status, message):
+    got, out, err = run("compare", "digits", *words)
     assert got == status
     assert message in " ".join(err.replace("│", " ").split())
     assert out == ""

@@ -67,7 +67,7 @@ def test_the_answer_at_a_budget_is_the_most_accurate_trial_that_fits(points, bud
 
 
 def test_the_answers_are_those_of_best(sqlite_url):
-    with make_study(sqlite_url, make_records(40)) as study:
+    with make_study(sqlite_url, 40) as study:
         records = query.trial_records(study.engine, study.study_id)
         assert len(records) == 40
         found = answers(overview(records), "synthetic")

@@ -1,0 +1,103 @@
+"""A study file as nested dicts: TOML in, dotted keys, and what `--set` changes."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from budgettune.errors import SpecError
+from budgettune.spec_tables import RangeSpec
+from budgettune.texts import shortened
+
+SHORT_KEYS = {
+    "scale": "model.scale",
+    "width_scale": "model.width_scale",
+    "depth_scale": "model.depth_scale",
+    "prune_rate": "pruning.prune_rate",
+    "batch_size": "train.batch_size",
+}
+"""Search keys that stand for a longer one."""
+
+
+def full_key(key: str) -> str:
+    """Return the dotted key that a search key stands for."""
+    return SHORT_KEYS.get(key, key)
+
+
+def parse_toml(text: str, source: str) -> dict[str, Any]:
+    """Return TOML as nested dicts.
+
+    Raises:
+        SpecError: where it is not TOML.
+    """
+    try:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # also where a number has thousands of digits
+        raise SpecError(f"{source}: not valid TOML: {error}") from None
+
+
+def flatten(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield search axes by dotted key, so that an unquoted `train.lr = …` works as well as a quoted one."""
+    for key, axis in table.items():
+        if isinstance(axis, Mapping) and not RangeSpec.model_fields.keys() & axis.keys():
+            yield from flatten(axis, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", axis
+
+
+def apply_override(document: dict[str, Any], override: str) -> None:
+    """Do to a document in place what `--set key=value` asks for; a setting that was searched no longer is.
+
+    Raises:
+        SpecError: where the text is not of that form, or names a table.
+    """
+    key, equals, text = override.partition("=")
+    key = key.strip()
+    if not equals or not key:
+        shown = shortened(repr(override))
+        raise SpecError(f"--set {shown}: write it as key=value, for example --set train.epochs=1")
+    value = _override_value(text)
+    if isinstance(document.get(key), dict) and not isinstance(value, dict):
+        raise SpecError(f"--set {key}: is a table: set one of its keys, for example --set train.epochs=1")
+    if key.startswith("search."):
+        document["search"] = {**document.get("search", {}), key.removeprefix("search."): value}
+        return
+    key = full_key(key)
+    document["search"] = {axis: v for axis, v in document.get("search", {}).items() if full_key(axis) != key}
+    set_value(document, key, value, source="--set")
+
+
+def _override_value(text: str) -> Any:
+    """Return a text as the TOML value that it is, or else as it stands."""
+    try:
+        document = tomllib.loads(f"value = {text}")
+    except (ValueError, RecursionError):
+        return text.strip()
+    return document["value"] if len(document) == 1 else text.strip()
+
+
+def set_value(document: dict[str, Any], key: str, value: Any, source: str) -> None:
+    """Set a dotted key of a document in place, and drop what excludes it; None takes the key out.
+
+    Raises:
+        SpecError: where part of the key is no table.
+    """
+    _drop_rival(document, key)
+    *tables, name = key.split(".")
+    target = document
+    for table in tables:
+        target = target.setdefault(table, {})
+        if not isinstance(target, dict):
+            raise SpecError(f"{source}: {key}: unknown key")
+    if value is None:
+        target.pop(name, None)
+    else:
+        target[name] = value
+
+
+def _drop_rival(document: dict[str, Any], key: str) -> None:
+    """Let the last word win: who sets a budget does not want to unset the epochs first."""
+    rival = {"train.epochs": "budget", "train.budget": "epochs"}.get(key)
+    if rival:
+        document.get("train", {}).pop(rival, None)
