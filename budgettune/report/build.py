@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from budgettune import query
 from budgettune.errors import BudgetTuneError, NothingToDraw, SpecError, UsageError
 from budgettune.export import opened
-from budgettune.report.axes import Search
+from budgettune.probes import read_probes
+from budgettune.records import StepProbe, TrialRecord
 from budgettune.report.contents import contents
-from budgettune.report.figures import draw
+from budgettune.report.figures import FORECASTS, draw
+from budgettune.report.forecast_values import Forecast, forecast
 from budgettune.report.page import build_page
+from budgettune.report.values import Overview
 from budgettune.spec import StudySpec
 
 if TYPE_CHECKING:
@@ -56,29 +60,47 @@ def write_report(
     if (figure is None) != (format == "html"):
         raise UsageError("--figure NAME goes with --format png or svg, and they with it; the page has all figures")
     study = next(row for row in query.studies(engine) if row.study_id == study_id)
-    search = _search(study.spec_json)
-    values = contents(
-        study.name, query.trial_records(engine, study_id), search, device_name=device_name, clean_only=clean_only
-    )
+    spec, records = _spec(study.spec_json), query.trial_records(engine, study_id)
+    search = None if spec is None else spec.search
+    values = contents(study.name, records, search, device_name=device_name, clean_only=clean_only)
+    probes = read_probes(engine, study_id)
+    learnt_from = [record for record in records if record.status == "clean" or not clean_only]
     if figure is None:
-        document = build_page(values, search=search, budget_seconds=budget_seconds).encode()
+        forecasts = [_forecast(view, spec, learnt_from, probes) for view in values.views]
+        document = build_page(values, search=search, forecasts=forecasts, budget_seconds=budget_seconds).encode()
     elif len(values.views) > 1 or values.left_out:
         kinds = "; ".join(row["machine"] for row in values.machines)
         raise UsageError(f"times of several kinds of machine share no figure: choose one with --device-name: {kinds}")
     elif not values.views:
         raise NothingToDraw("no trial is finished yet: run `budgettune worker` first")
     else:
-        document = picture(draw(figure, values.views[0], search), format)
+        view = values.views[0]
+        ahead = _forecast(view, spec, learnt_from, probes) if figure in FORECASTS else None
+        if isinstance(ahead, NothingToDraw):
+            raise ahead
+        document = picture(draw(figure, view, search, ahead), format)
     with opened(out) as file:
         file.write(document)
 
 
-def _search(spec_json: str | None) -> Search | None:
-    """Return the search space of a stored spec, None where this version cannot read it."""
+def _spec(spec_json: str | None) -> StudySpec | None:
+    """Return a stored spec, None where this version cannot read it."""
     try:
-        return StudySpec.from_json(spec_json or "").search
+        return StudySpec.from_json(spec_json or "")
     except (SpecError, ValueError):
         return None
+
+
+def _forecast(
+    view: Overview, spec: StudySpec | None, records: Sequence[TrialRecord], probes: Mapping[str, Sequence[StepProbe]]
+) -> Forecast | NothingToDraw:
+    """Return what is predicted of what never ran, or why nothing is."""
+    if spec is None:
+        return NothingToDraw("the study's spec cannot be read, so nothing is predicted")
+    try:
+        return forecast(view, spec, records, probes)
+    except NothingToDraw as reason:
+        return reason
 
 
 def picture(figure: Any, format: str) -> bytes:  # noqa: A002

@@ -9,24 +9,32 @@ from collections.abc import Callable
 
 import plotly.graph_objects as go
 
-from budgettune.errors import UsageError
+from budgettune.errors import NothingToDraw, UsageError
 from budgettune.report.axes import Search
+from budgettune.report.figures_forecast import calibration, predicted, recommended, surface
 from budgettune.report.figures_front import Records, accuracies, answer, front, panels, times
 from budgettune.report.figures_training import curves, hypervolume, importance, phases, pruning, repeats
+from budgettune.report.forecast_values import Forecast, forecast
 
 __all__ = [
     "FIGURES",
+    "FORECASTS",
     "accuracies",
     "answer",
+    "calibration",
     "curves",
     "draw",
+    "forecast",
     "front",
     "hypervolume",
     "importance",
     "panels",
     "phases",
+    "predicted",
     "pruning",
+    "recommended",
     "repeats",
+    "surface",
     "times",
 ]
 
@@ -46,13 +54,32 @@ FIGURES: dict[str, Callable[..., go.Figure]] = {
 """By the name that `--figure` takes, in the order of the page."""
 
 
-def draw(name: str, records: Records, search: Search | None = None) -> go.Figure:
+FORECASTS: dict[str, Callable[[Forecast], go.Figure]] = {
+    "recommended": recommended,
+    "surface": surface,
+    "predicted": predicted,
+    "calibration": calibration,
+}
+"""Those of what never ran; each takes what `forecast` returns."""
+
+
+def draw(name: str, records: Records, search: Search | None = None, of: Forecast | None = None) -> go.Figure:
     """Return the figure of that name.
+
+    Args:
+        name: in FIGURES or in FORECASTS.
+        records: of a study, or their overview.
+        search: the search space of the spec.
+        of: for figures of what never ran, from `forecast`.
 
     Raises:
         UsageError: where there is no such figure.
         NothingToDraw: where the study does not hold what it shows.
     """
-    if name not in FIGURES:
-        raise UsageError(f"figure {name!r}: choose one of {', '.join(FIGURES)}")
-    return FIGURES[name](records, search)
+    if name in FIGURES:
+        return FIGURES[name](records, search)
+    if name not in FORECASTS:
+        raise UsageError(f"figure {name!r}: choose one of {', '.join([*FIGURES, *FORECASTS])}")
+    if of is None:
+        raise NothingToDraw(f"figure {name!r} shows what is predicted, for which the study's spec must be readable")
+    return FORECASTS[name](of)

@@ -8,8 +8,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from budgettune.report.axes import ABSENT, Axis, grouped
+from budgettune.predict.answer import Prediction
+from budgettune.predict.held_out import coverage
+from budgettune.report.axes import ABSENT, Axis, grouped, value_text
 from budgettune.report.drawing import MOST_GROUPS
+from budgettune.report.forecast_values import Forecast
 from budgettune.report.search_values import (
     FEW_FOR_IMPORTANCE,
     MOST_FOR_IMPORTANCE,
@@ -192,6 +195,54 @@ def hypervolume(view: Overview) -> str:
     )
 
 
+def recommended(forecast: Forecast) -> str:
+    """Say what is recommended in the middle of the budgets, and what ran best within it."""
+    place = len(forecast.budgets) // 2
+    budget, choice = forecast.budgets[place], forecast.path[place]
+    ran = [objectives(trial) for trial in forecast.view.trials]
+    within = [accuracy for seconds, accuracy in ran if seconds <= budget]
+    text = (
+        f"Within {format_duration(budget)}: {_configuration(choice)}, {choice.accuracy:.2%} expected "
+        f"({choice.accuracy_low:.2%} to {choice.accuracy_high:.2%})."
+    )
+    return f"{text} The best that ran within it reached {max(within):.2%}." if within else text
+
+
+def _configuration(choice: Prediction) -> str:
+    settings = [f"{name} {value_text(value)}" for name, value in choice.params.items()]
+    return f"{', '.join(settings)} for {_count(choice.epochs, 'epoch')}"
+
+
+def surface(forecast: Forecast) -> str:
+    """Say which level of the marker's parameter is the best at the smallest and at the largest budget."""
+    name = forecast.view.marker.label if forecast.view.marker else ""
+    parts = []
+    for place in (0, -1):
+        row = forecast.surface[place]
+        best = max((one.accuracy, level) for one, level in zip(row, forecast.levels, strict=True) if one is not None)
+        parts.append(f"{name} {best[1]} at {format_duration(forecast.budgets[place])} ({best[0]:.2%} expected)")
+    return f"The best choice goes from {parts[0]} to {parts[1]}."
+
+
+def predicted(forecast: Forecast) -> str:
+    """Say how far predictions of held-out trials were off."""
+    checks = forecast.checks
+    shares = np.array([abs(one.predicted_seconds / one.seconds - 1) for one in checks])
+    points = 100 * np.array([abs(one.predicted_accuracy - one.accuracy) for one in checks])
+    return (
+        f"{_count(len(checks), 'trial')} were held out, a fifth of the configurations at a time. Times were off by "
+        f"{np.median(shares):.1%} in the middle and by {np.quantile(shares, 0.95):.1%} in one of twenty, accuracies by "
+        f"{np.median(points):.2g} and {np.quantile(points, 0.95):.2g} points, seed noise included."
+    )
+
+
+def calibration(forecast: Forecast) -> str:
+    """Say how many held-out trials lay in their 90% intervals."""
+    times = coverage([one.seconds_place for one in forecast.checks], 0.9)
+    shares = coverage([one.accuracy_place for one in forecast.checks], 0.9)
+    return f"Of intervals that promise 90%, {times:.0%} held the time and {shares:.0%} the accuracy."
+
+
 def _count(number: int, thing: str) -> str:
     return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
@@ -212,4 +263,11 @@ FINDINGS: dict[str, Callable[[Overview], str]] = {
     "phases": phases,
     "pruning": pruning,
     "hypervolume": hypervolume,
+}
+
+FORECAST_FINDINGS: dict[str, Callable[[Forecast], str]] = {
+    "recommended": recommended,
+    "surface": surface,
+    "predicted": predicted,
+    "calibration": calibration,
 }

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from itertools import zip_longest
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -16,9 +17,10 @@ from budgettune.report.axes import Search
 from budgettune.report.contents import Contents, answers, front_rows
 from budgettune.report.drawing import DARK, LIGHT
 from budgettune.report.figures import draw
-from budgettune.report.findings import FINDINGS
+from budgettune.report.findings import FINDINGS, FORECAST_FINDINGS
+from budgettune.report.forecast_values import Forecast
 from budgettune.report.markup import compact_json, content_policy, data_block, prose, table, text
-from budgettune.report.sections import SECTIONS, Section
+from budgettune.report.sections import FORECAST_SECTIONS, SECTIONS, Section
 from budgettune.report.values import Overview, machine_kind, objectives
 
 SLIDER_ENDS = (0.8, 1.1)
@@ -32,6 +34,7 @@ class _View:
     key: str
     overview: Overview
     search: Search | None
+    forecast: Forecast | NothingToDraw | None
 
     @property
     def machine(self) -> str:
@@ -42,6 +45,7 @@ def build_page(
     contents: Contents,
     *,
     search: Search | None = None,
+    forecasts: Sequence[Forecast | NothingToDraw] = (),
     budget_seconds: float | None = None,
     now: datetime | None = None,
 ) -> str:
@@ -50,10 +54,14 @@ def build_page(
     Args:
         contents: what it says.
         search: the search space of the spec: it says which ranges are logarithmic.
+        forecasts: for each view what is predicted of what never ran, or why nothing is.
         budget_seconds: where the slider stands at first; the most accurate trial's time where None.
         now: the date in the footer.
     """
-    views = [_View(f"machine{place}", view, search) for place, view in enumerate(contents.views)]
+    views = [
+        _View(f"machine{place}", view, search, ahead)
+        for place, (view, ahead) in enumerate(zip_longest(contents.views, forecasts))
+    ]
     scripts = [_file("page.js"), _plotly_source()] if views else []
     data = {
         "templates": {"light": LIGHT, "dark": DARK},
@@ -81,19 +89,27 @@ def build_page(
 
 def _view_html(view: _View, *, is_first: bool) -> str:
     sections = [_section(view, section) for section in SECTIONS]
+    ahead = [_section(view, section) for section in _forecast_sections(view)]
     rows = front_rows(view.overview)
     shown = "" if len(rows) == len(view.overview.front) else f" ({len(rows)} of {len(view.overview.front)} trials)"
     front_table = f'<details class="card"><summary>The front as a table{shown}</summary>{table(rows)}</details>'
     # The front is the second section: its table follows it.
-    body = "".join([*sections[:2], front_table, *sections[2:]])
+    body = "".join([*sections[:2], front_table, *ahead, *sections[2:]])
     return f'<div class="view" id="{view.key}"{"" if is_first else " hidden"}>{body}</div>'
+
+
+def _forecast_sections(view: _View) -> Sequence[Section]:
+    """Return what is said of what never ran; where nothing is predicted, one section with the reason."""
+    if view.forecast is None:
+        return ()
+    return FORECAST_SECTIONS if isinstance(view.forecast, Forecast) else FORECAST_SECTIONS[:1]
 
 
 def _section(view: _View, section: Section) -> str:
     title = f"{view.key}-{section.figure}-title"
     heading = f'<section class="card" aria-labelledby="{title}"><h2 id="{title}">{section.title}</h2>'
     try:
-        finding, figure = FINDINGS[section.figure](view.overview), draw(section.figure, view.overview, view.search)
+        finding, figure = _shown(view, section.figure)
     except NothingToDraw as reason:
         return f"{heading}<p>{prose(reason)}</p></section>"
     figure.layout.template = None  # the page's own, light or dark
@@ -105,6 +121,20 @@ def _section(view: _View, section: Section) -> str:
         f'style="min-height:{figure.layout.height}px"></div>{data_block(key, figure.to_json())}'
         f'<p class="guide">{section.guide}</p></section>'
     )
+
+
+def _shown(view: _View, name: str) -> tuple[str, Any]:
+    """Return the finding and the figure of a section.
+
+    Raises:
+        NothingToDraw: where the study does not hold what it shows.
+    """
+    if name in FINDINGS:
+        return FINDINGS[name](view.overview), draw(name, view.overview, view.search)
+    if not isinstance(view.forecast, Forecast):
+        raise view.forecast or NothingToDraw("nothing is predicted")
+    figure = draw(name, view.overview, view.search, view.forecast)
+    return FORECAST_FINDINGS[name](view.forecast), figure
 
 
 def _budget_form(view: _View) -> str:

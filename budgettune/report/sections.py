@@ -73,8 +73,8 @@ SECTIONS = (
     Section(
         "pruning",
         "Samples left out",
-        "A prune rate is the share of a trial's sample visits that it is to drop (with paper-as-coded, of those epochs "
-        "that it prunes). On the dotted line it dropped just that.",
+        "The prune rate asks for a share of the run's sample visits to be dropped. On the dotted line as much was "
+        "dropped; some strategies let chance or the model decide, and `paper-as-coded` drops what its script drops.",
     ),
     Section(
         "hypervolume",
@@ -82,3 +82,30 @@ SECTIONS = (
         "Hypervolume is the area below the front, up to the reference point. It grows when a trial joins the front.",
     ),
 )
+
+FORECAST_SECTIONS = (
+    Section(
+        "recommended",
+        "What should I train, of all that could run?",
+        "`budgettune recommend --budget` gives the same answer for one budget, and says what to run next to know more. "
+        "The configuration stands where you hover; each ends within its budget in 9 of 10 cases.",
+    ),
+    Section(
+        "surface",
+        "Budget by budget, value by value",
+        "Each cell is the best run of that value that ends within the budget. Right: how far it may be off.",
+    ),
+    Section(
+        "predicted",
+        "How good are these predictions?",
+        "Each marker is a trial, predicted from the configurations that remain when its own is taken away. On the "
+        "dotted line the prediction came true. Bars are 90% intervals.",
+    ),
+    Section(
+        "calibration",
+        "Are they as sure as they should be?",
+        "An honest 50% interval holds half of the trials. Below the dotted line predictions are too sure of "
+        "themselves, above it too shy.",
+    ),
+)
+"""Figures of what never ran."""

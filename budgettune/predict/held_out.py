@@ -1,0 +1,122 @@
+"""What the models say of trials that they were not told of: the check that an interval has to pass."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+
+from budgettune.predict.curves import logit
+from budgettune.predict.predictor import Predictor
+from budgettune.records import StepProbe, TrialRecord
+from budgettune.spec import StudySpec
+
+FOLDS = 5
+MOST_TRIALS = 300
+"""Checked at most: a random choice of whole configurations."""
+TAIL = 0.05  # on either side of an interval
+
+_NORMAL = NormalDist()
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """A finished trial beside what the other configurations say of it.
+
+    Attributes:
+        seconds: that it took.
+        predicted_seconds: median.
+        seconds_low: 5 of 100 such runs are faster.
+        seconds_high: 5 of 100 are slower.
+        seconds_place: share of such runs that are as fast, by the prediction: uniform in [0, 1] where it is honest.
+        accuracy: that it reached.
+        predicted_accuracy: mean.
+        accuracy_low: 5 of 100 such runs are less accurate.
+        accuracy_high: 5 of 100 are more accurate.
+        accuracy_place: share of such runs that are no more accurate, by the prediction.
+    """
+
+    number: int
+    seconds: float
+    predicted_seconds: float
+    seconds_low: float
+    seconds_high: float
+    seconds_place: float
+    accuracy: float
+    predicted_accuracy: float
+    accuracy_low: float
+    accuracy_high: float
+    accuracy_place: float
+
+
+def held_out(
+    spec: StudySpec,
+    records: Sequence[TrialRecord],
+    *,
+    device_name: str | None = None,
+    probes: Mapping[str, Sequence[StepProbe]] | None = None,
+) -> list[HeldOut]:
+    """Return every finished trial of a kind of machine with what is predicted of it from the other configurations.
+
+    Repeats are held out together, a fifth of the configurations at a time.
+
+    Args:
+        spec: of the study.
+        records: of its trials, in any state; curves are needed.
+        device_name: kind of machine that times are of; None for the one with most trials.
+        probes: step times taken outside trials, by kind of machine.
+
+    Raises:
+        UsageError: where too little has finished to predict a part from the rest.
+    """
+    whole = Predictor(spec, records, device_name=device_name, probes=probes)
+    numbers = {record.number: whole.workloads.of(record.params).number for record in whole.timed}
+    distinct = np.random.default_rng(0).permutation(sorted(set(numbers.values())))
+    share = len(numbers) / len(distinct)
+    chosen = distinct[: max(FOLDS, int(MOST_TRIALS / share))]
+    found = []
+    for fold in np.array_split(chosen, FOLDS):
+        hidden = {number for number, workload in numbers.items() if workload in fold}
+        shown = [record for record in whole.records if record.number not in hidden]
+        predictor = Predictor(spec, shown, device_name=whole.device_name, probes=probes)
+        found += _told(predictor, [record for record in whole.timed if record.number in hidden])
+    return sorted(found, key=lambda one: one.number)
+
+
+def _told(predictor: Predictor, records: Sequence[TrialRecord]) -> list[HeldOut]:
+    """Return what a model says of trials that it does not know."""
+    runs = [(predictor.workloads.of(record.params), len(record.curve)) for record in records]
+    times = predictor.time_model.of([workload for workload, _ in runs])
+    forecasts = predictor.accuracy_model.predict(runs)
+    means, low, high = forecasts.expected(), forecasts.quantile(TAIL), forecasts.quantile(1 - TAIL)
+    deviations = np.sqrt(forecasts.variances + forecasts.seeds)
+    found = []
+    for index, (record, (_, epochs), time) in enumerate(zip(records, runs, times, strict=True)):
+        timing = time.at(epochs)
+        assert record.train_seconds is not None and record.test_accuracy is not None
+        accuracy = min(1 - 1e-6, max(1e-6, record.test_accuracy))
+        away = (logit(accuracy) - forecasts.means[index]) / deviations[index]
+        found.append(
+            HeldOut(
+                number=record.number,
+                seconds=record.train_seconds,
+                predicted_seconds=timing.median_seconds,
+                seconds_low=timing.quantile(TAIL),
+                seconds_high=timing.quantile(1 - TAIL),
+                seconds_place=timing.chance_within(record.train_seconds),
+                accuracy=record.test_accuracy,
+                predicted_accuracy=float(means[index]),
+                accuracy_low=float(low[index]),
+                accuracy_high=float(high[index]),
+                accuracy_place=_NORMAL.cdf(float(away)),
+            )
+        )
+    return found
+
+
+def coverage(places: Sequence[float], level: float) -> float:
+    """Return the share of outcomes that lie in the central interval of a level."""
+    return sum(abs(place - 0.5) <= level / 2 for place in places) / len(places) if places else math.nan
