@@ -123,7 +123,7 @@ NEIGHBOURS = {
     "cli_training": {"api", "cli_options", "cli_predict", "render"},
     "cells": {"slot_values"},
     "comparing": {"comparison_plan", "profile_space", "worker"},
-    "comparison": {"files", "records", "spec"},
+    "comparison": {"files", "records", "spec_tables"},
     "dashboard": {"guard", "live_figures", "shared_view", "webserver"},
     "disturbance": {"procfs", "sentinel"},
     "engines": {"database_errors"},
