@@ -198,12 +198,19 @@ def train(
     allow_root: Collection[str] | None = None,
 ) -> Trained:
     """Train one configuration without recording it, and return `.result` and `.model`."""
-    from budgettune import worker
+    from budgettune.one_trial import train_one
     from budgettune.roots import allowed_folders
 
-    folders = None if isinstance(study, StudySpec) else allowed_folders(allow_root, study.url)
-    return worker.train_one(
-        study, params or {}, seed=seed, device=device, threads=threads, allow_import=allow_import, folders=folders
+    is_spec = isinstance(study, StudySpec)
+    folders = None if is_spec else allowed_folders(allow_root, study.url)
+    return train_one(
+        study if is_spec else study.spec,
+        params or {},
+        seed=seed,
+        device=device,
+        threads=threads,
+        allow_import=allow_import,
+        folders=folders,
     )
 
 

@@ -231,8 +231,8 @@ def _train(
     allow_import: frozenset[str],
     folders: frozenset[Path] | None,
 ) -> Any:
+    from budgettune.one_trial import save_model, train_one
     from budgettune.stopping import StopFlag
-    from budgettune.worker import save_model, train_one
 
     show = err.status("training") if err.is_terminal else nullcontext()
     with StopFlag() as stop, show:

@@ -18,6 +18,7 @@ import torch
 from budgettune.comparison import Comparison, Measured, Run, read_comparison, write_comparison
 from budgettune.comparison_plan import Turn, arms_of, budgets_of, shared_spec, turns, with_turn
 from budgettune.errors import BudgetTuneError, DataError, Interrupted, TrialFailed, UsageError
+from budgettune.one_trial import prepare_process, undisturbed
 from budgettune.profile_space import label_of
 from budgettune.records import TrialResult
 from budgettune.spec import StudySpec, is_code, load_spec
@@ -27,7 +28,6 @@ from budgettune.training.device import pick_device
 from budgettune.training.imports import import_code
 from budgettune.training.trainer import Witness, train
 from budgettune.units import format_duration, parse_duration
-from budgettune.worker import prepare_process, undisturbed
 
 logger = logging.getLogger(__name__)
 

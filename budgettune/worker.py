@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
-import torch
-
-from budgettune.disturbance import Witness
 from budgettune.early_ends import Hearing, Rivals
 from budgettune.errors import (
     BudgetTuneError,
@@ -22,17 +17,16 @@ from budgettune.errors import (
     TrialFailed,
     UsageError,
 )
-from budgettune.machine import usable_cores, witness_for
+from budgettune.one_trial import DataCache, check_files, prepare_process, undisturbed
 from budgettune.probing import probe_study
-from budgettune.records import EpochRecord, MachineInfo, TrialResult
-from budgettune.roots import allowed_folders, check_paths
-from budgettune.spec import DataSpec, StudySpec
+from budgettune.records import EpochRecord, TrialResult
+from budgettune.roots import allowed_folders
+from budgettune.spec import StudySpec
 from budgettune.spool import Spool, pauses
 from budgettune.stopping import StopFlag
 from budgettune.study import Claim, StudyHandle, load_study, study_names
-from budgettune.training.data import ImageData, load_data
-from budgettune.training.device import Device, pick_device
-from budgettune.training.trainer import Trained, train
+from budgettune.training.device import pick_device
+from budgettune.training.trainer import train
 from budgettune.watchdog import Heartbeat, TrialLimit
 from budgettune.worker_options import WorkerOptions, WorkerSummary
 
@@ -56,25 +50,6 @@ class Listener:
 
     def failed(self, claim: Claim, reason: str) -> None:
         """Note a failed or returned trial."""
-
-
-@dataclass
-class DataCache:
-    """The last image set, on the device, kept between trials of one process."""
-
-    device: torch.device
-    allow_import: Collection[str] = ()
-    _spec: DataSpec | None = None
-    _data: ImageData | None = None
-
-    def get(self, spec: DataSpec) -> tuple[ImageData, float]:
-        """Return the images of a `[data]` table and the seconds that reading them took (0 where they were here)."""
-        if self._data is not None and self._spec == spec:
-            return self._data, 0.0
-        self._data = None  # never two sets in memory
-        began = time.perf_counter()
-        self._data, self._spec = load_data(spec, allow_import=self.allow_import).to(self.device), spec
-        return self._data, time.perf_counter() - began
 
 
 def run_worker(
@@ -315,92 +290,3 @@ class _Worker:
                 f"{self._in_a_row} trials in a row failed in code of the study, the last with {message}: "
                 f"mend it, then queue the cells again with `budgettune study retry`"
             ) from error
-
-
-def undisturbed(spec: StudySpec, train_once: Callable[[], TrialResult]) -> tuple[int, TrialResult]:
-    """Train until nothing disturbs the clock, as often as `[clock]` allows; return the tries, and the last result."""
-    most = 1 + (spec.clock.repeat_limit if spec.clock.on_disturbed == "repeat" else 0)
-    tries, result = 1, train_once()
-    while result.status == "disturbed" and tries < most:
-        tries, result = tries + 1, train_once()
-    return tries, result
-
-
-def check_files(config: StudySpec, folders: frozenset[Path] | None) -> None:
-    """Refuse files that a study names outside the folders of `allowed_folders`.
-
-    Raises:
-        UsageError: for the first one.
-    """
-    named = (
-        ("data.root", config.data.root),
-        ("data.cache", config.data.cache),
-        ("pruning.scores", config.pruning.scores),
-    )
-    check_paths(named, folders)
-
-
-def prepare_process(device: torch.device, threads: int | None) -> tuple[MachineInfo, Witness]:
-    """Fix the number of threads for the whole process; return its machine, and a witness for what is trained in it."""
-    torch.set_num_threads(threads or usable_cores())
-    machine = Device(device).machine()
-    return machine, witness_for(machine.device, threads=machine.threads, device_uuid=machine.device_uuid)
-
-
-def train_one(
-    study: StudyHandle | StudySpec,
-    params: Mapping[str, Any],
-    *,
-    seed: int = 0,
-    device: str = "auto",
-    threads: int | None = None,
-    allow_import: Collection[str] = (),
-    folders: frozenset[Path] | None = None,
-    stop: StopFlag | None = None,
-    on_epoch: Callable[[EpochRecord], None] = lambda record: None,
-) -> Trained:
-    """Train one configuration without recording it in a study, and return its result and model.
-
-    Args:
-        study: or its spec.
-        params: values of what the study searches.
-        seed: of everything random.
-        device: auto, cpu, cuda or cuda:N.
-        threads: of the CPU; None for every usable core.
-        allow_import: packages that code named in the spec may come from.
-        folders: that it may name files in, from `allowed_folders`; None for any.
-        stop: ends it early, with Interrupted.
-        on_epoch: told each point of the curve.
-    """
-    spec = study if isinstance(study, StudySpec) else study.spec
-    chosen = pick_device(device)
-    _, witness = prepare_process(chosen, threads)
-    config = spec.resolve(params)
-    check_files(config, folders)
-    data, load_seconds = DataCache(chosen, allow_import).get(config.data)
-    return train(
-        spec,
-        params,
-        seed=seed,
-        data=data,
-        device=chosen,
-        load_seconds=load_seconds,
-        allow_import=allow_import,
-        witness=witness,
-        should_stop=lambda: stop is not None and stop.cuts_short,
-        on_epoch=on_epoch,
-    )
-
-
-def save_model(path: str | Path, trained: Trained, spec: StudySpec, params: Mapping[str, Any]) -> None:
-    """Write weights, spec, params and result to a file that `torch.load(path, weights_only=True)` reads."""
-    document = {
-        "state_dict": {name: tensor.cpu() for name, tensor in trained.model.state_dict().items()},
-        "spec": spec.to_document(),
-        "params": dict(params),
-        "result": {**trained.result.to_json(), "batch_shapes": list(trained.result.batch_shapes)},
-    }
-    try:
-        torch.save(document, path)
-    except (OSError, RuntimeError) as error:
-        raise UsageError(f"model file {path} cannot be written: {error}") from error

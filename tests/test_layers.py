@@ -31,6 +31,7 @@ LAYERS = {
     "comparison_report": 4,
     "dashboard": 4,
     "live_figures": 4,
+    "one_trial": 4,
     "early_ends": 4,
     "fleet": 4,
     "guard": 4,
@@ -122,7 +123,7 @@ NEIGHBOURS = {
     "cli_study": {"api", "cli_options", "render", "watch"},
     "cli_training": {"api", "cli_options", "cli_predict", "render"},
     "cells": {"slot_values"},
-    "comparing": {"comparison_plan", "profile_space", "worker"},
+    "comparing": {"comparison_plan", "one_trial", "profile_space"},
     "comparison": {"files", "records", "spec_tables"},
     "dashboard": {"guard", "live_figures", "shared_view", "webserver"},
     "disturbance": {"procfs", "sentinel"},
@@ -155,7 +156,7 @@ NEIGHBOURS = {
     "training": {"machine"},
     "transactions": {"slots", "trial_rows"},
     "stopping_notes": {"dominance"},
-    "worker": {"early_ends", "probing", "spool", "watchdog"},
+    "worker": {"early_ends", "one_trial", "probing", "spool", "watchdog"},
 }
 """Imports within a layer that are meant; everything else points down."""
 

@@ -11,10 +11,11 @@ from torch import nn
 
 from budgettune import api, query
 from budgettune.errors import BudgetTuneError, DataError, StorageError, StudyNotFound, UsageError
+from budgettune.one_trial import train_one
 from budgettune.spec import load_spec
 from budgettune.stopping import StopFlag
 from budgettune.study import StudyHandle, create_study, load_study
-from budgettune.worker import Listener, WorkerOptions, run_worker, train_one
+from budgettune.worker import Listener, WorkerOptions, run_worker
 
 TINY = [
     "train.epochs=1",
@@ -281,7 +282,7 @@ def test_a_killed_workers_cell_is_run_by_another(sqlite_url):
 
 def test_one_configuration_trains_without_being_recorded(sqlite_url):
     study = make(sqlite_url)
-    trained = train_one(study, {"scale": 1.0}, seed=3, device="cpu", threads=1)
+    trained = train_one(study.spec, {"scale": 1.0}, seed=3, device="cpu", threads=1)
     assert trained.result.machine.threads == 1
     assert trained.result.seed == 3
     assert study.counts()["COMPLETE"] == 0

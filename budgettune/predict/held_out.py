@@ -15,8 +15,8 @@ from budgettune.records import StepProbe, TrialRecord
 from budgettune.spec import StudySpec
 
 FOLDS = 5
-MOST_TRIALS = 300
-"""Checked at most: a random choice of whole configurations."""
+MOST_TRIALS = 100
+"""Taken at most, to learn from and to check: a random choice of whole configurations."""
 TAIL = 0.05  # on either side of an interval
 
 _NORMAL = NormalDist()
@@ -77,12 +77,12 @@ def held_out(
     distinct = np.random.default_rng(0).permutation(sorted(set(numbers.values())))
     share = len(numbers) / len(distinct)
     chosen = distinct[: max(FOLDS, int(MOST_TRIALS / share))]
+    taken = [record for record in whole.timed if numbers[record.number] in chosen]
     found = []
     for fold in np.array_split(chosen, FOLDS):
-        hidden = {number for number, workload in numbers.items() if workload in fold}
-        shown = [record for record in whole.records if record.number not in hidden]
+        shown = [record for record in taken if numbers[record.number] not in fold]
         predictor = Predictor(spec, shown, device_name=whole.device_name, probes=probes)
-        found += _told(predictor, [record for record in whole.timed if record.number in hidden])
+        found += _told(predictor, [record for record in taken if numbers[record.number] in fold])
     return sorted(found, key=lambda one: one.number)
 
 

@@ -17,7 +17,7 @@ from budgettune.report.axes import value_text
 from budgettune.report.values import Overview, objectives
 from budgettune.spec import StudySpec
 
-BUDGETS = 12
+BUDGETS = 8
 ENDS = (0.7, 1.5)
 """Smallest and largest budget, as shares of the fastest and the slowest trial's time."""
 CONFIDENCE = 0.9
