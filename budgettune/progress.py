@@ -67,7 +67,8 @@ class TerminalProgress(Listener):
     def _estimate(self, counts: Mapping[str, int]) -> str:
         waiting, running = counts.get("WAITING", 0), counts.get("RUNNING", 0)
         seconds = waiting * median(self._wall_seconds) / (1 + running)
-        return f"; {waiting} trials waiting, about {format_duration(seconds)}" if waiting else ""
+        trials = "trial" if waiting == 1 else "trials"
+        return f"; {waiting} {trials} waiting, about {format_duration(seconds)}" if waiting else ""
 
     def _show(self, text: str) -> None:
         if self._status is not None:
