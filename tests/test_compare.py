@@ -132,7 +132,7 @@ def test_a_run_that_fails_is_kept_with_its_reason_and_resuming_tries_it_again(qu
 def test_a_loss_that_is_not_finite_is_reported_in_its_row(quiet, run):
     words = sets("train.lr=1e30", "train.optimizer=sgd")
     status, out, _ = run(
-        "compare", "digits", "--budget", 0.2, "--seeds", 2, "--strategies", "full", "--device", "cpu", *words
+        "compare", "digits", "--budget", 0.6, "--seeds", 2, "--strategies", "full", "--device", "cpu", *words
     )
     assert status == 0
     assert "failed runs of full: 2 (non-finite-loss: the loss of epoch 0" in out
