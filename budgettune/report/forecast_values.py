@@ -22,6 +22,8 @@ ENDS = (0.7, 1.5)
 """Smallest and largest budget, as shares of the fastest and the slowest trial's time."""
 CONFIDENCE = 0.9
 MOST_LEVELS = 8
+MOST_TRIALS = 1_000
+"""Learnt from at most: a random choice."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def forecast(
     Raises:
         NothingToDraw: where too little has finished to predict anything, or the study cannot be predicted.
     """
-    device_name = view.trials[0].device_name
+    device_name, records = view.trials[0].device_name, _some(records)
     try:
         predictor = Predictor(spec, records, device_name=device_name, probes=probes)
         asked = [choices for budget in _budgets(view) if (choices := _choices(predictor, budget)) is not None]
@@ -79,6 +81,15 @@ def forecast(
         surface=tuple(tuple(_best_of(choices, view, level) for level in levels) for choices in asked),
         checks=_checks(spec, records, device_name, probes),
     )
+
+
+def _some(records: Sequence[TrialRecord]) -> Sequence[TrialRecord]:
+    """Return records with at most so many complete trials among them."""
+    complete = [record.number for record in records if record.state == "COMPLETE"]
+    if len(complete) <= MOST_TRIALS:
+        return records
+    chosen = set(np.random.default_rng(0).choice(complete, MOST_TRIALS, replace=False).tolist())
+    return [record for record in records if record.state != "COMPLETE" or record.number in chosen]
 
 
 def _budgets(view: Overview) -> list[float]:
