@@ -137,7 +137,7 @@ def test_seeds_go_to_the_cells_whose_membership_is_uncertain(storage_url):
         work(study)
         counts = repeats_of(study)
         assert counts[3] == 1
-        assert counts[1] > 2
+        assert counts[1] > 1
         assert max(counts.values()) <= 5
         assert study.verify().whole
         assert study.summary().cells == sum(counts.values())
