@@ -10,7 +10,8 @@ A study runs in simulated time: each worker asks for a configuration, waits its 
 After 10, 20, 40 and 70 times the mean trial, summed over workers, the hypervolume of what has finished by then is
 compared with that of the whole table: time (as its logarithm, and as it is) against accuracy. Some samplers ask for the
 same configuration again. That is counted in two ways: as costing its seconds, as it would in a study, and as free,
-answered from memory, which is the most that can be said for them. Finished studies are kept in a folder (`--folder`), one file each.
+answered from memory, which is the most that can be said for them. Finished studies are kept in a folder (`--folder`),
+one file each.
 """
 
 from __future__ import annotations
