@@ -8,8 +8,10 @@
 
 A study runs in simulated time: each worker asks for a configuration, waits its recorded seconds, and tells the result.
 After 10, 20, 40 and 70 times the mean trial, summed over workers, the hypervolume of what has finished by then is
-compared with that of the whole table: time (as its logarithm) against accuracy. A configuration that a study asks for
-again is answered from memory at no cost. Finished studies are kept in a folder (`--folder`), one file each.
+compared with that of the whole table: time (as its logarithm, and as it is) against accuracy. Some samplers ask for the
+same configuration again. That is counted in two ways: as costing its seconds, as it would in a study, and as free,
+answered from memory, which is the most that can be said for them. Finished studies are kept in a folder (`--folder`),
+one file each.
 """
 
 from __future__ import annotations
@@ -56,7 +58,7 @@ class Search:
 
     Attributes:
         rows: of the table.
-        spent_seconds: simulated, summed over workers, when each trial finished.
+        spent_seconds: simulated, summed over workers, when each trial finished; repeats are free.
         ask_seconds: real, of each request for a point.
     """
 
@@ -64,10 +66,11 @@ class Search:
     spent_seconds: list[float] = field(default_factory=list)
     ask_seconds: list[float] = field(default_factory=list)
 
-    def regrets(self, table: Table, *, log_time: bool) -> list[float]:
-        """Return the regret at each multiple of the mean trial."""
+    def regrets(self, table: Table, *, log_time: bool, charged: bool) -> list[float]:
+        """Return the regret at each multiple of the mean trial, repeats charged with their seconds or free."""
+        spent = np.cumsum(table.seconds[self.rows]) if charged else self.spent_seconds
         limits = [multiple * table.mean_seconds for multiple in MEAN_TRIALS]
-        finished = [sum(seconds <= limit for seconds in self.spent_seconds) for limit in limits]
+        finished = [sum(seconds <= limit for seconds in spent) for limit in limits]
         return [table.regret(self.rows[:count], log_time=log_time) for count in finished]
 
 
@@ -138,13 +141,13 @@ def run_missing(todo: Iterable[Job], tables: dict[str, Table], options: argparse
             job.run(tables[job.table], options.folder)
 
 
-def rows_of(table: Table, kept: dict[str, list[Search]], *, log_time: bool) -> list[dict[str, Any]]:
+def rows_of(table: Table, kept: dict[str, list[Search]], *, log_time: bool, charged: bool) -> list[dict[str, Any]]:
     """Return a row per sampler: the median and the quartiles of its regrets."""
     return [
         {
             "sampler": sampler,
             "studies": len(searches),
-            **regret_cells([each.regrets(table, log_time=log_time) for each in searches]),
+            **regret_cells([each.regrets(table, log_time=log_time, charged=charged) for each in searches]),
             "trials": statistics.median(len(each.rows) for each in searches),
             "ask ms": 1000 * statistics.median(seconds for each in searches for seconds in each.ask_seconds),
         }
@@ -215,9 +218,10 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
             ]
             for sampler in options.samplers
         }
-        for log_time in (True, False):
-            title = f"{name}, {options.workers} workers, hypervolume regret over {'log ' * log_time}time"
-            document[title] = rows_of(table, kept, log_time=log_time)
+        for log_time, charged in product((True, False), (True, False)):
+            what = f"hypervolume regret over {'log ' * log_time}time, repeats {'charged' if charged else 'free'}"
+            title = f"{name}, {options.workers} workers, {what}"
+            document[title] = rows_of(table, kept, log_time=log_time, charged=charged)
             common.print_table(title, document[title])
     return document
 

@@ -1,6 +1,7 @@
 """A study: made from a spec, worked on by claims, put right after crashes, checked.
 
-The guarantee: exactly one complete trial for every cell and repeat, run at least once.
+The guarantee: exactly one complete trial for every cell and repeat, run at least once. Where the study's rule ends
+trials early, one that it stopped takes the place of a complete one.
 """
 
 from __future__ import annotations

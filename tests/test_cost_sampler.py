@@ -61,7 +61,7 @@ def area(costs, gains, reference):
     """Return the dominated area by a sweep over all corners."""
     corners = sorted({cost for cost in costs if cost < reference[0]})
     best = [max(gain for cost, gain in zip(costs, gains, strict=True) if cost <= corner) for corner in corners]
-    ends = [*corners[1:], reference[0]]
+    ends = [*corners[1:], reference[0]][: len(corners)]
     return sum(
         (end - corner) * max(0.0, gain - reference[1]) for corner, end, gain in zip(corners, ends, best, strict=True)
     )

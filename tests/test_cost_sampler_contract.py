@@ -27,6 +27,10 @@ class PairedStudy(optuna.Study):
     def tell(self, trial, values=None, **options):
         return super().tell(trial, pair(values), **options)
 
+    def add_trial(self, trial):
+        trial.values = pair(trial.values[0])
+        super().add_trial(trial)
+
     def optimize(self, func, **options):
         super().optimize(lambda trial: pair(func(trial)), **options)
 

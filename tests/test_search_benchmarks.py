@@ -50,7 +50,9 @@ def test_searches_are_compared_at_equal_simulated_seconds_and_resumed(script, pa
     arguments = [*few, "--folder", str(tmp_path / "studies"), "--json", str(file)]
     search.main(arguments)
     assert "vehicle, 2 workers, hypervolume regret over log time" in capsys.readouterr().out
-    rows = json.loads(file.read_text())["vehicle, 2 workers, hypervolume regret over time"]
+    rows = json.loads(file.read_text())["vehicle, 2 workers, hypervolume regret over time, repeats free"]
+    charged = json.loads(file.read_text())["vehicle, 2 workers, hypervolume regret over time, repeats charged"]
+    assert len(charged) == len(rows)
     assert [(row["sampler"], row["studies"], row["trials"]) for row in rows] == [("cost", 2, 12), ("random", 2, 12)]
     monkeypatch.setattr(search, "simulate", lambda *_: pytest.fail("ran a study again that is there"))
     search.main(arguments)

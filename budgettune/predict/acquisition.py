@@ -11,6 +11,7 @@ from budgettune.predict.encoding import Floats
 
 SMALLEST = 1e-300
 REACH = 0.25  # of a failure, as a share of an axis
+MOST_HALVINGS = 1_000.0  # floating point ends there
 
 
 def front(costs: Floats, gains: Floats) -> NDArray[np.int64]:
@@ -59,10 +60,11 @@ def expected_hypervolume_improvement(
 
 
 def chance_to_end_well(candidates: Floats, finished: Floats, failed: Floats) -> Floats:
-    """Return the share of trials near each candidate that did not fail, float64[candidates].
+    """Return how likely a trial at each candidate is to give a result, float64[candidates].
 
-    Trials count by their nearness (a Gaussian of width REACH), and one imagined success always counts: a failure halves
-    the chance of its own point and leaves distant ones alone; a success beside it raises the chance again.
+    Trials count by their nearness (a Gaussian of width REACH). A failure halves the chance of its own point and leaves
+    distant ones alone, several multiply; each success beside it halves the odds against. So a region that always fails
+    is soon worth nothing, whatever it promises, and failures by accident are forgiven.
 
     Args:
         candidates: float64[candidates, features], as the others.
@@ -73,4 +75,5 @@ def chance_to_end_well(candidates: Floats, finished: Floats, failed: Floats) -> 
         np.exp(-0.5 * cdist(candidates, trials, "sqeuclidean") / REACH**2).sum(axis=1) if len(trials) else 0.0
         for trials in (finished, failed)
     )
-    return np.broadcast_to((1.0 + good) / (1.0 + good + bad), len(candidates))
+    odds_against = np.exp2(np.minimum(bad, MOST_HALVINGS) - good) - np.exp2(-good)
+    return np.broadcast_to(1.0 / (1.0 + odds_against), len(candidates))

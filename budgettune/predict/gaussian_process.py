@@ -45,19 +45,20 @@ class GroupedMatern(StationaryKernelMixin, NormalizedKernelMixin, Kernel):
     @property
     def hyperparameter_scales(self) -> Hyperparameter:
         """What scikit-learn adapts, as it asks for it."""
-        return Hyperparameter("scales", "numeric", LIMITS, len(self.scales))
+        return Hyperparameter("scales", "numeric", LIMITS, np.size(self.scales))
 
     def __call__(self, X: Floats, Y: Floats | None = None, eval_gradient: bool = False) -> Any:  # noqa: N803
         """Return float64[X, Y]; with its gradient by the logarithms of the scales where that is asked for."""
-        scales = np.asarray(self.scales)[self.groups]
+        own_scales = np.atleast_1d(self.scales)  # scikit-learn hands a single one over without its list
+        scales = own_scales[self.groups]
         distances = np.sqrt(5) * cdist(X / scales, (X if Y is None else Y) / scales)
         decay = np.exp(-distances)
         covariance = (1 + distances + distances**2 / 3) * decay
         if not eval_gradient:
             return covariance
         slope = 5 / 3 * (1 + distances) * decay
-        gradient = np.empty((*covariance.shape, len(self.scales)))
-        for param, scale in enumerate(self.scales):
+        gradient = np.empty((*covariance.shape, len(own_scales)))
+        for param, scale in enumerate(own_scales):
             own = X[:, self.groups == param] / scale
             gradient[:, :, param] = slope * cdist(own, own, "sqeuclidean")
         return covariance, gradient
