@@ -29,6 +29,7 @@ from predict_baselines import BASELINES, Floats, Guess, ours
 from recorded_table import Table
 from scipy.stats import spearmanr
 
+from budgettune.predict.timing import TimeModel
 from budgettune.predict.workload import Workload, Workloads
 from budgettune.records import TrialRecord
 
@@ -171,6 +172,16 @@ def predicted(grid: Grid, designs: Iterator[tuple[list[TrialRecord], Ints]]) -> 
     return tallies
 
 
+def time_floor(grid: Grid) -> Floats:
+    """Return the error of each cell's time when every run of all other cells is known: what the clock itself allows."""
+    errors = []
+    for place, cell in enumerate(grid.cells):
+        others = [trial for trial in grid.table.trials if grid.workloads.of(trial.params) is not cell]
+        (time,) = TimeModel(grid.workloads, others).of([cell])
+        errors.append(abs(time.at(len(others[0].curve)).median_seconds / grid.seconds[place].mean() - 1))
+    return np.array(errors)
+
+
 # --- Recommendation -------------------------------------------------------------------------------------------------
 
 
@@ -243,7 +254,9 @@ def judge(grid: Grid, sizes: Sequence[int], draws: int) -> dict[str, list[dict[s
     for title, row in (("Time", Tally.time_row), ("Accuracy", Tally.accuracy_row)):
         names = [name for name in grid.methods if title == "Time" or name != "BudgetTune, probed"]
         show(title, [{"from": design, "": name, **row(tallies[design][name])} for design in tallies for name in names])
-    print(f"\nNoise ceiling of R² (seeds of a mean of {grid.accuracies.shape[1]} runs): {grid.noise_ceiling:.3f}")
+    floor = _errors("with every other run known", time_floor(grid))
+    print(f"\nErrors of time {', '.join(f'{key} {value}' for key, value in floor.items())}")
+    print(f"Noise ceiling of R² (seeds of a mean of {grid.accuracies.shape[1]} runs): {grid.noise_ceiling:.3f}")
     rows = []
     for size in sizes:
         advice = recommended(grid, random_designs(grid, size, draws))

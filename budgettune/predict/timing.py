@@ -22,9 +22,9 @@ from budgettune.predict.steptime import StepTime, StepTimes
 from budgettune.predict.workload import Workload, Workloads
 from budgettune.records import PhaseSeconds, StepProbe, TrialRecord
 
-RUN_DEVIATION = 0.03
+RUN_DEVIATION = 0.08
 """Of the log of a run's time, from run to run, before anything is observed; worth RUN_WEIGHT observations."""
-RUN_WEIGHT = 4.0
+RUN_WEIGHT = 2.0
 
 FREE_STRATEGIES = ("full", "random")  # they draw indices and do nothing else
 UNKNOWN_COST = 0.3  # deviation of the log of a run's time where its strategy never ran
