@@ -142,7 +142,8 @@ class StepTimes:
         """Return what part of a full step's time does not depend on the batch, in [0, 1]: float64[n]."""
         sizes = np.exp(_sizes(workloads) - self._centre)
         shapes = [_SHAPES[index] for index in self._average.kept]
-        return self._average.weights @ np.array([shape.fixed * sizes[:, 2] / shape.of(sizes) for shape in shapes])
+        shares: Floats = self._average.weights @ [shape.fixed * sizes[:, 2] / shape.of(sizes) for shape in shapes]
+        return shares
 
     def _offset(self, shape: _Shape, workloads: Sequence[Workload]) -> Floats:
         return self._level + np.log(shape.of(np.exp(_sizes(workloads) - self._centre)))
@@ -172,12 +173,11 @@ class StepTimes:
 
 def _sizes(workloads: Sequence[Workload]) -> Floats:
     """Return logs of what the three parts of a step grow with: arithmetic, traffic, layers; float64[n, 3]."""
-    return np.log(
-        [
-            (one.arithmetic.padded * one.batch, one.arithmetic.traffic * one.batch, one.arithmetic.layers)
-            for one in workloads
-        ]
-    )
+    sizes = [
+        (one.arithmetic.padded * one.batch, one.arithmetic.traffic * one.batch, one.arithmetic.layers)
+        for one in workloads
+    ]
+    return np.log(np.array(sizes, dtype=np.float64).reshape(-1, 3))
 
 
 def _misalignment(workload: Workload) -> float:
