@@ -14,10 +14,9 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,62 +24,31 @@ import common
 import numpy as np
 import recorded_table
 from numpy.typing import NDArray
-from predict_baselines import BASELINES, Floats, Guess, ours
-from recorded_table import Table
+from predict_baselines import BASELINES, Guess, ours
+from recorded_table import Floats, Grid, Ints
 from scipy.stats import spearmanr
 
-from budgettune.predict.workload import Workload, Workloads
+from budgettune.predict.timing import TimeModel
+from budgettune.predict.workload import Workload
 from budgettune.records import TrialRecord
 
 TABLE = Path(__file__).parent / "tables" / "fashion-table.json.xz"
 LEVELS = (0.5, 0.8, 0.9)
 CONFIDENCE = 0.9
 BUDGETS = 10
+ALL_ONCE = "best observed of all cells"
+ALL_KNOWN = "knowing all, confidence 0.9"
 
-Ints = NDArray[np.int64]
 Method = Callable[[Sequence[TrialRecord], Sequence[Workload]], Guess]
 
 
-class Grid:
-    """A table as cells with the runs of each.
-
-    Args:
-        table: every cell with equally many runs.
-
-    Attributes:
-        cells: in the order of the grid.
-        seconds: float64[cells, runs].
-        accuracies: float64[cells, runs].
-    """
-
-    def __init__(self, table: Table) -> None:
-        self.table, self.workloads = table, Workloads(table.spec, table.trials)
-        found: dict[Workload, list[TrialRecord]] = defaultdict(list)
-        for trial in table.trials:
-            found[self.workloads.of(trial.params)].append(trial)
-        self.cells, self._runs = list(found), list(found.values())
-        self.seconds = np.array([[run.train_seconds for run in runs] for runs in self._runs], dtype=float)
-        self.accuracies = np.array([[run.test_accuracy for run in runs] for runs in self._runs], dtype=float)
-
-    def draw(self, cells: Ints, rng: np.random.Generator) -> list[TrialRecord]:
-        """Return one run of each of some cells."""
-        return [self._runs[cell][rng.integers(len(self._runs[cell]))] for cell in cells.tolist()]
-
-    @cached_property
-    def methods(self) -> dict[str, Method]:
-        """What is compared, ours first."""
-        found: dict[str, Method] = {"BudgetTune": lambda trials, cells: ours(self.workloads, trials, cells)}
-        if self.table.probes:
-            found["BudgetTune, probed"] = lambda trials, cells: ours(self.workloads, trials, cells, self.table.probes)
-        for name, method in BASELINES.items():
-            found[name] = lambda trials, cells, method=method: method(self.workloads, trials, cells)  # type: ignore[misc]
-        return found
-
-    @cached_property
-    def noise_ceiling(self) -> float:
-        """Share of the variance of cells' mean accuracies that is not their seeds'."""
-        seeds = self.accuracies.var(axis=1, ddof=1).mean() / self.accuracies.shape[1]
-        return float(1 - seeds / self.accuracies.mean(1).var(ddof=1))
+def methods(grid: Grid) -> dict[str, Method]:
+    """Return what is compared, ours first."""
+    workloads, probes = grid.workloads, grid.table.probes
+    found: dict[str, Method] = {"BudgetTune": partial(ours, workloads)}
+    if probes:
+        found["BudgetTune, probed"] = partial(ours, workloads, probes=probes)
+    return found | {name: partial(method, workloads) for name, method in BASELINES.items()}
 
 
 # --- Prediction -----------------------------------------------------------------------------------------------------
@@ -163,12 +131,22 @@ def left_out(grid: Grid, name: str) -> Iterator[tuple[list[TrialRecord], Ints]]:
 
 def predicted(grid: Grid, designs: Iterator[tuple[list[TrialRecord], Ints]]) -> dict[str, Tally]:
     """Return what each method's predictions of the cells that never ran are worth."""
-    tallies: dict[str, Tally] = {name: Tally() for name in grid.methods}
+    tallies: dict[str, Tally] = {name: Tally() for name in methods(grid)}
     for trials, rest in designs:
-        for name, method in grid.methods.items():
+        for name, method in methods(grid).items():
             guess = method(trials, [grid.cells[cell] for cell in rest.tolist()])
             tallies[name].add(guess, grid.seconds[rest], grid.accuracies[rest])
     return tallies
+
+
+def time_floor(grid: Grid) -> Floats:
+    """Return the error of each cell's time when every run of all other cells is known: what the clock itself allows."""
+    errors = []
+    for place, cell in enumerate(grid.cells):
+        others = [trial for trial in grid.table.trials if grid.workloads.of(trial.params) is not cell]
+        (time,) = TimeModel(grid.workloads, others).of([cell])
+        errors.append(abs(time.at(len(others[0].curve)).median_seconds / grid.seconds[place].mean() - 1))
+    return np.array(errors)
 
 
 # --- Recommendation -------------------------------------------------------------------------------------------------
@@ -188,9 +166,9 @@ class Advice:
             self.unanswered += 1
             return
         truth = grid.accuracies.mean(1)
-        oracle = truth[grid.seconds.mean(1) <= budget_seconds].max()
+        oracle = truth[np.median(grid.future, axis=1) <= budget_seconds].max()
         self.regrets.append(100 * float(oracle - truth[choice]))
-        self.broken.append(float(np.mean(grid.seconds[choice] > budget_seconds)))
+        self.broken.append(float(np.mean(grid.future[choice] > budget_seconds)))
 
     def row(self) -> dict[str, Any]:
         """Return regret in points of accuracy, budgets that were broken, and questions without an answer."""
@@ -208,23 +186,26 @@ class Advice:
 
 def recommended(grid: Grid, designs: Iterator[tuple[list[TrialRecord], Ints]]) -> dict[str, Advice]:
     """Return what each method's choices of a cell are worth, at budgets from the fastest cell to the slowest."""
-    means = grid.seconds.mean(1)
-    budgets = np.geomspace(1.05 * means.min(), means.max(), BUDGETS)
-    found: dict[str, Advice] = {name: Advice() for name in (*grid.methods, "best observed", "every cell once")}
+    middles, safe = np.median(grid.future, axis=1), np.quantile(grid.future, CONFIDENCE, axis=1)
+    budgets = np.geomspace(1.05 * middles.min(), middles.max(), BUDGETS)
+    found: dict[str, Advice] = {name: Advice() for name in (*methods(grid), "best observed", ALL_ONCE, ALL_KNOWN)}
     place = {cell: index for index, cell in enumerate(grid.cells)}
     for draw, (trials, _) in enumerate(designs):
         every = grid.draw(np.arange(len(grid.cells)), np.random.default_rng(draw))
-        guesses = {name: method(trials, grid.cells) for name, method in grid.methods.items()}
+        guesses = {name: method(trials, grid.cells) for name, method in methods(grid).items()}
         for budget in budgets.tolist():
             for name, guess in guesses.items():
-                fits = guess.fits(budget, CONFIDENCE)
-                choice = int(np.argmax(np.where(fits, guess.accuracy, -np.inf))) if fits.any() else None
-                found[name].add(grid, budget, choice)
-            for name, seen in (("best observed", trials), ("every cell once", every)):
+                found[name].add(grid, budget, _best(guess.fits(budget, CONFIDENCE), guess.accuracy))
+            found[ALL_KNOWN].add(grid, budget, _best(safe <= budget, grid.accuracies.mean(1)))
+            for name, seen in (("best observed", trials), (ALL_ONCE, every)):
                 within = [trial for trial in seen if (trial.train_seconds or 0.0) <= budget]
                 best = max(within, key=lambda trial: trial.test_accuracy or 0.0, default=None)
                 found[name].add(grid, budget, None if best is None else place[grid.workloads.of(best.params)])
     return found
+
+
+def _best(fits: NDArray[np.bool_], accuracy: Floats) -> int | None:
+    return int(np.argmax(np.where(fits, accuracy, -np.inf))) if fits.any() else None
 
 
 # --- The script -----------------------------------------------------------------------------------------------------
@@ -241,9 +222,11 @@ def judge(grid: Grid, sizes: Sequence[int], draws: int) -> dict[str, list[dict[s
     tallies = {f"{size} random cells": predicted(grid, random_designs(grid, size, draws)) for size in sizes}
     tallies |= {f"no {name} of its own": predicted(grid, left_out(grid, name)) for name in ("scale", "batch_size")}
     for title, row in (("Time", Tally.time_row), ("Accuracy", Tally.accuracy_row)):
-        names = [name for name in grid.methods if title == "Time" or name != "BudgetTune, probed"]
+        names = [name for name in methods(grid) if title == "Time" or name != "BudgetTune, probed"]
         show(title, [{"from": design, "": name, **row(tallies[design][name])} for design in tallies for name in names])
-    print(f"\nNoise ceiling of R² (seeds of a mean of {grid.accuracies.shape[1]} runs): {grid.noise_ceiling:.3f}")
+    floor = _errors("with every other run known", time_floor(grid))
+    print(f"\nErrors of time {', '.join(f'{key} {value}' for key, value in floor.items())}")
+    print(f"Noise ceiling of R² (seeds of a mean of {grid.accuracies.shape[1]} runs): {grid.noise_ceiling:.3f}")
     rows = []
     for size in sizes:
         advice = recommended(grid, random_designs(grid, size, draws))

@@ -1,19 +1,29 @@
-"""A study's finished trials as one compressed file: what `predict.py` reads, and how it is made from a database."""
+"""A study's finished trials as one compressed file: how it is made from a database, and how `predict.py` reads it."""
 
 from __future__ import annotations
 
 import json
 import lzma
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from budgettune import api, query
 from budgettune.errors import UsageError
+from budgettune.predict.timing import TimeModel
+from budgettune.predict.workload import Workload, Workloads
 from budgettune.probes import add_probes, read_probes
 from budgettune.records import MachineInfo, StepProbe, TrialRecord
 from budgettune.spec import StudySpec
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -81,7 +91,6 @@ def probe(study: str, storage: str | None, threads: int) -> Sequence[StepProbe]:
     import torch
 
     from budgettune.predict.candidates import candidates
-    from budgettune.predict.workload import Workloads
     from budgettune.probing import probe_steps
     from budgettune.training.device import Device
 
@@ -92,3 +101,47 @@ def probe(study: str, storage: str | None, threads: int) -> Sequence[StepProbe]:
     found = probe_steps(list(distinct.values()), device, say=lambda line: print(line, flush=True))
     add_probes(handle.engine, handle.study_id, Device(device).machine().key, found)
     return found
+
+
+class Grid:
+    """A table as cells with the runs of each.
+
+    Args:
+        table: every cell with equally many runs.
+
+    Attributes:
+        cells: in the order of the grid.
+        seconds: float64[cells, runs].
+        accuracies: float64[cells, runs].
+    """
+
+    def __init__(self, table: Table) -> None:
+        self.table, self.workloads = table, Workloads(table.spec, table.trials)
+        found: dict[Workload, list[TrialRecord]] = defaultdict(list)
+        for trial in table.trials:
+            found[self.workloads.of(trial.params)].append(trial)
+        self.cells, self._runs = list(found), list(found.values())
+        self.seconds = np.array([[run.train_seconds for run in runs] for runs in self._runs], dtype=float)
+        self.accuracies = np.array([[run.test_accuracy for run in runs] for runs in self._runs], dtype=float)
+
+    def draw(self, cells: Ints, rng: np.random.Generator) -> list[TrialRecord]:
+        """Return one run of each of some cells."""
+        return [self._runs[cell][rng.integers(len(self._runs[cell]))] for cell in cells.tolist()]
+
+    @cached_property
+    def future(self) -> Floats:
+        """Seconds that a run of each cell may take another day: float64[cells, chances].
+
+        Runs of a cell were recorded one after the other, so they share what the machine did in those minutes. Here a
+        cell's time is what all runs of its step say, times what any run lay off such a time.
+        """
+        times = TimeModel(self.workloads, self.table.trials).of(self.cells)
+        epochs = len(self.table.trials[0].curve)
+        steady = np.array([[time.at(epochs).median_seconds] for time in times])
+        return steady * (self.seconds / steady).reshape(1, -1)
+
+    @cached_property
+    def noise_ceiling(self) -> float:
+        """Share of the variance of cells' mean accuracies that is not their seeds'."""
+        seeds = self.accuracies.var(axis=1, ddof=1).mean() / self.accuracies.shape[1]
+        return float(1 - seeds / self.accuracies.mean(1).var(ddof=1))

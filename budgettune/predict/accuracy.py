@@ -29,7 +29,7 @@ from budgettune.predict.seednoise import SeedNoise, fit_seed_noise
 from budgettune.predict.workload import Run, Workloads
 from budgettune.records import TrialRecord
 
-BENDS = (0.3, 0.6, 1.0)
+BENDS = (0.3, 0.6, 1.0, 2.0)
 CRITICAL_BATCHES = (0.1, 0.5, 2.0, 10.0, 1000.0)
 """Tried, in median batches: from "only samples count" to "only steps count"."""
 
@@ -159,7 +159,7 @@ class AccuracyModel:
         seen = _Seen(
             rows=rows,
             values=np.array([point.logit for point in points]) - self._level,
-            seeds=np.array([self.seed_noise.variance(point.accuracy, point.test_images) for point in points]),
+            seeds=np.array([self.seed_noise.of(point) for point in points]),
             helpers=np.array([point.still_to_fall for point in points]) * wildness,
             trials=np.array([point.trial for point in points]),
             finals=is_final,
@@ -186,8 +186,8 @@ class AccuracyModel:
         means, variances = self._average.predict(lambda index: (self._inputs(rows, self._models[index]), offsets))
         means = means + self._level
         seeds = [
-            self.seed_noise.variance(accuracy, test_images(workload.config.data))
-            for (workload, _), accuracy in zip(runs, _accuracy(means).tolist(), strict=True)
+            self.seed_noise.variance(workload, samples, accuracy, test_images(workload.config.data))
+            for (workload, _), samples, accuracy in zip(runs, rows.samples, _accuracy(means), strict=True)
         ]
         return Forecasts(means, self.calibration * variances, self.calibration * np.array(seeds))
 

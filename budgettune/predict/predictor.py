@@ -81,10 +81,7 @@ class Predictor:
         variance = float(np.var([point.accuracy for point in finals]))
         noise = self.accuracy_model.seed_noise
         # A small step of the logit moves the accuracy by accuracy · (1 - accuracy) of it.
-        between_seeds = [
-            (point.accuracy * (1 - point.accuracy)) ** 2 * noise.variance(point.accuracy, point.test_images)
-            for point in finals
-        ]
+        between_seeds = [(point.accuracy * (1 - point.accuracy)) ** 2 * noise.of(point) for point in finals]
         return max(0.0, 1 - float(np.mean(between_seeds)) / variance) if variance else 0.0
 
     @cached_property

@@ -135,6 +135,7 @@ class Average:
 
     Args:
         posteriors: by shape.
+        more: float64[len(posteriors)], log evidence from what the posteriors were not told.
         weights: float64[len(posteriors)], where they are settled already.
 
     Attributes:
@@ -142,9 +143,11 @@ class Average:
         weights: float64[len(kept)], of theirs.
     """
 
-    def __init__(self, posteriors: Sequence[Posterior], weights: Floats | None = None) -> None:
+    def __init__(
+        self, posteriors: Sequence[Posterior], more: Floats | float = 0.0, weights: Floats | None = None
+    ) -> None:
         if weights is None:
-            scores = np.array([posterior.log_evidence for posterior in posteriors])
+            scores = np.array([posterior.log_evidence for posterior in posteriors]) + more
             weights = np.exp(scores - scores.max())
             weights /= weights.sum()
         self.kept: list[int] = np.flatnonzero(weights > _LEAST_WEIGHT).tolist()

@@ -7,7 +7,8 @@ A step's seconds are modelled by their logarithm:
 The physical part is a sum of three: multiply-adds of full vectors, numbers written, and a fixed cost per layer. Their
 shares are not known, so many are tried, weighted by their evidence. `smooth` is what nearby networks and batches have
 in common beyond that, `own` what only one network and batch has: the cliff of a kernel. A step that was measured has
-its `own` measured with it; one that was not carries the whole doubt, hence the wider interval.
+its `own` measured with it; one that was not carries the whole doubt, hence the wider interval. How much runs of one
+step differ (`noise`) is not known either: what repeats and neighbours say of it speaks with the same evidence.
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ ARITHMETIC_SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 REMAINDERS = ((0.03, 0.02), (0.1, 0.05), (0.25, 0.12))
 """Deviations of the logarithm that are tried: of the smooth remainder, and of what is a step's own."""
 
+RUN_DEVIATIONS = (0.01, 0.03, 0.06, 0.12)
+"""Deviations of the logarithm from run to run that are tried: an idle machine of one's own, up to a busy shared one."""
+
 MISALIGNED = (0.3, 0.3)
 """Mean and deviation of what unaligned widths add in fp32; twice that in bf16, or where `auto` must leave bf16."""
 
@@ -44,15 +48,21 @@ class StepTime:
     """A measured step.
 
     Attributes:
-        log_seconds: of a full step, pruning's costs left out.
-        variance: of the same.
+        log_seconds: of a full step, pruning's costs left out; the mean of several runs.
+        runs: how many.
+        variance: beside that from run to run.
         is_probe: whether it comes from a probe and not from trials.
     """
 
     workload: Workload
     log_seconds: float
-    variance: float
+    runs: int = 1
+    variance: float = 0.0
     is_probe: bool = False
+
+    def noise(self, run_deviation: float) -> float:
+        """Return the variance of log_seconds about what the step truly takes."""
+        return self.variance + run_deviation**2 / self.runs
 
     @classmethod
     def of_probe(cls, probe: StepProbe, workload: Workload) -> StepTime:
@@ -69,6 +79,7 @@ class _Shape:
     fixed: float
     smooth: float
     own: float
+    run: float
 
     def of(self, sizes: Floats) -> Floats:
         """Return seconds in units of those at the middle, from sizes in units of theirs: float64[n]."""
@@ -77,10 +88,11 @@ class _Shape:
 
 
 _SHAPES = tuple(
-    _Shape(share * (1 - fixed), (1 - share) * (1 - fixed), fixed, smooth, own)
+    _Shape(share * (1 - fixed), (1 - share) * (1 - fixed), fixed, smooth, own, run)
     for fixed in FIXED_SHARES
     for share in ARITHMETIC_SHARES
     for smooth, own in REMAINDERS
+    for run in RUN_DEVIATIONS
 )
 
 
@@ -89,35 +101,49 @@ class StepTimes:
 
     Args:
         measured: at least one.
+        scatter: sum of squares of runs' log seconds about the mean of their step.
+        freedom: runs beyond the first of their step.
 
     Attributes:
         measured: texts of the steps that need no guess.
+        run_deviation: of the log of a run's time, between runs of one step.
     """
 
-    def __init__(self, measured: Sequence[StepTime]) -> None:
+    def __init__(self, measured: Sequence[StepTime], scatter: float = 0.0, freedom: int = 0) -> None:
         self.measured = frozenset(time.workload.step for time in measured)
         self._numbers: dict[str, int] = {}
         workloads = [time.workload for time in measured]
         self._kinds = list(dict.fromkeys(workload.kind for workload in workloads))
         self._centre = _sizes(workloads).mean(0)
         values = np.array([time.log_seconds for time in measured])
-        noise = np.diag([time.variance for time in measured])
         inputs = self._inputs(workloads, [time.is_probe for time in measured])
         self._level = float(values.mean())
+        runs = np.array([shape.run for shape in _SHAPES])
         self._average = Average(
-            [Posterior(self._prior(shape), inputs, values - self._offset(shape, workloads), noise) for shape in _SHAPES]
+            [
+                Posterior(
+                    self._prior(shape),
+                    inputs,
+                    values - self._offset(shape, workloads),
+                    np.diag([time.noise(shape.run) for time in measured]),
+                )
+                for shape in _SHAPES
+            ],
+            more=-freedom * np.log(runs) - scatter / (2 * runs**2),
         )
+        self.run_deviation = math.sqrt(self._average.weights @ runs[self._average.kept] ** 2)
 
     def predict(self, workloads: Sequence[Workload]) -> tuple[Floats, Floats]:
         """Return mean and variance of the log of a full step's seconds: float64[n] each."""
         inputs = self._inputs(workloads, [False] * len(workloads))
         return self._average.predict(lambda index: (inputs, self._offset(_SHAPES[index], workloads)))
 
-    def fixed_share(self, workload: Workload) -> float:
-        """Return what part of a full step's time does not depend on the batch, in [0, 1]."""
-        sizes = np.exp(_sizes([workload]) - self._centre)
+    def fixed_shares(self, workloads: Sequence[Workload]) -> Floats:
+        """Return what part of a full step's time does not depend on the batch, in [0, 1]: float64[n]."""
+        sizes = np.exp(_sizes(workloads) - self._centre)
         shapes = [_SHAPES[index] for index in self._average.kept]
-        return float(self._average.weights @ [shape.fixed * sizes[0, 2] / shape.of(sizes)[0] for shape in shapes])
+        shares: Floats = self._average.weights @ [shape.fixed * sizes[:, 2] / shape.of(sizes) for shape in shapes]
+        return shares
 
     def _offset(self, shape: _Shape, workloads: Sequence[Workload]) -> Floats:
         return self._level + np.log(shape.of(np.exp(_sizes(workloads) - self._centre)))
@@ -147,12 +173,11 @@ class StepTimes:
 
 def _sizes(workloads: Sequence[Workload]) -> Floats:
     """Return logs of what the three parts of a step grow with: arithmetic, traffic, layers; float64[n, 3]."""
-    return np.log(
-        [
-            (one.arithmetic.padded * one.batch, one.arithmetic.traffic * one.batch, one.arithmetic.layers)
-            for one in workloads
-        ]
-    )
+    sizes = [
+        (one.arithmetic.padded * one.batch, one.arithmetic.traffic * one.batch, one.arithmetic.layers)
+        for one in workloads
+    ]
+    return np.log(np.array(sizes, dtype=np.float64).reshape(-1, 3))
 
 
 def _misalignment(workload: Workload) -> float:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist, fmean
 
@@ -21,10 +21,6 @@ from budgettune.predict.regression import Floats
 from budgettune.predict.steptime import StepTime, StepTimes
 from budgettune.predict.workload import Workload, Workloads
 from budgettune.records import PhaseSeconds, StepProbe, TrialRecord
-
-RUN_DEVIATION = 0.03
-"""Of the log of a run's time, from run to run, before anything is observed; worth RUN_WEIGHT observations."""
-RUN_WEIGHT = 4.0
 
 FREE_STRATEGIES = ("full", "random")  # they draw indices and do nothing else
 UNKNOWN_COST = 0.3  # deviation of the log of a run's time where its strategy never ran
@@ -135,7 +131,6 @@ def _steps(size: int, batch: int, fixed_share: float) -> float:
     return full + (fixed_share + (1 - fixed_share) * rest / batch if rest else 0.0)
 
 
-FixedShare = Callable[[Workload], float]
 TimedRun = tuple[Workload, TrialRecord]
 
 
@@ -149,7 +144,6 @@ class TimeModel:
 
     Attributes:
         steps: times of full steps.
-        run_deviation: of the log of a run's time, between runs of one step.
     """
 
     def __init__(self, workloads: Workloads, records: Sequence[TrialRecord], probes: Sequence[StepProbe] = ()) -> None:
@@ -160,24 +154,24 @@ class TimeModel:
             if (workload := workloads.find(probe.params)) is not None
         ]
         # A step's fixed share says what a last batch costs, and that says what a step costs: twice around is enough.
-        rough, _ = _measured(runs, lambda workload: FIRST_FIXED_SHARE)
-        first = StepTimes([*rough, *probed])
-        measured, self.run_deviation = _measured(runs, first.fixed_share)
-        self.steps = StepTimes([*measured, *probed])
-        self._costs = _strategy_costs(runs, self.steps.fixed_share)
+        ran = [workload for workload, _ in runs]
+        rough = _step_times(runs, np.full(len(runs), FIRST_FIXED_SHARE), probed)
+        self.steps = _step_times(runs, rough.fixed_shares(ran), probed)
+        self._costs = _strategy_costs(runs, self.steps.fixed_shares(ran))
 
     def of(self, workloads: Sequence[Workload]) -> list[WorkloadTime]:
         """Return the times of some workloads."""
         means, variances = self.steps.predict(workloads)
-        return [self._time(*each) for each in zip(workloads, means.tolist(), variances.tolist(), strict=True)]
+        columns = (means.tolist(), variances.tolist(), self.steps.fixed_shares(workloads).tolist())
+        return [self._time(*each) for each in zip(workloads, *columns, strict=True)]
 
-    def _time(self, workload: Workload, log_step: float, variance: float) -> WorkloadTime:
+    def _time(self, workload: Workload, log_step: float, variance: float, fixed_share: float) -> WorkloadTime:
         cost = self._cost_of(workload)
         return WorkloadTime(
             workload=workload,
             log_step=log_step,
-            deviation=math.sqrt(variance + self.run_deviation**2 + cost.deviation**2),
-            fixed_share=self.steps.fixed_share(workload),
+            deviation=math.sqrt(variance + self.steps.run_deviation**2 + cost.deviation**2),
+            fixed_share=fixed_share,
             cost=cost,
             is_measured=workload.step in self.steps.measured,
         )
@@ -206,20 +200,15 @@ def _believable(workloads: Workloads, records: Sequence[TrialRecord]) -> list[Tr
     return [record for step, same in by_step.items() for record in calm[step] or same]
 
 
-def _measured(runs: Sequence[TimedRun], fixed_share: FixedShare) -> tuple[list[StepTime], float]:
-    """Return what trials say of each step, and how much runs of one step differ (deviation of the log)."""
+def _step_times(runs: Sequence[TimedRun], fixed_shares: Floats, probed: Sequence[StepTime]) -> StepTimes:
+    """Return the times of steps that probes and runs suggest, fixed shares being those of the runs: float64[runs]."""
     found: defaultdict[str, list[tuple[Workload, float]]] = defaultdict(list)
-    for workload, record in runs:
-        seconds = _step_seconds(workload, record, fixed_share(workload))
-        found[workload.step].append((workload, math.log(seconds)))
+    for (workload, record), share in zip(runs, fixed_shares.tolist(), strict=True):
+        found[workload.step].append((workload, math.log(_step_seconds(workload, record, share))))
     means = {step: fmean(value for _, value in same) for step, same in found.items()}
-    squares = sum((value - means[step]) ** 2 for step, same in found.items() for _, value in same)
-    deviation = math.sqrt((RUN_WEIGHT * RUN_DEVIATION**2 + squares) / (RUN_WEIGHT + len(runs) - len(found)))
-    times = [
-        StepTime(workload=same[0][0], log_seconds=means[step], variance=deviation**2 / len(same))
-        for step, same in found.items()
-    ]
-    return times, deviation
+    scatter = sum((value - means[step]) ** 2 for step, same in found.items() for _, value in same)
+    times = [StepTime(workload=same[0][0], log_seconds=means[step], runs=len(same)) for step, same in found.items()]
+    return StepTimes([*times, *probed], scatter, len(runs) - len(found))
 
 
 def _step_seconds(workload: Workload, record: TrialRecord, fixed_share: float) -> float:
@@ -234,12 +223,12 @@ def _in_steps(record: TrialRecord) -> float:
     return max(record.train_seconds - phases.pruning, 0.05 * record.train_seconds)
 
 
-def _strategy_costs(runs: Sequence[TimedRun], fixed_share: FixedShare) -> dict[str, tuple[Floats, Floats]]:
+def _strategy_costs(runs: Sequence[TimedRun], fixed_shares: Floats) -> dict[str, tuple[Floats, Floats]]:
     """Return for each strategy the rates that ran, float64[r], and a row of costs for each: float64[r, 5]."""
     found: defaultdict[str, defaultdict[float, list[Floats]]] = defaultdict(lambda: defaultdict(list))
-    for workload, record in runs:
+    for (workload, record), share in zip(runs, fixed_shares.tolist(), strict=True):
         pruning = workload.config.pruning
-        found[pruning.strategy][pruning.prune_rate].append(_cost_in_steps(workload, record, fixed_share(workload)))
+        found[pruning.strategy][pruning.prune_rate].append(_cost_in_steps(workload, record, share))
     return {
         strategy: (np.array(sorted(rates)), np.array([_mean_cost(rates[rate]) for rate in sorted(rates)]))
         for strategy, rates in found.items()
