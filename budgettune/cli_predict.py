@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from budgettune import api, render
-from budgettune.cli_options import Debug, Device, FormatOption, Storage, Study, Threads, duration
+from budgettune.cli_options import (
+    ANSWERS,
+    Debug,
+    Device,
+    FormatOption,
+    Storage,
+    Study,
+    Threads,
+    duration,
+    examples,
+)
 from budgettune.render import Format, err, out
 from budgettune.units import format_duration
 
@@ -18,7 +28,10 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 
-@app.command()
+@app.command(
+    rich_help_panel=ANSWERS,
+    epilog=examples("recommend --budget 60s", "recommend mine --budget 10m --confidence 0.95 --probe 30s"),
+)
 def recommend(
     study: Study = None,
     budget: Annotated[

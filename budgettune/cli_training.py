@@ -37,7 +37,7 @@ app = typer.Typer()
 
 @app.command(
     rich_help_panel=ANSWERS,
-    epilog=examples("train --trial 3 --out model.pt", "train mine --set scale=1.2 --set train.budget=60s"),
+    epilog=examples("train --budget 60s", "train --trial 3 --out best.pt", "train mine --set scale=1.2"),
 )
 def train(
     study: Study = None,

@@ -33,7 +33,7 @@ PARSED_ONLY = {
 }
 """Pages whose commands are parsed and not run."""
 
-RAN_BEFORE = {"reading-the-report.md", "timing.md", "troubleshooting.md"}
+RAN_BEFORE = {"predicting.md", "reading-the-report.md", "timing.md", "troubleshooting.md"}
 """Pages that begin with a finished study `digits`."""
 
 MEASURED = re.compile(r"\d(?:s|%)")
@@ -48,7 +48,12 @@ def names(pages):
 def digits(tmp_path_factory):
     """Return the database of a small study `digits` that ran to its end, with clean times."""
     file = tmp_path_factory.mktemp("digits") / "study.db"
-    small = ["train.epochs=2", "search.scale=[1.0, 2.0]", "search.batch_size=[256]", "search.prune_rate=[0.0, 0.3]"]
+    small = [
+        "train.epochs=2",
+        "search.scale=[1.0, 2.0]",
+        "search.batch_size=[256]",
+        "search.prune_rate=[0.0, 0.15, 0.3]",
+    ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Witness, "stop", lambda self: ("clean", {"reasons": []}))
         create_study(load_spec("digits").with_overrides(small), f"sqlite:///{file}").close()

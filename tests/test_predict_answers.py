@@ -2,32 +2,25 @@
 
 import json
 import re
-import shlex
 import sqlite3
 import subprocess
 import sys
 from dataclasses import replace
 from itertools import product
-from pathlib import Path
 
 import pytest
 import torch
 from simulated import MACHINE, World, simulated_spec
 
 import budgettune as bt
-from budgettune import api, cli, render
-from budgettune.cli_options import DebugSwitch
+from budgettune import api
 from budgettune.errors import NothingFits, UsageError
 from budgettune.predict.recommending import LONGEST_FACTOR, Ask, recommend
 from budgettune.probes import PREFIX, add_probes, read_probes
 from budgettune.probing import probe_study
 from budgettune.records import StepProbe
-from budgettune.spec import StudySpec
 from budgettune.units import format_duration
 from budgettune.worker_options import WorkerOptions
-
-DOCUMENT = (Path(__file__).parent.parent / "docs" / "predicting.md").read_text(encoding="utf-8")
-
 
 # --- The answer, on trials whose truth is known ---------------------------------------------------------------------
 
@@ -195,23 +188,10 @@ def url(real, tmp_path):
 
 
 @pytest.fixture
-def run(url, monkeypatch, capsys, tmp_path):
-    """Run a command in this process; return its exit status, standard output and standard error."""
-    monkeypatch.chdir(tmp_path)
+def run(run, url, monkeypatch):
+    """Run a command on the finished study."""
     monkeypatch.setenv("BUDGETTUNE_STORAGE", url)
-    monkeypatch.setattr(DebugSwitch, "is_on", False)
-    monkeypatch.setattr(render.out, "width", 200)
-    monkeypatch.setattr(render.err, "width", 200)
-
-    def command(*words):
-        monkeypatch.setattr(sys, "argv", ["budgettune", *map(str, words)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as leaving:
-            cli.main()
-        printed = capsys.readouterr()
-        return leaving.value.code or 0, printed.out, printed.err
-
-    return command
+    return run
 
 
 def test_the_command_its_json_and_python_give_the_same_answer(run, url):
@@ -323,29 +303,3 @@ def test_training_what_is_recommended_ends_on_time_with_the_learning_rate_at_zer
     assert result["train_seconds"] == pytest.approx(3.0, abs=0.03 * result["step_ms_median"])
     assert result["final_lr"] == 0
     assert f"accuracy {result['test_accuracy']:.2%} after" in out
-
-
-# --- The page about it ----------------------------------------------------------------------------------------------
-
-
-def commands():
-    blocks = re.findall(r"```bash\n(.*?)```", DOCUMENT, re.DOTALL)
-    return [line for block in blocks for line in block.splitlines() if line.startswith("budgettune ")]
-
-
-def test_the_page_shows_commands():
-    assert len(commands()) >= 4
-
-
-@pytest.mark.parametrize("line", commands())
-def test_every_command_of_the_page_runs(run, line):
-    status, _, err = run(*shlex.split(line, comments=True)[1:])
-    assert status == 0, err
-
-
-def test_the_python_and_the_table_of_the_page_run(url, monkeypatch):
-    monkeypatch.setenv("BUDGETTUNE_STORAGE", url)
-    (code,) = re.findall(r"```python\n(.*?)```", DOCUMENT, re.DOTALL)
-    exec(code, {})
-    (table,) = re.findall(r"```toml\n(.*?)```", DOCUMENT, re.DOTALL)
-    assert StudySpec.from_toml(f'name = "x"\n{table}').predict.probe == 30.0
