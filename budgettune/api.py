@@ -201,10 +201,12 @@ def train(
     from budgettune.one_trial import train_one
     from budgettune.roots import allowed_folders
 
-    is_spec = isinstance(study, StudySpec)
-    folders = None if is_spec else allowed_folders(allow_root, study.url)
+    if isinstance(study, StudySpec):
+        spec, folders = study, None
+    else:
+        spec, folders = study.spec, allowed_folders(allow_root, study.url)
     return train_one(
-        study if is_spec else study.spec,
+        spec,
         params or {},
         seed=seed,
         device=device,
