@@ -15,7 +15,9 @@ from simulated import MACHINE, World, simulated_spec
 import budgettune as bt
 from budgettune import api
 from budgettune.errors import NothingFits, UsageError
+from budgettune.predict.candidates import SAMPLE, candidates
 from budgettune.predict.recommending import LONGEST_FACTOR, Ask, recommend
+from budgettune.predict.workload import Workloads
 from budgettune.probes import PREFIX, add_probes, read_probes
 from budgettune.probing import probe_study
 from budgettune.records import StepProbe
@@ -160,6 +162,24 @@ def test_a_search_space_of_ranges_is_answered_too():
     answer = recommend(world.spec, [world.trial(n, point) for n, point in enumerate(points)], Ask(3.0))
     assert 0 <= answer.choice.params["prune_rate"] <= 0.4
     assert 32 <= answer.choice.params["batch_size"] <= 256
+
+
+def test_a_large_study_is_answered_from_a_sample():
+    batches = {"low": 16, "high": 600}
+    world = World(simulated_spec(scale=[0.5, 1.0], prune_rate=[0.0, 0.3], batch_size=batches))
+    points = [
+        {"scale": 0.5 + 0.5 * (n % 2), "prune_rate": 0.3 * (n % 3 == 0), "batch_size": 16 + n} for n in range(400)
+    ]
+    answer = recommend(world.spec, [world.trial(n, point) for n, point in enumerate(points)], Ask(3.0))
+    assert answer.basis.trials == 400
+    assert answer.basis.step_times == 200
+
+
+def test_a_grid_of_many_cells_is_sampled():
+    rates = [0.01 * number for number in range(40)]
+    spec = simulated_spec(scale=[0.5, 1.0], prune_rate=rates, batch_size=list(range(32, 256)))
+    found = candidates(Workloads(spec, []), [])
+    assert len(spec.cells()) > 10 * SAMPLE > 9 * len(found) > 8 * SAMPLE
 
 
 # --- Asked for on a real study --------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Configurations to choose among: the cells of a grid, or points drawn from a search space."""
+"""Configurations to choose among: the cells of a grid, or points drawn from a large search space."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from budgettune.records import StepProbe, TrialRecord
 from budgettune.spec import IMAGE_SHAPES, RangeSpec, Scalar, StudySpec
 
 SAMPLE = 1_000
-"""Points of a search space with ranges; what ran is added to them."""
+"""Points of a search space with ranges or more cells than that; what ran is added to them."""
 
 LASTING = ("non-finite-loss", "out-of-memory")
 """Failures that would come again."""
@@ -27,7 +27,7 @@ def candidates(workloads: Workloads, records: Sequence[TrialRecord]) -> list[Wor
     """
     spec = workloads.spec
     has_ranges = any(isinstance(axis, RangeSpec) for axis in spec.search.values())
-    points = _sample(spec) if has_ranges else spec.cells()
+    points = _sample(spec) if has_ranges or spec.cell_count() > SAMPLE else spec.cells()
     ran = [record.params for record in records if record.state == "COMPLETE"]
     broken = [record.params for record in records if (record.failure or "").startswith(LASTING)]
     failing = {workloads.find(params) for params in broken} - {workloads.find(params) for params in ran}

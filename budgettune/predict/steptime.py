@@ -38,6 +38,7 @@ MISALIGNED = (0.3, 0.3)
 
 KIND_DEVIATION = 0.5  # of another precision, optimiser or augmentation that was never measured
 PROBE_DEVIATION = 0.05  # of what a probe misses: everything between two steps of a real run
+MOST_STEPS = 200  # to learn from; of more, a fixed chance draws so many, and the others count as never timed
 LEAST_PROBE_DEVIATION = 0.01  # of one probe, however steady its steps were
 _ANY_LEVEL = 2.0  # deviation of the level that all steps share
 AXIS_SCALE = 1.5  # in factors of e, over which smooth remainders are alike
@@ -110,6 +111,8 @@ class StepTimes:
     """
 
     def __init__(self, measured: Sequence[StepTime], scatter: float = 0.0, freedom: int = 0) -> None:
+        if len(measured) > MOST_STEPS:
+            measured = [measured[index] for index in np.random.default_rng(0).permutation(len(measured))[:MOST_STEPS]]
         self.measured = frozenset(time.workload.step for time in measured)
         self._numbers: dict[str, int] = {}
         workloads = [time.workload for time in measured]
