@@ -3,8 +3,8 @@
     python benchmarks/live_search.py --root FOLDER --total 60 --seeds 3
 
 Both search scale, prune rate, batch size and learning rate for small networks on Fashion-MNIST at 14×14, in alternating
-order, one worker each. The hypervolume is that of the logarithm of time against accuracy, as in search.py; one reference
-serves all: the slowest trial of any, at accuracy 0.5.
+order, one worker each. The hypervolume is that of the logarithm of time against accuracy, as in search.py; one
+reference serves all: the slowest trial of any, at accuracy 0.5.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import numpy as np
 
 from budgettune.predict.workload import Workload, Workloads
 from budgettune.records import StepProbe, TrialRecord
-from budgettune.spec import IMAGE_SHAPES, RangeSpec, Scalar, StudySpec
+from budgettune.spec import IMAGE_SHAPES, RangeSpec, Scalar, StudySpec, is_code
 
 SAMPLE = 1_000
 """Points of a search space with ranges or more cells than that; what ran is added to them."""
@@ -40,7 +40,8 @@ def unmeasured(
 ) -> list[Workload]:
     """Return one candidate for each step that nobody has timed on a kind of machine and that a probe can time.
 
-    Nothing of a set of your own: a probe trains on random images, and knows the shapes of the built-in sets only.
+    Nothing of a set or a model of your own: a probe trains on random images, and knows the shapes of the built-in sets
+    only; steps are told apart by the arithmetic of the package's own networks.
 
     Args:
         spec: of the study.
@@ -48,7 +49,7 @@ def unmeasured(
         probes: taken on that kind of machine.
         device_name: of it.
     """
-    if spec.data.name not in IMAGE_SHAPES:
+    if spec.data.name not in IMAGE_SHAPES or is_code(spec.model.name):
         return []
     workloads = Workloads(spec, records)
     ran = [one.params for one in records if one.state == "COMPLETE" and one.device_name == device_name]
