@@ -12,7 +12,7 @@ from budgettune.predict.answer import Prediction
 from budgettune.predict.held_out import coverage
 from budgettune.report.axes import ABSENT, Axis, grouped, value_text
 from budgettune.report.drawing import MOST_GROUPS
-from budgettune.report.forecast_values import Forecast
+from budgettune.report.forecast_values import FEW_OF_MANY, MOST_TRIALS, Forecast
 from budgettune.report.search_values import (
     FEW_FOR_IMPORTANCE,
     MOST_FOR_IMPORTANCE,
@@ -205,7 +205,8 @@ def recommended(forecast: Forecast) -> str:
         f"Within {format_duration(budget)}: {_configuration(choice)}, {choice.accuracy:.2%} expected "
         f"({choice.accuracy_low:.2%} to {choice.accuracy_high:.2%})."
     )
-    return f"{text} The best that ran within it reached {max(within):.2%}." if within else text
+    text += f" The best that ran within it reached {max(within):.2%}." if within else ""
+    return text if len(ran) <= MOST_TRIALS else f"{text} Learnt from a random {FEW_OF_MANY} trials."
 
 
 def _configuration(choice: Prediction) -> str:
