@@ -599,7 +599,9 @@ def test_a_complaint_is_one_line_on_standard_error_and_status_1(newer, tmp_path)
 def test_a_terminal_is_not_told_what_to_do_by_a_name(sqlite_url):
     work({**GRID, "name": f"[bold]a{ESCAPE}"}, sqlite_url, complete=1)
     ours, theirs = pty.openpty()
-    subprocess.run([*COMMAND, "study", "list", "--storage", sqlite_url], stdout=theirs, stderr=theirs, check=True)
+    wide = {**os.environ, "COLUMNS": "200"}
+    words = ["study", "list", "--storage", sqlite_url]
+    subprocess.run([*COMMAND, *words], stdout=theirs, stderr=theirs, check=True, env=wide)
     shown = os.read(ours, 100_000).decode()
     os.close(ours)
     os.close(theirs)

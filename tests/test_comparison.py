@@ -157,7 +157,7 @@ def test_words_name_the_support_the_visible_difference_the_clock_and_the_failure
     text = "\n".join(sentences(found, 10.0))
     assert "supported: full: no other strategy has two runs and no failed one at 10.0s" in text
     assert "p: paired t-test over 4 seeds with Holm's correction (comparisons: 1)" in text
-    assert "0.12 at the least" in text
+    assert "cannot be below 0.12" in text
     assert " at 4, " in text and " at 40" in text
     assert "9 of 9 runs had a clean clock" in text
     assert "failed runs of random 0.3: 1 (out-of-memory: no room)" in text

@@ -48,6 +48,7 @@ def test_after_an_epoch_positions_are_internal_and_indices_external(underlying):
     assert torch.equal(x, underlying[6][0])
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than this box has cores
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_loader_whose_workers_outlive_the_epoch_sees_each_new_plan(underlying, workers):
     dataset = thinned(underlying)
