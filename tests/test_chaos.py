@@ -125,7 +125,7 @@ def test_a_box_whose_clock_is_wrong_neither_reaps_the_living_nor_keeps_the_dead(
 def test_workers_that_were_started_first_take_up_the_study_that_eight_boxes_create_at_once(storage_url):
     waiting = [command(storage_url, "--wait") for _ in range(2)]
     time.sleep(8)
-    overrides = [word for text in (SEARCH, "train.epochs=1") for word in ("--set", text)]
+    overrides = [word for text in (SEARCH, "train.epochs=1", "pruning.strategy=random") for word in ("--set", text)]
     words = ["study", "create", "digits", "--grid", "--skip-if-exists", "--storage", storage_url, *overrides]
     makers = [
         subprocess.Popen([sys.executable, "-m", "budgettune.cli", *words], stderr=subprocess.PIPE, text=True)
