@@ -175,7 +175,7 @@ def doctor(form: FormatOption = Format.table, debug: Debug = False) -> None:
     render.print_rows(rows, form)
 
 
-@app.command(rich_help_panel=STUDIES, epilog=examples("demo", "demo --storage sqlite:////tmp/demo.db"))
+@app.command(rich_help_panel=STUDIES, epilog=examples("demo", "demo --storage sqlite:///demo.db"))
 def demo(threads: Threads = None, storage: Storage = None, debug: Debug = False) -> None:
     """Create, work, answer: a small grid on scikit-learn's digits, in one go."""
     from budgettune.worker import WorkerOptions
