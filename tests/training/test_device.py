@@ -155,7 +155,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
     # In a process of its own: what else a session has left in memory decides where blocks come from.
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert int(done.stdout) < 16_384
+    assert int(done.stdout) < 3 * 16_384  # without it each of the five takes all its pages anew
 
 
 @pytest.mark.cuda
