@@ -146,7 +146,7 @@ def test_freed_blocks_stay_with_the_process():
 import resource, torch
 from budgettune.training.device import keep_freed_memory
 keep_freed_memory()
-for _ in range(3):
+for _ in range(10):  # until the heap has found where such a block goes
     torch.ones(16, 2**20)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(5):
@@ -155,7 +155,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
     # In a process of its own: what else a session has left in memory decides where blocks come from.
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert int(done.stdout) < 3 * 16_384  # without it each of the five takes all its pages anew
+    assert int(done.stdout) < 16_384
 
 
 @pytest.mark.cuda
