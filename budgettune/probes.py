@@ -57,6 +57,6 @@ def _probe(document: Any) -> StepProbe | None:
         probe = StepProbe(**document)
     except TypeError:
         return None
-    numbers = (probe.ms_median, probe.ms_mad, probe.steps, probe.seconds)
+    numbers = (probe.ms_mean, probe.ms_error, probe.steps, probe.seconds)
     is_ours = isinstance(probe.params, dict) and all(isinstance(number, (int, float)) for number in numbers)
-    return probe if is_ours and probe.ms_median > 0 and probe.steps > 0 else None
+    return probe if is_ours and probe.ms_mean > 0 and probe.steps > 0 else None

@@ -137,8 +137,8 @@ def _probe(workload: Workload, box: Device) -> StepProbe:
     return StepProbe(
         params=workload.params,
         step=workload.step,
-        ms_median=result.ms_median,
-        ms_mad=result.ms_mad,
+        ms_mean=result.ms_mean,
+        ms_error=result.ms_error,
         steps=result.steps,
         seconds=time.perf_counter() - began,
     )

@@ -106,16 +106,16 @@ class StepProbe:
     Attributes:
         params: searched values of it.
         step: a text that configurations of equal steps share (`budgettune.predict.workload.Workload.step`).
-        ms_median: milliseconds per full step.
-        ms_mad: median absolute deviation of the same.
+        ms_mean: milliseconds per full step.
+        ms_error: standard error of the same.
         steps: that were timed.
         seconds: that the probe took, building and warming up included.
     """
 
     params: Mapping[str, Any]
     step: str
-    ms_median: float
-    ms_mad: float
+    ms_mean: float
+    ms_error: float
     steps: int
     seconds: float
 

@@ -140,7 +140,7 @@ class World:
     def _probe(self, workload):
         seconds = 0.97 * self.step_seconds(workload) * math.exp(random.Random(workload.step).gauss(0, 0.01))
         return StepProbe(
-            params=workload.params, step=workload.step, ms_median=1e3 * seconds, ms_mad=0.0, steps=50, seconds=0.5
+            params=workload.params, step=workload.step, ms_mean=1e3 * seconds, ms_error=0.0, steps=50, seconds=0.5
         )
 
     def table(self, repeats=3):

@@ -138,7 +138,7 @@ def test_times_of_other_machines_tell_of_accuracy_only(world, trials):
 
 
 def test_a_machine_that_was_only_probed_is_predicted(world, trials):
-    slow = [replace(probe, ms_median=3 * probe.ms_median) for probe in world.probes()]
+    slow = [replace(probe, ms_mean=3 * probe.ms_mean) for probe in world.probes()]
     here = recommend(world.spec, trials, Ask(6.0, 0.5))
     there = recommend(world.spec, trials, Ask(18.0, 0.5), device_name="Slow", probes={"Slow": slow})
     assert there.observed is None
@@ -267,18 +267,18 @@ def test_a_probe_times_what_never_ran_once_and_its_cost_is_shown(run, url):
 
 def test_probes_are_kept_by_kind_of_machine_and_those_of_others_are_left_alone(url):
     handle = api.load_study(storage=url)
-    probe = StepProbe(params={"scale": 3.0}, step="s", ms_median=2.0, ms_mad=0.1, steps=5, seconds=0.3)
+    probe = StepProbe(params={"scale": 3.0}, step="s", ms_mean=2.0, ms_error=0.1, steps=5, seconds=0.3)
     add_probes(handle.engine, handle.study_id, "This", [probe])
-    add_probes(handle.engine, handle.study_id, "This", [replace(probe, ms_median=3.0), replace(probe, step="t")])
+    add_probes(handle.engine, handle.study_id, "This", [replace(probe, ms_mean=3.0), replace(probe, step="t")])
     add_probes(handle.engine, handle.study_id, "That", [probe])
     found = read_probes(handle.engine, handle.study_id)
-    assert {kind: [(one.step, one.ms_median) for one in probes] for kind, probes in found.items()} == {
+    assert {kind: [(one.step, one.ms_mean) for one in probes] for kind, probes in found.items()} == {
         "This": [("s", 3.0), ("t", 2.0)],
         "That": [("s", 2.0)],
     }
 
 
-@pytest.mark.parametrize("text", ['"no list"', '[1, {"x": 2}]', '[{"params": {}, "step": "s", "ms_median": -1}]', "{"])
+@pytest.mark.parametrize("text", ['"no list"', '[1, {"x": 2}]', '[{"params": {}, "step": "s", "ms_mean": -1}]', "{"])
 def test_what_others_wrote_in_place_of_probes_is_left_out(url, text, tmp_path):
     handle = api.load_study(storage=url)
     with sqlite3.connect(tmp_path / "copy.db") as database:

@@ -31,6 +31,8 @@ def result(ms, millions, *, widths=(16, 32, 64), batch=200, precision="fp32"):
         steps=3,
         ms_median=ms,
         ms_mad=0.01 * ms,
+        ms_mean=ms,
+        ms_error=0.0,
     )
 
 
@@ -182,6 +184,8 @@ class SlowWhenNarrow:
             steps=steps,
             ms_median=millions * train.batch_size * slow * noise,
             ms_mad=0.0,
+            ms_mean=millions * train.batch_size * slow * noise,
+            ms_error=0.0,
         )
 
     @property

@@ -38,6 +38,7 @@ MISALIGNED = (0.3, 0.3)
 
 KIND_DEVIATION = 0.5  # of another precision, optimiser or augmentation that was never measured
 PROBE_DEVIATION = 0.05  # of what a probe misses: everything between two steps of a real run
+SHARED_BY_PROBES = 0.9  # of the variance from run to run
 MOST_STEPS = 200  # to learn from; of more, a fixed chance draws so many, and the others count as never timed
 LEAST_PROBE_DEVIATION = 0.01  # of one probe, however steady its steps were
 _ANY_LEVEL = 2.0  # deviation of the level that all steps share
@@ -68,9 +69,8 @@ class StepTime:
     @classmethod
     def of_probe(cls, probe: StepProbe, workload: Workload) -> StepTime:
         """Return what a probe says."""
-        spread = 1.48 * probe.ms_mad / probe.ms_median
-        variance = spread**2 / probe.steps + LEAST_PROBE_DEVIATION**2
-        return cls(workload=workload, log_seconds=math.log(probe.ms_median / 1e3), variance=variance, is_probe=True)
+        variance = (probe.ms_error / probe.ms_mean) ** 2 + LEAST_PROBE_DEVIATION**2
+        return cls(workload=workload, log_seconds=math.log(probe.ms_mean / 1e3), variance=variance, is_probe=True)
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class StepTimes:
                     self._prior(shape),
                     inputs,
                     values - self._offset(shape, workloads),
-                    np.diag([time.noise(shape.run) for time in measured]),
+                    _noise(measured, shape.run),
                 )
                 for shape in _SHAPES
             ],
@@ -172,6 +172,17 @@ class StepTimes:
             smooth=shape.smooth,
             own=shape.own,
         )
+
+
+def _noise(measured: Sequence[StepTime], run_deviation: float) -> Floats:
+    """Return the covariance of what steps were measured at: float64[n, n].
+
+    Probes are taken within seconds of one another: the machine is as fast, or as slow, for all of them.
+    """
+    probed = np.array([time.is_probe for time in measured], dtype=float)
+    noise: Floats = SHARED_BY_PROBES * run_deviation**2 * np.outer(probed, probed)
+    noise[np.diag_indices_from(noise)] = [time.noise(run_deviation) for time in measured]
+    return noise
 
 
 def _sizes(workloads: Sequence[Workload]) -> Floats:

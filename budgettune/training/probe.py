@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from statistics import median
+from statistics import fmean, median, pstdev
 
 import torch
 
@@ -37,6 +38,8 @@ class ProbeResult:
         steps: timed steps.
         ms_median: milliseconds per step.
         ms_mad: median absolute deviation of the same.
+        ms_mean: milliseconds per step in the mean, as a whole run has them: stalls count.
+        ms_error: standard error of the mean.
     """
 
     batch_size: int
@@ -47,6 +50,8 @@ class ProbeResult:
     steps: int
     ms_median: float
     ms_mad: float
+    ms_mean: float
+    ms_error: float
 
     @property
     def flop_per_step(self) -> float:
@@ -121,6 +126,8 @@ class Probe:
             steps=size * len(ms),
             ms_median=median(ms),
             ms_mad=median(abs(value - median(ms)) for value in ms),
+            ms_mean=fmean(ms),
+            ms_error=pstdev(ms) / math.sqrt(len(ms)),
         )
 
     def kernels(self) -> tuple[Kernel, ...]:

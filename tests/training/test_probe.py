@@ -1,6 +1,7 @@
 """Probes take the trainer's own steps; kernels are named by oneDNN and by the profiler."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -49,12 +50,13 @@ def test_a_probe_takes_the_steps_of_the_trainer(config, monkeypatch):
     assert taken == [40, 40, 40]
 
 
-def test_the_median_and_the_spread_are_of_single_steps_on_a_cpu(config):
+def test_the_median_the_mean_and_their_spreads_are_of_single_steps_on_a_cpu(config):
     ticks = itertools.accumulate(itertools.chain.from_iterable(zip([0, 100, 100], [1, 2, 9], strict=True)))
     probe = Probe(config, probe_images(config.data, 40, CPU), Device("cpu"))
     probe.clock = lambda: next(ticks)
     result = probe.measure(3)
     assert (result.ms_median, result.ms_mad) == (2000, 1000)
+    assert (result.ms_mean, result.ms_error) == (4000, pytest.approx(1000 * math.sqrt(38 / 3 / 3)))
 
 
 def test_neither_random_numbers_nor_cudnn_settings_are_touched(config):
@@ -195,6 +197,8 @@ def test_a_result_knows_its_rate():
         steps=3,
         ms_median=2.0,
         ms_mad=0.0,
+        ms_mean=2.1,
+        ms_error=0.1,
     )
     assert result.flop_per_step == 6e7
     assert result.flops_per_second == pytest.approx(3e10)
