@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import sqlalchemy as sa
 
@@ -285,6 +285,18 @@ def _is_epoch_fact(name: str, value: Any) -> bool:
     return _number(value) is not None or (value is None and name == "accuracy")
 
 
+def _epoch(value: Any) -> EpochRecord | None:
+    """Return a point of a curve. Studies hold a hundred thousand: plain numbers are told at once."""
+    if isinstance(value, dict) and set(map(type, value.values())) == {int, float}:
+        try:
+            if all(map(math.isfinite, value.values())):
+                return EpochRecord(**value)
+        except (TypeError, OverflowError):
+            return None
+    record: EpochRecord | None = _document(EpochRecord, value, _is_epoch_fact)
+    return record
+
+
 def _curve(value: Any) -> tuple[EpochRecord, ...]:
-    epochs = [_document(EpochRecord, epoch, _is_epoch_fact) for epoch in value] if isinstance(value, list) else []
-    return () if None in epochs else tuple(epochs)
+    epochs = [_epoch(epoch) for epoch in value] if isinstance(value, list) else []
+    return () if None in epochs else cast("tuple[EpochRecord, ...]", tuple(epochs))

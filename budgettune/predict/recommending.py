@@ -14,7 +14,7 @@ from budgettune.predict.answer import Basis, NextTrial, Prediction, Recommendati
 from budgettune.predict.axes import axes_of, outside
 from budgettune.predict.candidates import candidates
 from budgettune.predict.predictor import Predictor
-from budgettune.predict.regression import Floats
+from budgettune.predict.regression import Floats, on_one_thread
 from budgettune.predict.timing import UNKNOWN_COST, WorkloadTime
 from budgettune.records import StepProbe, TrialRecord
 from budgettune.spec import StudySpec
@@ -45,6 +45,7 @@ class Ask:
             raise UsageError(f"confidence {self.confidence:g}: give a probability from 0.5 up to, but not, 1")
 
 
+@on_one_thread
 def recommend(
     spec: StudySpec,
     records: Sequence[TrialRecord],

@@ -12,6 +12,7 @@ from budgettune.predict.answer import Prediction
 from budgettune.predict.held_out import HeldOut, held_out
 from budgettune.predict.predictor import Predictor
 from budgettune.predict.recommending import Ask, Choices
+from budgettune.predict.regression import on_one_thread
 from budgettune.records import StepProbe, TrialRecord
 from budgettune.report.axes import value_text
 from budgettune.report.values import Overview, objectives
@@ -48,6 +49,7 @@ class Forecast:
     checks: tuple[HeldOut, ...]
 
 
+@on_one_thread
 def forecast(
     view: Overview,
     spec: StudySpec,
