@@ -288,7 +288,7 @@ def write_report(
         study: which.
         out: file to write; `-` for standard output.
         format: html for the page; png or svg for one figure (with kaleido and a browser).
-        figure: which figure, for png and svg: a name in `budgettune.report.figures.FIGURES`.
+        figure: which figure, for png and svg: one of `budgettune.report.figures`, by its name.
         budget: where the page's slider stands at first: seconds, or a text such as "60s".
         device_name: only times from that kind of machine.
         clean_only: only times that nothing is known to have disturbed.

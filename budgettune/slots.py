@@ -147,12 +147,13 @@ def _seconds(on_the_clock: float | None, start: str | None, last_sign: str | Non
 
 
 def stopping_notes(engine: sa.Engine, study_id: int) -> list[Mapping[str, Any]]:
-    """Return what rows say of trials that were stopped early, or spared as controls and then finished."""
+    """Return what rows say of trials that were stopped early, or that ran on as controls; in their order."""
     attribute = trial_user_attributes
     query = (
         sa.select(attribute.c.value_json)
         .join(trials, trials.c.trial_id == attribute.c.trial_id)
         .where(trials.c.study_id == study_id, attribute.c.key == "stopping")
+        .order_by(trials.c.number)
     )
     with reading(engine) as connection:
         notes = [stopping_note(parse_json(text)) for text in connection.execute(query).scalars()]

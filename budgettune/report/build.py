@@ -16,6 +16,7 @@ from budgettune.report.figures import FORECASTS, draw
 from budgettune.report.forecast_values import Forecast, forecast
 from budgettune.report.page import build_page
 from budgettune.report.values import Overview
+from budgettune.slots import stopping_notes
 from budgettune.spec import StudySpec
 
 if TYPE_CHECKING:
@@ -62,7 +63,8 @@ def write_report(
     study = next(row for row in query.studies(engine) if row.study_id == study_id)
     spec, records = _spec(study.spec_json), query.trial_records(engine, study_id)
     search = None if spec is None else spec.search
-    values = contents(study.name, records, search, device_name=device_name, clean_only=clean_only)
+    notes = stopping_notes(engine, study_id)
+    values = contents(study.name, records, search, device_name=device_name, clean_only=clean_only, stopping=notes)
     probes = read_probes(engine, study_id)
     learnt_from = [record for record in records if record.status == "clean" or not clean_only]
     if figure is None:
@@ -78,7 +80,7 @@ def write_report(
         ahead = _forecast(view, spec, learnt_from, probes) if figure in FORECASTS else None
         if isinstance(ahead, NothingToDraw):
             raise ahead
-        document = picture(draw(figure, view, search, ahead), format)
+        document = picture(draw(figure, view, search, ahead, notes), format)
     with opened(out) as file:
         file.write(document)
 

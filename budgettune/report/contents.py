@@ -6,8 +6,9 @@ import math
 import shlex
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from budgettune.records import MachineInfo, TrialRecord
 from budgettune.report.axes import Axis, Search, param_labels, value_text
@@ -55,6 +56,7 @@ class Contents:
         states: trials of the study in each state.
         failures: reasons with their count, most frequent first.
         machines: rows of a table.
+        stopping: notes on trials that were stopped early and on controls; empty where nothing was judged.
     """
 
     study: str
@@ -64,6 +66,7 @@ class Contents:
     failures: tuple[tuple[str, int], ...]
     machines: tuple[dict[str, str], ...]
     clean_only: bool
+    stopping: tuple[Mapping[str, Any], ...] = ()
 
 
 def contents(
@@ -73,6 +76,7 @@ def contents(
     *,
     device_name: str | None = None,
     clean_only: bool = False,
+    stopping: Sequence[Mapping[str, Any]] = (),
 ) -> Contents:
     """Return what a page says of a study.
 
@@ -82,6 +86,7 @@ def contents(
         search: the search space of its spec.
         device_name: only that kind of machine.
         clean_only: only times that nothing is known to have disturbed.
+        stopping: notes of `budgettune.slots.stopping_notes`.
 
     Raises:
         UsageError: where no finished trial is of that kind of machine.
@@ -98,6 +103,7 @@ def contents(
         failures=_failures(records),
         machines=_machines(trials),
         clean_only=clean_only,
+        stopping=tuple(stopping),
     )
 
 

@@ -5,7 +5,8 @@ Each takes the records (finished or not, of one kind of machine) and, where it i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import plotly.graph_objects as go
 
@@ -13,12 +14,13 @@ from budgettune.errors import NothingToDraw, UsageError
 from budgettune.report.axes import Search
 from budgettune.report.figures_forecast import calibration, predicted, recommended, surface
 from budgettune.report.figures_front import Records, accuracies, answer, front, panels, times
-from budgettune.report.figures_training import curves, hypervolume, importance, phases, pruning, repeats
+from budgettune.report.figures_training import curves, hypervolume, importance, phases, pruning, repeats, stopping
 from budgettune.report.forecast_values import Forecast, forecast
 
 __all__ = [
     "FIGURES",
     "FORECASTS",
+    "STOPPING",
     "accuracies",
     "answer",
     "calibration",
@@ -34,6 +36,7 @@ __all__ = [
     "pruning",
     "recommended",
     "repeats",
+    "stopping",
     "surface",
     "times",
 ]
@@ -63,7 +66,17 @@ FORECASTS: dict[str, Callable[[Forecast], go.Figure]] = {
 """Those of what never ran; each takes what `forecast` returns."""
 
 
-def draw(name: str, records: Records, search: Search | None = None, of: Forecast | None = None) -> go.Figure:
+STOPPING = "stopping"
+"""The figure of trials that were stopped early, from `budgettune.slots.stopping_notes`; of all machines together."""
+
+
+def draw(
+    name: str,
+    records: Records,
+    search: Search | None = None,
+    of: Forecast | None = None,
+    notes: Sequence[Mapping[str, Any]] = (),
+) -> go.Figure:
     """Return the figure of that name.
 
     Args:
@@ -71,6 +84,7 @@ def draw(name: str, records: Records, search: Search | None = None, of: Forecast
         records: of a study, or their overview.
         search: the search space of the spec.
         of: for figures of what never ran, from `forecast`.
+        notes: on trials that were stopped early.
 
     Raises:
         UsageError: where there is no such figure.
@@ -78,8 +92,10 @@ def draw(name: str, records: Records, search: Search | None = None, of: Forecast
     """
     if name in FIGURES:
         return FIGURES[name](records, search)
+    if name == STOPPING:
+        return stopping(notes)
     if name not in FORECASTS:
-        raise UsageError(f"figure {name!r}: choose one of {', '.join([*FIGURES, *FORECASTS])}")
+        raise UsageError(f"figure {name!r}: choose one of {', '.join([*FIGURES, *FORECASTS, STOPPING])}")
     if of is None:
         raise NothingToDraw(f"figure {name!r} shows what is predicted, for which the study's spec must be readable")
     return FORECASTS[name](of)

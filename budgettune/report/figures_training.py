@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 
+from budgettune.errors import NothingToDraw
 from budgettune.report.axes import Search
 from budgettune.report.drawing import (
     BLUE,
@@ -38,7 +40,7 @@ from budgettune.report.training_values import (
 from budgettune.report.training_values import (
     curves as curve_values,
 )
-from budgettune.report.values import Overview, overview
+from budgettune.report.values import Overview, overview, unit_for
 
 PHASE_NAMES = {
     "step": "steps (forward, backward, optimiser)",
@@ -228,4 +230,40 @@ def importance(records: Records, search: Search | None = None) -> go.Figure:
         barmode="group",
         xaxis={"title": {"text": "growth of the error (1 = variance)"}, "rangemode": "tozero"},
         yaxis={"type": "category", "autorange": "reversed"},
+    )
+
+
+def stopping(notes: Sequence[Mapping[str, Any]]) -> go.Figure:
+    """Return what trials that were stopped early took, and what they would have taken to their end, one on the other.
+
+    Args:
+        notes: on a study's trials, as `budgettune.slots.stopping_notes` returns them.
+
+    Raises:
+        NothingToDraw: where no trial was stopped.
+    """
+    stopped = [note for note in notes if note["stopped"]]
+    if not stopped:
+        raise NothingToDraw("No trial was stopped early.")
+    spent = np.cumsum([note["train_seconds"] for note in stopped])
+    saved = np.cumsum([max(0.0, note["expected_seconds"] - note["train_seconds"]) for note in stopped])
+    unit = unit_for(float(spent[-1] + saved[-1]))
+    count = np.arange(1, len(stopped) + 1)
+    areas = [
+        go.Scatter(
+            x=count,
+            y=(seconds / unit.seconds).astype(np.float32),
+            name=name,
+            mode="lines",
+            line={"color": colour, "shape": "vh"},
+            stackgroup="seconds",
+        )
+        for name, seconds, colour in (("trained", spent, BLUE), ("saved, as forecast", saved, GREEN))
+    ]
+    return new_figure(
+        "Seconds of stopped trials",
+        areas,
+        height=340,
+        xaxis={"title": {"text": "trials that were stopped, in their order"}, "rangemode": "tozero"},
+        yaxis={"title": {"text": f"training time ({unit.name})"}, "rangemode": "tozero"},
     )

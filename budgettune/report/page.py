@@ -16,12 +16,13 @@ from budgettune.errors import NothingToDraw
 from budgettune.report.axes import Search
 from budgettune.report.contents import Contents, answers, front_rows
 from budgettune.report.drawing import DARK, LIGHT
-from budgettune.report.figures import draw
+from budgettune.report.figures import draw, stopping
 from budgettune.report.findings import FINDINGS, FORECAST_FINDINGS
 from budgettune.report.forecast_values import Forecast
 from budgettune.report.markup import compact_json, content_policy, data_block, prose, table, text
-from budgettune.report.sections import FORECAST_SECTIONS, SECTIONS, Section
+from budgettune.report.sections import FORECAST_SECTIONS, SECTIONS, STOPPED, Section
 from budgettune.report.values import Overview, machine_kind, objectives
+from budgettune.stopping_notes import summary_of_notes
 
 SLIDER_ENDS = (0.8, 1.1)
 """Where the slider begins and ends, as shares of the fastest and of the slowest answer."""
@@ -77,6 +78,7 @@ def build_page(
         chooser=_chooser(views) if len(views) > 1 else "",
         views="".join(_view_html(view, is_first=view is views[0]) for view in views),
         machines=table(contents.machines) if contents.machines else "<p>No time has been taken yet.</p>",
+        stopping=_stopping(contents),
         failures=_failures(contents),
         made=text(f"{now or datetime.now(UTC):%Y-%m-%d %H:%M} UTC by budgettune {_version()}"),
         data=data_block("page-data", compact_json(data)),
@@ -106,20 +108,28 @@ def _forecast_sections(view: _View) -> Sequence[Section]:
 
 
 def _section(view: _View, section: Section) -> str:
-    title = f"{view.key}-{section.figure}-title"
-    heading = f'<section class="card" aria-labelledby="{title}"><h2 id="{title}">{section.title}</h2>'
+    key = f"{view.key}-{section.figure}"
     try:
         finding, figure = _shown(view, section.figure)
     except NothingToDraw as reason:
-        return f"{heading}<p>{prose(reason)}</p></section>"
+        return _card(key, section, f"<p>{prose(reason)}</p>")
+    form = _budget_form(view) if section.figure == "answer" else ""
+    return _card(key, section, _plot(key, section, finding, figure, form))
+
+
+def _card(key: str, section: Section, body: str) -> str:
+    title = f"{key}-title"
+    return f'<section class="card" aria-labelledby="{title}"><h2 id="{title}">{section.title}</h2>{body}</section>'
+
+
+def _plot(key: str, section: Section, finding: str, figure: Any, form: str = "") -> str:
     figure.layout.template = None  # the page's own, light or dark
     figure.layout.title = figure.layout.margin = None
-    key = f"{view.key}-{section.figure}"
     return (
-        f'{heading}<p class="finding">{text(finding)}</p>{_budget_form(view) if section.figure == "answer" else ""}'
+        f'<p class="finding">{text(finding)}</p>{form}'
         f'<div class="plot" data-figure="{key}" role="img" aria-label="{text(f"{section.title}. {finding}")}" '
         f'style="min-height:{figure.layout.height}px"></div>{data_block(key, figure.to_json())}'
-        f'<p class="guide">{section.guide}</p></section>'
+        f'<p class="guide">{section.guide}</p>'
     )
 
 
@@ -200,6 +210,17 @@ def _chooser(views: list[_View]) -> str:
         for view in views
     )
     return f'<p class="chooser"><label for="machine">Machine</label> <select id="machine">{options}</select></p>'
+
+
+def _stopping(contents: Contents) -> str:
+    """Return what stopping early did in the study, nothing where no trial was judged."""
+    if not contents.stopping:
+        return ""
+    key, finding = STOPPED.figure, f"{summary_of_notes(contents.stopping).describe()}."
+    try:
+        return _card(key, STOPPED, _plot(key, STOPPED, finding, stopping(contents.stopping)))
+    except NothingToDraw:  # controls only
+        return _card(key, STOPPED, f"<p>{text(finding)}</p>")
 
 
 def _failures(contents: Contents) -> str:

@@ -109,3 +109,11 @@ FORECAST_SECTIONS = (
     ),
 )
 """Figures of what never ran."""
+
+STOPPED = Section(
+    "stopping",
+    "Trials that were stopped early",
+    "Trials add up from left to right: blue is what they trained, green what they would have trained to their end, as "
+    "forecast when they were stopped. Controls are trials that the rule would have stopped and that ran on to test it.",
+)
+"""For the whole study, machines together."""

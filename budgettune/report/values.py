@@ -68,9 +68,7 @@ class Overview:
     @cached_property
     def unit(self) -> TimeUnit:
         """Unit that suits the slowest trial."""
-        slowest_seconds = self.seconds.max()
-        units = (TimeUnit("h", 3600.0), TimeUnit("min", 60.0))
-        return next((unit for unit in units if slowest_seconds >= 3 * unit.seconds), TimeUnit("s", 1.0))
+        return unit_for(float(self.seconds.max()))
 
     @cached_property
     def time_is_log(self) -> bool:
@@ -87,6 +85,12 @@ class Overview:
         """The best trial from its own time on, fastest first: the front without equals of a lower number."""
         by_point = {objectives(trial): trial for trial in reversed(self.front)}
         return tuple(by_point[point] for point in sorted(by_point))
+
+
+def unit_for(most_seconds: float) -> TimeUnit:
+    """Return the unit that suits times up to some seconds."""
+    units = (TimeUnit("h", 3600.0), TimeUnit("min", 60.0))
+    return next((unit for unit in units if most_seconds >= 3 * unit.seconds), TimeUnit("s", 1.0))
 
 
 def objectives(trial: TrialRecord) -> tuple[float, float]:

@@ -9,6 +9,7 @@ import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 from synthetic import BOX, PAPER_SEARCH, make_records, make_study
 
@@ -186,3 +187,27 @@ def test_the_report_loads_neither_torch_nor_optuna(sqlite_url, tmp_path):
     words = ["report", "--storage", sqlite_url, "--out", str(tmp_path / "page.html")]
     done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def note(stopped, train_seconds=2.0, expected_seconds=10.0, wrong=None):
+    return {"stopped": stopped, "wrong": wrong, "train_seconds": train_seconds, "expected_seconds": expected_seconds}
+
+
+def test_seconds_that_stopping_saved_are_added_up_and_shown():
+    notes = [note(True), note(False, wrong=False), note(True, 3.0, 2.5)]
+    page = Elements(page_of(make_records(30), stopping=notes))
+    assert "2 trials were stopped early: 8.0s of 13.0s (62%) saved, as forecast" in " ".join(page.words)
+    trained, saved = page.data["stopping"]["data"]
+    assert [base64.b64decode(each["y"]["bdata"]) for each in (trained, saved)] == [
+        np.array(seconds, dtype=np.float32).tobytes() for seconds in ([2, 5], [8, 8])
+    ]
+
+
+def test_controls_alone_are_told_and_not_drawn():
+    page = Elements(page_of(make_records(30), stopping=[note(False, wrong=True)]))
+    assert "of 1 controls 1 would have been stopped wrongly" in " ".join(page.words)
+    assert "stopping" not in page.data
+
+
+def test_a_study_that_judged_no_trial_does_not_speak_of_stopping():
+    assert "stopped early" not in " ".join(Elements(page_of(make_records(30))).words)
