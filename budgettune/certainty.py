@@ -1,7 +1,8 @@
 """How sure a front is: what seeds make of one configuration, and the chance that no other beats it.
 
 A *cell* is one configuration; its repeats differ by their seeds. Seconds count by their logarithm. What seeds do is
-taken as normal, and as large in every cell, so that cells with one repeat borrow it from those with several. Pure.
+taken as normal. To times they do the same in every cell; accuracies differ the more, the less a network has learnt, so
+that a cell borrows its noise from those that are about as accurate. Pure.
 """
 
 from __future__ import annotations
@@ -19,24 +20,38 @@ Floats = NDArray[np.float64]
 DRAWS = 2_000
 DRAWS_AT_ONCE = 4_000_000  # numbers in memory
 SEED = 0  # of the draws: equal studies get equal answers
-DOUBTFUL = (0.05, 0.95)  # chances between which a further repeat is worth its seconds
+AT_STAKE = 0.0005  # accuracy that a further repeat is worth its seconds for
 TIMES = 0.005  # share of seconds that repeats of one configuration differ by at least
 POINTS = 0.001  # the same of accuracies
+ALIKE = 0.5  # of the deviation between cells: accuracies that near have like noise
+LEVELS = 200  # of accuracy at most, at which noise is estimated; between them by a line
+BORROWED = 4.0  # degrees of freedom that all cells together count for in the noise of each
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """An estimated standard deviation.
+
+    Attributes:
+        deviation: the estimate.
+        freedom: degrees of freedom behind it.
+    """
+
+    deviation: float
+    freedom: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class SeedNoise:
-    """Standard deviations over seeds.
+    """What seeds do.
 
     Attributes:
-        log_seconds: of the logarithm of seconds.
-        accuracy: as a share.
-        freedom: degrees of freedom of both estimates.
+        log_seconds: to the logarithm of seconds, in all cells.
+        accuracy: to the accuracy, by cell.
     """
 
-    log_seconds: float
-    accuracy: float
-    freedom: int
+    log_seconds: Spread
+    accuracy: Mapping[int, Spread]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +67,21 @@ class CellMean:
     count: int
     log_seconds: float
     accuracy: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """A cell against those that are faster, in the mean over all seeds.
+
+    Attributes:
+        chance: of none of them being as accurate, that is of being on the front.
+        gain: in accuracy over the best of them, expected; 0 where it is behind.
+        loss: the same behind the best of them; 0 where it is ahead.
+    """
+
+    chance: float
+    gain: float
+    loss: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,8 +107,9 @@ def certainty_of(results: Results) -> Certainty | None:
     if noise is None:
         return None
     means = cell_means(results)
-    intervals = {cell: accuracy_interval(mean, noise) for cell, mean in means.items()}
-    return Certainty(front_chances=front_chances(means, noise), accuracy_intervals=intervals)
+    intervals = {cell: accuracy_interval(mean, noise.accuracy[cell]) for cell, mean in means.items()}
+    chances = {cell: standing.chance for cell, standing in standings(means, noise).items()}
+    return Certainty(front_chances=chances, accuracy_intervals=intervals)
 
 
 def cell_means(results: Results) -> dict[int, CellMean]:
@@ -94,78 +125,118 @@ def cell_means(results: Results) -> dict[int, CellMean]:
 
 
 def seed_noise(results: Results) -> SeedNoise | None:
-    """Return the pooled deviation within cells; None where no cell has two repeats."""
-    repeated = [repeats for repeats in results.values() if len(repeats) > 1]
-    freedom = sum(len(repeats) - 1 for repeats in repeated)
-    if not freedom:
+    """Return what seeds do; None where no cell has two repeats.
+
+    A cell's noise of accuracy is that of cells about as accurate (a Gaussian window), moderated by that of all: their
+    squares count together, by degrees of freedom (Smyth, 2004, section 3).
+    """
+    repeated = [
+        np.array([(math.log(max(seconds, 1e-9)), accuracy) for seconds, accuracy in each])
+        for each in results.values()
+        if len(each) > 1
+    ]
+    freedoms = np.array([len(each) - 1.0 for each in repeated])
+    if not len(freedoms):
         return None
-    squares = np.zeros(2)
-    for repeats in repeated:
-        values = np.array([(math.log(max(seconds, 1e-9)), accuracy) for seconds, accuracy in repeats])
-        squares += ((values - values.mean(axis=0)) ** 2).sum(axis=0)
-    log_seconds, accuracy = np.maximum(np.sqrt(squares / freedom), (TIMES, POINTS))
-    return SeedNoise(log_seconds=float(log_seconds), accuracy=float(accuracy), freedom=freedom)
+    squares = np.array([((each - each.mean(axis=0)) ** 2).sum(axis=0) for each in repeated])
+    freedom = float(freedoms.sum())
+    log_seconds, pooled = np.sqrt(squares.sum(axis=0) / freedom).tolist()
+    accuracies = np.array([np.mean([accuracy for _, accuracy in each]) for each in results.values()])
+    known = np.array([each[:, 1].mean() for each in repeated])
+    width = max(ALIKE * float(accuracies.std()), POINTS)
+    levels = np.unique(np.quantile(accuracies, np.linspace(0, 1, min(len(accuracies), LEVELS))))
+    nearness = np.exp(-0.5 * ((levels[:, None] - known) / width) ** 2)
+    near = nearness @ freedoms
+    borrowed = np.minimum(BORROWED, freedom - near)
+    variances = (nearness @ squares[:, 1] + borrowed * pooled**2) / (near + borrowed)
+    deviations = np.interp(accuracies, levels, np.maximum(np.sqrt(variances), POINTS))
+    own_freedoms = np.interp(accuracies, levels, near + borrowed)
+    return SeedNoise(
+        log_seconds=Spread(deviation=max(log_seconds, TIMES), freedom=freedom),
+        accuracy={
+            cell: Spread(deviation=deviation, freedom=own)
+            for cell, deviation, own in zip(results, deviations.tolist(), own_freedoms.tolist(), strict=True)
+        },
+    )
 
 
-def accuracy_interval(mean: CellMean, noise: SeedNoise, confidence: float = 0.95) -> tuple[float, float]:
+def accuracy_interval(mean: CellMean, noise: Spread, confidence: float = 0.95) -> tuple[float, float]:
     """Return the interval of a configuration's mean accuracy over all seeds, by Student's t."""
-    width = float(stdtrit(noise.freedom, 0.5 + confidence / 2)) * noise.accuracy / math.sqrt(mean.count)
+    width = float(stdtrit(noise.freedom, 0.5 + confidence / 2)) * noise.deviation / math.sqrt(mean.count)
     return max(0.0, mean.accuracy - width), min(1.0, mean.accuracy + width)
 
 
-def front_chances(means: Mapping[int, CellMean], noise: SeedNoise) -> dict[int, float]:
-    """Return the chance of each cell that no other is both faster and more accurate in the mean over all seeds.
+def standings(means: Mapping[int, CellMean], noise: SeedNoise) -> dict[int, Standing]:
+    """Return how each cell stands against those that are faster, in the mean over all seeds.
 
     By draws of all means together: each is its cell's mean and an error that Student's t has, because the noise is an
-    estimate too. One factor per draw stands for that estimate, for it is the same in all cells.
+    estimate too.
     """
     if not means:
         return {}
-    counts = np.sqrt([mean.count for mean in means.values()])
-    log_seconds = np.array([mean.log_seconds for mean in means.values()])
-    accuracy = np.array([mean.accuracy for mean in means.values()])
     rng = np.random.default_rng(SEED)
-    members, left = np.zeros(len(means)), DRAWS
+    counts = np.sqrt([mean.count for mean in means.values()])
+    spreads = [noise.accuracy[cell] for cell in means]
+    found, left = np.zeros((3, len(means))), DRAWS
     while left:
-        size = min(left, max(1, DRAWS_AT_ONCE // len(means)))
-        spread = np.sqrt(noise.freedom / rng.chisquare(noise.freedom, (size, 1))) / counts
-        shape = (size, len(means))
-        members += _is_on_front(
-            log_seconds + noise.log_seconds * spread * rng.standard_normal(shape),
-            accuracy + noise.accuracy * spread * rng.standard_normal(shape),
-        ).sum(axis=0)
-        left -= size
-    return dict(zip(means, (members / DRAWS).tolist(), strict=True))
+        shape = (min(left, max(1, DRAWS_AT_ONCE // len(means))), len(means))
+        # Noise of times is one estimate for all cells: so is its error.
+        time_errors = _errors([noise.log_seconds], (shape[0], 1), rng) / counts * rng.standard_normal(shape)
+        errors = _errors(spreads, shape, rng) / counts * rng.standard_normal(shape)
+        lead = _lead(
+            np.array([mean.log_seconds for mean in means.values()]) + time_errors,
+            np.clip(np.array([mean.accuracy for mean in means.values()]) + errors, 0.0, 1.0),
+        )
+        ends = np.isinf(lead)  # the fastest has nothing to be compared with
+        found += [(lead > 0).sum(0), np.where(ends, 0.0, lead).clip(min=0).sum(0), (-lead).clip(min=0).sum(0)]
+        left -= shape[0]
+    rows = (found / DRAWS).T.tolist()
+    return {cell: Standing(chance=row[0], gain=row[1], loss=row[2]) for cell, row in zip(means, rows, strict=True)}
 
 
-def _is_on_front(seconds: Floats, accuracy: Floats) -> NDArray[np.bool_]:
-    """Return bool[draws, cells]: whether none that is faster is as accurate."""
+def _errors(spreads: Sequence[Spread], shape: tuple[int, int], rng: np.random.Generator) -> Floats:
+    """Return draws of what deviations truly are: float64[shape]."""
+    freedoms = np.array([spread.freedom for spread in spreads])
+    deviations = np.array([spread.deviation for spread in spreads])
+    errors: Floats = deviations * np.sqrt(freedoms / rng.chisquare(freedoms, shape))
+    return errors
+
+
+def _lead(seconds: Floats, accuracy: Floats) -> Floats:
+    """Return by how much each cell beats all faster ones, infinite for the fastest: float64[draws, cells]."""
     order = np.argsort(seconds, axis=1)
     sorted_accuracy = np.take_along_axis(accuracy, order, axis=1)
-    best_before = np.maximum.accumulate(sorted_accuracy, axis=1)
-    is_better = np.ones(seconds.shape, dtype=bool)  # the fastest always is
-    is_better[:, 1:] = sorted_accuracy[:, 1:] > best_before[:, :-1]
-    members = np.empty_like(is_better)
-    np.put_along_axis(members, order, is_better, axis=1)
-    return members
+    sorted_lead = np.full(seconds.shape, np.inf)
+    sorted_lead[:, 1:] = sorted_accuracy[:, 1:] - np.maximum.accumulate(sorted_accuracy, axis=1)[:, :-1]
+    lead = np.empty_like(sorted_lead)
+    np.put_along_axis(lead, order, sorted_lead, axis=1)
+    return lead
 
 
 def cells_to_repeat(results: Results, most_repeats: int) -> list[int]:
-    """Return the cells that a further seed is worth most for, most doubtful first; none where the front is settled.
+    """Return the cells that a further seed is worth most for, most at stake first; none where the front is settled.
+
+    At stake is the accuracy that one expects to lose at a cell's time by trusting the front as observed (the expected
+    opportunity cost of Chick and Inoue, 2001): what a member may lie behind faster cells, what another may lie ahead.
+    Two cells that are equal stay in doubt for ever, but little is at stake.
 
     Until some cell has a second repeat nothing tells what seeds do: those on the front as observed get one.
     """
     means, noise = cell_means(results), seed_noise(results)
+    members = _observed_front(means)
     open_cells = {cell for cell, mean in means.items() if mean.count < most_repeats}
     if noise is None:
-        return [cell for cell in _observed_front(means) if cell in open_cells]
-    chances = front_chances(means, noise)
-    low, high = DOUBTFUL
-    doubtful = [cell for cell in open_cells if low <= chances[cell] <= high]
-    return sorted(doubtful, key=lambda cell: (abs(chances[cell] - 0.5), cell))
+        return [cell for cell in members if cell in open_cells]
+    at_stake = {
+        cell: standing.loss if cell in members else standing.gain
+        for cell, standing in standings(means, noise).items()
+        if cell in open_cells
+    }
+    worth = [cell for cell, accuracy in at_stake.items() if accuracy > AT_STAKE]
+    return sorted(worth, key=lambda cell: (-at_stake[cell], cell))
 
 
 def _observed_front(means: Mapping[int, CellMean]) -> list[int]:
     seconds = np.array([[mean.log_seconds for mean in means.values()]])
     accuracy = np.array([[mean.accuracy for mean in means.values()]])
-    return [cell for cell, member in zip(means, _is_on_front(seconds, accuracy)[0], strict=True) if member]
+    return [cell for cell, lead in zip(means, _lead(seconds, accuracy)[0], strict=True) if lead > 0]

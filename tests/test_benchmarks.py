@@ -161,3 +161,25 @@ def test_the_service_is_compared_with_plain_optuna_in_three_parts(monkeypatch, t
     work = {row["by"]: row for row in numbers["workers"]}
     assert [work["ours"][fact] for fact in ("complete", "doubled", "lost", "open rows", "crashed")] == [40, 0, 0, 0, 0]
     assert {row["question"] for row in numbers["answers"]} > {"study.best_trials", "budgettune best"}
+
+
+def test_promises_are_trained_until_the_time_is_up_and_judged(monkeypatch, tmp_path, capsys):
+    promise, file = module(monkeypatch, "promise"), tmp_path / "numbers.json"
+    data = ["--data", "digits", "--images", "200", "--image-size", "8", "--threads", "1", "--json", str(file)]
+    threads = torch.get_num_threads()
+    with torch.random.fork_rng():
+        promise.main([*data, "--studies", "1", "--trials", "6", "--budgets", "0.4"])
+    torch.set_num_threads(threads)
+    assert "inside the interval of 90%" in capsys.readouterr().out
+    (only,) = json.loads(file.read_text())["promises"]
+    assert only["accuracy_low"] < only["accuracy"] < only["accuracy_high"]
+    assert only["late_seconds"] == pytest.approx(0, abs=0.3)
+
+
+def test_automatic_repeats_are_held_against_as_many_spread_evenly(monkeypatch, tmp_path, capsys):
+    repeats, file = module(monkeypatch, "repeats"), tmp_path / "numbers.json"
+    repeats.main(["--studies", "2", "--json", str(file)])
+    assert "hypervolume missed" in capsys.readouterr().out
+    auto, evenly, once, three, five = json.loads(file.read_text())
+    assert auto["runs"] == evenly["runs"]
+    assert [row["runs"] for row in (once, three, five)] == ["80", "240", "400"]

@@ -11,12 +11,13 @@ from budgettune import api
 from budgettune.certainty import (
     CellMean,
     SeedNoise,
+    Spread,
     accuracy_interval,
     cell_means,
     cells_to_repeat,
     certainty_of,
-    front_chances,
     seed_noise,
+    standings,
 )
 from budgettune.cli_answers import best, front
 from budgettune.errors import SpecError
@@ -26,12 +27,17 @@ from budgettune.spec import StudySpec
 from budgettune.study import create_study
 from budgettune.units import parse_duration
 
-NOISE = SeedNoise(log_seconds=0.01, accuracy=0.01, freedom=200)
 CELLS = {"batch_size": [16, 32, 64, 128]}
 
 
 def mean(seconds, accuracy, count=1):
     return CellMean(count=count, log_seconds=math.log(seconds), accuracy=accuracy)
+
+
+def front_chances(cells, deviation=0.01, freedom=200.0):
+    spread = Spread(deviation=deviation, freedom=freedom)
+    noise = SeedNoise(log_seconds=spread, accuracy=dict.fromkeys(cells, spread))
+    return {cell: standing.chance for cell, standing in standings(cells, noise).items()}
 
 
 # --- Chances --------------------------------------------------------------------------------------------------------
@@ -40,8 +46,11 @@ def mean(seconds, accuracy, count=1):
 def test_noise_is_pooled_over_the_cells_that_have_repeats():
     results = {0: [(10.0, 0.70), (10.0, 0.72)], 1: [(20.0, 0.80), (20.0, 0.83), (20.0, 0.77)], 2: [(5.0, 0.1)]}
     noise = seed_noise(results)
-    assert noise.freedom == 3
-    assert noise.accuracy == pytest.approx(math.sqrt((2 * 0.01**2 + 2 * 0.03**2) / 3))
+    pooled = math.sqrt((2 * 0.01**2 + 2 * 0.03**2) / 3)
+    assert noise.log_seconds.freedom == 3
+    assert noise.accuracy[2].deviation == pytest.approx(pooled, rel=0.1)  # nothing is as accurate: all lend it theirs
+    assert noise.accuracy[0].deviation < pooled < noise.accuracy[1].deviation
+    assert all(spread.freedom <= 3 for spread in noise.accuracy.values())
     assert seed_noise({0: [(10.0, 0.7)], 1: [(20.0, 0.8)]}) is None
 
 
@@ -49,41 +58,68 @@ def test_the_interval_of_a_single_cell_is_that_of_students_t():
     accuracies = [0.70, 0.72, 0.75]
     results = {0: [(10.0, each) for each in accuracies]}
     expected = estimate(accuracies)
-    assert accuracy_interval(cell_means(results)[0], seed_noise(results)) == pytest.approx(
+    assert accuracy_interval(cell_means(results)[0], seed_noise(results).accuracy[0]) == pytest.approx(
         (expected.low, expected.high)
     )
 
 
 def test_a_slower_cell_of_equal_accuracy_is_on_the_front_half_of_the_time():
-    chances = front_chances({0: mean(10.0, 0.8), 1: mean(20.0, 0.8)}, NOISE)
+    chances = front_chances({0: mean(10.0, 0.8), 1: mean(20.0, 0.8)})
     assert chances[0] == 1.0
     assert chances[1] == pytest.approx(0.5, abs=0.05)
 
 
 @pytest.mark.parametrize(("lead", "count"), [(0.005, 1), (0.01, 1), (0.01, 4), (-0.01, 2)])
 def test_chances_are_those_of_a_normal_difference(lead, count):
-    chances = front_chances({0: mean(10.0, 0.8, count), 1: mean(20.0, 0.8 + lead, count)}, NOISE)
+    chances = front_chances({0: mean(10.0, 0.8, count), 1: mean(20.0, 0.8 + lead, count)})
     deviation = 0.01 * math.sqrt(2 / count)
     assert chances[1] == pytest.approx(0.5 * (1 + math.erf(lead / deviation / math.sqrt(2))), abs=0.04)
 
 
 def test_noise_known_from_few_repeats_leaves_more_doubt():
     cells = {0: mean(10.0, 0.8), 1: mean(20.0, 0.84)}
-    few = SeedNoise(log_seconds=0.01, accuracy=0.01, freedom=1)
-    assert front_chances(cells, few)[1] < front_chances(cells, NOISE)[1] - 0.03
+    assert front_chances(cells, freedom=1.0)[1] < front_chances(cells)[1] - 0.03
 
 
 def test_equal_studies_get_equal_chances_and_members_agree_with_brute_force():
     rng = np.random.default_rng(0)
     cells = {cell: mean(*values) for cell, values in enumerate(rng.uniform((5, 0.5), (50, 0.9), (30, 2)))}
-    still = SeedNoise(log_seconds=1e-9, accuracy=1e-9, freedom=1_000)
     expected = {
         cell: float(not any(o.log_seconds < own.log_seconds and o.accuracy > own.accuracy for o in cells.values()))
         for cell, own in cells.items()
     }
-    assert front_chances(cells, still) == expected
-    assert front_chances(cells, NOISE) == front_chances(cells, NOISE)
-    assert front_chances({}, NOISE) == {}
+    assert front_chances(cells, 1e-9, 1_000.0) == expected
+    assert front_chances(cells) == front_chances(cells)
+    assert front_chances({}) == {}
+
+
+def test_what_is_at_stake_is_the_mean_of_a_normal_beyond_zero():
+    spread = Spread(deviation=0.01, freedom=1e6)
+    cells = {0: mean(10.0, 0.8), 1: mean(20.0, 0.81)}
+    standing = standings(cells, SeedNoise(log_seconds=spread, accuracy=dict.fromkeys(cells, spread)))[1]
+    deviation, z = 0.01 * math.sqrt(2), math.sqrt(0.5)
+    density = math.exp(-z * z / 2) / math.sqrt(2 * math.pi)
+    below = 0.5 * (1 + math.erf(-z / math.sqrt(2)))
+    assert standing.loss == pytest.approx(deviation * (density - z * below), rel=0.1)
+    assert standing.gain - standing.loss == pytest.approx(0.01, rel=0.1)
+
+
+def test_noise_is_larger_where_networks_have_learnt_less():
+    rng = np.random.default_rng(1)
+    levels = np.linspace(0.5, 0.9, 40)
+    results = {
+        cell: [(10.0, float(level + rng.normal(0, 0.1 * (0.95 - level)))) for _ in range(3)]
+        for cell, level in enumerate(levels)
+    }
+    noise = seed_noise(results)
+    assert noise.accuracy[0].deviation > 2 * noise.accuracy[39].deviation
+    many = {cell: results[cell % 40] for cell in range(5_000)}  # and the cost does not grow with their square
+    assert seed_noise(many).accuracy[0].deviation == pytest.approx(noise.accuracy[0].deviation, rel=0.1)
+
+
+def test_cells_that_are_equal_for_good_are_left_alone():
+    equal = {cell: [(10.0 * 1.2**cell, 0.8 + 0.0005 * (-1) ** repeat) for repeat in range(4)] for cell in range(5)}
+    assert cells_to_repeat(equal, 100) == []
 
 
 def test_without_any_repeat_the_observed_front_is_repeated_first():
@@ -96,7 +132,7 @@ def test_only_doubtful_cells_are_repeated_the_most_doubtful_first_and_not_for_ev
     results = {
         0: [(10.0, 0.80), (10.0, 0.81), (10.0, 0.79)],
         1: [(20.0, 0.801), (20.0, 0.799)],  # as good as 0, and slower
-        2: [(30.0, 0.95), (30.0, 0.96)],  # surely the best
+        2: [(30.0, 0.95), (30.0, 0.96), (30.0, 0.955)],  # surely the best
         3: [(40.0, 0.60)],  # surely not
         4: [(50.0, 0.961)],
     }
@@ -112,10 +148,10 @@ def auto(storage_url, **sampler):
     return create_study(grid(search=CELLS, repeats="auto", **sampler), storage_url)
 
 
-OUTCOMES = {0: (10.0, 0.80), 1: (20.0, 0.803), 2: (30.0, 0.95), 3: (40.0, 0.60)}
+OUTCOMES = {0: (10.0, 0.80), 1: (20.0, 0.82), 2: (30.0, 0.95), 3: (40.0, 0.60)}
 
 
-def work(study, noise=0.004):
+def work(study, noise=0.01):
     """Complete every open trial, cell by cell as in OUTCOMES, its accuracy noisy by its seed."""
     while not study.is_finished():
         while (claim := study.claim()) is not None:
