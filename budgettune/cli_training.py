@@ -65,7 +65,7 @@ def train(
 ) -> None:
     """Train one configuration of a study and keep the model.
 
-    Give --trial, or settings with --set. Nothing is recorded in the study.
+    Give --budget, --trial or settings with --set. Nothing is recorded in the study.
     """
     from budgettune.roots import allowed_folders
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 
 from budgettune.comparison import Comparison, Measured, Run, read_comparison, write_comparison
 from budgettune.comparison_plan import Turn, arms_of, budgets_of, shared_spec, turns, with_turn
@@ -71,7 +73,7 @@ def compare(
         say: told what happens, a line at a time.
 
     Raises:
-        UsageError: where the arguments cannot work, or the file holds something else.
+        UsageError: where the arguments cannot work, the file holds something else, or another comparison writes it.
         SpecError: where the spec cannot work.
         DataError: where the images cannot be read.
     """
@@ -82,8 +84,6 @@ def compare(
     shared, chosen = shared_spec(spec), pick_device(device)
     machine, witness = prepare_process(chosen, threads)
     comparison = Comparison(spec=shared.to_document(), shuffle_labels=shuffle_labels, machine=machine)
-    if resume and out is not None and out.exists():
-        comparison = _resumed(comparison, out)
     for arm in arms:
         if is_code(arm.strategy):
             import_code(arm.strategy, allow_import)  # better now than after an hour
@@ -93,7 +93,10 @@ def compare(
     say(f"{shared.data.name}, {label_of(shared)}")
     if spec.train.lr_schedule == "constant":
         say("the learning rate falls linearly to zero at the deadline, in place of the spec's constant one")
-    return _run_all(plan, comparison, bench, out, say)
+    with _sole_writer(out):
+        if resume and out is not None and out.exists():
+            comparison = _resumed(comparison, out)
+        return _run_all(plan, comparison, bench, out, say)
 
 
 def with_wrong_labels(data: ImageData, share: float, seed: int) -> ImageData:
@@ -122,6 +125,30 @@ def _check(seeds: int, shuffle_labels: float, out: Path | None, resume: bool) ->
         raise UsageError("nothing to resume: name the file of the interrupted comparison with --out")
     if not resume and out is not None and out.exists():
         raise UsageError(f"{out} is there already: add --resume to go on with it, or name another file")
+
+
+@contextmanager
+def _sole_writer(out: Path | None) -> Iterator[None]:
+    """See that no other comparison writes a file meanwhile; the lock beside it is freed when its holder dies."""
+    if out is None:
+        yield
+        return
+    if not out.parent.is_dir():  # else the lock would make it
+        raise UsageError(f"{out} cannot be written: there is no folder {out.parent}")
+    beside = Path(f"{out}.lock")
+    lock = FileLock(beside, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UsageError(f"another comparison is writing {out}: wait for its end, or name another file") from None
+    except OSError as error:
+        raise UsageError(f"{out} cannot be written: {error.strerror}") from None
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            beside.unlink()  # while it is held: nobody else's goes
+        lock.release()
 
 
 def _resumed(fresh: Comparison, path: Path) -> Comparison:

@@ -179,6 +179,20 @@ def test_resuming_asks_for_the_same_settings_and_machine(quiet, tmp_path, monkey
         compare(SPEC, [0.05], out=out, resume=True)
 
 
+def test_two_comparisons_do_not_write_one_file(quiet, tmp_path):
+    out, refused = tmp_path / "c.json", []
+
+    def second(line):
+        if "to do" in line:
+            with pytest.raises(UsageError, match="another comparison is writing") as error:
+                compare(SPEC, [0.05], seeds=2, strategies=["full"], out=out, resume=True)
+            refused.append(error)
+
+    compare(SPEC, [0.05], seeds=2, strategies=["full"], out=out, say=second)
+    assert refused
+    assert list(tmp_path.iterdir()) == [out]
+
+
 def test_more_seeds_and_budgets_join_what_is_there(quiet, tmp_path):
     out = tmp_path / "c.json"
     before = compare(SPEC, [0.05], seeds=2, strategies=["full"], out=out)
