@@ -133,19 +133,19 @@ def study_show(
     if watch:
         _watch(handle, every, form)
         return
-    summary, given_up, stopping = handle.summary(), handle.verify().given_up, handle.stopping()
+    summary, stopping = handle.summary(), handle.stopping()
     if form is Format.json:
         render.print_json(
             {
                 **_summary_row(summary, form),
-                "given_up": [vars(one) for one in given_up],
+                "given_up": [vars(one) for one in summary.given_up],
                 "stopping": None if stopping is None else vars(stopping),
                 "spec": handle.spec.to_document(),
             }
         )
         return
     render.print_rows([_summary_row(summary, form)], form)
-    for one in given_up:
+    for one in summary.given_up:
         err.print(f"given up: {one}", highlight=False, markup=False)
     if stopping is not None and form is Format.table:
         out.print(stopping.describe(), highlight=False, markup=False)

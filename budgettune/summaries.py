@@ -16,6 +16,7 @@ from budgettune import query
 from budgettune.cells import Cells
 from budgettune.errors import StorageError, StudyNotFound
 from budgettune.records import TrialRecord
+from budgettune.slot_values import GivenUp
 from budgettune.slots import slot_rows, stopping_notes
 from budgettune.spec import StudySpec
 from budgettune.storage import open_engine
@@ -39,6 +40,7 @@ class StudySummary:
         devices: kinds of machine that its times come from.
         train_seconds: spent on the clock by all finished trials.
         seconds_left: estimate at the present number of workers (one, where none runs); None where nothing tells.
+        given_up: cells and repeats that failed too often.
         fault: why this budgettune cannot work on it, None where it can.
     """
 
@@ -48,6 +50,7 @@ class StudySummary:
     devices: tuple[str, ...]
     train_seconds: float
     seconds_left: float | None
+    given_up: tuple[GivenUp, ...] = ()
     fault: str | None = None
 
 
@@ -129,6 +132,7 @@ def summary_of(
         devices=tuple(query.device_names(engine, study_id)),
         train_seconds=sum(seconds),
         seconds_left=_seconds_left(seconds, left, workers=states["RUNNING"]),
+        given_up=() if cells is None else cells.given_up(),
         fault=fault,
     )
 
