@@ -245,10 +245,10 @@ def stopping(notes: Sequence[Mapping[str, Any]]) -> go.Figure:
     stopped = [note for note in notes if note["stopped"]]
     if not stopped:
         raise NothingToDraw("No trial was stopped early.")
-    spent = np.cumsum([note["train_seconds"] for note in stopped])
-    saved = np.cumsum([max(0.0, note["expected_seconds"] - note["train_seconds"]) for note in stopped])
+    spent = np.cumsum([0.0, *(note["train_seconds"] for note in stopped)])
+    saved = np.cumsum([0.0, *(max(0.0, note["expected_seconds"] - note["train_seconds"]) for note in stopped)])
     unit = unit_for(float(spent[-1] + saved[-1]))
-    count = np.arange(1, len(stopped) + 1)
+    count = np.arange(len(spent))
     areas = [
         go.Scatter(
             x=count,

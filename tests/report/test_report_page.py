@@ -199,7 +199,7 @@ def test_seconds_that_stopping_saved_are_added_up_and_shown():
     assert "2 trials were stopped early: 8.0s of 13.0s (62%) saved, as forecast" in " ".join(page.words)
     trained, saved = page.data["stopping"]["data"]
     assert [base64.b64decode(each["y"]["bdata"]) for each in (trained, saved)] == [
-        np.array(seconds, dtype=np.float32).tobytes() for seconds in ([2, 5], [8, 8])
+        np.array(seconds, dtype=np.float32).tobytes() for seconds in ([0, 2, 5], [0, 8, 8])
     ]
 
 
