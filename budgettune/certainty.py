@@ -125,39 +125,47 @@ def cell_means(results: Results) -> dict[int, CellMean]:
 
 
 def seed_noise(results: Results) -> SeedNoise | None:
-    """Return what seeds do; None where no cell has two repeats.
-
-    A cell's noise of accuracy is that of cells about as accurate (a Gaussian window), moderated by that of all: their
-    squares count together, by degrees of freedom (Smyth, 2004, section 3).
-    """
-    repeated = [
-        np.array([(math.log(max(seconds, 1e-9)), accuracy) for seconds, accuracy in each])
-        for each in results.values()
-        if len(each) > 1
-    ]
-    freedoms = np.array([len(each) - 1.0 for each in repeated])
-    if not len(freedoms):
+    """Return what seeds do; None where no cell has two repeats."""
+    repeated = [np.array(each) for each in results.values() if len(each) > 1]
+    if not repeated:
         return None
-    squares = np.array([((each - each.mean(axis=0)) ** 2).sum(axis=0) for each in repeated])
-    freedom = float(freedoms.sum())
-    log_seconds, pooled = np.sqrt(squares.sum(axis=0) / freedom).tolist()
-    accuracies = np.array([np.mean([accuracy for _, accuracy in each]) for each in results.values()])
+    freedoms = np.array([len(each) - 1.0 for each in repeated])
+    log_squares = [_squares(np.log(np.maximum(each[:, 0], 1e-9))) for each in repeated]
+    log_seconds = math.sqrt(sum(log_squares) / freedoms.sum())
+    squares = np.array([_squares(each[:, 1]) for each in repeated])
     known = np.array([each[:, 1].mean() for each in repeated])
+    accuracies = np.array([np.mean([accuracy for _, accuracy in each]) for each in results.values()])
+    return SeedNoise(
+        log_seconds=Spread(deviation=max(log_seconds, TIMES), freedom=float(freedoms.sum())),
+        accuracy=dict(zip(results, _noise_at(accuracies, known, squares, freedoms), strict=True)),
+    )
+
+
+def _squares(values: Floats) -> float:
+    return float(((values - values.mean()) ** 2).sum())
+
+
+def _noise_at(accuracies: Floats, known: Floats, squares: Floats, freedoms: Floats) -> list[Spread]:
+    """Return the noise of cells: that of cells about as accurate (a Gaussian window), moderated by that of all.
+
+    Their squares count together, by degrees of freedom (Smyth, 2004, section 3).
+
+    Args:
+        accuracies: of all cells, float64[cells].
+        known: of those with repeats, float64[repeated].
+        squares: of their repeats about their means, summed: float64[repeated].
+        freedoms: of the same, float64[repeated].
+    """
+    pooled = squares.sum() / freedoms.sum()
     width = max(ALIKE * float(accuracies.std()), POINTS)
     levels = np.unique(np.quantile(accuracies, np.linspace(0, 1, min(len(accuracies), LEVELS))))
     nearness = np.exp(-0.5 * ((levels[:, None] - known) / width) ** 2)
     near = nearness @ freedoms
-    borrowed = np.minimum(BORROWED, freedom - near)
-    variances = (nearness @ squares[:, 1] + borrowed * pooled**2) / (near + borrowed)
-    deviations = np.interp(accuracies, levels, np.maximum(np.sqrt(variances), POINTS))
-    own_freedoms = np.interp(accuracies, levels, near + borrowed)
-    return SeedNoise(
-        log_seconds=Spread(deviation=max(log_seconds, TIMES), freedom=freedom),
-        accuracy={
-            cell: Spread(deviation=deviation, freedom=own)
-            for cell, deviation, own in zip(results, deviations.tolist(), own_freedoms.tolist(), strict=True)
-        },
-    )
+    borrowed = np.minimum(BORROWED, freedoms.sum() - near)
+    variances = (nearness @ squares + borrowed * pooled) / (near + borrowed)
+    deviations = np.interp(accuracies, levels, np.maximum(np.sqrt(variances), POINTS)).tolist()
+    behind = np.interp(accuracies, levels, near + borrowed).tolist()
+    return [Spread(deviation=own, freedom=freedom) for own, freedom in zip(deviations, behind, strict=True)]
 
 
 def accuracy_interval(mean: CellMean, noise: Spread, confidence: float = 0.95) -> tuple[float, float]:
