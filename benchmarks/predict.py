@@ -158,10 +158,12 @@ class Advice:
 
     regrets: list[float] = field(default_factory=list)
     broken: list[float] = field(default_factory=list)
+    hopes: list[float] = field(default_factory=list)
+    inside: list[float] = field(default_factory=list)
     unanswered: int = 0
 
-    def add(self, grid: Grid, budget_seconds: float, choice: int | None) -> None:
-        """Take in one answer: a cell, or none."""
+    def add(self, grid: Grid, budget_seconds: float, choice: int | None, guess: Guess | None = None) -> None:
+        """Take in one answer: a cell, or none; and what was predicted of all cells, where it rests on that."""
         if choice is None:
             self.unanswered += 1
             return
@@ -169,17 +171,24 @@ class Advice:
         oracle = truth[np.median(grid.future, axis=1) <= budget_seconds].max()
         self.regrets.append(100 * float(oracle - truth[choice]))
         self.broken.append(float(np.mean(grid.future[choice] > budget_seconds)))
+        if guess is not None:
+            self.hopes.append(100 * float(guess.accuracy[choice] - truth[choice]))
+            shares = np.array([guess.accuracy_shares(runs)[choice] for runs in grid.accuracies.T])
+            self.inside.append(float(np.mean(np.abs(shares - 0.5) <= LEVELS[-1] / 2)))
 
     def row(self) -> dict[str, Any]:
-        """Return regret in points of accuracy, budgets that were broken, and questions without an answer."""
+        """Return regret and hope in points of accuracy, budgets that were broken, and questions without an answer."""
         asked = len(self.regrets) + self.unanswered
         if not self.regrets:
-            return {"regret: median": None, "mean": None, "90%": None, "over budget": None, "no answer": "100%"}
+            names = ("regret: median", "mean", "90%", "over budget", "hoped for beyond", f"in {LEVELS[-1]:.0%}")
+            return {**dict.fromkeys(names), "no answer": "100%"}
         return {
             "regret: median": f"{np.median(self.regrets):.2f}",
             "mean": f"{np.mean(self.regrets):.2f}",
             "90%": f"{np.quantile(self.regrets, 0.9):.2f}",
             "over budget": f"{np.mean(self.broken):.1%}",
+            "hoped for beyond": f"{np.mean(self.hopes):+.2f}" if self.hopes else None,
+            f"in {LEVELS[-1]:.0%}": f"{np.mean(self.inside):.0%}" if self.inside else None,
             "no answer": f"{self.unanswered / asked:.0%}",
         }
 
@@ -195,7 +204,7 @@ def recommended(grid: Grid, designs: Iterator[tuple[list[TrialRecord], Ints]]) -
         guesses = {name: method(trials, grid.cells) for name, method in methods(grid).items()}
         for budget in budgets.tolist():
             for name, guess in guesses.items():
-                found[name].add(grid, budget, _best(guess.fits(budget, CONFIDENCE), guess.accuracy))
+                found[name].add(grid, budget, _best(guess.fits(budget, CONFIDENCE), guess.accuracy), guess)
             found[ALL_KNOWN].add(grid, budget, _best(safe <= budget, grid.accuracies.mean(1)))
             for name, seen in (("best observed", trials), (ALL_ONCE, every)):
                 within = [trial for trial in seen if (trial.train_seconds or 0.0) <= budget]
