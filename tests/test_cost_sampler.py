@@ -78,9 +78,11 @@ def test_the_expected_improvement_agrees_with_monte_carlo(size):
         (mean[0], deviation[0]), (mean[1], deviation[1]), costs[members], gains[members], reference
     )
     draws = mean + deviation * rng.normal(size=(20_000, 2, 3))
-    before = area(costs, gains, reference)
+    accuracies, least = 1 - np.exp(-gains), 1 - math.exp(-reference[1])
+    before = area(costs, accuracies, (reference[0], least))
     for point in range(3):
-        gained = [area([*costs, x], [*gains, y], reference) - before for x, y in draws[:, :, point]]
+        reached = zip(draws[:, 0, point], 1 - np.exp(-draws[:, 1, point]), strict=True)
+        gained = [area([*costs, x], [*accuracies, y], (reference[0], least)) - before for x, y in reached]
         assert exact[point] == pytest.approx(np.mean(gained), abs=5 * np.std(gained) / math.sqrt(len(draws)) + 1e-12)
 
 

@@ -30,6 +30,18 @@ def expected_excess(mean: Floats, deviation: Floats, thresholds: Floats) -> Floa
     return excess
 
 
+def expected_error_saved(mean: Floats, deviation: Floats, thresholds: Floats) -> Floats:
+    """Return E[max(0, exp(-threshold) - exp(-Y))] of normal Y, float64[points, thresholds].
+
+    Y is the negative logarithm of an error, so this is how far the error falls below another one: the price of a put
+    option on what is log-normal (Black and Scholes, 1973).
+    """
+    z = (mean[:, None] - thresholds) / deviation[:, None]
+    expected = np.exp(deviation**2 / 2 - mean)[:, None]
+    saved: Floats = np.maximum(np.exp(-thresholds) * ndtr(z) - expected * ndtr(z - deviation[:, None]), 0.0)
+    return saved
+
+
 def expected_hypervolume_improvement(
     cost: tuple[Floats, Floats],
     gain: tuple[Floats, Floats],
@@ -37,16 +49,16 @@ def expected_hypervolume_improvement(
     front_gains: Floats,
     reference: tuple[float, float],
 ) -> Floats:
-    """Return the expected growth of the area between a front and a reference point, exactly, float64[points].
+    """Return the expected growth of the area of cost and error between a front and a reference point, float64[points].
 
-    The two outputs are independent normals. Between two neighbours of the front the gain to beat is constant, so each
-    such strip adds the product of two expectations: of the strip's width that lies beyond the new cost, and of the
-    excess over its gain (the strips of Emmerich, Deutz and Klinkenberg, 2011, written for one objective to minimise
-    and one to maximise).
+    The two outputs are independent normals, and the result is exact. Between two neighbours of the front the error to
+    beat is constant, so each such strip adds the product of two expectations: of the strip's width that lies beyond
+    the new cost, and of the error saved (the strips of Emmerich, Deutz and Klinkenberg, 2011, with an objective whose
+    logarithm is normal).
 
     Args:
         cost: means and standard deviations of the output to minimise, float64[points] each.
-        gain: the same of the output to maximise.
+        gain: the same of the negative logarithm of the error.
         front_costs: float64[front], rising.
         front_gains: float64[front], rising.
         reference: cost and gain that a point must beat to count.
@@ -55,7 +67,7 @@ def expected_hypervolume_improvement(
     edges = np.append(front_costs[counts], reference[0])
     floors = np.append(reference[1], front_gains[counts])
     widths = np.diff(expected_excess(-cost[0], cost[1], -edges), axis=1, prepend=0.0)
-    improvement: Floats = np.maximum((widths * expected_excess(*gain, floors)).sum(axis=1), SMALLEST)
+    improvement: Floats = np.maximum((widths * expected_error_saved(*gain, floors)).sum(axis=1), SMALLEST)
     return improvement
 
 

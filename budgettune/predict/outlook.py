@@ -23,7 +23,9 @@ ROOM = math.log(2.0)  # beyond the slowest trial, for slower ones that are more 
 class Outlook:
     """Two Gaussian processes: of cost, the logarithm of the seconds, and of gain, the negative logarithm of the error.
 
-    So half the time and half the error count alike wherever on the front they are won.
+    Both are modelled as logarithms, where their differences are alike all over the space. What a trial may gain is
+    counted in logarithm of time and in accuracy itself: half the time is worth the same anywhere, and so is a point of
+    accuracy. Counted in logarithm of the error, the last tenths of a point would outweigh whole points elsewhere.
 
     Args:
         evidence: with at least one finished trial.
