@@ -20,6 +20,7 @@ from budgettune.errors import UsageError
 from budgettune.predict.encoding import Encoding, Floats
 from budgettune.predict.evidence import Evidence, evidence_of
 from budgettune.predict.outlook import Outlook
+from budgettune.predict.regression import on_one_thread
 
 FIRST_TRIALS = 3  # finished, before a model is worth its name
 SPREAD_CANDIDATES = 1024  # all over the space; a power of two, as Sobol's sequence wants it
@@ -85,6 +86,7 @@ class CostSampler(BaseSampler):
         rng = np.random.default_rng([self._seed, trial.number, zlib.crc32(param_name.encode())])
         return Encoding({param_name: param_distribution}).params(rng.random(1))[param_name]
 
+    @on_one_thread
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
