@@ -229,10 +229,11 @@ def _watch(handle: StudyHandle, every_seconds: float, form: Format) -> None:
 
 
 def _summary_row(summary: StudySummary, form: Format) -> dict[str, Any]:
+    values = {key: value for key, value in vars(summary).items() if key != "given_up"}
     if form is Format.json:
-        return vars(summary)
+        return values
     if form is Format.csv:
-        row = {**vars(summary), **summary.states, "devices": "; ".join(summary.devices)}
+        row = {**values, **summary.states, "devices": "; ".join(summary.devices)}
         return {key: value for key, value in row.items() if key != "states"}
     without_count = "no end" if summary.fault is None else "?"
     return {

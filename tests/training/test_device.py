@@ -97,14 +97,21 @@ def test_training_waits_for_the_device_at_borders_and_never_in_a_step(monkeypatc
 
 
 def test_the_processor_has_nothing_to_wait_for_and_measures_its_process():
-    box = Device("cpu")
-    box.synchronize()
-    box.pace(lead=0)
-    box.reset_peak_memory()
-    before = box.peak_memory_mb()
-    block = torch.ones(64, 2**20)
-    assert box.peak_memory_mb() - before > 200
-    assert block.sum() == 2**26
+    # In a process of its own: one that has run other tests may hold freed memory, which a block then takes.
+    script = """
+import torch
+from budgettune.training.device import Device
+box = Device("cpu")
+box.synchronize()
+box.pace(lead=0)
+box.reset_peak_memory()
+before = box.peak_memory_mb()
+block = torch.ones(64, 2**20)
+assert block.sum() == 2**26
+print(box.peak_memory_mb() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert 200 < float(done.stdout) < 400
 
 
 @pytest.mark.parametrize(
