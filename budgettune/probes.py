@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -58,5 +59,10 @@ def _probe(document: Any) -> StepProbe | None:
     except TypeError:
         return None
     numbers = (probe.ms_mean, probe.ms_error, probe.steps, probe.seconds)
-    is_ours = isinstance(probe.params, dict) and all(isinstance(number, (int, float)) for number in numbers)
+    is_ours = isinstance(probe.params, dict) and isinstance(probe.step, str) and all(map(_is_amount, numbers))
     return probe if is_ours and probe.ms_mean > 0 and probe.steps > 0 else None
+
+
+def _is_amount(value: Any) -> bool:
+    """Whether a value is a number from 0 up; JSON as Python reads it has NaN and infinities too."""
+    return isinstance(value, (int, float)) and 0 <= value <= sys.float_info.max

@@ -75,7 +75,7 @@ def summary_of_notes(notes: Iterable[Mapping[str, Any]]) -> StoppingSummary:
     notes = list(notes)
     stopped = [note for note in notes if note["stopped"]]
     controls = [note for note in notes if not note["stopped"]]
-    wrong = sum(bool(note["wrong"]) for note in controls)
+    wrong = sum(note.get("wrong") is True for note in controls)
     return StoppingSummary(
         stopped=len(stopped),
         spent_seconds=sum(note["train_seconds"] for note in stopped),

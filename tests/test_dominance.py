@@ -176,6 +176,8 @@ def test_the_rate_of_wrong_stops_is_estimated_from_controls_with_an_exact_bound(
     assert "3 trials were stopped early: 6m00s of 10m00s (60%) saved" in summary.describe()
     assert "of 10 controls 1 would have been stopped wrongly: at most 39% of the stops" in summary.describe()
     assert summary_of_notes([note_of(found, beaten=False)]).wrong_rate_at_most == 1.0
+    foreign = {"stopped": False, "train_seconds": 1.0, "expected_seconds": 2.0}  # says not how it ended
+    assert summary_of_notes([foreign]).wrong == 0
     assert summary_of_notes([]).wrong_rate_at_most is None
 
 

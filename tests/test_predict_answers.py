@@ -278,7 +278,14 @@ def test_probes_are_kept_by_kind_of_machine_and_those_of_others_are_left_alone(u
     }
 
 
-@pytest.mark.parametrize("text", ['"no list"', '[1, {"x": 2}]', '[{"params": {}, "step": "s", "ms_mean": -1}]', "{"])
+PROBE = '[{"params": {}, "step": %s, "ms_mean": %s, "ms_error": %s, "steps": 5, "seconds": 0.1}]'
+NO_PROBES = [
+    PROBE % each
+    for each in (('"s"', "NaN", 0), ('"s"', 2, "NaN"), ('"s"', "Infinity", 0), ("[]", 2, 0), ('"s"', 2, -1))
+]
+
+
+@pytest.mark.parametrize("text", ['"no list"', '[1, {"x": 2}]', '[{"params": {}, "step": "s"}]', "{", *NO_PROBES])
 def test_what_others_wrote_in_place_of_probes_is_left_out(url, text, tmp_path):
     handle = api.load_study(storage=url)
     with sqlite3.connect(tmp_path / "copy.db") as database:
