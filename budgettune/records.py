@@ -66,12 +66,18 @@ class PhaseSeconds:
     @property
     def on_clock(self) -> float:
         """Seconds of the phases that count."""
-        return self.prepare + self.plan + self.data + self.select + self.step + self.observe
+        return float(sum(getattr(self, phase) for phase in ON_CLOCK))
 
     @property
     def pruning(self) -> float:
         """Seconds that choosing samples costs: what pruning must earn back."""
         return self.prepare + self.plan + self.select + self.observe
+
+
+ON_CLOCK = ("prepare", "plan", "data", "select", "step", "observe")
+"""Phases that count, in the order in which an epoch passes them; all others are off the clock."""
+
+OFF_CLOCK = tuple(phase.name for phase in fields(PhaseSeconds) if phase.name not in ON_CLOCK)
 
 
 @dataclass(frozen=True, kw_only=True)

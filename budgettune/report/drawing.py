@@ -15,6 +15,8 @@ from budgettune.report.values import Overview
 
 # Okabe and Ito (2008), without the yellow, which is too pale for a white page.
 BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
+BROWN, GOLD = "#8c5a2b", "#b59b00"
+"""Two more for stacked bars, which have a name beside each; both have a contrast of 2.7 or more on white."""
 GREY = "#7b8190"
 """Stands out from a white page and from a dark one."""
 CATEGORY_COLOURS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, GREY)

@@ -9,11 +9,14 @@ import numpy as np
 import plotly.graph_objects as go
 
 from budgettune.errors import NothingToDraw
+from budgettune.records import OFF_CLOCK, ON_CLOCK
 from budgettune.report.axes import Search
 from budgettune.report.drawing import (
     BLUE,
+    BROWN,
     CATEGORY_COLOURS,
     FRONT,
+    GOLD,
     GREEN,
     GREY,
     ORANGE,
@@ -30,8 +33,6 @@ from budgettune.report.figures_front import Records, panel_title
 from budgettune.report.search_values import hypervolume_history, importances
 from budgettune.report.training_values import (
     MOST_SPREADS,
-    OFF_CLOCK,
-    ON_CLOCK,
     Curve,
     phase_bars,
     pruning_done,
@@ -42,19 +43,19 @@ from budgettune.report.training_values import (
 )
 from budgettune.report.values import Overview, overview, unit_for
 
-PHASE_NAMES = {
-    "step": "steps (forward, backward, optimiser)",
-    "data": "batches",
-    "plan": "choosing samples",
-    "observe": "handing losses back",
-    "warmup": "warm-up",
-    "build": "building the model",
-    "load": "loading images",
-    "evaluate": "evaluation",
+PHASES = {
+    "prepare": ("pruning: preparing", BROWN),
+    "plan": ("pruning: choosing samples", GREEN),
+    "data": ("batches", SKY),
+    "select": ("pruning: choosing in batches", GOLD),
+    "step": ("steps (forward, backward, optimiser)", BLUE),
+    "observe": ("pruning: handing losses back", PURPLE),
+    "load": ("loading images", BROWN),
+    "build": ("building the model", VERMILLION),
+    "warmup": ("warm-up", ORANGE),
+    "evaluate": ("evaluation", GREY),
 }
-PHASE_COLOURS = dict(
-    zip((*ON_CLOCK, *OFF_CLOCK), (BLUE, SKY, GREEN, PURPLE, ORANGE, VERMILLION, PURPLE, GREY), strict=True)
-)
+"""Name and colour of each field of `PhaseSeconds`."""
 
 
 def curves(records: Records, search: Search | None = None) -> go.Figure:
@@ -108,8 +109,8 @@ def phases(records: Records, search: Search | None = None) -> go.Figure:
             y=[plain(bar.label) for bar in bars],
             x=[getattr(bar.seconds, phase) for bar in bars],
             orientation="h",
-            name=PHASE_NAMES[phase] + (" (off the clock)" if phase in OFF_CLOCK else ""),
-            marker={"color": PHASE_COLOURS[phase], "pattern": {"shape": "/" if phase in OFF_CLOCK else ""}},
+            name=PHASES[phase][0] + (" (off the clock)" if phase in OFF_CLOCK else ""),
+            marker={"color": PHASES[phase][1], "pattern": {"shape": "/" if phase in OFF_CLOCK else ""}},
             hovertemplate="%{x:.3g} s<extra>%{fullData.name}</extra>",
         )
         for phase in (*ON_CLOCK, *OFF_CLOCK)

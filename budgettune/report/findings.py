@@ -24,7 +24,6 @@ from budgettune.report.search_values import (
 )
 from budgettune.report.training_values import (
     MOST_SPREADS,
-    ON_CLOCK,
     phase_bars,
     pruning_done,
     spreads,
@@ -167,10 +166,13 @@ def phases(view: Overview) -> str:
     """Say what share of the clock is arithmetic and what share choosing samples costs."""
     bars = phase_bars(view)
     on_clock = sum(bar.trials * bar.seconds.on_clock for bar in bars) or 1.0
-    share = {name: sum(bar.trials * getattr(bar.seconds, name) for bar in bars) / on_clock for name in ON_CLOCK}
+    share = {
+        name: sum(bar.trials * getattr(bar.seconds, name) for bar in bars) / on_clock
+        for name in ("step", "data", "pruning")
+    }
     return (
-        f"Of the time on the clock {share['step']:.0%} are steps, {share['data']:.0%} batches; choosing samples and "
-        f"handing losses back, which pruning must earn back, takes {share['plan'] + share['observe']:.2%}."
+        f"Of the time on the clock {share['step']:.0%} are steps, {share['data']:.0%} batches; choosing samples, with "
+        f"what that needs before and after, which pruning must earn back, takes {share['pruning']:.2%}."
     )
 
 

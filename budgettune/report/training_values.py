@@ -21,9 +21,6 @@ MOST_FRONT_CURVES = 10
 MOST_BARS = 24
 MOST_BAR_GROUPS = 12
 MOST_SPREADS = 200
-ON_CLOCK = ("step", "data", "plan", "observe")
-OFF_CLOCK = ("warmup", "build", "load", "evaluate")
-"""Phases of `PhaseSeconds`, in the order in which a bar stacks them."""
 
 
 @dataclass(frozen=True)

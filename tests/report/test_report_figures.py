@@ -1,7 +1,7 @@
 """Figures as plotly values: what they draw of which studies, and what they refuse to draw."""
 
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from synthetic import make_records
 
 import budgettune as bt
 from budgettune.errors import BudgetTuneError, NothingToDraw, UsageError
-from budgettune.records import EpochRecord, PhaseSeconds, TrialRecord
+from budgettune.records import OFF_CLOCK, ON_CLOCK, EpochRecord, PhaseSeconds, TrialRecord
 from budgettune.report import figures, picture
 from budgettune.report.contents import contents
 from budgettune.report.findings import FINDINGS
@@ -53,6 +53,21 @@ def test_a_whole_study_draws_everything_and_every_finished_trial_is_a_point():
     assert drawn(records) == set(figures.FIGURES)
     for name in ("front", "panels", "times"):
         assert points(figures.draw(name, records)) == 80
+
+
+def test_bars_of_phases_on_the_clock_add_up_to_the_training_time():
+    names = [phase.name for phase in fields(PhaseSeconds)]
+    assert {*ON_CLOCK, *OFF_CLOCK} == set(names)
+    phases = PhaseSeconds(**{name: 2.0**place for place, name in enumerate(names)})
+    record = replace(make_records(1)[0], phases=phases, train_seconds=phases.on_clock)
+    bars = figures.draw("phases", [record]).data
+    on_clock = [bar for bar in bars if "off the clock" not in bar.name]
+    assert len(bars) == len(names)
+    assert sum(bar.x[0] for bar in on_clock) == pytest.approx(record.train_seconds)
+    assert len({(bar.marker.color, bar.marker.pattern.shape) for bar in bars}) == len(bars)
+    pruning = sum(bar.x[0] for bar in on_clock if bar.name.startswith("pruning"))
+    assert pruning == pytest.approx(phases.pruning)
+    assert f"takes {phases.pruning / phases.on_clock:.2%}" in FINDINGS["phases"](overview([record]))
 
 
 def test_one_trial_draws_what_one_trial_can():
