@@ -38,7 +38,7 @@ from budgettune.cells import Queued, Slot
 from budgettune.machine import fingerprint, usable_cores
 from budgettune.planning import trial_keys
 from budgettune.rows import NewTrial, insert_trials
-from budgettune.spec import StudySpec
+from budgettune.spec.study_spec import StudySpec
 from budgettune.storage import open_engine, writing
 from budgettune.study import StudyHandle, create_study, load_study
 from budgettune.tables import TABLES_OF_A_TRIAL, trials

@@ -21,7 +21,7 @@ def seconds_of_trials(options: argparse.Namespace, warmup_steps: int) -> tuple[l
     """Train one cell several times in this process; return each trial's seconds on the clock, and its status."""
     import torch
 
-    from budgettune.spec import StudySpec
+    from budgettune.spec.study_spec import StudySpec
     from budgettune.training.data import load_data
     from budgettune.training.trainer import train
 

@@ -23,7 +23,7 @@ import common
 import budgettune as bt
 from budgettune.query import hypervolume
 from budgettune.records import TrialRecord
-from budgettune.spec import StudySpec
+from budgettune.spec.study_spec import StudySpec
 
 SAMPLERS = ("cost", "tpe")
 SHARES = (0.25, 0.5, 1.0)

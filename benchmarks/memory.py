@@ -80,7 +80,7 @@ def load(data: dict[str, Any], threads: int) -> Peaks:
 
 def load_and_train(document: dict[str, Any], threads: int) -> Peaks:
     """Load the images and train one configuration."""
-    from budgettune.spec import StudySpec
+    from budgettune.spec.study_spec import StudySpec
     from budgettune.training.trainer import train
 
     images, loaded = _load(document["data"], threads)
@@ -98,7 +98,7 @@ def load_and_train(document: dict[str, Any], threads: int) -> Peaks:
 def _load(data: dict[str, Any], threads: int) -> tuple[Any, Peaks]:
     import torch
 
-    from budgettune.spec import DataSpec
+    from budgettune.spec.study_spec import DataSpec
     from budgettune.training.data import load_data
 
     torch.set_num_threads(threads)

@@ -20,7 +20,7 @@ import psycopg
 import synthetic
 
 from budgettune.records import trial_attributes
-from budgettune.spec import StudySpec
+from budgettune.spec.study_spec import StudySpec
 from budgettune.study import create_study, load_study
 from budgettune.watchdog import Heartbeat
 

@@ -25,7 +25,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision import transforms
 
-from budgettune.spec import StudySpec
+from budgettune.spec.study_spec import StudySpec
 from budgettune.training.data import ImageData, ImageSet, normalise
 from budgettune.training.device import Device
 from budgettune.training.resnet import ScalableResNet, count_multiply_adds

@@ -21,7 +21,7 @@ from typing import Any
 import common
 
 import budgettune as bt
-from budgettune.spec import StudySpec
+from budgettune.spec.study_spec import StudySpec
 
 
 @dataclass(frozen=True, kw_only=True)

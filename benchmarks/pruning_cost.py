@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from budgettune.records import TrialResult
-from budgettune.spec import STRATEGIES, PruningSpec, StudySpec
+from budgettune.spec.study_spec import STRATEGIES, PruningSpec, StudySpec
 from budgettune.training.data import ImageData, ImageSet
 from budgettune.training.device import Device, pick_device
 from budgettune.training.pruning import REGISTRY, Scores, Strategy, make_strategy

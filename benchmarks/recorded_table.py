@@ -20,7 +20,7 @@ from budgettune.predict.timing import TimeModel
 from budgettune.predict.workload import Workload, Workloads
 from budgettune.probes import add_probes, read_probes
 from budgettune.records import MachineInfo, StepProbe, TrialRecord
-from budgettune.spec import StudySpec
+from budgettune.spec.study_spec import StudySpec
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

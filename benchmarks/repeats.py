@@ -27,7 +27,7 @@ from recorded_table import Floats, Grid
 
 from budgettune.certainty import cell_means, cells_to_repeat, certainty_of
 from budgettune.query import hypervolume, undominated
-from budgettune.spec_tables import MOST_REPEATS
+from budgettune.spec.tables import MOST_REPEATS
 
 TABLE = Path(__file__).parent / "tables" / "fashion-table.json.xz"
 SURE, DOUBTED = 0.9, 0.1

@@ -39,7 +39,7 @@ import torch
 from torch import Tensor, nn
 
 from budgettune.query import trial_records
-from budgettune.spec import StudySpec
+from budgettune.spec.study_spec import StudySpec
 from budgettune.stopping import StopFlag
 from budgettune.study import create_study, load_study
 from budgettune.training.data import load_data

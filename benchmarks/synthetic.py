@@ -24,7 +24,7 @@ from budgettune.records import (
 from budgettune.rows import NewTrial, StoredParam, insert_trials
 from budgettune.sampling import search_space, stored_params
 from budgettune.slots import note_machine_kind
-from budgettune.spec import RangeSpec, StudySpec
+from budgettune.spec.study_spec import RangeSpec, StudySpec
 from budgettune.storage import writing
 from budgettune.study import StudyHandle, create_study
 

@@ -72,7 +72,7 @@ def run(job: Job) -> Measurement:
     """Train in this process."""
     import torch
 
-    from budgettune.spec import StudySpec
+    from budgettune.spec.study_spec import StudySpec
     from budgettune.training.data import load_data
     from budgettune.training.device import pick_device
 

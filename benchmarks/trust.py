@@ -40,7 +40,7 @@ class Run:
 
 def trainer_load(epochs: int) -> Load:
     """Return a load that trains on digits and gives its train_seconds."""
-    from budgettune.spec import StudySpec
+    from budgettune.spec.study_spec import StudySpec
     from budgettune.training.data import load_data
     from budgettune.training.trainer import train
 

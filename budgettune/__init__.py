@@ -28,13 +28,13 @@ if TYPE_CHECKING:
     from budgettune.predict.answer import Recommendation
     from budgettune.query import hypervolume
     from budgettune.records import TrialRecord, TrialResult
-    from budgettune.spec import StudySpec, load_spec
+    from budgettune.spec.study_spec import StudySpec, load_spec
     from budgettune.worker import WorkerOptions
 
 _HOME = {
     "BudgetTuneError": "errors",
     "Recommendation": "predict.answer",
-    "StudySpec": "spec",
+    "StudySpec": "spec.study_spec",
     "TrialRecord": "records",
     "TrialResult": "records",
     "WorkerOptions": "worker",
@@ -42,7 +42,7 @@ _HOME = {
     "compare": "comparing",
     "create_study": "api",
     "hypervolume": "query",
-    "load_spec": "spec",
+    "load_spec": "spec.study_spec",
     "load_study": "api",
     "pareto_front": "api",
     "recommend": "api",

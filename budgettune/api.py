@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from budgettune import query
 from budgettune.errors import UsageError
 from budgettune.records import TrialRecord
-from budgettune.spec import StudySpec, load_spec
+from budgettune.spec.study_spec import StudySpec, load_spec
 from budgettune.storage import open_engine, storage_url
 from budgettune.units import parse_duration
 
@@ -199,7 +199,7 @@ def train(
 ) -> Trained:
     """Train one configuration without recording it, and return `.result` and `.model`."""
     from budgettune.one_trial import train_one
-    from budgettune.roots import allowed_folders
+    from budgettune.spec.trust import allowed_folders
 
     if isinstance(study, StudySpec):
         spec, folders = study, None

@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterable, Iterator
 from functools import cached_property
 
 from budgettune.slot_values import HANDED_BACK, LOST, TAKEN, GivenUp, Queued, Slot, SlotRow, Verification
-from budgettune.spec import StudySpec
+from budgettune.spec.study_spec import StudySpec
 
 __all__ = ["HANDED_BACK", "LOST", "TAKEN", "Cells", "GivenUp", "Queued", "Slot", "SlotRow", "Verification"]
 

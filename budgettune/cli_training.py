@@ -30,7 +30,7 @@ from budgettune.units import format_duration
 
 if TYPE_CHECKING:
     from budgettune.comparison import Comparison
-    from budgettune.spec import StudySpec
+    from budgettune.spec.study_spec import StudySpec
 
 app = typer.Typer()
 
@@ -67,7 +67,7 @@ def train(
 
     Give --budget, --trial or settings with --set. Nothing is recorded in the study.
     """
-    from budgettune.roots import allowed_folders
+    from budgettune.spec.trust import allowed_folders
 
     if [trial is not None, bool(sets), budget is not None].count(True) != 1:
         raise typer.BadParameter("give one of --trial N, --set key=value and --budget 60s")
@@ -146,7 +146,7 @@ def compare(
 ) -> None:
     """Compare pruning strategies at equal training time, against full data and random subsets."""
     from budgettune.comparing import compare as run_comparison
-    from budgettune.spec import load_spec
+    from budgettune.spec.study_spec import load_spec
     from budgettune.stopping import StopFlag
 
     with StopFlag() as stop:
@@ -199,7 +199,7 @@ def profile(
     """Time a step of every scale and batch size, and look into those that fall off a kernel cliff."""
     from budgettune.profile import profile as run_profile
     from budgettune.profile_report import render_profile
-    from budgettune.spec import load_spec
+    from budgettune.spec.study_spec import load_spec
 
     with err.status("probing") as status:
         report = run_profile(

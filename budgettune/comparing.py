@@ -23,11 +23,11 @@ from budgettune.errors import BudgetTuneError, DataError, Interrupted, TrialFail
 from budgettune.one_trial import prepare_process, undisturbed
 from budgettune.profile_space import label_of
 from budgettune.records import TrialResult
-from budgettune.spec import StudySpec, is_code, load_spec
+from budgettune.spec.imports import import_code
+from budgettune.spec.study_spec import StudySpec, is_code, load_spec
 from budgettune.stopping import StopFlag
 from budgettune.training.data import ImageData, load_data
 from budgettune.training.device import pick_device
-from budgettune.training.imports import import_code
 from budgettune.training.trainer import Witness, train
 from budgettune.units import format_duration, parse_duration
 

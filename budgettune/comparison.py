@@ -15,7 +15,7 @@ from budgettune.errors import UsageError
 from budgettune.files import write_text
 from budgettune.records import MachineInfo
 from budgettune.significance import Estimate, PairedTest, estimate, holm, paired_test
-from budgettune.spec_tables import Table
+from budgettune.spec.tables import Table
 
 
 class Arm(NamedTuple):

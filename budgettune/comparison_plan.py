@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from budgettune.comparison import FULL, Arm
 from budgettune.errors import UsageError
-from budgettune.spec import STRATEGIES, RangeSpec, Scalar, StudySpec, full_key, is_code
+from budgettune.spec.study_spec import STRATEGIES, RangeSpec, Scalar, StudySpec, full_key, is_code
 from budgettune.units import format_duration
 
 DEFAULT_PRUNE_RATE = 0.3

@@ -12,7 +12,7 @@ from budgettune import query
 from budgettune.dominance import Rival, Standing, Verdict, is_control, judge
 from budgettune.errors import StorageError
 from budgettune.records import EpochRecord, TrialResult
-from budgettune.spec import StudySpec
+from budgettune.spec.study_spec import StudySpec
 from budgettune.stopping_notes import note_of
 from budgettune.study import Claim, StudyHandle
 

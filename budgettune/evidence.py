@@ -9,7 +9,7 @@ from pathlib import Path
 from budgettune.comparison import FULL, Comparison, Standing, read_comparison
 from budgettune.errors import SpecError
 from budgettune.significance import ALPHA
-from budgettune.spec import StudySpec
+from budgettune.spec.study_spec import StudySpec
 from budgettune.units import format_duration
 
 

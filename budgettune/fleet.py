@@ -169,7 +169,7 @@ def worker_command(study: str | None, *, drain: bool, debug: bool) -> WorkerComm
             "--debug": debug,
         }
         words += [name for name, is_on in flags.items() if is_on]
-        return [sys.executable, "-m", "budgettune.cli", "worker", *words, *([] if study is None else ["--", study])]
+        return [sys.executable, "-m", "budgettune", "worker", *words, *([] if study is None else ["--", study])]
 
     return command
 

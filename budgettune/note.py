@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from budgettune.spec import RangeSpec, StudySpec
+from budgettune.spec.study_spec import RangeSpec, StudySpec
 
 _HOW_TO_READ = """\
 - The answers under a budget are the points of *Pareto Front* that no other beats in both time and accuracy:

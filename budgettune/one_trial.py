@@ -14,8 +14,8 @@ from budgettune.disturbance import Witness
 from budgettune.errors import UsageError
 from budgettune.machine import usable_cores, witness_for
 from budgettune.records import EpochRecord, MachineInfo, TrialResult
-from budgettune.roots import check_paths
-from budgettune.spec import DataSpec, StudySpec
+from budgettune.spec.study_spec import DataSpec, StudySpec
+from budgettune.spec.trust import check_paths
 from budgettune.stopping import StopFlag
 from budgettune.training.data import ImageData, load_data
 from budgettune.training.device import Device, pick_device

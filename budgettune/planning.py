@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from budgettune.cells import Cells, Queued
 from budgettune.rows import NewTrial
-from budgettune.spec import StudySpec
+from budgettune.spec.study_spec import StudySpec
 
 
 def trial_keys(spec: StudySpec, queued: Queued) -> dict[str, int]:

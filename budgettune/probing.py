@@ -16,7 +16,7 @@ from budgettune.predict.candidates import unmeasured
 from budgettune.predict.workload import Workload
 from budgettune.probes import add_probes, read_probes
 from budgettune.records import StepProbe
-from budgettune.spec import StudySpec
+from budgettune.spec.study_spec import StudySpec
 from budgettune.training.device import Device, pick_device
 from budgettune.training.probe import Probe, probe_images
 

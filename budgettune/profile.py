@@ -23,7 +23,7 @@ from budgettune.profile_report import (
     render_profile,
 )
 from budgettune.profile_space import aligned_twin, configurations, label_of
-from budgettune.spec import Scalar, StudySpec, is_code
+from budgettune.spec.study_spec import Scalar, StudySpec, is_code
 from budgettune.training.cliffs import ALIGNMENT, THRESHOLD, Verdict, judge, nearest_healthy
 from budgettune.training.data import ImageData
 from budgettune.training.device import Device, has_fast_bf16, pick_device, pick_precision

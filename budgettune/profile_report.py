@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from budgettune.profile_space import spelled
-from budgettune.spec import Scalar
+from budgettune.spec.study_spec import Scalar
 from budgettune.training.cliffs import Verdict
 from budgettune.training.kernels import Kernel
 from budgettune.training.probe import ProbeResult

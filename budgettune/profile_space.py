@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 
-from budgettune.spec import RangeSpec, Scalar, StudySpec, full_key, is_code
+from budgettune.spec.study_spec import RangeSpec, Scalar, StudySpec, full_key, is_code
 from budgettune.training.cliffs import ALIGNMENT
 
 POINTS_OF_A_RANGE = 5

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from budgettune.records import EpochRecord, TrialResult
 from budgettune.render import cell
-from budgettune.spec import StudySpec
+from budgettune.spec.study_spec import StudySpec
 from budgettune.study import Claim, StudyHandle
 from budgettune.texts import one_line
 from budgettune.units import format_duration

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from budgettune.errors import NothingWithinBudget, SpecError, StorageError, StudyNotFound, UsageError
 from budgettune.records import TrialRecord
 from budgettune.slots import has_repeats, machine_kind, machine_kinds
-from budgettune.spec import StudySpec
+from budgettune.spec.study_spec import StudySpec
 from budgettune.storage import reading
 from budgettune.tables import (
     METRIC_NAMES_ATTRIBUTE,

@@ -27,7 +27,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial
 
 from budgettune.rows import StoredParam
-from budgettune.spec import RangeSpec, SamplerSpec, StudySpec
+from budgettune.spec.study_spec import RangeSpec, SamplerSpec, StudySpec
 
 LARGEST_ENUMERATION = 100_000
 RANDOM_VALUES = 32

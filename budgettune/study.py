@@ -23,7 +23,7 @@ from budgettune.note import study_note
 from budgettune.planning import first_trials, new_trials, trial_keys
 from budgettune.records import TrialResult, trial_attributes
 from budgettune.rows import NewTrial
-from budgettune.spec import StudySpec
+from budgettune.spec.study_spec import StudySpec
 from budgettune.storage import open_engine, open_storage
 from budgettune.summaries import StudySummary, list_studies, stopping_of, study_names, summary_of
 from budgettune.transactions import Reconciled, TakenTrial

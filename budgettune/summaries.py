@@ -18,7 +18,7 @@ from budgettune.errors import StorageError, StudyNotFound
 from budgettune.records import TrialRecord
 from budgettune.slot_values import GivenUp
 from budgettune.slots import slot_rows, stopping_notes
-from budgettune.spec import StudySpec
+from budgettune.spec.study_spec import StudySpec
 from budgettune.storage import open_engine
 
 if TYPE_CHECKING:

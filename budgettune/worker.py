@@ -20,8 +20,8 @@ from budgettune.errors import (
 from budgettune.one_trial import DataCache, check_files, prepare_process, undisturbed
 from budgettune.probing import probe_study
 from budgettune.records import EpochRecord, TrialResult
-from budgettune.roots import allowed_folders
-from budgettune.spec import StudySpec
+from budgettune.spec.study_spec import StudySpec
+from budgettune.spec.trust import allowed_folders
 from budgettune.spool import Spool, pauses
 from budgettune.stopping import StopFlag
 from budgettune.study import Claim, StudyHandle, load_study, study_names

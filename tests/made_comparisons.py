@@ -3,7 +3,7 @@
 from budgettune.comparison import Arm, Comparison, Measured, Run
 from budgettune.comparison_plan import shared_spec
 from budgettune.records import MachineInfo
-from budgettune.spec import load_spec
+from budgettune.spec.study_spec import load_spec
 
 MACHINE = MachineInfo(hostname="box", device="cpu", device_name="Abacus", threads=2)
 DIGITS = load_spec("digits")

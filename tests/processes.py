@@ -10,7 +10,7 @@ from pathlib import Path
 def command(url, *words, prefix=(), **environment):
     """Start `budgettune worker` on a database, and return its process."""
     return subprocess.Popen(
-        [*prefix, sys.executable, "-m", "budgettune.cli", "worker", "--storage", url, "--threads", "1", *words],
+        [*prefix, sys.executable, "-m", "budgettune", "worker", "--storage", url, "--threads", "1", *words],
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parent), **environment},

@@ -12,7 +12,7 @@ from itertools import product
 from budgettune.predict.timing import effective_steps
 from budgettune.predict.workload import Workloads
 from budgettune.records import EpochRecord, MachineInfo, PhaseSeconds, StepProbe, TrialRecord
-from budgettune.spec import StudySpec
+from budgettune.spec.study_spec import StudySpec
 
 MACHINE = MachineInfo(hostname="box", device="cpu", device_name="Simulated CPU", cores=2, threads=2)
 CLIFF = (24, 48, 96)

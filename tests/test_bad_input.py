@@ -30,7 +30,7 @@ import budgettune as bt
 from budgettune import api, cli, query
 from budgettune.errors import BudgetTuneError, SpecError, StorageError, StudyNotFound
 from budgettune.export import export
-from budgettune.spec import StudySpec
+from budgettune.spec.study_spec import StudySpec
 from budgettune.storage import open_engine, open_storage, writing
 from budgettune.study import Claim, StudyHandle, create_study, delete_study, list_studies, load_study, study_names
 from budgettune.tables import study_user_attributes, trial_params, trial_user_attributes, trials

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from budgettune.spec import STRATEGIES
+from budgettune.spec.study_spec import STRATEGIES
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 TINY = ["--data", "digits", "--images", "200", "--batch-size", "50", "--blocks", "1", "--rounds", "1"]

@@ -23,7 +23,7 @@ from budgettune.cli_answers import best, front
 from budgettune.errors import SpecError
 from budgettune.render import Format
 from budgettune.significance import estimate
-from budgettune.spec import StudySpec
+from budgettune.spec.study_spec import StudySpec
 from budgettune.study import create_study
 from budgettune.units import parse_duration
 

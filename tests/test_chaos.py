@@ -14,7 +14,7 @@ import local_postgresql
 import pytest
 from processes import command, wait_until
 
-from budgettune.spec import load_spec
+from budgettune.spec.study_spec import load_spec
 from budgettune.study import LEASE_SECONDS, create_study, load_study
 
 pytestmark = pytest.mark.chaos
@@ -128,7 +128,7 @@ def test_workers_that_were_started_first_take_up_the_study_that_eight_boxes_crea
     overrides = [word for text in (SEARCH, "train.epochs=1", "pruning.strategy=random") for word in ("--set", text)]
     words = ["study", "create", "digits", "--grid", "--skip-if-exists", "--storage", storage_url, *overrides]
     makers = [
-        subprocess.Popen([sys.executable, "-m", "budgettune.cli", *words], stderr=subprocess.PIPE, text=True)
+        subprocess.Popen([sys.executable, "-m", "budgettune", *words], stderr=subprocess.PIPE, text=True)
         for _ in range(8)
     ]
     finish(makers)

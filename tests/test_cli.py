@@ -16,7 +16,7 @@ import pytest
 from documents import parse
 
 from budgettune import api, cli
-from budgettune.spec import load_spec
+from budgettune.spec.study_spec import load_spec
 from budgettune.study import create_study
 
 SMALL = [

@@ -19,7 +19,7 @@ from budgettune.comparing import compare, with_wrong_labels
 from budgettune.comparison import Arm, read_comparison
 from budgettune.errors import SpecError, UsageError
 from budgettune.evidence import settled
-from budgettune.spec import DataSpec, load_spec
+from budgettune.spec.study_spec import DataSpec, load_spec
 from budgettune.stopping import StopFlag
 from budgettune.training.data import load_data
 from budgettune.training.device import Device
@@ -295,7 +295,7 @@ def test_the_python_call_stays_a_call(quiet):
 
 def process(*words):
     return subprocess.Popen(
-        [sys.executable, "-m", "budgettune.cli", "compare", "digits", "--threads", "1", "--device", "cpu", *words],
+        [sys.executable, "-m", "budgettune", "compare", "digits", "--threads", "1", "--device", "cpu", *words],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,

@@ -10,7 +10,7 @@ from budgettune.comparison_figure import draw, panels, write_figure
 from budgettune.comparison_plan import Turn, arms_of, budgets_of, shared_spec, turns, with_turn
 from budgettune.comparison_report import sentences, table_rows
 from budgettune.errors import UsageError
-from budgettune.spec import STRATEGIES
+from budgettune.spec.study_spec import STRATEGIES
 
 # --- standings ------------------------------------------------------------------------------------------------------
 

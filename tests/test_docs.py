@@ -11,7 +11,7 @@ from documents import PAGES, README, ROOT, blocks, command_of, commands, options
 from PIL import Image
 
 from budgettune.disturbance import Witness
-from budgettune.spec import StudySpec, load_spec
+from budgettune.spec.study_spec import StudySpec, load_spec
 from budgettune.study import create_study
 from budgettune.worker import run_worker
 

@@ -21,7 +21,7 @@ from budgettune.records import EpochRecord, TrialRecord, TrialResult
 from budgettune.render import Format
 from budgettune.rows import end_trial
 from budgettune.sampling import search_space
-from budgettune.spec import StudySpec, load_spec
+from budgettune.spec.study_spec import StudySpec, load_spec
 from budgettune.stopping_notes import note_of, summary_of_notes
 from budgettune.storage import writing
 from budgettune.study import create_study

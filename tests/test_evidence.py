@@ -6,7 +6,7 @@ from made_comparisons import ALIKE, BETTER, DIGITS, FULL_AT, comparison, joined
 from budgettune.comparison import write_comparison
 from budgettune.errors import SpecError, UsageError
 from budgettune.evidence import decide, settled
-from budgettune.spec import StudySpec, load_spec
+from budgettune.spec.study_spec import StudySpec, load_spec
 from budgettune.study import create_study
 
 

@@ -11,7 +11,7 @@ import pytest
 from budgettune import fleet, stopping
 from budgettune.errors import UsageError
 from budgettune.fleet import Member, Verdict, after_end, plan_fleet, run_fleet
-from budgettune.spec import load_spec
+from budgettune.spec.study_spec import load_spec
 from budgettune.stopping import StopFlag
 from budgettune.study import create_study
 from budgettune.worker_options import WorkerOptions

@@ -12,7 +12,7 @@ from optuna.trial import TrialState, create_trial
 from budgettune import live_storage
 from budgettune.live_storage import NOT_SHOWN, LiveStorage
 from budgettune.records import MachineInfo, PhaseSeconds, TrialResult
-from budgettune.spec import StudySpec
+from budgettune.spec.study_spec import StudySpec
 from budgettune.storage import open_storage
 from budgettune.study import create_study, delete_study
 

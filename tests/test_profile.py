@@ -11,7 +11,7 @@ from budgettune.errors import OutOfMemory, UsageError
 from budgettune.profile import configurations, profile, render_profile
 from budgettune.profile_report import explain, pair_kernels, remedy, vector_fill
 from budgettune.profile_space import aligned_twin, label_of
-from budgettune.spec import load_spec
+from budgettune.spec.study_spec import load_spec
 from budgettune.training.cliffs import growth, judge, nearest_healthy
 from budgettune.training.kernels import Kernel
 from budgettune.training.probe import Probe, ProbeResult

@@ -5,8 +5,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from budgettune.errors import SpecError
-from budgettune.prune_rates import epoch_sizes, expected_visits, expected_visits_at, largest_drop, profile, rate_limit
-from budgettune.spec import STRATEGIES, PruningSpec, StudySpec, load_spec
+from budgettune.spec.prune_rates import (
+    epoch_sizes,
+    expected_visits,
+    expected_visits_at,
+    largest_drop,
+    profile,
+    rate_limit,
+)
+from budgettune.spec.study_spec import STRATEGIES, PruningSpec, StudySpec, load_spec
 
 OWN_MEANING = ("full", "paper-as-coded")
 names = pytest.mark.parametrize("name", [name for name in STRATEGIES if name not in OWN_MEANING])

@@ -14,7 +14,7 @@ from optuna.trial import TrialState, create_trial
 
 from budgettune import query
 from budgettune.errors import NothingWithinBudget, StudyNotFound, UsageError
-from budgettune.spec import StudySpec
+from budgettune.spec.study_spec import StudySpec
 from budgettune.storage import open_engine, open_storage, writing
 from budgettune.study import create_study
 from budgettune.tables import TABLES_OF_A_TRIAL, trials

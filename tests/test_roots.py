@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from budgettune.errors import UsageError
-from budgettune.roots import allowed_folders, check_paths
+from budgettune.spec.trust import allowed_folders, check_paths
 
 SERVER = "postgresql://anna@db/budgettune"
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from budgettune.errors import SpecError
-from budgettune.spec import StudySpec, bundled_studies, load_spec
+from budgettune.spec.study_spec import StudySpec, bundled_studies, load_spec
 
 
 def spec_of(text: str) -> StudySpec:

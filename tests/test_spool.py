@@ -9,7 +9,7 @@ import pytest
 from budgettune import query
 from budgettune.errors import StorageError
 from budgettune.records import MachineInfo, PhaseSeconds, TrialResult
-from budgettune.spec import load_spec
+from budgettune.spec.study_spec import load_spec
 from budgettune.spool import Spool, Spooled, default_folder, pauses, storage_identity
 from budgettune.study import StudyHandle, create_study, delete_study
 from budgettune.watchdog import HUNG_STATUS, TrialLimit

@@ -18,7 +18,7 @@ from budgettune.cells import Slot
 from budgettune.errors import BudgetTuneError, SpecError, StorageError, StudyExists, StudyNotFound, UsageError
 from budgettune.export import export
 from budgettune.records import EpochRecord, MachineInfo, PhaseSeconds, TrialResult
-from budgettune.spec import StudySpec
+from budgettune.spec.study_spec import StudySpec
 from budgettune.storage import exclusive, open_engine, reading, writing
 from budgettune.study import create_study, delete_study, list_studies, load_study
 from budgettune.tables import (

@@ -23,7 +23,7 @@ from budgettune.summaries import trials_per_hour
 from budgettune.textplot import ASCII, Glyphs, scatter
 from budgettune.watch import drawn, look, watch
 
-COMMAND = [sys.executable, "-m", "budgettune.cli", "study", "show", "--watch", "--every", "100ms"]
+COMMAND = [sys.executable, "-m", "budgettune", "study", "show", "--watch", "--every", "100ms"]
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\r")
 
 

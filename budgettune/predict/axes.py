@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from budgettune.predict.workload import LENGTH_KEYS
-from budgettune.spec import RangeSpec, StudySpec, full_key
+from budgettune.spec.study_spec import RangeSpec, StudySpec, full_key
 
 LOG_RATIO = 4.0
 """Positive numbers that span at least this ratio are placed by their logarithm."""

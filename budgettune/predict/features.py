@@ -12,7 +12,7 @@ import numpy as np
 from budgettune.predict.axes import Axis, axes_of
 from budgettune.predict.regression import Floats, Inputs, Ints
 from budgettune.predict.workload import Workload
-from budgettune.spec import SCALE_KEYS, StudySpec
+from budgettune.spec.study_spec import SCALE_KEYS, StudySpec
 
 GROWTH = (0.3, 0.2)
 """Mean and deviation of the logit per factor of e in length, for a middling run."""

@@ -12,7 +12,7 @@ import numpy as np
 from budgettune.predict.curves import logit
 from budgettune.predict.predictor import Predictor
 from budgettune.records import StepProbe, TrialRecord
-from budgettune.spec import StudySpec
+from budgettune.spec.study_spec import StudySpec
 
 FOLDS = 5
 MOST_TRIALS = 100

@@ -14,7 +14,7 @@ from budgettune.predict.curves import points_of
 from budgettune.predict.timing import TimeModel
 from budgettune.predict.workload import Workloads
 from budgettune.records import StepProbe, TrialRecord
-from budgettune.spec import StudySpec
+from budgettune.spec.study_spec import StudySpec
 
 ENOUGH_TRIALS = 6
 ENOUGH_CONFIGURATIONS = 4

@@ -17,7 +17,7 @@ from budgettune.predict.predictor import Predictor
 from budgettune.predict.regression import Floats, on_one_thread
 from budgettune.predict.timing import UNKNOWN_COST, WorkloadTime
 from budgettune.records import StepProbe, TrialRecord
-from budgettune.spec import StudySpec
+from budgettune.spec.study_spec import StudySpec
 
 LONGEST_FACTOR = 4.0
 """Times the longest training that ran: beyond it the law of length is not trusted."""

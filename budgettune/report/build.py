@@ -17,7 +17,7 @@ from budgettune.report.forecast_values import Forecast, forecast
 from budgettune.report.page import build_page
 from budgettune.report.values import Overview
 from budgettune.slots import stopping_notes
-from budgettune.spec import StudySpec
+from budgettune.spec.study_spec import StudySpec
 
 if TYPE_CHECKING:
     import sqlalchemy as sa

@@ -16,7 +16,7 @@ from budgettune.predict.regression import on_one_thread
 from budgettune.records import StepProbe, TrialRecord
 from budgettune.report.axes import value_text
 from budgettune.report.values import Overview, objectives
-from budgettune.spec import StudySpec
+from budgettune.spec.study_spec import StudySpec
 
 BUDGETS = 8
 ENDS = (0.7, 1.5)

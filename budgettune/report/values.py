@@ -14,7 +14,7 @@ from budgettune.errors import NothingToDraw, UsageError
 from budgettune.query import undominated
 from budgettune.records import TrialRecord
 from budgettune.report.axes import Axis, Search, searched_axes, value_text
-from budgettune.spec import full_key
+from budgettune.spec.study_spec import full_key
 from budgettune.units import format_duration
 
 UNKNOWN_MACHINE = "unknown machine"

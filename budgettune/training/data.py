@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from budgettune.errors import DataError
-from budgettune.spec import DataSpec
+from budgettune.spec.study_spec import DataSpec
 from budgettune.training.augment import augment, normalise
 from budgettune.training.cache import MappedImages
 from budgettune.training.download import one_line

@@ -12,7 +12,7 @@ from statistics import fmean, median, pstdev
 import torch
 
 from budgettune.errors import OutOfMemory, SpecError
-from budgettune.spec import IMAGE_SHAPES, DataSpec, StudySpec
+from budgettune.spec.study_spec import IMAGE_SHAPES, DataSpec, StudySpec
 from budgettune.training.data import ImageData, ImageSet, load_data
 from budgettune.training.device import Device, is_out_of_memory
 from budgettune.training.kernels import Kernel, kernels_of

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from budgettune.spec import ModelSpec
+from budgettune.spec.study_spec import ModelSpec
 from budgettune.training.dataset import PruningDataset
 
 

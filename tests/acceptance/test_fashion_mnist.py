@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from budgettune.spec import load_spec
+from budgettune.spec.study_spec import load_spec
 from budgettune.study import create_study
 from budgettune.training.data import load_data
 from budgettune.training.trainer import train

@@ -9,7 +9,7 @@ import optuna
 import pytest
 
 from budgettune import query
-from budgettune.spec import load_spec
+from budgettune.spec.study_spec import load_spec
 from budgettune.study import create_study
 from budgettune.worker import WorkerOptions, run_worker
 

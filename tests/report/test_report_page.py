@@ -18,7 +18,7 @@ from budgettune.records import TrialRecord
 from budgettune.report.contents import contents
 from budgettune.report.figures import FIGURES
 from budgettune.report.page import build_page
-from budgettune.spec import load_spec
+from budgettune.spec.study_spec import load_spec
 from budgettune.study import create_study
 
 HOSTILE = """</script><script>alert(1)</script><img src=x onerror=alert(1)>'"&lt;<!--${machines} `x`"""

@@ -26,7 +26,7 @@ from budgettune.report.training_values import (
     spreads,
 )
 from budgettune.report.values import finished, label_rows, of_machine, overview, shown_rows
-from budgettune.spec import RangeSpec
+from budgettune.spec.study_spec import RangeSpec
 
 # Few values, so that ties are common.
 SIXTHS = st.integers(0, 6).map(lambda n: n / 6)

@@ -6,7 +6,7 @@ import struct
 import numpy as np
 import torch
 
-from budgettune.spec import DataSpec
+from budgettune.spec.study_spec import DataSpec
 from budgettune.training.data import load_data
 from budgettune.training.idx import FILES
 

@@ -8,7 +8,7 @@ import torch
 from image_files import IMAGES, fashion, idx, same, write_fashion
 
 from budgettune.errors import DataError, UsageError
-from budgettune.spec import DataSpec
+from budgettune.spec.study_spec import DataSpec
 from budgettune.training.data import load_data
 from budgettune.training.images import hold_out
 

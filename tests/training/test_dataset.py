@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from budgettune.spec import PruningSpec
+from budgettune.spec.study_spec import PruningSpec
 from budgettune.training.dataset import PruningDataset
 from budgettune.training.pruning import make_strategy
 from budgettune.training.resnet import ScalablePrunableResNet

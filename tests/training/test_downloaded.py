@@ -15,7 +15,7 @@ from image_files import FILES, IMAGES, LABELS, cycle, fashion, idx, pixels, writ
 from torchvision import datasets
 
 from budgettune.errors import DataError
-from budgettune.spec import DataSpec
+from budgettune.spec.study_spec import DataSpec
 from budgettune.training.data import load_data
 
 CLOSED_PORT = "http://127.0.0.1:9/"

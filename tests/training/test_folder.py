@@ -5,7 +5,7 @@ from image_files import pixels, same
 from PIL import Image
 
 from budgettune.errors import DataError
-from budgettune.spec import DataSpec
+from budgettune.spec.study_spec import DataSpec
 from budgettune.training.data import load_data
 
 

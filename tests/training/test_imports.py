@@ -3,7 +3,7 @@ import sys
 import pytest
 
 from budgettune.errors import SpecError, UsageError
-from budgettune.training.imports import import_code
+from budgettune.spec.imports import import_code
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from budgettune.errors import BudgetUsedUp, Interrupted, SpecError
-from budgettune.spec import STRATEGIES, PruningSpec, StudySpec, load_spec
+from budgettune.spec.study_spec import STRATEGIES, PruningSpec, StudySpec, load_spec
 from budgettune.training.data import ImageSet, load_data
 from budgettune.training.dataset import PruningDataset
 from budgettune.training.learner import Learner

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from budgettune.errors import SpecError
-from budgettune.spec import load_spec
+from budgettune.spec.study_spec import load_spec
 from budgettune.training import probe as probe_module
 from budgettune.training.data import load_data
 from budgettune.training.device import Device

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from simulation import World, make, play, spec_of
 
-from budgettune import prune_rates
 from budgettune.errors import SpecError
-from budgettune.spec import STRATEGIES, PruningSpec
+from budgettune.spec import prune_rates
+from budgettune.spec.study_spec import STRATEGIES, PruningSpec
 from budgettune.training.pruning import REGISTRY, EpochPlan, Strategy, make_strategy
 from budgettune.training.pruning.stale import drop_lowest
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from simulation import World, make, play
 
-from budgettune.prune_rates import LARGEST_CHANCE
+from budgettune.spec.prune_rates import LARGEST_CHANCE
 from budgettune.training.pruning.bandits import EpsilonGreedy, UpperConfidenceBound
 from budgettune.training.pruning.infobatch import InfoBatch
 from budgettune.training.pruning.selective import draw, standing

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from budgettune.errors import DataError
-from budgettune.spec import StudySpec
+from budgettune.spec.study_spec import StudySpec
 from budgettune.training.data import load_data
 from budgettune.training.trainer import train
 

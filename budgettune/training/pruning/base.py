@@ -10,9 +10,9 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from budgettune import prune_rates
 from budgettune.errors import SpecError
-from budgettune.spec import PruningSpec
+from budgettune.spec import prune_rates
+from budgettune.spec.study_spec import PruningSpec
 
 
 @dataclass(frozen=True)

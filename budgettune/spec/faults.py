@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from budgettune.spec_tables import RangeSpec
+from budgettune.spec.tables import RangeSpec
 from budgettune.texts import shortened
 
 FAULTS_SHOWN = 5

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from typing import Any
 
 from budgettune.errors import BudgetTuneError, SpecError, UsageError
-from budgettune.spec import is_code
+from budgettune.spec.study_spec import is_code
 
 
 def import_code(name: str, allow_import: Collection[str]) -> Any:

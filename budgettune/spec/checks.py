@@ -9,11 +9,11 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from budgettune.errors import SpecError
-from budgettune.prune_rates import largest_drop
-from budgettune.spec_documents import SHORT_KEYS, full_key, set_value
-from budgettune.spec_faults import explain, nearest
-from budgettune.spec_pruning import PruningSpec
-from budgettune.spec_tables import (
+from budgettune.spec.documents import SHORT_KEYS, full_key, set_value
+from budgettune.spec.faults import explain, nearest
+from budgettune.spec.prune_rates import largest_drop
+from budgettune.spec.pruning import PruningSpec
+from budgettune.spec.tables import (
     TRAINING_IMAGES,
     Axis,
     ClockSpec,

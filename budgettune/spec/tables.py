@@ -1,4 +1,4 @@
-"""The tables of a study file, one frozen model each. `budgettune.spec` puts them together."""
+"""The tables of a study file, one frozen model each. `budgettune.spec.study_spec` puts them together."""
 
 from __future__ import annotations
 

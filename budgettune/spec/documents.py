@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from budgettune.errors import SpecError
-from budgettune.spec_tables import RangeSpec
+from budgettune.spec.tables import RangeSpec
 from budgettune.texts import shortened
 
 SHORT_KEYS = {

@@ -13,11 +13,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from budgettune.errors import SpecError
-from budgettune.spec_checks import StudyTables, check_search
-from budgettune.spec_documents import apply_override, flatten, full_key, parse_toml, set_value
-from budgettune.spec_faults import explain
-from budgettune.spec_pruning import STRATEGIES, PruningSpec
-from budgettune.spec_tables import (
+from budgettune.spec.checks import StudyTables, check_search
+from budgettune.spec.documents import apply_override, flatten, full_key, parse_toml, set_value
+from budgettune.spec.faults import explain
+from budgettune.spec.pruning import STRATEGIES, PruningSpec
+from budgettune.spec.tables import (
     IMAGE_SHAPES,
     TRAINING_IMAGES,
     ClockSpec,

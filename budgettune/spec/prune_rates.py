@@ -16,7 +16,7 @@ from collections.abc import Callable
 from functools import lru_cache
 
 from budgettune.errors import SpecError
-from budgettune.spec_pruning import PruningSpec
+from budgettune.spec.pruning import PruningSpec
 
 Profile = Callable[[PruningSpec, int, float], float]
 Parts = tuple[tuple[float, float], ...]

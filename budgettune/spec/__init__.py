@@ -1,0 +1,1 @@
+"""The study file: read, checked, written, and everything that is refused before a trial runs."""
