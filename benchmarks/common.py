@@ -17,9 +17,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
-from budgettune.disturbance import Witness
 from budgettune.errors import BudgetTuneError
-from budgettune.machine import fingerprint, usable_cores, witness_for
+from budgettune.machine.fingerprint import fingerprint, usable_cores, witness_for
+from budgettune.machine.witness import Witness
 from budgettune.records import MachineInfo
 
 Result = TypeVar("Result")

@@ -35,7 +35,7 @@ import sqlalchemy as sa
 import synthetic
 
 from budgettune.cells import Queued, Slot
-from budgettune.machine import fingerprint, usable_cores
+from budgettune.machine.fingerprint import fingerprint, usable_cores
 from budgettune.planning import trial_keys
 from budgettune.rows import NewTrial, insert_trials
 from budgettune.spec.study_spec import StudySpec

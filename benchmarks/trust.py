@@ -21,8 +21,8 @@ from dataclasses import dataclass
 
 import torch
 
-from budgettune.disturbance import Verdict, Witness
-from budgettune.machine import fingerprint, usable_cores, witness_for
+from budgettune.machine.fingerprint import fingerprint, usable_cores, witness_for
+from budgettune.machine.witness import Verdict, Witness
 
 Load = Callable[[Witness], float]
 SETTLE_SECONDS = 0.5

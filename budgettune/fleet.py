@@ -17,9 +17,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from budgettune import nvml
 from budgettune.errors import UsageError
-from budgettune.machine import usable_cores
+from budgettune.machine import gpu as nvml
+from budgettune.machine.fingerprint import usable_cores
 from budgettune.stopping import DRAIN_ORDER, ORDERS_VARIABLE, StopFlag
 from budgettune.units import format_duration
 from budgettune.worker_options import WorkerOptions

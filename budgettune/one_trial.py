@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from budgettune.disturbance import Witness
 from budgettune.errors import UsageError
-from budgettune.machine import usable_cores, witness_for
+from budgettune.machine.fingerprint import usable_cores, witness_for
+from budgettune.machine.witness import Witness
 from budgettune.records import EpochRecord, MachineInfo, TrialResult
 from budgettune.spec.study_spec import DataSpec, StudySpec
 from budgettune.spec.trust import check_paths

@@ -11,7 +11,7 @@ import torch
 
 from budgettune import query
 from budgettune.errors import OutOfMemory
-from budgettune.machine import usable_cores
+from budgettune.machine.fingerprint import usable_cores
 from budgettune.predict.candidates import unmeasured
 from budgettune.predict.workload import Workload
 from budgettune.probes import add_probes, read_probes

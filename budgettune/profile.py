@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from budgettune.errors import OutOfMemory, UsageError
-from budgettune.machine import usable_cores, witness_for
+from budgettune.machine.fingerprint import usable_cores, witness_for
 from budgettune.profile_report import (
     Alarm,
     ProfileReport,

@@ -167,7 +167,7 @@ def test_mixed_machines_are_pointed_out_and_can_be_told_apart(run, monkeypatch):
 
 
 def test_disturbed_times_are_marked_and_can_be_left_out(run, monkeypatch):
-    from budgettune.disturbance import Witness
+    from budgettune.machine.witness import Witness
 
     verdicts = itertools.cycle(["clean", "disturbed"])
     monkeypatch.setattr(Witness, "stop", lambda self: (next(verdicts), {}))

@@ -9,7 +9,9 @@ import time
 
 import pytest
 
-from budgettune.disturbance import (
+from budgettune.machine.gpu import GpuObserver, GpuSample, gpu_names, judge_gpu
+from budgettune.machine.sentinel import Sentinel, SentinelSeconds
+from budgettune.machine.witness import (
     CpuObserver,
     CpuSnapshot,
     Unseen,
@@ -20,8 +22,6 @@ from budgettune.disturbance import (
     judge_cpu,
     take_snapshot,
 )
-from budgettune.nvml import GpuObserver, GpuSample, gpu_names, judge_gpu
-from budgettune.sentinel import Sentinel, SentinelSeconds
 
 STEADY = SentinelSeconds(before=0.002, after=0.0021, best=0.002)
 START = CpuSnapshot(

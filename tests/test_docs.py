@@ -10,7 +10,7 @@ import pytest
 from documents import PAGES, README, ROOT, blocks, command_of, commands, options_of, ours, parse, simple_commands
 from PIL import Image
 
-from budgettune.disturbance import Witness
+from budgettune.machine.witness import Witness
 from budgettune.spec.study_spec import StudySpec, load_spec
 from budgettune.study import create_study
 from budgettune.worker import run_worker

@@ -293,7 +293,7 @@ def test_sql_stays_in_the_rooms_of_the_database():
     [
         "budgettune, budgettune.query, budgettune.storage",
         "budgettune.cli",
-        "budgettune.machine",
+        "budgettune.machine.fingerprint",
         "budgettune.spec.study_spec",
         "budgettune.predict.recommending, budgettune.probes",
     ],

@@ -4,8 +4,9 @@ import sys
 
 import pytest
 
-from budgettune import machine, procfs
-from budgettune.machine import doctor_facts, fingerprint, usable_cores, witness_for
+from budgettune.machine import fingerprint as machine
+from budgettune.machine import procfs
+from budgettune.machine.fingerprint import doctor_facts, fingerprint, usable_cores, witness_for
 
 STAT = """cpu  400 0 200 4000 0 10 10 30 0 0
 cpu0 100 0 100 2000 0 5 5 10 0 0

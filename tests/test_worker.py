@@ -222,7 +222,7 @@ def test_heartbeats_survive_a_database_that_does_not_answer(sqlite_url, monkeypa
 
 
 def test_a_disturbed_trial_is_repeated_where_the_study_asks_for_it(sqlite_url, monkeypatch):
-    from budgettune.disturbance import Witness
+    from budgettune.machine.witness import Witness
 
     verdicts = iter(["disturbed", "clean"])
     monkeypatch.setattr(Witness, "stop", lambda self: (next(verdicts), {}))

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from budgettune.errors import OutOfMemory, UsageError
-from budgettune.machine import fingerprint
+from budgettune.machine.fingerprint import fingerprint
 from budgettune.records import MachineInfo
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h

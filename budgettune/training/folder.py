@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from budgettune.errors import DataError
-from budgettune.machine import usable_cores
+from budgettune.machine.fingerprint import usable_cores
 from budgettune.spec.study_spec import DataSpec
 from budgettune.training.cache import Fill, MappedImages, Shape, Write, cache_file, content_key, mapped_images
 from budgettune.training.download import one_line, quiet

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from budgettune import procfs
-from budgettune.disturbance import CpuObserver, Observer, Unseen, Witness
-from budgettune.nvml import GpuObserver, gpu_names
+from budgettune.machine import procfs
+from budgettune.machine.gpu import GpuObserver, gpu_names
+from budgettune.machine.witness import CpuObserver, Observer, Unseen, Witness
 from budgettune.records import MachineInfo
 
 OLDEST_TORCH = (2, 9)

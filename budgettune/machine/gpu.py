@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from budgettune.disturbance import HARM_LIMIT, Verdict
+from budgettune.machine.witness import HARM_LIMIT, Verdict
 
 POWER_CAP = 0x04
 """nvmlClocksEventReasonSwPowerCap."""

@@ -28,8 +28,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self
 
-from budgettune import procfs
-from budgettune.sentinel import SENTINEL, SENTINEL_LIMIT, Sentinel, SentinelSeconds
+from budgettune.machine import procfs
+from budgettune.machine.sentinel import SENTINEL, SENTINEL_LIMIT, Sentinel, SentinelSeconds
 
 HARM_LIMIT = 0.05
 """Share of the cores, or of the time, that may be lost: the spread that repeated clean trials are held to."""
