@@ -37,11 +37,11 @@ import synthetic
 from budgettune.cells import Queued, Slot
 from budgettune.machine.fingerprint import fingerprint, usable_cores
 from budgettune.planning import trial_keys
-from budgettune.rows import NewTrial, insert_trials
 from budgettune.spec.study_spec import StudySpec
-from budgettune.storage import open_engine, writing
+from budgettune.storage.opening import open_engine, writing
+from budgettune.storage.schema import TABLES_OF_A_TRIAL, trials
+from budgettune.storage.writes import NewTrial, insert_trials
 from budgettune.study import StudyHandle, create_study, load_study
-from budgettune.tables import TABLES_OF_A_TRIAL, trials
 
 SPAWN = multiprocessing.get_context("spawn")
 NAME = "dashboard"

@@ -21,9 +21,9 @@ from typing import Any
 import common
 
 import budgettune as bt
-from budgettune.query import hypervolume
 from budgettune.records import TrialRecord
 from budgettune.spec.study_spec import StudySpec
+from budgettune.storage.answers import hypervolume
 
 SAMPLERS = ("cost", "tpe")
 SHARES = (0.25, 0.5, 1.0)

@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from budgettune import api, query
+from budgettune import api
 from budgettune.errors import UsageError
 from budgettune.predict.timing import TimeModel
 from budgettune.predict.workload import Workload, Workloads
-from budgettune.probes import add_probes, read_probes
 from budgettune.records import MachineInfo, StepProbe, TrialRecord
 from budgettune.spec.study_spec import StudySpec
+from budgettune.storage import answers as query
+from budgettune.storage.probes import add_probes, read_probes
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

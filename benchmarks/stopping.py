@@ -24,11 +24,11 @@ from typing import Any
 import common
 import numpy as np
 
-from budgettune import query
 from budgettune.dominance import Rival, Standing, is_control, judge
 from budgettune.errors import UsageError
 from budgettune.records import EpochRecord, TrialRecord
-from budgettune.storage import open_engine
+from budgettune.storage import answers as query
+from budgettune.storage.opening import open_engine
 
 CONFIDENCES = (0.8, 0.9, 0.95, 0.99)
 Rule = Callable[[Sequence[EpochRecord], int, Sequence[Rival]], bool]

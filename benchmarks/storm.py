@@ -38,9 +38,9 @@ import psycopg
 import torch
 from torch import Tensor, nn
 
-from budgettune.query import trial_records
 from budgettune.spec.study_spec import StudySpec
 from budgettune.stopping import StopFlag
+from budgettune.storage.answers import trial_records
 from budgettune.study import create_study, load_study
 from budgettune.training.data import load_data
 from budgettune.training.trainer import train

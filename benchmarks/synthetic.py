@@ -21,11 +21,11 @@ from budgettune.records import (
     TrialResult,
     trial_attributes,
 )
-from budgettune.rows import NewTrial, StoredParam, insert_trials
 from budgettune.sampling import search_space, stored_params
-from budgettune.slots import note_machine_kind
 from budgettune.spec.study_spec import RangeSpec, StudySpec
-from budgettune.storage import writing
+from budgettune.storage.opening import writing
+from budgettune.storage.slots import note_machine_kind
+from budgettune.storage.writes import NewTrial, StoredParam, insert_trials
 from budgettune.study import StudyHandle, create_study
 
 ROWS_PER_TRANSACTION = 1_000

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from budgettune.comparing import compare
     from budgettune.errors import BudgetTuneError
     from budgettune.predict.answer import Recommendation
-    from budgettune.query import hypervolume
     from budgettune.records import TrialRecord, TrialResult
     from budgettune.spec.study_spec import StudySpec, load_spec
+    from budgettune.storage.answers import hypervolume
     from budgettune.worker import WorkerOptions
 
 _HOME = {
@@ -41,7 +41,7 @@ _HOME = {
     "best_under_budget": "api",
     "compare": "comparing",
     "create_study": "api",
-    "hypervolume": "query",
+    "hypervolume": "storage.answers",
     "load_spec": "spec.study_spec",
     "load_study": "api",
     "pareto_front": "api",

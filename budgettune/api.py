@@ -11,11 +11,11 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from budgettune import query
 from budgettune.errors import UsageError
 from budgettune.records import TrialRecord
 from budgettune.spec.study_spec import StudySpec, load_spec
-from budgettune.storage import open_engine, storage_url
+from budgettune.storage import answers as query
+from budgettune.storage.opening import open_engine, storage_url
 from budgettune.units import parse_duration
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ def recommend(
     """
     from budgettune.predict.recommending import Ask
     from budgettune.predict.recommending import recommend as answer
-    from budgettune.probes import read_probes
+    from budgettune.storage.probes import read_probes
 
     ask = Ask(_budget_seconds(budget), confidence)
     engine, study_id, spec = _located_spec(study, storage)

@@ -155,7 +155,7 @@ def dashboard(
     """Serve optuna-dashboard with our figures, read-only unless told otherwise."""
     from budgettune.dashboard import serve
     from budgettune.report import fronts
-    from budgettune.storage import storage_url
+    from budgettune.storage.opening import storage_url
 
     raise typer.Exit(128 + serve(storage_url(storage), host, port, password_file, allow_write, figures=fronts))
 
@@ -200,7 +200,7 @@ def demo(threads: Threads = None, storage: Storage = None, debug: Debug = False)
 def _run_fleet(members: list[Member], command: WorkerCommand, storage: str | None) -> int:
     from budgettune.fleet import run_fleet
     from budgettune.stopping import StopFlag
-    from budgettune.storage import storage_url
+    from budgettune.storage.opening import storage_url
 
     def say(line: str) -> None:
         err.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -213,7 +213,7 @@ def _work(study: str | None, options: WorkerOptions, storage: str | None, *, dra
     """Run a worker with progress on standard error; leave with 130 or 143 where a signal ended it."""
     from budgettune.progress import TerminalProgress
     from budgettune.stopping import StopFlag
-    from budgettune.storage import storage_url
+    from budgettune.storage.opening import storage_url
     from budgettune.worker import run_worker
 
     progress = TerminalProgress(err)

@@ -7,10 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from budgettune import query
 from budgettune.errors import BudgetTuneError
 from budgettune.render import Format
-from budgettune.storage import open_engine, storage_url
+from budgettune.storage import answers as query
+from budgettune.storage.opening import open_engine, storage_url
 from budgettune.units import parse_duration
 
 HELP = {"help_option_names": ["-h", "--help"]}

@@ -25,7 +25,7 @@ from budgettune.cli_options import (
 )
 from budgettune.errors import UsageError
 from budgettune.render import Format, err, out
-from budgettune.storage import storage_url
+from budgettune.storage.opening import storage_url
 from budgettune.units import format_duration
 
 if TYPE_CHECKING:

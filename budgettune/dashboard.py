@@ -17,14 +17,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from budgettune import query
 from budgettune.errors import UsageError
 from budgettune.guard import Guard, is_loopback_address
 from budgettune.live_figures import FigureMaker, LiveFigures
 from budgettune.passwords import Lockout, Passwords
 from budgettune.records import TrialRecord
 from budgettune.shared_view import SharedViews
-from budgettune.storage import open_engine, open_storage, redact
+from budgettune.storage import answers as query
+from budgettune.storage.opening import open_engine, open_storage, redact
 from budgettune.webserver import listen
 
 if TYPE_CHECKING:

@@ -10,11 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from budgettune import query
 from budgettune.errors import BudgetTuneError, UsageError
 from budgettune.files import replacing
 from budgettune.records import RECORD_COLUMNS, TrialRecord
-from budgettune.rows import json_text
+from budgettune.storage import answers as query
+from budgettune.storage.writes import json_text
 from budgettune.texts import plain, printable
 
 if TYPE_CHECKING:

@@ -20,8 +20,8 @@ from optuna.distributions import BaseDistribution, json_to_distribution
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from budgettune.storage import reading
-from budgettune.tables import (
+from budgettune.storage.opening import reading
+from budgettune.storage.schema import (
     SPEC_ATTRIBUTE,
     plain_text,
     trial_intermediate_values,
@@ -31,7 +31,7 @@ from budgettune.tables import (
     trial_values,
     trials,
 )
-from budgettune.trial_rows import DOCUMENTS, IDS_PER_STATEMENT, parse_json
+from budgettune.storage.trials import DOCUMENTS, IDS_PER_STATEMENT, parse_json
 
 NOT_SHOWN = (*DOCUMENTS, "details")
 """Attributes of our trials that optuna-dashboard would cut off at 1,024 characters: most of the bytes of a study."""

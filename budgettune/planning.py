@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from budgettune.cells import Cells, Queued
-from budgettune.rows import NewTrial
 from budgettune.spec.study_spec import StudySpec
+from budgettune.storage.writes import NewTrial
 
 
 def trial_keys(spec: StudySpec, queued: Queued) -> dict[str, int]:

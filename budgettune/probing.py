@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from budgettune import query
 from budgettune.errors import OutOfMemory
 from budgettune.machine.fingerprint import usable_cores
 from budgettune.predict.candidates import unmeasured
 from budgettune.predict.workload import Workload
-from budgettune.probes import add_probes, read_probes
 from budgettune.records import StepProbe
 from budgettune.spec.study_spec import StudySpec
+from budgettune.storage import answers as query
+from budgettune.storage.probes import add_probes, read_probes
 from budgettune.training.device import Device, pick_device
 from budgettune.training.probe import Probe, probe_images
 

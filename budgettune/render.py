@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from budgettune.records import RECORD_COLUMNS, TrialRecord
-from budgettune.rows import finite
+from budgettune.storage.writes import finite
 from budgettune.texts import one_line, plain, printable
 from budgettune.units import format_duration
 

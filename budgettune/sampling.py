@@ -26,8 +26,8 @@ from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial
 
-from budgettune.rows import StoredParam
 from budgettune.spec.study_spec import RangeSpec, SamplerSpec, StudySpec
+from budgettune.storage.writes import StoredParam
 
 LARGEST_ENUMERATION = 100_000
 RANDOM_VALUES = 32

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from budgettune import query
 from budgettune.errors import StorageError, StudyNotFound
 from budgettune.records import TrialResult
+from budgettune.storage import answers as query
 from budgettune.study import Claim, StudyHandle, load_study
 
 logger = logging.getLogger(__name__)

@@ -14,19 +14,20 @@ from typing import TYPE_CHECKING, Any, Self
 
 import sqlalchemy as sa
 
-from budgettune import query, slots, transactions
 from budgettune.cells import HANDED_BACK, Cells, GivenUp, Queued, Slot, SlotRow, Verification
-from budgettune.database_errors import redact, translated
 from budgettune.errors import BudgetTuneError, SpecError, StudyExists
 from budgettune.export import export
 from budgettune.note import study_note
 from budgettune.planning import first_trials, new_trials, trial_keys
 from budgettune.records import TrialResult, trial_attributes
-from budgettune.rows import NewTrial
 from budgettune.spec.study_spec import StudySpec
-from budgettune.storage import open_engine, open_storage
+from budgettune.storage import answers as query
+from budgettune.storage import slots, transactions
+from budgettune.storage.driver_errors import redact, translated
+from budgettune.storage.opening import open_engine, open_storage
+from budgettune.storage.transactions import Reconciled, TakenTrial
+from budgettune.storage.writes import NewTrial
 from budgettune.summaries import StudySummary, list_studies, stopping_of, study_names, summary_of
-from budgettune.transactions import Reconciled, TakenTrial
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage, RDBStorage
@@ -166,7 +167,7 @@ class StudyHandle:
         spec: the study file as the database has it.
         url: of the database, with its password.
         study_id: Optuna's.
-        engine: for `budgettune.query`.
+        engine: for `budgettune.storage.answers`.
     """
 
     def __init__(self, spec: StudySpec, url: str, study_id: int, engine: sa.Engine) -> None:

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
-from budgettune import query
 from budgettune.cells import Cells
 from budgettune.errors import StorageError, StudyNotFound
 from budgettune.records import TrialRecord
 from budgettune.slot_values import GivenUp
-from budgettune.slots import slot_rows, stopping_notes
 from budgettune.spec.study_spec import StudySpec
-from budgettune.storage import open_engine
+from budgettune.storage import answers as query
+from budgettune.storage.opening import open_engine
+from budgettune.storage.slots import slot_rows, stopping_notes
 
 if TYPE_CHECKING:
     from budgettune.stopping_notes import StoppingSummary

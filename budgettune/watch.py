@@ -18,9 +18,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from budgettune import query
 from budgettune.records import TrialRecord
 from budgettune.stopping import StopFlag
+from budgettune.storage import answers as query
 from budgettune.summaries import StudySummary, trials_per_hour
 from budgettune.textplot import ASCII, Glyphs, Point, scatter
 from budgettune.units import format_duration

@@ -21,7 +21,7 @@ from budgettune.errors import StorageError, UsageError
 from budgettune.guard import LARGEST_BODY_BYTES
 from budgettune.passwords import HashedPassword, Lockout, Passwords, hash_password
 from budgettune.spec.study_spec import StudySpec
-from budgettune.storage import open_storage
+from budgettune.storage.opening import open_storage
 from budgettune.study import create_study
 from budgettune.webserver import listen
 

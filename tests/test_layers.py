@@ -291,11 +291,11 @@ def test_sql_stays_in_the_rooms_of_the_database():
 @pytest.mark.parametrize(
     "modules",
     [
-        "budgettune, budgettune.query, budgettune.storage",
+        "budgettune, budgettune.query, budgettune.storage.opening",
         "budgettune.cli",
         "budgettune.machine.fingerprint",
         "budgettune.spec.study_spec",
-        "budgettune.predict.recommending, budgettune.probes",
+        "budgettune.predict.recommending, budgettune.storage.probes",
     ],
 )
 def test_answers_come_without_loading_torch_or_optuna(modules):

@@ -13,7 +13,7 @@ from budgettune import live_storage
 from budgettune.live_storage import NOT_SHOWN, LiveStorage
 from budgettune.records import MachineInfo, PhaseSeconds, TrialResult
 from budgettune.spec.study_spec import StudySpec
-from budgettune.storage import open_storage
+from budgettune.storage.opening import open_storage
 from budgettune.study import create_study, delete_study
 
 SPEC = StudySpec.from_document({"name": "ours", "search": {"scale": [1.0, 1.4], "prune_rate": [0.0, 0.3]}})

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 
-from budgettune import query
 from budgettune.errors import NothingWithinBudget, StudyNotFound, UsageError
 from budgettune.spec.study_spec import StudySpec
-from budgettune.storage import open_engine, open_storage, writing
+from budgettune.storage import answers as query
+from budgettune.storage.opening import open_engine, open_storage, writing
+from budgettune.storage.schema import TABLES_OF_A_TRIAL, trials
 from budgettune.study import create_study
-from budgettune.tables import TABLES_OF_A_TRIAL, trials
 
 SPEC = {"name": "ours", "search": {"scale": [1.0, 1.4], "batch_size": [100, 200]}}
 

@@ -15,7 +15,7 @@ from budgettune.live_figures import LiveFigures
 from budgettune.live_storage import LiveStorage
 from budgettune.renewal import Pace
 from budgettune.shared_view import SharedViews
-from budgettune.storage import open_storage
+from budgettune.storage.opening import open_storage
 from budgettune.study import create_study
 
 

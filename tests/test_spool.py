@@ -6,11 +6,11 @@ import time
 
 import pytest
 
-from budgettune import query
 from budgettune.errors import StorageError
 from budgettune.records import MachineInfo, PhaseSeconds, TrialResult
 from budgettune.spec.study_spec import load_spec
 from budgettune.spool import Spool, Spooled, default_folder, pauses, storage_identity
+from budgettune.storage import answers as query
 from budgettune.study import StudyHandle, create_study, delete_study
 from budgettune.watchdog import HUNG_STATUS, TrialLimit
 

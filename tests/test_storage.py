@@ -15,7 +15,16 @@ from hypothesis import strategies as st
 from optuna.testing.pytest_storages import StorageTestCase
 
 from budgettune.errors import StorageError
-from budgettune.storage import DEFAULT_URL, exclusive, open_engine, open_storage, reading, redact, storage_url, writing
+from budgettune.storage.opening import (
+    DEFAULT_URL,
+    exclusive,
+    open_engine,
+    open_storage,
+    reading,
+    redact,
+    storage_url,
+    writing,
+)
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])

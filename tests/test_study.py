@@ -13,15 +13,16 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 
-from budgettune import api, query, transactions
+from budgettune import api
 from budgettune.cells import Slot
 from budgettune.errors import BudgetTuneError, SpecError, StorageError, StudyExists, StudyNotFound, UsageError
 from budgettune.export import export
 from budgettune.records import EpochRecord, MachineInfo, PhaseSeconds, TrialResult
 from budgettune.spec.study_spec import StudySpec
-from budgettune.storage import exclusive, open_engine, reading, writing
-from budgettune.study import create_study, delete_study, list_studies, load_study
-from budgettune.tables import (
+from budgettune.storage import answers as query
+from budgettune.storage import transactions
+from budgettune.storage.opening import exclusive, open_engine, reading, writing
+from budgettune.storage.schema import (
     TABLES_OF_A_STUDY,
     TABLES_OF_A_TRIAL,
     studies,
@@ -30,6 +31,7 @@ from budgettune.tables import (
     trials,
     utc_in,
 )
+from budgettune.study import create_study, delete_study, list_studies, load_study
 
 SEARCH = {"scale": [1.0, 1.4], "prune_rate": [0.0, 0.3]}
 RANGES = {"train.lr": {"low": 1e-4, "high": 1e-1, "log": True}, "batch_size": {"low": 16, "high": 64, "step": 8}}
@@ -518,7 +520,7 @@ def test_kinds_may_be_mixed_knowingly(study):
 
 
 def test_kinds_are_looked_up_with_the_study_and_not_in_each_of_its_trials(study):
-    from budgettune.tables import study_user_attributes
+    from budgettune.storage.schema import study_user_attributes
 
     for device_name in ("fast", "slow"):
         study.complete(study.claim(), result(device_name=device_name), allow_mixed=True)

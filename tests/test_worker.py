@@ -9,11 +9,12 @@ import pytest
 from processes import command, wait_until
 from torch import nn
 
-from budgettune import api, query
+from budgettune import api
 from budgettune.errors import BudgetTuneError, DataError, StorageError, StudyNotFound, UsageError
 from budgettune.one_trial import train_one
 from budgettune.spec.study_spec import load_spec
 from budgettune.stopping import StopFlag
+from budgettune.storage import answers as query
 from budgettune.study import StudyHandle, create_study, load_study
 from budgettune.worker import Listener, WorkerOptions, run_worker
 

@@ -6,18 +6,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from budgettune import query
 from budgettune.errors import BudgetTuneError, NothingToDraw, SpecError, UsageError
 from budgettune.export import opened
-from budgettune.probes import read_probes
 from budgettune.records import StepProbe, TrialRecord
 from budgettune.report.contents import contents
 from budgettune.report.figures import FORECASTS, draw
 from budgettune.report.forecast_values import Forecast, forecast
 from budgettune.report.page import build_page
 from budgettune.report.values import Overview
-from budgettune.slots import stopping_notes
 from budgettune.spec.study_spec import StudySpec
+from budgettune.storage import answers as query
+from budgettune.storage.probes import read_probes
+from budgettune.storage.slots import stopping_notes
 
 if TYPE_CHECKING:
     import sqlalchemy as sa

@@ -11,10 +11,10 @@ from typing import cast
 import numpy as np
 
 from budgettune.errors import NothingToDraw, UsageError
-from budgettune.query import undominated
 from budgettune.records import TrialRecord
 from budgettune.report.axes import Axis, Search, searched_axes, value_text
 from budgettune.spec.study_spec import full_key
+from budgettune.storage.answers import undominated
 from budgettune.units import format_duration
 
 UNKNOWN_MACHINE = "unknown machine"

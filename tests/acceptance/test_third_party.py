@@ -8,8 +8,8 @@ from pathlib import Path
 import optuna
 import pytest
 
-from budgettune import query
 from budgettune.spec.study_spec import load_spec
+from budgettune.storage import answers as query
 from budgettune.study import create_study
 from budgettune.worker import WorkerOptions, run_worker
 

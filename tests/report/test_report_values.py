@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from synthetic import BOX, make_records, make_study
 
-from budgettune import query
 from budgettune.errors import NothingToDraw, NothingWithinBudget, UsageError
 from budgettune.records import EpochRecord, TrialRecord
 from budgettune.report.axes import grouped, searched_axes
@@ -27,6 +26,7 @@ from budgettune.report.training_values import (
 )
 from budgettune.report.values import finished, label_rows, of_machine, overview, shown_rows
 from budgettune.spec.study_spec import RangeSpec
+from budgettune.storage import answers as query
 
 # Few values, so that ties are common.
 SIXTHS = st.integers(0, 6).map(lambda n: n / 6)

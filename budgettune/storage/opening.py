@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
-from budgettune.database_errors import redact, translated
-from budgettune.engines import (
+from budgettune.errors import StorageError
+from budgettune.storage.connection import (
     driver_named,
     engine_of,
     engine_options,
@@ -26,8 +26,8 @@ from budgettune.engines import (
     tuned,
     writing,
 )
-from budgettune.errors import StorageError
-from budgettune.locks import exclusive
+from budgettune.storage.driver_errors import redact, translated
+from budgettune.storage.locks import exclusive
 
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage

@@ -10,10 +10,10 @@ import sqlalchemy as sa
 
 from budgettune.errors import StudyNotFound
 from budgettune.records import StepProbe
-from budgettune.rows import lock_study, set_study_attribute
-from budgettune.storage import reading, writing
-from budgettune.tables import study_user_attributes
-from budgettune.trial_rows import parse_json
+from budgettune.storage.opening import reading, writing
+from budgettune.storage.schema import study_user_attributes
+from budgettune.storage.trials import parse_json
+from budgettune.storage.writes import lock_study, set_study_attribute
 
 PREFIX = "budgettune:probes:"
 """Of the study's user attributes; the kind of machine follows, as `MachineInfo.key` has it."""

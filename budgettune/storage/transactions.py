@@ -11,21 +11,8 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from budgettune.cells import HANDED_BACK, LOST, Slot, SlotRow
-from budgettune.rows import (
-    NewTrial,
-    StoredParam,
-    beat,
-    end_trial,
-    insert_params,
-    insert_trials,
-    lock_study,
-    lock_trial,
-    read_stored_params,
-    set_state,
-)
-from budgettune.slots import note_machine_kind, read_machine_kind, read_slot_rows
-from budgettune.storage import writing
-from budgettune.tables import (
+from budgettune.storage.opening import writing
+from budgettune.storage.schema import (
     DIRECTIONS,
     METRIC_NAMES,
     METRIC_NAMES_ATTRIBUTE,
@@ -44,7 +31,20 @@ from budgettune.tables import (
     trials,
     utc_in,
 )
-from budgettune.trial_rows import is_whole, read_attributes, read_params
+from budgettune.storage.slots import note_machine_kind, read_machine_kind, read_slot_rows
+from budgettune.storage.trials import is_whole, read_attributes, read_params
+from budgettune.storage.writes import (
+    NewTrial,
+    StoredParam,
+    beat,
+    end_trial,
+    insert_params,
+    insert_trials,
+    lock_study,
+    lock_trial,
+    read_stored_params,
+    set_state,
+)
 
 CLAIM_ATTRIBUTES = ("cell", "repeat", "attempt", "seed")
 MANY_ROWS = 1_000

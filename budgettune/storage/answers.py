@@ -16,10 +16,9 @@ import sqlalchemy as sa
 
 from budgettune.errors import NothingWithinBudget, SpecError, StorageError, StudyNotFound, UsageError
 from budgettune.records import TrialRecord
-from budgettune.slots import has_repeats, machine_kind, machine_kinds
 from budgettune.spec.study_spec import StudySpec
-from budgettune.storage import reading
-from budgettune.tables import (
+from budgettune.storage.opening import reading
+from budgettune.storage.schema import (
     METRIC_NAMES_ATTRIBUTE,
     SPEC_ATTRIBUTE,
     STATES,
@@ -32,9 +31,10 @@ from budgettune.tables import (
     trial_values,
     trials,
 )
-from budgettune.tables import studies as studies_table
+from budgettune.storage.schema import studies as studies_table
+from budgettune.storage.slots import has_repeats, machine_kind, machine_kinds
+from budgettune.storage.trials import parse_json, record_batches, records_of, trial_records, whole_number
 from budgettune.texts import shortened
-from budgettune.trial_rows import parse_json, record_batches, records_of, trial_records, whole_number
 
 __all__ = [
     "ANY_KIND",

@@ -11,9 +11,8 @@ from typing import Any
 import sqlalchemy as sa
 
 from budgettune.cells import TAKEN, Slot, SlotRow
-from budgettune.rows import set_study_attribute
-from budgettune.storage import reading
-from budgettune.tables import (
+from budgettune.storage.opening import reading
+from budgettune.storage.schema import (
     KINDS_ATTRIBUTE,
     SPEC_ATTRIBUTE,
     is_finite,
@@ -26,7 +25,8 @@ from budgettune.tables import (
     trials,
     utc_in,
 )
-from budgettune.trial_rows import failure_pair, is_whole, parse_json, read_attributes, stopping_note, whole_number
+from budgettune.storage.trials import failure_pair, is_whole, parse_json, read_attributes, stopping_note, whole_number
+from budgettune.storage.writes import set_study_attribute
 
 LOOKED_AT = 50  # open rows, to see whether any is of a cell
 SLOT_ATTRIBUTES = ("cell", "repeat", "attempt", "failure", "extra", "late_of", "stopping")

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 from sqlalchemy import event
 
-from budgettune.database_errors import redact, translated
 from budgettune.errors import StorageError
+from budgettune.storage.driver_errors import redact, translated
 from budgettune.texts import one_line
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from budgettune.tables import (
+from budgettune.storage.schema import (
     plain_text,
     studies,
     study_user_attributes,

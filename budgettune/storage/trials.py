@@ -17,8 +17,8 @@ from typing import Any, cast
 import sqlalchemy as sa
 
 from budgettune.records import NUMERIC_ATTRIBUTES, EpochRecord, MachineInfo, PhaseSeconds, TrialRecord
-from budgettune.storage import reading
-from budgettune.tables import is_finite, plain_text, trial_params, trial_user_attributes, trial_values, trials
+from budgettune.storage.opening import reading
+from budgettune.storage.schema import is_finite, plain_text, trial_params, trial_user_attributes, trial_values, trials
 
 IDS_PER_STATEMENT = 500
 NOTED_SECONDS = ("train_seconds", "expected_seconds")  # of a trial that was stopped, or of a control

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 
 import sqlalchemy as sa
 
-from budgettune.database_errors import translated
-from budgettune.engines import engine_options, parse_url, shown, sqlite_file
 from budgettune.errors import StorageError
+from budgettune.storage.connection import engine_options, parse_url, shown, sqlite_file
+from budgettune.storage.driver_errors import translated
 
 LOCK_NOT_AVAILABLE = "55P03"  # PostgreSQL's code
 
