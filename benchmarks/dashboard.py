@@ -34,14 +34,14 @@ import local_postgresql
 import sqlalchemy as sa
 import synthetic
 
-from budgettune.cells import Queued, Slot
 from budgettune.machine.fingerprint import fingerprint, usable_cores
-from budgettune.planning import trial_keys
 from budgettune.spec.study_spec import StudySpec
 from budgettune.storage.opening import open_engine, writing
 from budgettune.storage.schema import TABLES_OF_A_TRIAL, trials
 from budgettune.storage.writes import NewTrial, insert_trials
-from budgettune.study import StudyHandle, create_study, load_study
+from budgettune.study.handle import StudyHandle, create_study, load_study
+from budgettune.study.ledger import Queued, Slot
+from budgettune.study.planning import trial_keys
 
 SPAWN = multiprocessing.get_context("spawn")
 NAME = "dashboard"
@@ -96,7 +96,7 @@ def make_study(url: str, finished: int) -> StudyHandle:
 
 
 def params_of(study_spec: StudySpec) -> list[Any]:
-    from budgettune.sampling import grid_params  # loads Optuna, which workers and visitors need not
+    from budgettune.study.sampling import grid_params
 
     return grid_params(study_spec)
 

@@ -21,7 +21,7 @@ import synthetic
 
 from budgettune.records import trial_attributes
 from budgettune.spec.study_spec import StudySpec
-from budgettune.study import create_study, load_study
+from budgettune.study.handle import create_study, load_study
 from budgettune.watchdog import Heartbeat
 
 HEARTBEAT_SECONDS = 60

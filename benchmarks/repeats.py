@@ -25,9 +25,9 @@ import recorded_table
 from numpy.typing import NDArray
 from recorded_table import Floats, Grid
 
-from budgettune.certainty import cell_means, cells_to_repeat, certainty_of
 from budgettune.spec.tables import MOST_REPEATS
 from budgettune.storage.answers import hypervolume, undominated
+from budgettune.study.front import cell_means, cells_to_repeat, certainty_of
 
 TABLE = Path(__file__).parent / "tables" / "fashion-table.json.xz"
 SURE, DOUBTED = 0.9, 0.1

@@ -34,7 +34,7 @@ import sqlalchemy as sa
 import synthetic
 
 from budgettune.records import trial_attributes
-from budgettune.study import load_study
+from budgettune.study.handle import load_study
 
 PARTS = ("cost", "workers", "answers")
 TARGET_SECONDS, TARGET_MB = 1.0, 200

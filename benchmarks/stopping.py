@@ -24,11 +24,11 @@ from typing import Any
 import common
 import numpy as np
 
-from budgettune.dominance import Rival, Standing, is_control, judge
 from budgettune.errors import UsageError
 from budgettune.records import EpochRecord, TrialRecord
 from budgettune.storage import answers as query
 from budgettune.storage.opening import open_engine
+from budgettune.study.early_stop import Rival, Standing, is_control, judge
 
 CONFIDENCES = (0.8, 0.9, 0.95, 0.99)
 Rule = Callable[[Sequence[EpochRecord], int, Sequence[Rival]], bool]
@@ -69,7 +69,7 @@ class Replay:
 
 
 def dominance(confidence: float, curve: Sequence[EpochRecord], epochs: int, rivals: Sequence[Rival]) -> bool:
-    """Whether the rule of `budgettune.dominance` stops a trial."""
+    """Whether the rule of `budgettune.study.early_stop` stops a trial."""
     standing = Standing.of(curve, epochs=epochs, budget_seconds=None)
     return judge(standing, rivals, curve[-1].epoch, confidence) is not None
 

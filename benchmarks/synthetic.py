@@ -10,8 +10,6 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from budgettune.cells import Queued, Slot
-from budgettune.planning import trial_keys
 from budgettune.records import (
     NUMERIC_ATTRIBUTES,
     EpochRecord,
@@ -21,12 +19,14 @@ from budgettune.records import (
     TrialResult,
     trial_attributes,
 )
-from budgettune.sampling import search_space, stored_params
 from budgettune.spec.study_spec import RangeSpec, StudySpec
 from budgettune.storage.opening import writing
 from budgettune.storage.slots import note_machine_kind
 from budgettune.storage.writes import NewTrial, StoredParam, insert_trials
-from budgettune.study import StudyHandle, create_study
+from budgettune.study.handle import StudyHandle, create_study
+from budgettune.study.ledger import Queued, Slot
+from budgettune.study.planning import trial_keys
+from budgettune.study.sampling import search_space, stored_params
 
 ROWS_PER_TRANSACTION = 1_000
 BOX = MachineInfo(

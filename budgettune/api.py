@@ -19,9 +19,9 @@ from budgettune.storage.opening import open_engine, storage_url
 from budgettune.units import parse_duration
 
 if TYPE_CHECKING:
-    from budgettune.certainty import Certainty
     from budgettune.predict.answer import Recommendation
-    from budgettune.study import StudyHandle
+    from budgettune.study.front import Certainty
+    from budgettune.study.handle import StudyHandle
     from budgettune.training.trainer import Trained
     from budgettune.worker import WorkerOptions, WorkerSummary
 
@@ -46,7 +46,7 @@ def create_study(
         StudyExists: where the name is taken.
         StorageError: where the database cannot be reached.
     """
-    from budgettune import study
+    from budgettune.study import handle as study
 
     spec = spec if isinstance(spec, StudySpec) else load_spec(spec)
     return study.create_study(spec.with_overrides(overrides), storage_url(storage), skip_if_exists=skip_if_exists)
@@ -58,7 +58,7 @@ def load_study(name: str | None = None, *, storage: str | None = None) -> StudyH
     Raises:
         StudyNotFound: where there is none of that name, or not exactly one.
     """
-    from budgettune import study
+    from budgettune.study import handle as study
 
     return study.load_study(storage_url(storage), name)
 
@@ -248,7 +248,7 @@ def certainty(
     results = query.repeated_results(engine, study_id, device_name=kind, clean_only=clean_only)
     if all(len(repeats) < 2 for repeats in results.values()):
         return None
-    from budgettune.certainty import certainty_of  # brings scipy
+    from budgettune.study.front import certainty_of
 
     return certainty_of(results)
 

@@ -24,7 +24,7 @@ from budgettune.records import TrialRecord
 from budgettune.render import Format, err, out
 
 if TYPE_CHECKING:
-    from budgettune.certainty import Certainty
+    from budgettune.study.front import Certainty
 
 app = typer.Typer()
 

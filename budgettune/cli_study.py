@@ -29,7 +29,7 @@ from budgettune.storage.opening import storage_url
 from budgettune.units import format_duration
 
 if TYPE_CHECKING:
-    from budgettune.study import StudyHandle, StudySummary
+    from budgettune.study.handle import StudyHandle, StudySummary
 
 app = typer.Typer(
     no_args_is_help=True, context_settings=HELP, help="Create, list, show, check, export, delete studies."
@@ -104,7 +104,7 @@ def study_create(
 @app.command("list", epilog=examples("study list", "study list --format json"))
 def study_list(form: FormatOption = Format.table, storage: Storage = None, debug: Debug = False) -> None:
     """List the studies of a database."""
-    from budgettune.study import list_studies
+    from budgettune.study.handle import list_studies
 
     summaries = list_studies(storage_url(storage))
     render.print_rows([_summary_row(summary, form) for summary in summaries], form)
@@ -194,7 +194,7 @@ def study_export(
     debug: Debug = False,
 ) -> None:
     """Export a study, one row per trial."""
-    from budgettune.export import export
+    from budgettune.study.export import export
 
     export(*api.locate(study, storage), form.value, to)
 
@@ -207,7 +207,7 @@ def study_delete(
     debug: Debug = False,
 ) -> None:
     """Delete a study and its trials for good."""
-    from budgettune.study import delete_study
+    from budgettune.study.handle import delete_study
 
     if not yes:
         raise UsageError(f"this deletes study {study!r} and its trials for good: repeat with --yes")

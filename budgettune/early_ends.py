@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from budgettune.dominance import Rival, Standing, Verdict, is_control, judge
 from budgettune.errors import StorageError
 from budgettune.records import EpochRecord, TrialResult
 from budgettune.spec.study_spec import StudySpec
-from budgettune.stopping_notes import note_of
 from budgettune.storage import answers as query
-from budgettune.study import Claim, StudyHandle
+from budgettune.study.early_stop import Rival, Standing, Verdict, is_control, judge
+from budgettune.study.handle import Claim, StudyHandle
+from budgettune.study.stopping_notes import note_of
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from rich.text import Text
 from budgettune.records import EpochRecord, TrialResult
 from budgettune.render import cell
 from budgettune.spec.study_spec import StudySpec
-from budgettune.study import Claim, StudyHandle
+from budgettune.study.handle import Claim, StudyHandle
 from budgettune.texts import one_line
 from budgettune.units import format_duration
 from budgettune.worker import Listener

@@ -21,7 +21,7 @@ from urllib.parse import parse_qs, urlsplit
 from budgettune.errors import StorageError, StudyNotFound
 from budgettune.records import TrialResult
 from budgettune.storage import answers as query
-from budgettune.study import Claim, StudyHandle, load_study
+from budgettune.study.handle import Claim, StudyHandle, load_study
 
 logger = logging.getLogger(__name__)
 

@@ -21,12 +21,12 @@ from rich.text import Text
 from budgettune.records import TrialRecord
 from budgettune.stopping import StopFlag
 from budgettune.storage import answers as query
-from budgettune.summaries import StudySummary, trials_per_hour
+from budgettune.study.summary import StudySummary, trials_per_hour
 from budgettune.textplot import ASCII, Glyphs, Point, scatter
 from budgettune.units import format_duration
 
 if TYPE_CHECKING:
-    from budgettune.study import StudyHandle
+    from budgettune.study.handle import StudyHandle
 
 LATEST = 50  # trials that the throughput is taken from
 WIDTH, PLOT_LINES, BAR = 78, 10, 30

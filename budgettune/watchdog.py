@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Self
 
 from budgettune.errors import TrialTimeout
-from budgettune.study import Claim, StudyHandle
+from budgettune.study.handle import Claim, StudyHandle
 from budgettune.units import format_duration
 
 logger = logging.getLogger(__name__)

@@ -24,7 +24,7 @@ from budgettune.spec.study_spec import StudySpec
 from budgettune.spec.trust import allowed_folders
 from budgettune.spool import Spool, pauses
 from budgettune.stopping import StopFlag
-from budgettune.study import Claim, StudyHandle, load_study, study_names
+from budgettune.study.handle import Claim, StudyHandle, load_study, study_names
 from budgettune.training.device import pick_device
 from budgettune.training.trainer import train
 from budgettune.watchdog import Heartbeat, TrialLimit

@@ -29,12 +29,20 @@ from typer.testing import CliRunner
 import budgettune as bt
 from budgettune import api, cli
 from budgettune.errors import BudgetTuneError, SpecError, StorageError, StudyNotFound
-from budgettune.export import export
 from budgettune.spec.study_spec import StudySpec
 from budgettune.storage import answers as query
 from budgettune.storage.opening import open_engine, open_storage, writing
 from budgettune.storage.schema import study_user_attributes, trial_params, trial_user_attributes, trials
-from budgettune.study import Claim, StudyHandle, create_study, delete_study, list_studies, load_study, study_names
+from budgettune.study.export import export
+from budgettune.study.handle import (
+    Claim,
+    StudyHandle,
+    create_study,
+    delete_study,
+    list_studies,
+    load_study,
+    study_names,
+)
 from budgettune.texts import one_line, printable
 from budgettune.units import parse_duration
 

@@ -8,7 +8,12 @@ import pytest
 from test_study import grid, records, result, sampled, work_off
 
 from budgettune import api
-from budgettune.certainty import (
+from budgettune.cli_answers import best, front
+from budgettune.errors import SpecError
+from budgettune.render import Format
+from budgettune.significance import estimate
+from budgettune.spec.study_spec import StudySpec
+from budgettune.study.front import (
     CellMean,
     SeedNoise,
     Spread,
@@ -19,12 +24,7 @@ from budgettune.certainty import (
     seed_noise,
     standings,
 )
-from budgettune.cli_answers import best, front
-from budgettune.errors import SpecError
-from budgettune.render import Format
-from budgettune.significance import estimate
-from budgettune.spec.study_spec import StudySpec
-from budgettune.study import create_study
+from budgettune.study.handle import create_study
 from budgettune.units import parse_duration
 
 CELLS = {"batch_size": [16, 32, 64, 128]}

@@ -15,7 +15,7 @@ import pytest
 from processes import command, wait_until
 
 from budgettune.spec.study_spec import load_spec
-from budgettune.study import LEASE_SECONDS, create_study, load_study
+from budgettune.study.handle import LEASE_SECONDS, create_study, load_study
 
 pytestmark = pytest.mark.chaos
 

@@ -17,7 +17,7 @@ from documents import parse
 
 from budgettune import api, cli
 from budgettune.spec.study_spec import load_spec
-from budgettune.study import create_study
+from budgettune.study.handle import create_study
 
 SMALL = [
     *("--set", "train.epochs=1"),

@@ -22,7 +22,7 @@ from budgettune.guard import LARGEST_BODY_BYTES
 from budgettune.passwords import HashedPassword, Lockout, Passwords, hash_password
 from budgettune.spec.study_spec import StudySpec
 from budgettune.storage.opening import open_storage
-from budgettune.study import create_study
+from budgettune.study.handle import create_study
 from budgettune.webserver import listen
 
 METRICS = ["train_seconds", "test_accuracy"]

@@ -12,7 +12,7 @@ from PIL import Image
 
 from budgettune.machine.witness import Witness
 from budgettune.spec.study_spec import StudySpec, load_spec
-from budgettune.study import create_study
+from budgettune.study.handle import create_study
 from budgettune.worker import run_worker
 
 NOT_RUN = {

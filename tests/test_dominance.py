@@ -9,22 +9,22 @@ import optuna
 import pytest
 from test_study import grid, let_lease_run_out, records, result, sampled, work_off
 
-from budgettune.cells import Slot
 from budgettune.cli_study import study_show
-from budgettune.dominance import LEAST_RIVALS, Rival, Standing, Verdict, forecast, is_control, judge
 from budgettune.early_ends import Rivals
 from budgettune.errors import SpecError, StorageError
 from budgettune.predict.encoding import Encoding
 from budgettune.predict.evidence import evidence_of
 from budgettune.records import EpochRecord, TrialRecord, TrialResult
 from budgettune.render import Format
-from budgettune.sampling import search_space
 from budgettune.spec.study_spec import StudySpec, load_spec
-from budgettune.stopping_notes import note_of, summary_of_notes
 from budgettune.storage import answers as query
 from budgettune.storage.opening import writing
 from budgettune.storage.writes import end_trial
-from budgettune.study import create_study
+from budgettune.study.early_stop import LEAST_RIVALS, Rival, Standing, Verdict, forecast, is_control, judge
+from budgettune.study.handle import create_study
+from budgettune.study.ledger import Slot
+from budgettune.study.sampling import search_space
+from budgettune.study.stopping_notes import note_of, summary_of_notes
 from budgettune.worker import WorkerOptions, run_worker
 
 

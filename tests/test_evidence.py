@@ -7,7 +7,7 @@ from budgettune.comparison import write_comparison
 from budgettune.errors import SpecError, UsageError
 from budgettune.evidence import decide, settled
 from budgettune.spec.study_spec import StudySpec, load_spec
-from budgettune.study import create_study
+from budgettune.study.handle import create_study
 
 
 def test_the_most_accurate_of_those_that_beat_full_beyond_chance_is_chosen():

@@ -13,7 +13,7 @@ from budgettune.errors import UsageError
 from budgettune.fleet import Member, Verdict, after_end, plan_fleet, run_fleet
 from budgettune.spec.study_spec import load_spec
 from budgettune.stopping import StopFlag
-from budgettune.study import create_study
+from budgettune.study.handle import create_study
 from budgettune.worker_options import WorkerOptions
 
 CPU = WorkerOptions(device="cpu")

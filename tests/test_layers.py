@@ -269,7 +269,7 @@ def test_only_the_worker_knows_both_torch_and_optuna():
         module_name(file)
         for file in FILES
         if knows(file, "torch", "torchvision", "budgettune.training")
-        and knows(file, "optuna", "optuna_dashboard", "budgettune.study")
+        and knows(file, "optuna", "optuna_dashboard", "budgettune.study.handle")
     }
     assert both <= {"worker"}
 

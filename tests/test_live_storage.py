@@ -14,7 +14,7 @@ from budgettune.live_storage import NOT_SHOWN, LiveStorage
 from budgettune.records import MachineInfo, PhaseSeconds, TrialResult
 from budgettune.spec.study_spec import StudySpec
 from budgettune.storage.opening import open_storage
-from budgettune.study import create_study, delete_study
+from budgettune.study.handle import create_study, delete_study
 
 SPEC = StudySpec.from_document({"name": "ours", "search": {"scale": [1.0, 1.4], "prune_rate": [0.0, 0.3]}})
 RESULT = TrialResult(

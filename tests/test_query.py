@@ -17,7 +17,7 @@ from budgettune.spec.study_spec import StudySpec
 from budgettune.storage import answers as query
 from budgettune.storage.opening import open_engine, open_storage, writing
 from budgettune.storage.schema import TABLES_OF_A_TRIAL, trials
-from budgettune.study import create_study
+from budgettune.study.handle import create_study
 
 SPEC = {"name": "ours", "search": {"scale": [1.0, 1.4], "batch_size": [100, 200]}}
 

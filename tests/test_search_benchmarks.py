@@ -14,7 +14,7 @@ from test_dominance import curve
 from test_study import grid, result
 
 from budgettune.errors import UsageError
-from budgettune.study import create_study
+from budgettune.study.handle import create_study
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 

@@ -16,7 +16,7 @@ from budgettune.live_storage import LiveStorage
 from budgettune.renewal import Pace
 from budgettune.shared_view import SharedViews
 from budgettune.storage.opening import open_storage
-from budgettune.study import create_study
+from budgettune.study.handle import create_study
 
 
 class Study:

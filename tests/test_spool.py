@@ -11,7 +11,7 @@ from budgettune.records import MachineInfo, PhaseSeconds, TrialResult
 from budgettune.spec.study_spec import load_spec
 from budgettune.spool import Spool, Spooled, default_folder, pauses, storage_identity
 from budgettune.storage import answers as query
-from budgettune.study import StudyHandle, create_study, delete_study
+from budgettune.study.handle import StudyHandle, create_study, delete_study
 from budgettune.watchdog import HUNG_STATUS, TrialLimit
 
 

@@ -14,9 +14,7 @@ import pytest
 import sqlalchemy as sa
 
 from budgettune import api
-from budgettune.cells import Slot
 from budgettune.errors import BudgetTuneError, SpecError, StorageError, StudyExists, StudyNotFound, UsageError
-from budgettune.export import export
 from budgettune.records import EpochRecord, MachineInfo, PhaseSeconds, TrialResult
 from budgettune.spec.study_spec import StudySpec
 from budgettune.storage import answers as query
@@ -31,7 +29,9 @@ from budgettune.storage.schema import (
     trials,
     utc_in,
 )
-from budgettune.study import create_study, delete_study, list_studies, load_study
+from budgettune.study.export import export
+from budgettune.study.handle import create_study, delete_study, list_studies, load_study
+from budgettune.study.ledger import Slot
 
 SEARCH = {"scale": [1.0, 1.4], "prune_rate": [0.0, 0.3]}
 RANGES = {"train.lr": {"low": 1e-4, "high": 1e-1, "log": True}, "batch_size": {"low": 16, "high": 64, "step": 8}}
@@ -633,7 +633,7 @@ def test_a_failed_point_is_tried_again(storage_url):
 
 
 def test_a_point_whose_worker_died_while_it_was_drawn_is_drawn_again(storage_url, monkeypatch):
-    from budgettune import sampling
+    from budgettune.study import sampling
 
     with create_study(sampled(trials=1), storage_url) as study:
         with monkeypatch.context() as patch, pytest.raises(BudgetTuneError, match="cannot draw a point"):

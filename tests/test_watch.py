@@ -18,8 +18,8 @@ from test_live_storage import RESULT, SPEC
 
 from budgettune.records import TrialRecord
 from budgettune.stopping import StopFlag
-from budgettune.study import create_study
-from budgettune.summaries import trials_per_hour
+from budgettune.study.handle import create_study
+from budgettune.study.summary import trials_per_hour
 from budgettune.textplot import ASCII, Glyphs, scatter
 from budgettune.watch import drawn, look, watch
 

@@ -15,7 +15,7 @@ from budgettune.one_trial import train_one
 from budgettune.spec.study_spec import load_spec
 from budgettune.stopping import StopFlag
 from budgettune.storage import answers as query
-from budgettune.study import StudyHandle, create_study, load_study
+from budgettune.study.handle import StudyHandle, create_study, load_study
 from budgettune.worker import Listener, WorkerOptions, run_worker
 
 TINY = [

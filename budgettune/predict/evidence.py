@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from optuna.trial import FrozenTrial, TrialState
 
-from budgettune.cells import HANDED_BACK
 from budgettune.predict.encoding import Encoding, Floats
+from budgettune.study.ledger import HANDED_BACK
 
 FAILED = (TrialState.FAIL, TrialState.PRUNED)
 

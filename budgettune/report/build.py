@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from budgettune.errors import BudgetTuneError, NothingToDraw, SpecError, UsageError
-from budgettune.export import opened
 from budgettune.records import StepProbe, TrialRecord
 from budgettune.report.contents import contents
 from budgettune.report.figures import FORECASTS, draw
@@ -18,6 +17,7 @@ from budgettune.spec.study_spec import StudySpec
 from budgettune.storage import answers as query
 from budgettune.storage.probes import read_probes
 from budgettune.storage.slots import stopping_notes
+from budgettune.study.export import opened
 
 if TYPE_CHECKING:
     import sqlalchemy as sa

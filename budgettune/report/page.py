@@ -22,7 +22,7 @@ from budgettune.report.forecast_values import Forecast
 from budgettune.report.markup import compact_json, content_policy, data_block, prose, table, text
 from budgettune.report.sections import FORECAST_SECTIONS, SECTIONS, STOPPED, Section
 from budgettune.report.values import Overview, machine_kind, objectives
-from budgettune.stopping_notes import summary_of_notes
+from budgettune.study.stopping_notes import summary_of_notes
 
 SLIDER_ENDS = (0.8, 1.1)
 """Where the slider begins and ends, as shares of the fastest and of the slowest answer."""

@@ -10,7 +10,6 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from budgettune.cells import HANDED_BACK, LOST, Slot, SlotRow
 from budgettune.storage.opening import writing
 from budgettune.storage.schema import (
     DIRECTIONS,
@@ -45,6 +44,7 @@ from budgettune.storage.writes import (
     read_stored_params,
     set_state,
 )
+from budgettune.study.ledger import HANDED_BACK, LOST, Slot, SlotRow
 
 CLAIM_ATTRIBUTES = ("cell", "repeat", "attempt", "seed")
 MANY_ROWS = 1_000

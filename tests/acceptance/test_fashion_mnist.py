@@ -5,7 +5,7 @@ import os
 import pytest
 
 from budgettune.spec.study_spec import load_spec
-from budgettune.study import create_study
+from budgettune.study.handle import create_study
 from budgettune.training.data import load_data
 from budgettune.training.trainer import train
 from budgettune.worker import WorkerOptions, run_worker

@@ -10,7 +10,7 @@ import pytest
 
 from budgettune.spec.study_spec import load_spec
 from budgettune.storage import answers as query
-from budgettune.study import create_study
+from budgettune.study.handle import create_study
 from budgettune.worker import WorkerOptions, run_worker
 
 

@@ -19,7 +19,7 @@ from budgettune.report.contents import contents
 from budgettune.report.figures import FIGURES
 from budgettune.report.page import build_page
 from budgettune.spec.study_spec import load_spec
-from budgettune.study import create_study
+from budgettune.study.handle import create_study
 
 HOSTILE = """</script><script>alert(1)</script><img src=x onerror=alert(1)>'"&lt;<!--${machines} `x`"""
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from budgettune.cells import Cells, Queued
 from budgettune.spec.study_spec import StudySpec
 from budgettune.storage.writes import NewTrial
+from budgettune.study.ledger import Cells, Queued
 
 
 def trial_keys(spec: StudySpec, queued: Queued) -> dict[str, int]:
@@ -21,7 +21,7 @@ def new_trials(spec: StudySpec, queue: Sequence[Queued]) -> list[NewTrial]:
         return []
     if spec.sampler.name != "grid":
         return [NewTrial("WAITING", trial_keys(spec, each), params_of=each.source) for each in queue]
-    from budgettune.sampling import grid_params
+    from budgettune.study.sampling import grid_params
 
     params = grid_params(spec)
     return [NewTrial("WAITING", trial_keys(spec, each), params=params[each.slot.cell]) for each in queue]

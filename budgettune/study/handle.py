@@ -14,11 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import sqlalchemy as sa
 
-from budgettune.cells import HANDED_BACK, Cells, GivenUp, Queued, Slot, SlotRow, Verification
 from budgettune.errors import BudgetTuneError, SpecError, StudyExists
-from budgettune.export import export
-from budgettune.note import study_note
-from budgettune.planning import first_trials, new_trials, trial_keys
 from budgettune.records import TrialResult, trial_attributes
 from budgettune.spec.study_spec import StudySpec
 from budgettune.storage import answers as query
@@ -27,12 +23,16 @@ from budgettune.storage.driver_errors import redact, translated
 from budgettune.storage.opening import open_engine, open_storage
 from budgettune.storage.transactions import Reconciled, TakenTrial
 from budgettune.storage.writes import NewTrial
-from budgettune.summaries import StudySummary, list_studies, stopping_of, study_names, summary_of
+from budgettune.study.dashboard_note import study_note
+from budgettune.study.export import export
+from budgettune.study.ledger import HANDED_BACK, Cells, GivenUp, Queued, Slot, SlotRow, Verification
+from budgettune.study.planning import first_trials, new_trials, trial_keys
+from budgettune.study.summary import StudySummary, list_studies, stopping_of, study_names, summary_of
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage, RDBStorage
 
-    from budgettune.stopping_notes import StoppingSummary
+    from budgettune.study.stopping_notes import StoppingSummary
 
 __all__ = [
     "Claim",
@@ -378,7 +378,7 @@ class StudyHandle:
         return None if queued is None else NewTrial("RUNNING", trial_keys(self.spec, queued))
 
     def _draw_params(self, reserved: TakenTrial) -> dict[str, Any] | None:
-        from budgettune import sampling
+        from budgettune.study import sampling
 
         space = sampling.search_space(self.spec)
         proposal = sampling.propose(self._sampler_storage, self.name, self.spec.sampler, reserved.trial_id, space)
@@ -395,6 +395,6 @@ class StudyHandle:
     @cached_property
     def _sampler_storage(self) -> BaseStorage:
         """Optuna's storage behind a cache of finished trials, so that a draw reads only what is new."""
-        from budgettune import sampling
+        from budgettune.study import sampling
 
         return sampling.cached(self.storage)

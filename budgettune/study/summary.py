@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
-from budgettune.cells import Cells
 from budgettune.errors import StorageError, StudyNotFound
 from budgettune.records import TrialRecord
-from budgettune.slot_values import GivenUp
 from budgettune.spec.study_spec import StudySpec
 from budgettune.storage import answers as query
 from budgettune.storage.opening import open_engine
 from budgettune.storage.slots import slot_rows, stopping_notes
+from budgettune.study.ledger import Cells
+from budgettune.study.slot_values import GivenUp
 
 if TYPE_CHECKING:
-    from budgettune.stopping_notes import StoppingSummary
+    from budgettune.study.stopping_notes import StoppingSummary
 
 logger = logging.getLogger(__name__)
 
@@ -139,7 +139,7 @@ def summary_of(
 
 def stopping_of(engine: sa.Engine, study_id: int) -> StoppingSummary:
     """Return what stopping trials early did in a study."""
-    from budgettune.stopping_notes import summary_of_notes  # brings scipy, which nothing else here needs
+    from budgettune.study.stopping_notes import summary_of_notes
 
     return summary_of_notes(stopping_notes(engine, study_id))
 

@@ -15,8 +15,8 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
 from functools import cached_property
 
-from budgettune.slot_values import HANDED_BACK, LOST, TAKEN, GivenUp, Queued, Slot, SlotRow, Verification
 from budgettune.spec.study_spec import StudySpec
+from budgettune.study.slot_values import HANDED_BACK, LOST, TAKEN, GivenUp, Queued, Slot, SlotRow, Verification
 
 __all__ = ["HANDED_BACK", "LOST", "TAKEN", "Cells", "GivenUp", "Queued", "Slot", "SlotRow", "Verification"]
 
@@ -113,7 +113,7 @@ class Cells:
             return frozenset()
         if not all(self.is_done(Slot(cell, repeat)) for cell, depth in self._begun.items() for repeat in range(depth)):
             return frozenset()
-        from budgettune.certainty import cells_to_repeat  # brings scipy, which nothing else here needs
+        from budgettune.study.front import cells_to_repeat
 
         results = self._results()
         return frozenset(cells_to_repeat(results, self._most_repeats))
