@@ -23,7 +23,7 @@ if TYPE_CHECKING:
         trial_records,
         write_report,
     )
-    from budgettune.comparing import compare
+    from budgettune.comparison.run import compare
     from budgettune.errors import BudgetTuneError
     from budgettune.predict.answer import Recommendation
     from budgettune.records import TrialRecord, TrialResult
@@ -39,7 +39,7 @@ _HOME = {
     "TrialResult": "records",
     "WorkerOptions": "worker",
     "best_under_budget": "api",
-    "compare": "comparing",
+    "compare": "comparison.run",
     "create_study": "api",
     "hypervolume": "storage.answers",
     "load_spec": "spec.study_spec",

@@ -29,7 +29,7 @@ from budgettune.render import Format, err, out
 from budgettune.units import format_duration
 
 if TYPE_CHECKING:
-    from budgettune.comparison import Comparison
+    from budgettune.comparison.result import Comparison
     from budgettune.spec.study_spec import StudySpec
 
 app = typer.Typer()
@@ -145,7 +145,7 @@ def compare(
     debug: Debug = False,
 ) -> None:
     """Compare pruning strategies at equal training time, against full data and random subsets."""
-    from budgettune.comparing import compare as run_comparison
+    from budgettune.comparison.run import compare as run_comparison
     from budgettune.spec.study_spec import load_spec
     from budgettune.stopping import StopFlag
 
@@ -167,7 +167,7 @@ def compare(
         )
     _show_comparison(comparison, form)
     if figure is not None and comparison.runs:
-        from budgettune.comparison_figure import write_figure
+        from budgettune.comparison.figure import write_figure
 
         write_figure(figure, comparison)
     if stop.signal_number is not None:
@@ -251,7 +251,7 @@ def _train(
 
 
 def _show_comparison(comparison: Comparison, form: Format) -> None:
-    from budgettune.comparison_report import sentences, table_rows
+    from budgettune.comparison.show import sentences, table_rows
 
     if form is Format.json:
         render.print_json(comparison.to_document())

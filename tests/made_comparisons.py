@@ -1,7 +1,7 @@
 """Comparisons made by hand, for tests of what is concluded from them."""
 
-from budgettune.comparison import Arm, Comparison, Measured, Run
-from budgettune.comparison_plan import shared_spec
+from budgettune.comparison.plan import shared_spec
+from budgettune.comparison.result import Arm, Comparison, Measured, Run
 from budgettune.records import MachineInfo
 from budgettune.spec.study_spec import load_spec
 

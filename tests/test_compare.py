@@ -14,11 +14,11 @@ import pytest
 import torch
 
 import budgettune
-from budgettune import comparing
-from budgettune.comparing import compare, with_wrong_labels
-from budgettune.comparison import Arm, read_comparison
+from budgettune.comparison import run as comparing
+from budgettune.comparison.decision import settled
+from budgettune.comparison.result import Arm, read_comparison
+from budgettune.comparison.run import compare, with_wrong_labels
 from budgettune.errors import SpecError, UsageError
-from budgettune.evidence import settled
 from budgettune.spec.study_spec import DataSpec, load_spec
 from budgettune.stopping import StopFlag
 from budgettune.training.data import load_data

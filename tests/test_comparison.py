@@ -5,10 +5,10 @@ import json
 import pytest
 from made_comparisons import ALIKE, BETTER, DIGITS, FULL_AT, comparison, joined, run
 
-from budgettune.comparison import FULL, Arm, read_comparison, write_comparison
-from budgettune.comparison_figure import draw, panels, write_figure
-from budgettune.comparison_plan import Turn, arms_of, budgets_of, shared_spec, turns, with_turn
-from budgettune.comparison_report import sentences, table_rows
+from budgettune.comparison.figure import draw, panels, write_figure
+from budgettune.comparison.plan import Turn, arms_of, budgets_of, shared_spec, turns, with_turn
+from budgettune.comparison.result import FULL, Arm, read_comparison, write_comparison
+from budgettune.comparison.show import sentences, table_rows
 from budgettune.errors import UsageError
 from budgettune.spec.study_spec import STRATEGIES
 

@@ -3,9 +3,9 @@
 import pytest
 from made_comparisons import ALIKE, BETTER, DIGITS, FULL_AT, comparison, joined
 
-from budgettune.comparison import write_comparison
+from budgettune.comparison.decision import decide, settled
+from budgettune.comparison.result import write_comparison
 from budgettune.errors import SpecError, UsageError
-from budgettune.evidence import decide, settled
 from budgettune.spec.study_spec import StudySpec, load_spec
 from budgettune.study.handle import create_study
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from budgettune.significance import (
+from budgettune.comparison.significance import (
     estimate,
     holm,
     paired_test,

@@ -120,7 +120,7 @@ def _reopen(spec: StudySpec, url: str, engine: sa.Engine, skip_if_exists: bool) 
 def _settled(spec: StudySpec) -> StudySpec:
     if spec.pruning.when == "always":
         return spec
-    from budgettune import evidence  # brings scipy, which nothing else here needs
+    from budgettune.comparison import decision as evidence
 
     return evidence.settled(spec)
 

@@ -11,10 +11,10 @@ from typing import Any, Literal, NamedTuple, Self
 
 from pydantic import ConfigDict, Field, ValidationError
 
+from budgettune.comparison.significance import Estimate, PairedTest, estimate, holm, paired_test
 from budgettune.errors import UsageError
 from budgettune.files import write_text
 from budgettune.records import MachineInfo
-from budgettune.significance import Estimate, PairedTest, estimate, holm, paired_test
 from budgettune.spec.tables import Table
 
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from budgettune.comparison import FULL, Comparison, Standing
+from budgettune.comparison.result import FULL, Comparison, Standing
+from budgettune.comparison.significance import ALPHA, Estimate
 from budgettune.files import write_text
-from budgettune.significance import ALPHA, Estimate
 from budgettune.units import format_duration
 
 if TYPE_CHECKING:

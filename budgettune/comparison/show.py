@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from budgettune.comparison import Comparison, Standing
-from budgettune.evidence import decide
-from budgettune.significance import Estimate, pooled_deviation, smallest_detectable, smallest_exact_p
+from budgettune.comparison.decision import decide
+from budgettune.comparison.result import Comparison, Standing
+from budgettune.comparison.significance import Estimate, pooled_deviation, smallest_detectable, smallest_exact_p
 
 MORE_SEEDS = (5, 10, 20, 40)
 LARGEST_P_SHOWN = 0.001

@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from budgettune.comparison import FULL, Comparison, Standing, read_comparison
+from budgettune.comparison.result import FULL, Comparison, Standing, read_comparison
+from budgettune.comparison.significance import ALPHA
 from budgettune.errors import SpecError
-from budgettune.significance import ALPHA
 from budgettune.spec.study_spec import StudySpec
 from budgettune.units import format_duration
 

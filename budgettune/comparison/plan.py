@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from budgettune.comparison import FULL, Arm
+from budgettune.comparison.result import FULL, Arm
 from budgettune.errors import UsageError
 from budgettune.spec.study_spec import STRATEGIES, RangeSpec, Scalar, StudySpec, full_key, is_code
 from budgettune.units import format_duration

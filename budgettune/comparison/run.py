@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
-from budgettune.comparison import Comparison, Measured, Run, read_comparison, write_comparison
-from budgettune.comparison_plan import Turn, arms_of, budgets_of, shared_spec, turns, with_turn
+from budgettune.comparison.plan import Turn, arms_of, budgets_of, shared_spec, turns, with_turn
+from budgettune.comparison.result import Comparison, Measured, Run, read_comparison, write_comparison
 from budgettune.errors import BudgetTuneError, DataError, Interrupted, TrialFailed, UsageError
 from budgettune.one_trial import prepare_process, undisturbed
 from budgettune.profile_space import label_of
