@@ -22,7 +22,7 @@ import synthetic
 from budgettune.records import trial_attributes
 from budgettune.spec.study_spec import StudySpec
 from budgettune.study.handle import create_study, load_study
-from budgettune.watchdog import Heartbeat
+from budgettune.worker.watchdog import Heartbeat
 
 HEARTBEAT_SECONDS = 60
 WORKER_SECONDS = 150.0

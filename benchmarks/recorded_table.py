@@ -92,8 +92,8 @@ def probe(study: str, storage: str | None, threads: int) -> Sequence[StepProbe]:
     import torch
 
     from budgettune.predict.candidates import candidates
-    from budgettune.probing import probe_steps
     from budgettune.training.device import Device
+    from budgettune.worker.probing import probe_steps
 
     torch.set_num_threads(threads)
     device = torch.device("cpu")

@@ -39,12 +39,12 @@ import torch
 from torch import Tensor, nn
 
 from budgettune.spec.study_spec import StudySpec
-from budgettune.stopping import StopFlag
 from budgettune.storage.answers import trial_records
 from budgettune.study.handle import create_study, load_study
 from budgettune.training.data import load_data
 from budgettune.training.trainer import train
-from budgettune.worker import WorkerOptions, run_worker
+from budgettune.worker.loop import WorkerOptions, run_worker
+from budgettune.worker.signals import StopFlag
 
 WORKERS, CELLS = 6, 80
 SECONDS_BETWEEN_SIGNALS = 1.0

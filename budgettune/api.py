@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from budgettune.study.front import Certainty
     from budgettune.study.handle import StudyHandle
     from budgettune.training.trainer import Trained
-    from budgettune.worker import WorkerOptions, WorkerSummary
+    from budgettune.worker.loop import WorkerOptions, WorkerSummary
 
 
 def create_study(
@@ -67,7 +67,7 @@ def run_worker(
     study: StudyHandle | str | None = None, options: WorkerOptions | None = None, *, storage: str | None = None
 ) -> WorkerSummary:
     """Train a study's open trials in this process until none is left (every open study's, where none is named)."""
-    from budgettune import worker
+    from budgettune.worker import loop as worker
 
     url = storage_url(storage) if study is None or isinstance(study, str) else study.url
     return worker.run_worker(url, study if study is None or isinstance(study, str) else study.name, options)
@@ -166,7 +166,7 @@ def recommend(
     ask = Ask(_budget_seconds(budget), confidence)
     engine, study_id, spec = _located_spec(study, storage)
     if probe is not None:
-        from budgettune.probing import probe_here
+        from budgettune.worker.probing import probe_here
 
         here = probe_here(
             engine, study_id, spec, limit_seconds=_budget_seconds(probe), device=device, threads=threads, say=say

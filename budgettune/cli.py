@@ -36,8 +36,8 @@ from budgettune.render import Format, err, out
 from budgettune.units import format_duration
 
 if TYPE_CHECKING:
-    from budgettune.fleet import Member, WorkerCommand
-    from budgettune.worker_options import WorkerOptions, WorkerSummary
+    from budgettune.worker.fleet import Member, WorkerCommand
+    from budgettune.worker.options import WorkerOptions, WorkerSummary
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -108,8 +108,8 @@ def worker(
     Ctrl-C hands the running trial back; twice quits at once.
     SIGUSR1 lets it finish, then ends the worker.
     """
-    from budgettune import fleet
-    from budgettune.worker_options import WorkerOptions
+    from budgettune.worker import fleet
+    from budgettune.worker.options import WorkerOptions
 
     options = WorkerOptions(
         device=device,
@@ -178,7 +178,7 @@ def doctor(form: FormatOption = Format.table, debug: Debug = False) -> None:
 @app.command(rich_help_panel=STUDIES, epilog=examples("demo", "demo --storage sqlite:///demo.db"))
 def demo(threads: Threads = None, storage: Storage = None, debug: Debug = False) -> None:
     """Create, work, answer: a small grid on scikit-learn's digits, in one go."""
-    from budgettune.worker import WorkerOptions
+    from budgettune.worker.loop import WorkerOptions
 
     study = api.create_study("digits", storage=storage, skip_if_exists=True)
     summary = _work(study.name, WorkerOptions(device="cpu", threads=threads), storage)
@@ -198,9 +198,9 @@ def demo(threads: Threads = None, storage: Storage = None, debug: Debug = False)
 
 
 def _run_fleet(members: list[Member], command: WorkerCommand, storage: str | None) -> int:
-    from budgettune.fleet import run_fleet
-    from budgettune.stopping import StopFlag
     from budgettune.storage.opening import storage_url
+    from budgettune.worker.fleet import run_fleet
+    from budgettune.worker.signals import StopFlag
 
     def say(line: str) -> None:
         err.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -212,9 +212,9 @@ def _run_fleet(members: list[Member], command: WorkerCommand, storage: str | Non
 def _work(study: str | None, options: WorkerOptions, storage: str | None, *, drain: bool = False) -> WorkerSummary:
     """Run a worker with progress on standard error; leave with 130 or 143 where a signal ended it."""
     from budgettune.progress import TerminalProgress
-    from budgettune.stopping import StopFlag
     from budgettune.storage.opening import storage_url
-    from budgettune.worker import run_worker
+    from budgettune.worker.loop import run_worker
+    from budgettune.worker.signals import StopFlag
 
     progress = TerminalProgress(err)
     with StopFlag(drains=drain) as stop:

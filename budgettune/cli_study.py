@@ -217,8 +217,8 @@ def study_delete(
 
 def _watch(handle: StudyHandle, every_seconds: float, form: Format) -> None:
     """Stay until nothing is left; leave with 130 or 143 where a signal ended it."""
-    from budgettune.stopping import StopFlag
     from budgettune.watch import watch
+    from budgettune.worker.signals import StopFlag
 
     if form is not Format.table:
         raise typer.BadParameter(f"--watch is for people: leave it out to get {form.value}")

@@ -147,7 +147,7 @@ def compare(
     """Compare pruning strategies at equal training time, against full data and random subsets."""
     from budgettune.comparison.run import compare as run_comparison
     from budgettune.spec.study_spec import load_spec
-    from budgettune.stopping import StopFlag
+    from budgettune.worker.signals import StopFlag
 
     with StopFlag() as stop:
         comparison = run_comparison(
@@ -232,7 +232,7 @@ def _train(
     folders: frozenset[Path] | None,
 ) -> Any:
     from budgettune.one_trial import save_model, train_one
-    from budgettune.stopping import StopFlag
+    from budgettune.worker.signals import StopFlag
 
     show = err.status("training") if err.is_terminal else nullcontext()
     with StopFlag() as stop, show:

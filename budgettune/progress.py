@@ -16,7 +16,7 @@ from budgettune.spec.study_spec import StudySpec
 from budgettune.study.handle import Claim, StudyHandle
 from budgettune.texts import one_line
 from budgettune.units import format_duration
-from budgettune.worker import Listener
+from budgettune.worker.loop import Listener
 
 
 class TerminalProgress(Listener):

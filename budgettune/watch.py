@@ -19,11 +19,11 @@ from rich.table import Table
 from rich.text import Text
 
 from budgettune.records import TrialRecord
-from budgettune.stopping import StopFlag
 from budgettune.storage import answers as query
 from budgettune.study.summary import StudySummary, trials_per_hour
 from budgettune.textplot import ASCII, Glyphs, Point, scatter
 from budgettune.units import format_duration
+from budgettune.worker.signals import StopFlag
 
 if TYPE_CHECKING:
     from budgettune.study.handle import StudyHandle

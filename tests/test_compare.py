@@ -20,10 +20,10 @@ from budgettune.comparison.result import Arm, read_comparison
 from budgettune.comparison.run import compare, with_wrong_labels
 from budgettune.errors import SpecError, UsageError
 from budgettune.spec.study_spec import DataSpec, load_spec
-from budgettune.stopping import StopFlag
 from budgettune.training.data import load_data
 from budgettune.training.device import Device
 from budgettune.training.pruning import Strategy
+from budgettune.worker.signals import StopFlag
 
 QUICK = ["train.batch_size=256", "clock.warmup_steps=1", "search={}"]
 SPEC = load_spec("digits").with_overrides(QUICK)

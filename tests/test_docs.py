@@ -13,7 +13,7 @@ from PIL import Image
 from budgettune.machine.witness import Witness
 from budgettune.spec.study_spec import StudySpec, load_spec
 from budgettune.study.handle import create_study
-from budgettune.worker import run_worker
+from budgettune.worker.loop import run_worker
 
 NOT_RUN = {
     "budgettune --install-completion": "writes to the shell's own file: tests/test_cli.py does it in a home of its own",

@@ -10,7 +10,6 @@ import pytest
 from test_study import grid, let_lease_run_out, records, result, sampled, work_off
 
 from budgettune.cli_study import study_show
-from budgettune.early_ends import Rivals
 from budgettune.errors import SpecError, StorageError
 from budgettune.predict.encoding import Encoding
 from budgettune.predict.evidence import evidence_of
@@ -25,7 +24,8 @@ from budgettune.study.handle import create_study
 from budgettune.study.ledger import Slot
 from budgettune.study.sampling import search_space
 from budgettune.study.stopping_notes import note_of, summary_of_notes
-from budgettune.worker import WorkerOptions, run_worker
+from budgettune.worker.early_stop_judge import Rivals
+from budgettune.worker.loop import WorkerOptions, run_worker
 
 
 def curve(seconds, error, *, epochs=10, start=0.9, noise=0.0, rng=None):

@@ -8,13 +8,14 @@ import time
 
 import pytest
 
-from budgettune import fleet, stopping
 from budgettune.errors import UsageError
-from budgettune.fleet import Member, Verdict, after_end, plan_fleet, run_fleet
 from budgettune.spec.study_spec import load_spec
-from budgettune.stopping import StopFlag
 from budgettune.study.handle import create_study
-from budgettune.worker_options import WorkerOptions
+from budgettune.worker import fleet
+from budgettune.worker import signals as stopping
+from budgettune.worker.fleet import Member, Verdict, after_end, plan_fleet, run_fleet
+from budgettune.worker.options import WorkerOptions
+from budgettune.worker.signals import StopFlag
 
 CPU = WorkerOptions(device="cpu")
 OBEDIENT = "import sys; order = sys.stdin.readline().strip(); print('told', order, flush=True); sys.exit(0)"

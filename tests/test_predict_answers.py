@@ -18,11 +18,11 @@ from budgettune.errors import NothingFits, UsageError
 from budgettune.predict.candidates import SAMPLE, candidates
 from budgettune.predict.recommending import LONGEST_FACTOR, Ask, recommend
 from budgettune.predict.workload import Workloads
-from budgettune.probing import probe_study
 from budgettune.records import StepProbe
 from budgettune.storage.probes import PREFIX, add_probes, read_probes
 from budgettune.units import format_duration
-from budgettune.worker_options import WorkerOptions
+from budgettune.worker.options import WorkerOptions
+from budgettune.worker.probing import probe_study
 
 # --- The answer, on trials whose truth is known ---------------------------------------------------------------------
 

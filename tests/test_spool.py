@@ -9,10 +9,10 @@ import pytest
 from budgettune.errors import StorageError
 from budgettune.records import MachineInfo, PhaseSeconds, TrialResult
 from budgettune.spec.study_spec import load_spec
-from budgettune.spool import Spool, Spooled, default_folder, pauses, storage_identity
 from budgettune.storage import answers as query
 from budgettune.study.handle import StudyHandle, create_study, delete_study
-from budgettune.watchdog import HUNG_STATUS, TrialLimit
+from budgettune.worker.spool import Spool, Spooled, default_folder, pauses, storage_identity
+from budgettune.worker.watchdog import HUNG_STATUS, TrialLimit
 
 
 @pytest.fixture

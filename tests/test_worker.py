@@ -13,10 +13,10 @@ from budgettune import api
 from budgettune.errors import BudgetTuneError, DataError, StorageError, StudyNotFound, UsageError
 from budgettune.one_trial import train_one
 from budgettune.spec.study_spec import load_spec
-from budgettune.stopping import StopFlag
 from budgettune.storage import answers as query
 from budgettune.study.handle import StudyHandle, create_study, load_study
-from budgettune.worker import Listener, WorkerOptions, run_worker
+from budgettune.worker.loop import Listener, WorkerOptions, run_worker
+from budgettune.worker.signals import StopFlag
 
 TINY = [
     "train.epochs=1",

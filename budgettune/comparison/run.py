@@ -25,11 +25,11 @@ from budgettune.profile_space import label_of
 from budgettune.records import TrialResult
 from budgettune.spec.imports import import_code
 from budgettune.spec.study_spec import StudySpec, is_code, load_spec
-from budgettune.stopping import StopFlag
 from budgettune.training.data import ImageData, load_data
 from budgettune.training.device import pick_device
 from budgettune.training.trainer import Witness, train
 from budgettune.units import format_duration, parse_duration
+from budgettune.worker.signals import StopFlag
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ import pytest
 from budgettune.spec.study_spec import load_spec
 from budgettune.storage import answers as query
 from budgettune.study.handle import create_study
-from budgettune.worker import WorkerOptions, run_worker
+from budgettune.worker.loop import WorkerOptions, run_worker
 
 
 @pytest.fixture

@@ -20,9 +20,9 @@ from dataclasses import dataclass, field, replace
 from budgettune.errors import UsageError
 from budgettune.machine import gpu as nvml
 from budgettune.machine.fingerprint import usable_cores
-from budgettune.stopping import DRAIN_ORDER, ORDERS_VARIABLE, StopFlag
 from budgettune.units import format_duration
-from budgettune.worker_options import WorkerOptions
+from budgettune.worker.options import WorkerOptions
+from budgettune.worker.signals import DRAIN_ORDER, ORDERS_VARIABLE, StopFlag
 
 FIRST_PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 60.0

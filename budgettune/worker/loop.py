@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from budgettune.early_ends import Hearing, Rivals
 from budgettune.errors import (
     BudgetTuneError,
     DataError,
@@ -18,17 +17,18 @@ from budgettune.errors import (
     UsageError,
 )
 from budgettune.one_trial import DataCache, check_files, prepare_process, undisturbed
-from budgettune.probing import probe_study
 from budgettune.records import EpochRecord, TrialResult
 from budgettune.spec.study_spec import StudySpec
 from budgettune.spec.trust import allowed_folders
-from budgettune.spool import Spool, pauses
-from budgettune.stopping import StopFlag
 from budgettune.study.handle import Claim, StudyHandle, load_study, study_names
 from budgettune.training.device import pick_device
 from budgettune.training.trainer import train
-from budgettune.watchdog import Heartbeat, TrialLimit
-from budgettune.worker_options import WorkerOptions, WorkerSummary
+from budgettune.worker.early_stop_judge import Hearing, Rivals
+from budgettune.worker.options import WorkerOptions, WorkerSummary
+from budgettune.worker.probing import probe_study
+from budgettune.worker.signals import StopFlag
+from budgettune.worker.spool import Spool, pauses
+from budgettune.worker.watchdog import Heartbeat, TrialLimit
 
 logger = logging.getLogger(__name__)
 
