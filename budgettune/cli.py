@@ -153,7 +153,7 @@ def dashboard(
     debug: Debug = False,
 ) -> None:
     """Serve optuna-dashboard with our figures, read-only unless told otherwise."""
-    from budgettune.dashboard import serve
+    from budgettune.dashboard.app import serve
     from budgettune.report import fronts
     from budgettune.storage.opening import storage_url
 

@@ -15,15 +15,15 @@ import time
 import optuna
 import pytest
 
-from budgettune import webserver
-from budgettune.dashboard import PASSWORD_VARIABLE, find_passwords, make_app, serve
+from budgettune.dashboard import webserver
+from budgettune.dashboard.access import LARGEST_BODY_BYTES
+from budgettune.dashboard.app import PASSWORD_VARIABLE, find_passwords, make_app, serve
+from budgettune.dashboard.passwords import HashedPassword, Lockout, Passwords, hash_password
+from budgettune.dashboard.webserver import listen
 from budgettune.errors import StorageError, UsageError
-from budgettune.guard import LARGEST_BODY_BYTES
-from budgettune.passwords import HashedPassword, Lockout, Passwords, hash_password
 from budgettune.spec.study_spec import StudySpec
 from budgettune.storage.opening import open_storage
 from budgettune.study.handle import create_study
-from budgettune.webserver import listen
 
 METRICS = ["train_seconds", "test_accuracy"]
 

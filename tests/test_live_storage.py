@@ -9,8 +9,8 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 
-from budgettune import live_storage
-from budgettune.live_storage import NOT_SHOWN, LiveStorage
+from budgettune.dashboard import live_storage
+from budgettune.dashboard.live_storage import NOT_SHOWN, LiveStorage
 from budgettune.records import MachineInfo, PhaseSeconds, TrialResult
 from budgettune.spec.study_spec import StudySpec
 from budgettune.storage.opening import open_storage

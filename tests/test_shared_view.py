@@ -10,11 +10,12 @@ import plotly.graph_objects as go
 import pytest
 from test_live_storage import RESULT, SPEC
 
-from budgettune import dashboard, live_figures
-from budgettune.live_figures import LiveFigures
-from budgettune.live_storage import LiveStorage
-from budgettune.renewal import Pace
-from budgettune.shared_view import SharedViews
+from budgettune.dashboard import app as dashboard
+from budgettune.dashboard import figures as live_figures
+from budgettune.dashboard.figures import LiveFigures
+from budgettune.dashboard.live_storage import LiveStorage
+from budgettune.dashboard.renewal import Pace
+from budgettune.dashboard.shared_view import SharedViews
 from budgettune.storage.opening import open_storage
 from budgettune.study.handle import create_study
 

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 from wsgiref.util import setup_testing_defaults
 
-from budgettune.guard import READING
-from budgettune.renewal import Pace, Renewed
+from budgettune.dashboard.access import READING
+from budgettune.dashboard.renewal import Pace, Renewed
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment

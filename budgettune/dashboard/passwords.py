@@ -24,7 +24,7 @@ from budgettune.errors import UsageError
 _SCHEME = "scrypt"
 _DIGEST_BYTES = 32
 _MOST_MEMORY_BYTES = 256 * 2**20
-HOW_TO_WRITE = "write user:password, the password plain or as `budgettune.passwords.hash_password` returns it"
+HOW_TO_WRITE = "write user:password, the password plain or as `budgettune.dashboard.passwords.hash_password` returns it"
 
 
 @dataclass(frozen=True)

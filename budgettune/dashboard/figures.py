@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol
 
+from budgettune.dashboard.renewal import Pace, Renewed
 from budgettune.records import TrialRecord
-from budgettune.renewal import Pace, Renewed
 
 PATIENCE_SECONDS = 0.3
 """For which a page waits for new figures: enough for a small study, and little beside a poll for a large one."""

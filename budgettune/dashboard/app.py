@@ -17,15 +17,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from budgettune.dashboard.access import Guard, is_loopback_address
+from budgettune.dashboard.figures import FigureMaker, LiveFigures
+from budgettune.dashboard.passwords import Lockout, Passwords
+from budgettune.dashboard.shared_view import SharedViews
+from budgettune.dashboard.webserver import listen
 from budgettune.errors import UsageError
-from budgettune.guard import Guard, is_loopback_address
-from budgettune.live_figures import FigureMaker, LiveFigures
-from budgettune.passwords import Lockout, Passwords
 from budgettune.records import TrialRecord
-from budgettune.shared_view import SharedViews
 from budgettune.storage import answers as query
 from budgettune.storage.opening import open_engine, open_storage, redact
-from budgettune.webserver import listen
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
@@ -56,7 +56,7 @@ def make_app(
     """
     import optuna_dashboard
 
-    from budgettune.live_storage import LiveStorage
+    from budgettune.dashboard.live_storage import LiveStorage
 
     storage = open_storage(url, read_only=not allow_write)
     ours = None if figures is None else LiveFigures(partial(_records, url), figures).of
