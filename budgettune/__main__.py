@@ -1,6 +1,6 @@
 """`python -m budgettune` is the command line."""
 
-from budgettune.cli import main
+from budgettune.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -78,8 +78,9 @@ def storage_url(request):
 @pytest.fixture
 def run(monkeypatch, capsys, tmp_path, sqlite_url):
     """Run `budgettune` in this process, in a folder of its own; return exit status, standard output, standard error."""
-    from budgettune import cli, render
-    from budgettune.cli_options import DebugSwitch
+    from budgettune.cli import main as cli
+    from budgettune.cli import output as render
+    from budgettune.cli.options import DebugSwitch
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("BUDGETTUNE_STORAGE", sqlite_url)

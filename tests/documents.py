@@ -8,7 +8,7 @@ from pathlib import Path
 
 import typer.main
 
-from budgettune.cli import app
+from budgettune.cli.main import app
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"

@@ -27,7 +27,8 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 import budgettune as bt
-from budgettune import api, cli
+from budgettune import api
+from budgettune.cli import main as cli
 from budgettune.errors import BudgetTuneError, SpecError, StorageError, StudyNotFound
 from budgettune.spec.study_spec import StudySpec
 from budgettune.storage import answers as query

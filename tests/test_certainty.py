@@ -8,10 +8,10 @@ import pytest
 from test_study import grid, records, result, sampled, work_off
 
 from budgettune import api
-from budgettune.cli_answers import best, front
+from budgettune.cli.answers import best, front
+from budgettune.cli.output import Format
 from budgettune.comparison.significance import estimate
 from budgettune.errors import SpecError
-from budgettune.render import Format
 from budgettune.spec.study_spec import StudySpec
 from budgettune.study.front import (
     CellMean,

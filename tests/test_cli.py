@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 from documents import parse
 
-from budgettune import api, cli
+from budgettune import api
+from budgettune.cli import main as cli
 from budgettune.spec.study_spec import load_spec
 from budgettune.study.handle import create_study
 

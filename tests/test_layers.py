@@ -292,7 +292,7 @@ def test_sql_stays_in_the_rooms_of_the_database():
     "modules",
     [
         "budgettune, budgettune.query, budgettune.storage.opening",
-        "budgettune.cli",
+        "budgettune.cli.main",
         "budgettune.machine.fingerprint",
         "budgettune.spec.study_spec",
         "budgettune.predict.recommending, budgettune.storage.probes",

@@ -16,11 +16,11 @@ import pytest
 from rich.console import Console
 from test_live_storage import RESULT, SPEC
 
+from budgettune.cli.text_plot import ASCII, Glyphs, scatter
+from budgettune.cli.watch import drawn, look, watch
 from budgettune.records import TrialRecord
 from budgettune.study.handle import create_study
 from budgettune.study.summary import trials_per_hour
-from budgettune.textplot import ASCII, Glyphs, scatter
-from budgettune.watch import drawn, look, watch
 from budgettune.worker.signals import StopFlag
 
 COMMAND = [sys.executable, "-m", "budgettune", "study", "show", "--watch", "--every", "100ms"]

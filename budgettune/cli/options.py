@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from budgettune.cli.output import Format
 from budgettune.errors import BudgetTuneError
-from budgettune.render import Format
 from budgettune.storage import answers as query
 from budgettune.storage.opening import open_engine, storage_url
 from budgettune.units import parse_duration

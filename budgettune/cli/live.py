@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.status import Status
 from rich.text import Text
 
+from budgettune.cli.output import cell
 from budgettune.records import EpochRecord, TrialResult
-from budgettune.render import cell
 from budgettune.spec.study_spec import StudySpec
 from budgettune.study.handle import Claim, StudyHandle
 from budgettune.texts import one_line

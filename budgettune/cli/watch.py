@@ -18,10 +18,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from budgettune.cli.text_plot import ASCII, Glyphs, Point, scatter
 from budgettune.records import TrialRecord
 from budgettune.storage import answers as query
 from budgettune.study.summary import StudySummary, trials_per_hour
-from budgettune.textplot import ASCII, Glyphs, Point, scatter
 from budgettune.units import format_duration
 from budgettune.worker.signals import StopFlag
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from budgettune import api, render
-from budgettune.cli_options import (
+from budgettune import api
+from budgettune.cli import output as render
+from budgettune.cli.options import (
     HELP,
     Debug,
     ExportFormat,
@@ -23,8 +24,8 @@ from budgettune.cli_options import (
     studies_beginning,
     switch,
 )
+from budgettune.cli.output import Format, err, out
 from budgettune.errors import UsageError
-from budgettune.render import Format, err, out
 from budgettune.storage.opening import storage_url
 from budgettune.units import format_duration
 
@@ -217,7 +218,7 @@ def study_delete(
 
 def _watch(handle: StudyHandle, every_seconds: float, form: Format) -> None:
     """Stay until nothing is left; leave with 130 or 143 where a signal ended it."""
-    from budgettune.watch import watch
+    from budgettune.cli.watch import watch
     from budgettune.worker.signals import StopFlag
 
     if form is not Format.table:

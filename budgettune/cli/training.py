@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from budgettune import api, cli_predict, render
-from budgettune.cli_options import (
+from budgettune import api
+from budgettune.cli import output as render
+from budgettune.cli import recommend as cli_predict
+from budgettune.cli.options import (
     ANSWERS,
     BEFORE,
     AllowImport,
@@ -25,7 +27,7 @@ from budgettune.cli_options import (
     examples,
     switch,
 )
-from budgettune.render import Format, err, out
+from budgettune.cli.output import Format, err, out
 from budgettune.units import format_duration
 
 if TYPE_CHECKING:

@@ -12,8 +12,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from budgettune import api, cli_answers, cli_predict, cli_study, cli_training, render
-from budgettune.cli_options import (
+from budgettune import api
+from budgettune.cli import answers as cli_answers
+from budgettune.cli import output as render
+from budgettune.cli import recommend as cli_predict
+from budgettune.cli import study as cli_study
+from budgettune.cli import training as cli_training
+from budgettune.cli.options import (
     ANSWERS,
     BEFORE,
     HELP,
@@ -31,8 +36,8 @@ from budgettune.cli_options import (
     studies_beginning,
     switch,
 )
+from budgettune.cli.output import Format, err, out
 from budgettune.errors import BudgetTuneError
-from budgettune.render import Format, err, out
 from budgettune.units import format_duration
 
 if TYPE_CHECKING:
@@ -211,7 +216,7 @@ def _run_fleet(members: list[Member], command: WorkerCommand, storage: str | Non
 
 def _work(study: str | None, options: WorkerOptions, storage: str | None, *, drain: bool = False) -> WorkerSummary:
     """Run a worker with progress on standard error; leave with 130 or 143 where a signal ended it."""
-    from budgettune.progress import TerminalProgress
+    from budgettune.cli.live import TerminalProgress
     from budgettune.storage.opening import storage_url
     from budgettune.worker.loop import run_worker
     from budgettune.worker.signals import StopFlag

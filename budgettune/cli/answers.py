@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from budgettune import api, render
-from budgettune.cli_options import (
+from budgettune import api
+from budgettune.cli import output as render
+from budgettune.cli.options import (
     ANSWERS,
     CleanOnly,
     Debug,
@@ -20,8 +21,8 @@ from budgettune.cli_options import (
     duration,
     examples,
 )
+from budgettune.cli.output import Format, err, out
 from budgettune.records import TrialRecord
-from budgettune.render import Format, err, out
 
 if TYPE_CHECKING:
     from budgettune.study.front import Certainty

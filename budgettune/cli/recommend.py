@@ -7,19 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from budgettune import api, render
-from budgettune.cli_options import (
-    ANSWERS,
-    Debug,
-    Device,
-    FormatOption,
-    Storage,
-    Study,
-    Threads,
-    duration,
-    examples,
-)
-from budgettune.render import Format, err, out
+from budgettune import api
+from budgettune.cli import output as render
+from budgettune.cli.options import ANSWERS, Debug, Device, FormatOption, Storage, Study, Threads, duration, examples
+from budgettune.cli.output import Format, err, out
 from budgettune.units import format_duration
 
 if TYPE_CHECKING:
