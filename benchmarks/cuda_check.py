@@ -26,7 +26,7 @@ from torch.nn import functional
 from torch.profiler import ProfilerActivity, profile
 
 from budgettune.spec.study_spec import StudySpec
-from budgettune.training.data import ImageData, load_data
+from budgettune.training.data.load import ImageData, load_data
 from budgettune.training.device import Device, pick_device
 from budgettune.training.trainer import build_model, train
 

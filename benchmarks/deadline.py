@@ -23,7 +23,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from budgettune.records import TrialResult
 from budgettune.spec.study_spec import StudySpec
-from budgettune.training.data import ImageData, load_data
+from budgettune.training.data.load import ImageData, load_data
 from budgettune.training.device import Device, pick_device
 from budgettune.training.trainer import train
 

@@ -22,7 +22,7 @@ def seconds_of_trials(options: argparse.Namespace, warmup_steps: int) -> tuple[l
     import torch
 
     from budgettune.spec.study_spec import StudySpec
-    from budgettune.training.data import load_data
+    from budgettune.training.data.load import load_data
     from budgettune.training.trainer import train
 
     torch.set_num_threads(options.threads)

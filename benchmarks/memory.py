@@ -99,7 +99,7 @@ def _load(data: dict[str, Any], threads: int) -> tuple[Any, Peaks]:
     import torch
 
     from budgettune.spec.study_spec import DataSpec
-    from budgettune.training.data import load_data
+    from budgettune.training.data.load import load_data
 
     torch.set_num_threads(threads)
     began = time.perf_counter()

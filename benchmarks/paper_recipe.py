@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision import transforms
 
 from budgettune.spec.study_spec import StudySpec
-from budgettune.training.data import ImageData, ImageSet, normalise
+from budgettune.training.data.load import ImageData, ImageSet, normalise
 from budgettune.training.device import Device
 from budgettune.training.resnet import ScalableResNet, count_multiply_adds
 

@@ -28,7 +28,7 @@ from torch.nn import functional
 
 from budgettune.records import TrialResult
 from budgettune.spec.study_spec import STRATEGIES, PruningSpec, StudySpec
-from budgettune.training.data import ImageData, ImageSet
+from budgettune.training.data.load import ImageData, ImageSet
 from budgettune.training.device import Device, pick_device
 from budgettune.training.pruning import REGISTRY, Scores, Strategy, make_strategy
 from budgettune.training.stopwatch import Stopwatch

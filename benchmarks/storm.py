@@ -41,7 +41,7 @@ from torch import Tensor, nn
 from budgettune.spec.study_spec import StudySpec
 from budgettune.storage.answers import trial_records
 from budgettune.study.handle import create_study, load_study
-from budgettune.training.data import load_data
+from budgettune.training.data.load import load_data
 from budgettune.training.trainer import train
 from budgettune.worker.loop import WorkerOptions, run_worker
 from budgettune.worker.signals import StopFlag

@@ -73,7 +73,7 @@ def run(job: Job) -> Measurement:
     import torch
 
     from budgettune.spec.study_spec import StudySpec
-    from budgettune.training.data import load_data
+    from budgettune.training.data.load import load_data
     from budgettune.training.device import pick_device
 
     torch.set_num_threads(job.threads)

@@ -41,7 +41,7 @@ class Run:
 def trainer_load(epochs: int) -> Load:
     """Return a load that trains on digits and gives its train_seconds."""
     from budgettune.spec.study_spec import StudySpec
-    from budgettune.training.data import load_data
+    from budgettune.training.data.load import load_data
     from budgettune.training.trainer import train
 
     spec = StudySpec.from_document({"name": "trust", "train": {"epochs": epochs, "evaluate_every": epochs}})

@@ -198,8 +198,8 @@ def train(
     allow_root: Collection[str] | None = None,
 ) -> Trained:
     """Train one configuration without recording it, and return `.result` and `.model`."""
-    from budgettune.one_trial import train_one
     from budgettune.spec.trust import allowed_folders
+    from budgettune.training.session import train_one
 
     if isinstance(study, StudySpec):
         spec, folders = study, None

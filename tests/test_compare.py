@@ -20,7 +20,7 @@ from budgettune.comparison.result import Arm, read_comparison
 from budgettune.comparison.run import compare, with_wrong_labels
 from budgettune.errors import SpecError, UsageError
 from budgettune.spec.study_spec import DataSpec, load_spec
-from budgettune.training.data import load_data
+from budgettune.training.data.load import load_data
 from budgettune.training.device import Device
 from budgettune.training.pruning import Strategy
 from budgettune.worker.signals import StopFlag

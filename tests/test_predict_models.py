@@ -20,7 +20,7 @@ from budgettune.predict.seednoise import fit_seed_noise
 from budgettune.predict.timing import TimeModel, effective_steps
 from budgettune.predict.workload import Workloads
 from budgettune.spec.study_spec import DataSpec, ModelSpec, StudySpec
-from budgettune.training.data import load_data
+from budgettune.training.data.load import load_data
 from budgettune.training.resnet import ScalableResNet, count_multiply_adds
 from budgettune.training.trainer import train
 

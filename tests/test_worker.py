@@ -11,10 +11,10 @@ from torch import nn
 
 from budgettune import api
 from budgettune.errors import BudgetTuneError, DataError, StorageError, StudyNotFound, UsageError
-from budgettune.one_trial import train_one
 from budgettune.spec.study_spec import load_spec
 from budgettune.storage import answers as query
 from budgettune.study.handle import StudyHandle, create_study, load_study
+from budgettune.training.session import train_one
 from budgettune.worker.loop import Listener, WorkerOptions, run_worker
 from budgettune.worker.signals import StopFlag
 

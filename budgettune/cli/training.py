@@ -199,9 +199,9 @@ def profile(
     debug: Debug = False,
 ) -> None:
     """Time a step of every scale and batch size, and look into those that fall off a kernel cliff."""
-    from budgettune.profile import profile as run_profile
-    from budgettune.profile_report import render_profile
     from budgettune.spec.study_spec import load_spec
+    from budgettune.training.profile.profiler import profile as run_profile
+    from budgettune.training.profile.result import render_profile
 
     with err.status("probing") as status:
         report = run_profile(
@@ -233,7 +233,7 @@ def _train(
     allow_import: frozenset[str],
     folders: frozenset[Path] | None,
 ) -> Any:
-    from budgettune.one_trial import save_model, train_one
+    from budgettune.training.session import save_model, train_one
     from budgettune.worker.signals import StopFlag
 
     show = err.status("training") if err.is_terminal else nullcontext()

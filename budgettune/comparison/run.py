@@ -20,13 +20,13 @@ from filelock import FileLock, Timeout
 from budgettune.comparison.plan import Turn, arms_of, budgets_of, shared_spec, turns, with_turn
 from budgettune.comparison.result import Comparison, Measured, Run, read_comparison, write_comparison
 from budgettune.errors import BudgetTuneError, DataError, Interrupted, TrialFailed, UsageError
-from budgettune.one_trial import prepare_process, undisturbed
-from budgettune.profile_space import label_of
 from budgettune.records import TrialResult
 from budgettune.spec.imports import import_code
 from budgettune.spec.study_spec import StudySpec, is_code, load_spec
-from budgettune.training.data import ImageData, load_data
+from budgettune.training.data.load import ImageData, load_data
 from budgettune.training.device import pick_device
+from budgettune.training.profile.space import label_of
+from budgettune.training.session import prepare_process, undisturbed
 from budgettune.training.trainer import Witness, train
 from budgettune.units import format_duration, parse_duration
 from budgettune.worker.signals import StopFlag

@@ -14,7 +14,7 @@ from torch.nn import functional
 from budgettune.errors import SpecError
 from budgettune.spec.imports import import_code
 from budgettune.spec.study_spec import StudySpec, TrainSpec, is_code
-from budgettune.training.data import ImageData, augment, normalise
+from budgettune.training.data.load import ImageData, augment, normalise
 from budgettune.training.device import Device, pick_precision
 from budgettune.training.pruning import Scores
 from budgettune.training.resnet import ScalableResNet, count_multiply_adds

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from budgettune.spec.study_spec import ModelSpec
-from budgettune.training.dataset import PruningDataset
+from budgettune.training.own_loop import PruningDataset
 
 
 class BasicBlock(nn.Module):

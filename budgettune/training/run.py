@@ -14,7 +14,7 @@ from torch import nn
 from budgettune.errors import BudgetUsedUp, Interrupted, NonFiniteLoss, SpecError
 from budgettune.records import EpochRecord, PhaseSeconds, TrialResult
 from budgettune.spec.study_spec import StudySpec
-from budgettune.training.data import ImageData, ImageSet, augment
+from budgettune.training.data.load import ImageData, ImageSet, augment
 from budgettune.training.device import Device
 from budgettune.training.feed import Feed
 from budgettune.training.learner import Batch, Learner, learning_rate_of, weights_sha256

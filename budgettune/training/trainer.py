@@ -11,7 +11,7 @@ import torch
 from budgettune.errors import OutOfMemory
 from budgettune.records import EpochRecord
 from budgettune.spec.study_spec import StudySpec
-from budgettune.training.data import ImageData
+from budgettune.training.data.load import ImageData
 from budgettune.training.device import Device, is_out_of_memory
 from budgettune.training.learner import build_model, make_optimizer, weights_sha256
 from budgettune.training.run import Nobody, Run, Trained, Witness

@@ -16,12 +16,12 @@ from budgettune.errors import (
     TrialFailed,
     UsageError,
 )
-from budgettune.one_trial import DataCache, check_files, prepare_process, undisturbed
 from budgettune.records import EpochRecord, TrialResult
 from budgettune.spec.study_spec import StudySpec
 from budgettune.spec.trust import allowed_folders
 from budgettune.study.handle import Claim, StudyHandle, load_study, study_names
 from budgettune.training.device import pick_device
+from budgettune.training.session import DataCache, check_files, prepare_process, undisturbed
 from budgettune.training.trainer import train
 from budgettune.worker.early_stop_judge import Hearing, Rivals
 from budgettune.worker.options import WorkerOptions, WorkerSummary

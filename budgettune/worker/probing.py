@@ -18,7 +18,7 @@ from budgettune.spec.study_spec import StudySpec
 from budgettune.storage import answers as query
 from budgettune.storage.probes import add_probes, read_probes
 from budgettune.training.device import Device, pick_device
-from budgettune.training.probe import Probe, probe_images
+from budgettune.training.profile.probe import Probe, probe_images
 
 if TYPE_CHECKING:
     import sqlalchemy as sa

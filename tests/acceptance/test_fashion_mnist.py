@@ -6,7 +6,7 @@ import pytest
 
 from budgettune.spec.study_spec import load_spec
 from budgettune.study.handle import create_study
-from budgettune.training.data import load_data
+from budgettune.training.data.load import load_data
 from budgettune.training.trainer import train
 from budgettune.worker.loop import WorkerOptions, run_worker
 

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 
 from budgettune.spec.study_spec import DataSpec
-from budgettune.training.data import load_data
-from budgettune.training.idx import FILES
+from budgettune.training.data.fashion_mnist import FILES
+from budgettune.training.data.load import load_data
 
 IMAGES, LABELS = FILES[0].replace("-", "_"), FILES[1].replace("-", "_")
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from budgettune.training.data import augment, normalise
+from budgettune.training.data.load import augment, normalise
 
 
 def numbered(batch=64, channels=3, height=8, width=8):

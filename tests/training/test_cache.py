@@ -13,8 +13,8 @@ from PIL import Image
 
 from budgettune.errors import DataError
 from budgettune.spec.study_spec import DataSpec, load_spec
-from budgettune.training.cache import channel_moments, mapped_images, open_cache, write_cache
-from budgettune.training.data import load_data
+from budgettune.training.data.cache import channel_moments, mapped_images, open_cache, write_cache
+from budgettune.training.data.load import load_data
 from budgettune.training.device import Device
 from budgettune.training.trainer import train
 

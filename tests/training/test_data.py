@@ -9,8 +9,8 @@ from image_files import IMAGES, fashion, idx, same, write_fashion
 
 from budgettune.errors import DataError, UsageError
 from budgettune.spec.study_spec import DataSpec
-from budgettune.training.data import load_data
-from budgettune.training.images import hold_out
+from budgettune.training.data.images import hold_out
+from budgettune.training.data.load import load_data
 
 
 def test_digits_are_split_in_proportion_and_reach_white():

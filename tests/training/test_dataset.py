@@ -3,7 +3,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from budgettune.spec.study_spec import PruningSpec
-from budgettune.training.dataset import PruningDataset
+from budgettune.training.own_loop import PruningDataset
 from budgettune.training.pruning import make_strategy
 from budgettune.training.resnet import ScalablePrunableResNet
 

@@ -10,7 +10,7 @@ import torch
 from budgettune.errors import UsageError
 from budgettune.spec.study_spec import load_spec
 from budgettune.training import trainer
-from budgettune.training.data import load_data
+from budgettune.training.data.load import load_data
 from budgettune.training.device import Device, is_out_of_memory, keep_freed_memory, pick_device, pick_precision
 from budgettune.training.schedule import BudgetProgress
 

@@ -16,7 +16,7 @@ from torchvision import datasets
 
 from budgettune.errors import DataError
 from budgettune.spec.study_spec import DataSpec
-from budgettune.training.data import load_data
+from budgettune.training.data.load import load_data
 
 CLOSED_PORT = "http://127.0.0.1:9/"
 REAL_FASHION = os.environ.get("BUDGETTUNE_FASHION_MNIST")

@@ -6,7 +6,7 @@ from PIL import Image
 
 from budgettune.errors import DataError
 from budgettune.spec.study_spec import DataSpec
-from budgettune.training.data import load_data
+from budgettune.training.data.load import load_data
 
 
 def write_image(path, *, mode="RGB", size=(8, 8), seed=0):

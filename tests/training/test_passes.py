@@ -9,9 +9,9 @@ from torch.utils.data import TensorDataset
 
 from budgettune.errors import BudgetUsedUp, Interrupted, SpecError
 from budgettune.spec.study_spec import STRATEGIES, PruningSpec, StudySpec, load_spec
-from budgettune.training.data import ImageSet, load_data
-from budgettune.training.dataset import PruningDataset
+from budgettune.training.data.load import ImageSet, load_data
 from budgettune.training.learner import Learner
+from budgettune.training.own_loop import PruningDataset
 from budgettune.training.pruning import REGISTRY, EpochPlan, Quota, Selection, Strategy, make_strategy
 from budgettune.training.trainer import train
 

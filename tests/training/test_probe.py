@@ -8,11 +8,11 @@ import torch
 
 from budgettune.errors import SpecError
 from budgettune.spec.study_spec import load_spec
-from budgettune.training import probe as probe_module
-from budgettune.training.data import load_data
+from budgettune.training.data.load import load_data
 from budgettune.training.device import Device
-from budgettune.training.kernels import kernels_of, kind_of, parse_onednn, summarise
-from budgettune.training.probe import Probe, ProbeResult, probe_images
+from budgettune.training.profile import probe as probe_module
+from budgettune.training.profile.kernels import kernels_of, kind_of, parse_onednn, summarise
+from budgettune.training.profile.probe import Probe, ProbeResult, probe_images
 from budgettune.training.resnet import ScalableResNet
 from budgettune.training.trainer import train
 

@@ -7,7 +7,7 @@ import pytest
 
 from budgettune.errors import DataError
 from budgettune.spec.study_spec import StudySpec
-from budgettune.training.data import load_data
+from budgettune.training.data.load import load_data
 from budgettune.training.trainer import train
 
 SIZE, EPOCHS = 240, 5

@@ -10,7 +10,7 @@ from torch import nn
 from budgettune.errors import Interrupted, NonFiniteLoss, OutOfMemory, SpecError
 from budgettune.records import TrialResult
 from budgettune.spec.study_spec import StudySpec, load_spec
-from budgettune.training.data import load_data
+from budgettune.training.data.load import load_data
 from budgettune.training.pruning import EpochPlan, Strategy
 from budgettune.training.pruning.stale import StaleQuantile
 from budgettune.training.trainer import train

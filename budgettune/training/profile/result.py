@@ -10,11 +10,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from budgettune.profile_space import spelled
 from budgettune.spec.study_spec import Scalar
-from budgettune.training.cliffs import Verdict
-from budgettune.training.kernels import Kernel
-from budgettune.training.probe import ProbeResult
+from budgettune.training.profile.cliffs import Verdict
+from budgettune.training.profile.kernels import Kernel
+from budgettune.training.profile.probe import ProbeResult
+from budgettune.training.profile.space import spelled
 
 KERNELS_SHOWN = 8
 NOTABLE_SHARE = 0.02

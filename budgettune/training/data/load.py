@@ -11,13 +11,13 @@ import torch
 
 from budgettune.errors import DataError
 from budgettune.spec.study_spec import DataSpec
-from budgettune.training.augment import augment, normalise
-from budgettune.training.cache import MappedImages
-from budgettune.training.download import one_line
-from budgettune.training.folder import read_folder
-from budgettune.training.idx import read_fashion_mnist
-from budgettune.training.images import ImageSet, SourceImages, hold_out, resize, sum_moments
-from budgettune.training.sources import read_cifar, read_code, read_digits
+from budgettune.training.data.augment import augment, normalise
+from budgettune.training.data.cache import MappedImages
+from budgettune.training.data.download import one_line
+from budgettune.training.data.fashion_mnist import read_fashion_mnist
+from budgettune.training.data.folder import read_folder
+from budgettune.training.data.images import ImageSet, SourceImages, hold_out, resize, sum_moments
+from budgettune.training.data.sources import read_cifar, read_code, read_digits
 
 __all__ = ["ImageData", "ImageSet", "augment", "load_data", "normalise"]
 

@@ -12,7 +12,12 @@ import torch
 
 from budgettune.errors import OutOfMemory, UsageError
 from budgettune.machine.fingerprint import usable_cores, witness_for
-from budgettune.profile_report import (
+from budgettune.spec.study_spec import Scalar, StudySpec, is_code
+from budgettune.training.data.load import ImageData
+from budgettune.training.device import Device, has_fast_bf16, pick_device, pick_precision
+from budgettune.training.profile.cliffs import ALIGNMENT, THRESHOLD, Verdict, judge, nearest_healthy
+from budgettune.training.profile.probe import Probe, ProbeResult, probe_images
+from budgettune.training.profile.result import (
     Alarm,
     ProfileReport,
     ProfileRow,
@@ -22,12 +27,7 @@ from budgettune.profile_report import (
     remedy,
     render_profile,
 )
-from budgettune.profile_space import aligned_twin, configurations, label_of
-from budgettune.spec.study_spec import Scalar, StudySpec, is_code
-from budgettune.training.cliffs import ALIGNMENT, THRESHOLD, Verdict, judge, nearest_healthy
-from budgettune.training.data import ImageData
-from budgettune.training.device import Device, has_fast_bf16, pick_device, pick_precision
-from budgettune.training.probe import Probe, ProbeResult, probe_images
+from budgettune.training.profile.space import aligned_twin, configurations, label_of
 
 __all__ = ["Alarm", "ProfileReport", "ProfileRow", "configurations", "profile", "render_profile"]
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TypeVar
 
-from budgettune.training.probe import ProbeResult
+from budgettune.training.profile.probe import ProbeResult
 
 Key = TypeVar("Key", bound=Hashable)
 

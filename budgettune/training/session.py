@@ -16,7 +16,7 @@ from budgettune.machine.witness import Witness
 from budgettune.records import EpochRecord, MachineInfo, TrialResult
 from budgettune.spec.study_spec import DataSpec, StudySpec
 from budgettune.spec.trust import check_paths
-from budgettune.training.data import ImageData, load_data
+from budgettune.training.data.load import ImageData, load_data
 from budgettune.training.device import Device, pick_device
 from budgettune.training.trainer import Trained, train
 from budgettune.worker.signals import StopFlag

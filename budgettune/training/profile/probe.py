@@ -13,9 +13,9 @@ import torch
 
 from budgettune.errors import OutOfMemory, SpecError
 from budgettune.spec.study_spec import IMAGE_SHAPES, DataSpec, StudySpec
-from budgettune.training.data import ImageData, ImageSet, load_data
+from budgettune.training.data.load import ImageData, ImageSet, load_data
 from budgettune.training.device import Device, is_out_of_memory
-from budgettune.training.kernels import Kernel, kernels_of
+from budgettune.training.profile.kernels import Kernel, kernels_of
 from budgettune.training.run import Run
 from budgettune.training.stopwatch import Stopwatch
 

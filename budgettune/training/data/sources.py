@@ -14,8 +14,8 @@ import torch
 from budgettune.errors import BudgetTuneError, DataError
 from budgettune.spec.imports import import_code
 from budgettune.spec.study_spec import DataSpec
-from budgettune.training.download import DEFAULT_ROOT, downloading, one_line, quiet
-from budgettune.training.images import SourceImages, as_labels, check_classes, hold_out, image_set
+from budgettune.training.data.download import DEFAULT_ROOT, downloading, one_line, quiet
+from budgettune.training.data.images import SourceImages, as_labels, check_classes, hold_out, image_set
 
 _DIGITS_HELD_OUT = 360
 _DIGITS_LARGEST = 16

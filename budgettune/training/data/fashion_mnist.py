@@ -12,8 +12,8 @@ import numpy as np
 
 from budgettune.errors import DataError
 from budgettune.spec.study_spec import DataSpec
-from budgettune.training.download import DEFAULT_ROOT, downloading, one_line
-from budgettune.training.images import ImageSet, SourceImages, check_classes, image_set
+from budgettune.training.data.download import DEFAULT_ROOT, downloading, one_line
+from budgettune.training.data.images import ImageSet, SourceImages, check_classes, image_set
 
 FILES = (
     "train-images-idx3-ubyte",

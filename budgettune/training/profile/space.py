@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from budgettune.spec.study_spec import RangeSpec, Scalar, StudySpec, full_key, is_code
-from budgettune.training.cliffs import ALIGNMENT
+from budgettune.training.profile.cliffs import ALIGNMENT
 
 POINTS_OF_A_RANGE = 5
 _SHAPING_KEYS = ("train.batch_size", "train.precision", "data.image_size")

@@ -22,8 +22,8 @@ from filelock import FileLock
 from torch import Tensor
 
 from budgettune.errors import DataError
+from budgettune.training.data.download import one_line
 from budgettune.training.device import host_bytes
-from budgettune.training.download import one_line
 
 Shape = tuple[int, int, int, int]
 Write = Callable[[int, np.ndarray], None]

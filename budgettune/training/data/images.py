@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from budgettune.errors import DataError
-from budgettune.training.cache import MappedImages, channel_moments
+from budgettune.training.data.cache import MappedImages, channel_moments
 
 _CHANNELS = range(1, 5)
 _PART_BYTES = 2**20

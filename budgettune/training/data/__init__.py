@@ -1,0 +1,1 @@
+"""Image sets: read from files, cached, and augmented on the device."""

@@ -1,0 +1,1 @@
+"""`budgettune profile`: what a step costs, why, and what would make it cheaper."""
