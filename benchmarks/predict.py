@@ -28,7 +28,7 @@ from predict_baselines import BASELINES, Guess, ours
 from recorded_table import Floats, Grid, Ints
 from scipy.stats import spearmanr
 
-from budgettune.predict.timing import TimeModel
+from budgettune.predict.run_time import TimeModel
 from budgettune.predict.workload import Workload
 from budgettune.records import TrialRecord
 

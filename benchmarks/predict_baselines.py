@@ -21,7 +21,7 @@ from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 from sklearn.linear_model import LinearRegression
 
 from budgettune.predict.accuracy import AccuracyModel
-from budgettune.predict.timing import TimeModel
+from budgettune.predict.run_time import TimeModel
 from budgettune.predict.workload import Workload, Workloads
 from budgettune.records import StepProbe, TrialRecord
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from budgettune import api
 from budgettune.errors import UsageError
-from budgettune.predict.timing import TimeModel
+from budgettune.predict.run_time import TimeModel
 from budgettune.predict.workload import Workload, Workloads
 from budgettune.records import MachineInfo, StepProbe, TrialRecord
 from budgettune.spec.study_spec import StudySpec

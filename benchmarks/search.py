@@ -35,7 +35,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.samplers import BaseSampler
 from recorded_tables import TABLES, Table, load_table
 
-from budgettune.predict.sampler import CostSampler
+from budgettune.predict.sampler.cost_sampler import CostSampler
 
 MEAN_TRIALS = (10, 20, 40, 70)
 DIRECTIONS = ("minimize", "maximize")

@@ -159,8 +159,8 @@ def recommend(
         UsageError: where too little has finished to predict what never ran, or nothing was timed on that kind of
             machine.
     """
-    from budgettune.predict.recommending import Ask
-    from budgettune.predict.recommending import recommend as answer
+    from budgettune.predict.recommend import Ask
+    from budgettune.predict.recommend import recommend as answer
     from budgettune.storage.probes import read_probes
 
     ask = Ask(_budget_seconds(budget), confidence)

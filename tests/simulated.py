@@ -9,7 +9,7 @@ import random
 from dataclasses import dataclass
 from itertools import product
 
-from budgettune.predict.timing import effective_steps
+from budgettune.predict.run_time import effective_steps
 from budgettune.predict.workload import Workloads
 from budgettune.records import EpochRecord, MachineInfo, PhaseSeconds, StepProbe, TrialRecord
 from budgettune.spec.study_spec import StudySpec

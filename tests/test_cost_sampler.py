@@ -13,12 +13,12 @@ from scipy.optimize import check_grad
 from sklearn.gaussian_process.kernels import Matern
 
 from budgettune.errors import UsageError
-from budgettune.predict.acquisition import chance_to_end_well, expected_hypervolume_improvement, front
-from budgettune.predict.encoding import Encoding
-from budgettune.predict.evidence import evidence_of
-from budgettune.predict.gaussian_process import GaussianProcess, GroupedMatern
-from budgettune.predict.outlook import Outlook
-from budgettune.predict.sampler import CostSampler
+from budgettune.predict.sampler.acquisition import chance_to_end_well, expected_hypervolume_improvement, front
+from budgettune.predict.sampler.cost_sampler import CostSampler
+from budgettune.predict.sampler.encoding import Encoding
+from budgettune.predict.sampler.gaussian_process import GaussianProcess, GroupedMatern
+from budgettune.predict.sampler.history import evidence_of
+from budgettune.predict.sampler.outlook import Outlook
 
 SPACE = {
     "width": CategoricalDistribution((16, 32, 64, 128)),
@@ -335,7 +335,7 @@ def test_studies_of_something_else_are_refused():
 
 
 def test_large_studies_are_cut_to_what_a_request_can_bear_and_keep_their_front(monkeypatch):
-    from budgettune.predict import outlook
+    from budgettune.predict.sampler import outlook
 
     monkeypatch.setattr(outlook, "MOST_CONDITIONED", 20)
     study = run(new_study(optuna.samplers.RandomSampler(0)), trials=60)

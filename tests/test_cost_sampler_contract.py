@@ -14,7 +14,7 @@ import optuna
 import pytest
 from optuna.testing.pytest_samplers import BasicSamplerTestCase, MultiObjectiveSamplerTestCase, RelativeSamplerTestCase
 
-from budgettune.predict.sampler import CostSampler
+from budgettune.predict.sampler.cost_sampler import CostSampler
 
 
 def pair(value):
@@ -44,7 +44,7 @@ def paired_studies(monkeypatch):
         study.__class__ = PairedStudy
         return study
 
-    monkeypatch.setattr("budgettune.predict.sampler.FIRST_TRIALS", 1)
+    monkeypatch.setattr("budgettune.predict.sampler.cost_sampler.FIRST_TRIALS", 1)
     monkeypatch.setattr(optuna, "create_study", create_pair)
     monkeypatch.setattr(optuna.study, "create_study", create_pair)
 

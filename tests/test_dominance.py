@@ -12,8 +12,8 @@ from test_study import grid, let_lease_run_out, records, result, sampled, work_o
 from budgettune.cli.output import Format
 from budgettune.cli.study import study_show
 from budgettune.errors import SpecError, StorageError
-from budgettune.predict.encoding import Encoding
-from budgettune.predict.evidence import evidence_of
+from budgettune.predict.sampler.encoding import Encoding
+from budgettune.predict.sampler.history import evidence_of
 from budgettune.records import EpochRecord, TrialRecord, TrialResult
 from budgettune.spec.study_spec import StudySpec, load_spec
 from budgettune.storage import answers as query

@@ -16,7 +16,7 @@ import budgettune as bt
 from budgettune import api
 from budgettune.errors import NothingFits, UsageError
 from budgettune.predict.candidates import SAMPLE, candidates
-from budgettune.predict.recommending import LONGEST_FACTOR, Ask, recommend
+from budgettune.predict.recommend import LONGEST_FACTOR, Ask, recommend
 from budgettune.predict.workload import Workloads
 from budgettune.records import StepProbe
 from budgettune.storage.probes import PREFIX, add_probes, read_probes

@@ -16,8 +16,8 @@ from budgettune.predict.accuracy import AccuracyModel
 from budgettune.predict.arithmetic import resnet_arithmetic
 from budgettune.predict.curves import points_of
 from budgettune.predict.regression import Average, Inputs, Posterior, Prior
+from budgettune.predict.run_time import TimeModel, effective_steps
 from budgettune.predict.seednoise import fit_seed_noise
-from budgettune.predict.timing import TimeModel, effective_steps
 from budgettune.predict.workload import Workloads
 from budgettune.spec.study_spec import DataSpec, ModelSpec, StudySpec
 from budgettune.training.data.load import load_data

@@ -9,8 +9,8 @@ from functools import cached_property
 
 import numpy as np
 
-from budgettune.predict.axes import Axis, axes_of
 from budgettune.predict.regression import Floats, Inputs, Ints
+from budgettune.predict.search_axes import Axis, axes_of
 from budgettune.predict.workload import Workload
 from budgettune.spec.study_spec import SCALE_KEYS, StudySpec
 

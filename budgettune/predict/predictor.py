@@ -11,7 +11,7 @@ import numpy as np
 from budgettune.errors import UsageError
 from budgettune.predict.accuracy import AccuracyModel
 from budgettune.predict.curves import points_of
-from budgettune.predict.timing import TimeModel
+from budgettune.predict.run_time import TimeModel
 from budgettune.predict.workload import Workloads
 from budgettune.records import StepProbe, TrialRecord
 from budgettune.spec.study_spec import StudySpec

@@ -11,7 +11,7 @@ from budgettune.errors import NothingFits, NothingToDraw, UsageError
 from budgettune.predict.answer import Prediction
 from budgettune.predict.held_out import HeldOut, held_out
 from budgettune.predict.predictor import Predictor
-from budgettune.predict.recommending import Ask, Choices
+from budgettune.predict.recommend import Ask, Choices
 from budgettune.predict.regression import on_one_thread
 from budgettune.records import StepProbe, TrialRecord
 from budgettune.report.axes import value_text

@@ -140,7 +140,7 @@ def propose(
 def _sampler(spec: SamplerSpec, space: Mapping[str, BaseDistribution]) -> BaseSampler:
     if spec.name != "cost":
         return SeededPerTrial(spec.name, spec.seed)
-    from budgettune.predict.sampler import CostSampler  # scikit-learn takes a second to load
+    from budgettune.predict.sampler.cost_sampler import CostSampler
 
     trials = None if spec.trials is None else spec.trials * spec.first_repeats
     return CostSampler(spec.seed, space=space, max_seconds=spec.max_seconds, total_seconds=spec.total, trials=trials)

@@ -20,7 +20,7 @@ from sklearn.gaussian_process.kernels import (
     WhiteKernel,
 )
 
-from budgettune.predict.encoding import Floats
+from budgettune.predict.sampler.encoding import Floats
 
 JITTER = 1e-6  # of the outputs' variance: repeats of a point leave the matrix invertible
 ITERATIONS = 25

@@ -18,7 +18,7 @@ from statistics import NormalDist, fmean
 import numpy as np
 
 from budgettune.predict.regression import Floats
-from budgettune.predict.steptime import StepTime, StepTimes
+from budgettune.predict.step_time import StepTime, StepTimes
 from budgettune.predict.workload import Workload, Workloads
 from budgettune.records import PhaseSeconds, StepProbe, TrialRecord
 

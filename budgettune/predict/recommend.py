@@ -11,11 +11,11 @@ import numpy as np
 
 from budgettune.errors import NothingFits, UsageError
 from budgettune.predict.answer import Basis, NextTrial, Prediction, Recommendation
-from budgettune.predict.axes import axes_of, outside
 from budgettune.predict.candidates import candidates
 from budgettune.predict.predictor import Predictor
 from budgettune.predict.regression import Floats, on_one_thread
-from budgettune.predict.timing import UNKNOWN_COST, WorkloadTime
+from budgettune.predict.run_time import UNKNOWN_COST, WorkloadTime
+from budgettune.predict.search_axes import axes_of, outside
 from budgettune.records import StepProbe, TrialRecord
 from budgettune.spec.study_spec import StudySpec
 

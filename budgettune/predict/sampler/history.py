@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from optuna.trial import FrozenTrial, TrialState
 
-from budgettune.predict.encoding import Encoding, Floats
+from budgettune.predict.sampler.encoding import Encoding, Floats
 from budgettune.study.ledger import HANDED_BACK
 
 FAILED = (TrialState.FAIL, TrialState.PRUNED)

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 from scipy.special import ndtr
 
-from budgettune.predict.encoding import Floats
+from budgettune.predict.sampler.encoding import Floats
 
 SMALLEST = 1e-300
 REACH = 0.25  # of a failure, as a share of an axis

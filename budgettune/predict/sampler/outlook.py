@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_ndtr
 
-from budgettune.predict.acquisition import chance_to_end_well, expected_hypervolume_improvement, front
-from budgettune.predict.encoding import Encoding, Floats
-from budgettune.predict.evidence import Evidence
-from budgettune.predict.gaussian_process import GaussianProcess
+from budgettune.predict.sampler.acquisition import chance_to_end_well, expected_hypervolume_improvement, front
+from budgettune.predict.sampler.encoding import Encoding, Floats
+from budgettune.predict.sampler.gaussian_process import GaussianProcess
+from budgettune.predict.sampler.history import Evidence
 
 MOST_FITTED = 100  # trials that hyperparameters are fitted to
 MOST_CONDITIONED = 500  # trials that predictions are conditioned on
