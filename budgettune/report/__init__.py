@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from budgettune.records import TrialRecord
 from budgettune.report import figures
 from budgettune.report.build import picture, write_report
-from budgettune.report.values import finished, machine_kinds, of_machine
+from budgettune.report.view import finished, machine_kinds, of_machine
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

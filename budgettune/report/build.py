@@ -12,7 +12,7 @@ from budgettune.report.contents import contents
 from budgettune.report.figures import FORECASTS, draw
 from budgettune.report.forecast_values import Forecast, forecast
 from budgettune.report.page import build_page
-from budgettune.report.values import Overview
+from budgettune.report.view import Overview
 from budgettune.spec.study_spec import StudySpec
 from budgettune.storage import answers as query
 from budgettune.storage.probes import read_probes

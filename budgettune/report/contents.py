@@ -13,15 +13,7 @@ from typing import Any
 from budgettune.records import MachineInfo, TrialRecord
 from budgettune.report.axes import Axis, Search, param_labels, value_text
 from budgettune.report.training_values import configuration_key, configurations
-from budgettune.report.values import (
-    Overview,
-    finished,
-    machine_kind,
-    machine_kinds,
-    objectives,
-    of_machine,
-    overview,
-)
+from budgettune.report.view import Overview, finished, machine_kind, machine_kinds, objectives, of_machine, overview
 from budgettune.units import format_duration
 
 MOST_MACHINES = 6

@@ -13,7 +13,8 @@ from budgettune.errors import NothingToDraw
 from budgettune.predict.answer import Prediction
 from budgettune.predict.held_out import coverage
 from budgettune.report.axes import value_text
-from budgettune.report.drawing import (
+from budgettune.report.forecast_values import Forecast
+from budgettune.report.style import (
     BLUE,
     GREY,
     HEIGHT,
@@ -27,7 +28,6 @@ from budgettune.report.drawing import (
     plain,
     time_axis,
 )
-from budgettune.report.forecast_values import Forecast
 
 LEVELS = tuple(share / 20 for share in range(1, 20))
 """Central intervals of which a calibration plot tells."""

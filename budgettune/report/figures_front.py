@@ -12,7 +12,8 @@ import plotly.graph_objects as go
 from budgettune.errors import NothingToDraw
 from budgettune.records import TrialRecord
 from budgettune.report.axes import Axis, Search, grouped, value_text
-from budgettune.report.drawing import (
+from budgettune.report.search_values import accuracy_map
+from budgettune.report.style import (
     BLUE,
     FRONT,
     GREY,
@@ -28,8 +29,7 @@ from budgettune.report.drawing import (
     time_axis,
     trial_markers,
 )
-from budgettune.report.search_values import accuracy_map
-from budgettune.report.values import (
+from budgettune.report.view import (
     MOST_IN_FRONT,
     MOST_IN_OTHERS,
     Overview,

@@ -11,7 +11,9 @@ import plotly.graph_objects as go
 from budgettune.errors import NothingToDraw
 from budgettune.records import OFF_CLOCK, ON_CLOCK
 from budgettune.report.axes import Search
-from budgettune.report.drawing import (
+from budgettune.report.figures_front import Records, panel_title
+from budgettune.report.search_values import hypervolume_history, importances
+from budgettune.report.style import (
     BLUE,
     BROWN,
     CATEGORY_COLOURS,
@@ -29,8 +31,6 @@ from budgettune.report.drawing import (
     plain,
     time_axis,
 )
-from budgettune.report.figures_front import Records, panel_title
-from budgettune.report.search_values import hypervolume_history, importances
 from budgettune.report.training_values import (
     MOST_SPREADS,
     Curve,
@@ -41,7 +41,7 @@ from budgettune.report.training_values import (
 from budgettune.report.training_values import (
     curves as curve_values,
 )
-from budgettune.report.values import Overview, overview, unit_for
+from budgettune.report.view import Overview, overview, unit_for
 
 PHASES = {
     "prepare": ("pruning: preparing", BROWN),

@@ -11,7 +11,6 @@ import numpy as np
 from budgettune.predict.answer import Prediction
 from budgettune.predict.held_out import coverage
 from budgettune.report.axes import ABSENT, Axis, grouped, value_text
-from budgettune.report.drawing import MOST_GROUPS
 from budgettune.report.forecast_values import FEW_OF_MANY, MOST_TRIALS, Forecast
 from budgettune.report.search_values import (
     FEW_FOR_IMPORTANCE,
@@ -22,6 +21,7 @@ from budgettune.report.search_values import (
     hypervolume_history,
     importances,
 )
+from budgettune.report.style import MOST_GROUPS
 from budgettune.report.training_values import (
     MOST_SPREADS,
     phase_bars,
@@ -31,7 +31,7 @@ from budgettune.report.training_values import (
 from budgettune.report.training_values import (
     curves as curve_values,
 )
-from budgettune.report.values import MOST_IN_FRONT, MOST_IN_OTHERS, Overview, objectives, summary
+from budgettune.report.view import MOST_IN_FRONT, MOST_IN_OTHERS, Overview, objectives, summary
 from budgettune.units import format_duration
 
 LITTLE_EXPLAINED = 0.2

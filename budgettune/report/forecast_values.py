@@ -15,7 +15,7 @@ from budgettune.predict.recommend import Ask, Choices
 from budgettune.predict.regression import on_one_thread
 from budgettune.records import StepProbe, TrialRecord
 from budgettune.report.axes import value_text
-from budgettune.report.values import Overview, objectives
+from budgettune.report.view import Overview, objectives
 from budgettune.spec.study_spec import StudySpec
 
 BUDGETS = 8

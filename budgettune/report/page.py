@@ -15,13 +15,13 @@ from typing import Any
 from budgettune.errors import NothingToDraw
 from budgettune.report.axes import Search
 from budgettune.report.contents import Contents, answers, front_rows
-from budgettune.report.drawing import DARK, LIGHT
 from budgettune.report.figures import draw, stopping
 from budgettune.report.findings import FINDINGS, FORECAST_FINDINGS
 from budgettune.report.forecast_values import Forecast
 from budgettune.report.markup import compact_json, content_policy, data_block, prose, table, text
 from budgettune.report.sections import FORECAST_SECTIONS, SECTIONS, STOPPED, Section
-from budgettune.report.values import Overview, machine_kind, objectives
+from budgettune.report.style import DARK, LIGHT
+from budgettune.report.view import Overview, machine_kind, objectives
 from budgettune.study.stopping_notes import summary_of_notes
 
 SLIDER_ENDS = (0.8, 1.1)

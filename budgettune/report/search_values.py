@@ -14,7 +14,7 @@ from budgettune.errors import NothingToDraw
 from budgettune.records import TrialRecord
 from budgettune.report.axes import Axis, Groups, grouped
 from budgettune.report.training_values import configuration_key
-from budgettune.report.values import Overview, objectives
+from budgettune.report.view import Overview, objectives
 
 FEWEST_FOR_IMPORTANCE = 10
 FEW_FOR_IMPORTANCE = 40

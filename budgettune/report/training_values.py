@@ -13,7 +13,7 @@ import numpy as np
 from budgettune.errors import NothingToDraw
 from budgettune.records import PhaseSeconds, TrialRecord
 from budgettune.report.axes import grouped, is_number
-from budgettune.report.values import Overview, objectives, params_text
+from budgettune.report.view import Overview, objectives, params_text
 from budgettune.spec.study_spec import full_key
 
 MOST_CURVES = 40

@@ -14,7 +14,7 @@ from synthetic import BOX, PAPER_SEARCH, make_records
 from budgettune.report.contents import answers, contents
 from budgettune.report.figures import FIGURES
 from budgettune.report.page import build_page
-from budgettune.report.values import overview
+from budgettune.report.view import overview
 from budgettune.units import format_duration
 
 pytestmark = pytest.mark.browser

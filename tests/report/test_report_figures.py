@@ -17,7 +17,7 @@ from budgettune.report.contents import contents
 from budgettune.report.findings import FINDINGS
 from budgettune.report.page import build_page
 from budgettune.report.sections import SECTIONS
-from budgettune.report.values import overview
+from budgettune.report.view import overview
 
 OTHER_SEARCH = {
     "train.lr": {"low": 1e-4, "high": 1e-1, "log": True},

@@ -13,7 +13,7 @@ from budgettune.report.figures import FORECASTS, draw
 from budgettune.report.findings import FORECAST_FINDINGS
 from budgettune.report.forecast_values import forecast
 from budgettune.report.sections import FORECAST_SECTIONS
-from budgettune.report.values import overview
+from budgettune.report.view import overview
 from budgettune.spec.study_spec import StudySpec
 
 SPEC = StudySpec.from_document({"name": "law", "search": PAPER_SEARCH, "sampler": {"name": "random"}})

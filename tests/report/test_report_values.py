@@ -24,7 +24,7 @@ from budgettune.report.training_values import (
     pruning_done,
     spreads,
 )
-from budgettune.report.values import finished, label_rows, of_machine, overview, shown_rows
+from budgettune.report.view import finished, label_rows, of_machine, overview, shown_rows
 from budgettune.spec.study_spec import RangeSpec
 from budgettune.storage import answers as query
 

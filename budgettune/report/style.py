@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 
 from budgettune.records import TrialRecord
 from budgettune.report.axes import ABSENT, Axis, Groups, value_text
-from budgettune.report.values import Overview
+from budgettune.report.view import Overview
 
 # Okabe and Ito (2008), without the yellow, which is too pale for a white page.
 BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
