@@ -16,7 +16,7 @@ from budgettune.records import TrialRecord
 from budgettune.spec.study_spec import StudySpec, load_spec
 from budgettune.storage import answers as query
 from budgettune.storage.opening import open_engine, storage_url
-from budgettune.units import parse_duration
+from budgettune.text import parse_duration
 
 if TYPE_CHECKING:
     from budgettune.predict.answer import Recommendation

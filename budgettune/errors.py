@@ -20,8 +20,8 @@ BudgetTuneError                 say what is wrong and what to do next, in one li
 
 from __future__ import annotations
 
+from budgettune.text import format_duration
 from budgettune.texts import one_line, shortened
-from budgettune.units import format_duration
 
 LONGEST_LINE = 2_000
 

@@ -44,8 +44,8 @@ from budgettune.study.handle import (
     load_study,
     study_names,
 )
+from budgettune.text import parse_duration
 from budgettune.texts import one_line, printable
-from budgettune.units import parse_duration
 
 ESCAPE = "\x1b]0;owned\x07"
 """What gives a terminal's window another title."""

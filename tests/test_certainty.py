@@ -25,7 +25,7 @@ from budgettune.study.front import (
     standings,
 )
 from budgettune.study.handle import create_study
-from budgettune.units import parse_duration
+from budgettune.text import parse_duration
 
 CELLS = {"batch_size": [16, 32, 64, 128]}
 

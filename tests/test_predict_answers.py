@@ -20,7 +20,7 @@ from budgettune.predict.recommend import LONGEST_FACTOR, Ask, recommend
 from budgettune.predict.workload import Workloads
 from budgettune.records import StepProbe
 from budgettune.storage.probes import PREFIX, add_probes, read_probes
-from budgettune.units import format_duration
+from budgettune.text import format_duration
 from budgettune.worker.options import WorkerOptions
 from budgettune.worker.probing import probe_study
 

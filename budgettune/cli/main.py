@@ -38,7 +38,7 @@ from budgettune.cli.options import (
 )
 from budgettune.cli.output import Format, err, out
 from budgettune.errors import BudgetTuneError
-from budgettune.units import format_duration
+from budgettune.text import format_duration
 
 if TYPE_CHECKING:
     from budgettune.worker.fleet import Member, WorkerCommand

@@ -11,7 +11,7 @@ from budgettune.cli.output import Format
 from budgettune.errors import BudgetTuneError
 from budgettune.storage import answers as query
 from budgettune.storage.opening import open_engine, storage_url
-from budgettune.units import parse_duration
+from budgettune.text import parse_duration
 
 HELP = {"help_option_names": ["-h", "--help"]}
 STUDIES, ANSWERS, BEFORE = "Studies", "Answers", "Before you spend the time"  # panels of commands

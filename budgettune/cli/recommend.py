@@ -11,7 +11,7 @@ from budgettune import api
 from budgettune.cli import output as render
 from budgettune.cli.options import ANSWERS, Debug, Device, FormatOption, Storage, Study, Threads, duration, examples
 from budgettune.cli.output import Format, err, out
-from budgettune.units import format_duration
+from budgettune.text import format_duration
 
 if TYPE_CHECKING:
     from budgettune.predict.answer import Prediction, Recommendation

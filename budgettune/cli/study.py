@@ -27,7 +27,7 @@ from budgettune.cli.options import (
 from budgettune.cli.output import Format, err, out
 from budgettune.errors import UsageError
 from budgettune.storage.opening import storage_url
-from budgettune.units import format_duration
+from budgettune.text import format_duration
 
 if TYPE_CHECKING:
     from budgettune.study.handle import StudyHandle, StudySummary

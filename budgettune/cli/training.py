@@ -28,7 +28,7 @@ from budgettune.cli.options import (
     switch,
 )
 from budgettune.cli.output import Format, err, out
-from budgettune.units import format_duration
+from budgettune.text import format_duration
 
 if TYPE_CHECKING:
     from budgettune.comparison.result import Comparison

@@ -22,7 +22,7 @@ from budgettune.cli.text_plot import ASCII, Glyphs, Point, scatter
 from budgettune.records import TrialRecord
 from budgettune.storage import answers as query
 from budgettune.study.summary import StudySummary, trials_per_hour
-from budgettune.units import format_duration
+from budgettune.text import format_duration
 from budgettune.worker.signals import StopFlag
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from budgettune.comparison.result import FULL, Comparison, Standing, read_compar
 from budgettune.comparison.significance import ALPHA
 from budgettune.errors import SpecError
 from budgettune.spec.study_spec import StudySpec
-from budgettune.units import format_duration
+from budgettune.text import format_duration
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from budgettune.comparison.result import FULL, Comparison, Standing
 from budgettune.comparison.significance import ALPHA, Estimate
 from budgettune.files import write_text
-from budgettune.units import format_duration
+from budgettune.text import format_duration
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from budgettune.comparison.result import FULL, Arm
 from budgettune.errors import UsageError
 from budgettune.spec.study_spec import STRATEGIES, RangeSpec, Scalar, StudySpec, full_key, is_code
-from budgettune.units import format_duration
+from budgettune.text import format_duration
 
 DEFAULT_PRUNE_RATE = 0.3
 _ONLY_AT_THE_END = 10**9  # epochs between evaluations: they are off the clock, but take time all the same

@@ -23,12 +23,12 @@ from budgettune.errors import BudgetTuneError, DataError, Interrupted, TrialFail
 from budgettune.records import TrialResult
 from budgettune.spec.imports import import_code
 from budgettune.spec.study_spec import StudySpec, is_code, load_spec
+from budgettune.text import format_duration, parse_duration
 from budgettune.training.data.load import ImageData, load_data
 from budgettune.training.device import pick_device
 from budgettune.training.profile.space import label_of
 from budgettune.training.session import prepare_process, undisturbed
 from budgettune.training.trainer import Witness, train
-from budgettune.units import format_duration, parse_duration
 from budgettune.worker.signals import StopFlag
 
 logger = logging.getLogger(__name__)

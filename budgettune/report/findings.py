@@ -32,7 +32,7 @@ from budgettune.report.training_values import (
     curves as curve_values,
 )
 from budgettune.report.view import MOST_IN_FRONT, MOST_IN_OTHERS, Overview, objectives, summary
-from budgettune.units import format_duration
+from budgettune.text import format_duration
 
 LITTLE_EXPLAINED = 0.2
 

@@ -15,7 +15,7 @@ from budgettune.records import TrialRecord
 from budgettune.report.axes import Axis, Search, searched_axes, value_text
 from budgettune.spec.study_spec import full_key
 from budgettune.storage.answers import undominated
-from budgettune.units import format_duration
+from budgettune.text import format_duration
 
 UNKNOWN_MACHINE = "unknown machine"
 SIZE_KEYS = ("model.scale", "model.width_scale", "model.depth_scale")

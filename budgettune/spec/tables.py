@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from budgettune.units import parse_duration
+from budgettune.text import parse_duration
 
 WIDEST = 65_536
 LARGEST_NUMBER = 2.0**53  # beyond it a database's numbers have gaps

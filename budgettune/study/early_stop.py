@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy.special import stdtrit
 
 from budgettune.records import EpochRecord, TrialRecord
-from budgettune.units import format_duration
+from budgettune.text import format_duration
 
 Floats = NDArray[np.float64]
 

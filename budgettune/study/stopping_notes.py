@@ -9,7 +9,7 @@ from typing import Any
 from scipy.special import betaincinv
 
 from budgettune.study.early_stop import Verdict
-from budgettune.units import format_duration
+from budgettune.text import format_duration
 
 SURE = 0.95  # that the rate of wrong stops is at most what is stated
 

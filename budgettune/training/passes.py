@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from budgettune.errors import BudgetUsedUp, Interrupted
+from budgettune.text import format_duration
 from budgettune.training.learner import Batch, Learner, learning_rate_of
 from budgettune.training.pruning import Scorer, Scores
 from budgettune.training.schedule import BudgetProgress, EpochProgress, FirstOf
 from budgettune.training.stopwatch import Stopwatch
-from budgettune.units import format_duration
 
 MakeHelper = Callable[[float | None, int], Learner]
 """Builds a helper of a scale (None for the trial's own) whose chance begins at a seed."""

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from budgettune.errors import UsageError
 from budgettune.machine import gpu as nvml
 from budgettune.machine.fingerprint import usable_cores
-from budgettune.units import format_duration
+from budgettune.text import format_duration
 from budgettune.worker.options import WorkerOptions
 from budgettune.worker.signals import DRAIN_ORDER, ORDERS_VARIABLE, StopFlag
 

@@ -15,7 +15,7 @@ from typing import Self
 
 from budgettune.errors import TrialTimeout
 from budgettune.study.handle import Claim, StudyHandle
-from budgettune.units import format_duration
+from budgettune.text import format_duration
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from budgettune.report.contents import answers, contents
 from budgettune.report.figures import FIGURES
 from budgettune.report.page import build_page
 from budgettune.report.view import overview
-from budgettune.units import format_duration
+from budgettune.text import format_duration
 
 pytestmark = pytest.mark.browser
 
