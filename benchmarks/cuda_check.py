@@ -1,6 +1,6 @@
 """What only a GPU can show about the clock.
 
-    python benchmarks/cuda_check.py --device cuda     # `throughput.py --device cuda` ends with the same checks
+    python -m benchmarks.cuda_check --device cuda     # `throughput` ends with the same checks
 
 - No step waits for the device: a profiler's trace of a run and of one with twice the steps in as many epochs; what
   the second has more, over the steps it has more, is per step. Waits at the borders of epochs cancel out.
@@ -20,11 +20,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import common
 import torch
 from torch.nn import functional
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.support import common
 from budgettune.spec.study_spec import StudySpec
 from budgettune.training.data.load import ImageData, load_data
 from budgettune.training.device import Device, pick_device

@@ -1,6 +1,6 @@
 """What does a dashboard cost those who look and those who work? Polls of visitors, and workers beside them.
 
-    python benchmarks/dashboard.py                       # 10,000 trials, 20 visitors, 4 workers, SQLite and PostgreSQL
+    python -m benchmarks.dashboard                       # 10,000 trials, 20 visitors, 4 workers, SQLite and PostgreSQL
 
 Visitors poll as the page does (every ten seconds, for what comes after the trials that can no longer change); workers
 claim trials, sleep as if a GPU trained for a second, and complete them. The workers run alone, beside our dashboard
@@ -29,11 +29,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import common
-import local_postgresql
 import sqlalchemy as sa
-import synthetic
 
+from benchmarks.support import common, local_postgresql, synthetic
 from budgettune.machine.fingerprint import fingerprint, usable_cores
 from budgettune.spec.study_spec import StudySpec
 from budgettune.storage.opening import open_engine, writing

@@ -1,6 +1,6 @@
 """Does training end when the time is up, with the learning rate at zero?
 
-    python benchmarks/deadline.py --root FOLDER --threads 2
+    python -m benchmarks.deadline --root FOLDER --threads 2
 
 `train.budget` at several budgets, and once more at a batch so large that a step takes about half a second, where a
 budget can only be met to the step. The baseline is to train whole epochs: the last column is when the same run's last
@@ -17,10 +17,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import common
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from benchmarks.support import common
 from budgettune.records import TrialResult
 from budgettune.spec.study_spec import StudySpec
 from budgettune.training.data.load import ImageData, load_data

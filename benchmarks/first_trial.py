@@ -1,6 +1,6 @@
 """Does a worker's first trial cost the same on the clock as its tenth? Warm-up against none, in fresh processes.
 
-    python benchmarks/first_trial.py --threads 2
+    python -m benchmarks.first_trial --threads 2
 
 Each process trains one cell ten times and reports the first time over the median of the others: with the warm-up that
 every trial has, and with `clock.warmup_steps = 0` as the baseline beside it.
@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import statistics
 
-import common
+from benchmarks.support import common
 
 TRIALS = 10
 WARMUPS = (2, 0)

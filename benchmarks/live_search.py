@@ -1,6 +1,6 @@
 """The sampler `cost` against Optuna's TPE on real training, for the same seconds of it.
 
-    python benchmarks/live_search.py --root FOLDER --total 60 --seeds 3
+    python -m benchmarks.live_search --root FOLDER --total 60 --seeds 3
 
 Both search scale, prune rate, batch size and learning rate for small networks on Fashion-MNIST at 14×14, in alternating
 order, one worker each. The hypervolume is that of the logarithm of time against accuracy, as in search.py; one
@@ -18,9 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import common
-
 import budgettune as bt
+from benchmarks.support import common
 from budgettune.records import TrialRecord
 from budgettune.spec.study_spec import StudySpec
 from budgettune.storage.answers import hypervolume

@@ -1,8 +1,8 @@
 """How much memory does a trial hold, with the images in memory and with the images in a cache file?
 
-    python benchmarks/memory.py                            # a folder of 100,000 images of 64×64
-    python benchmarks/memory.py --images 20000             # a smaller one
-    python benchmarks/memory.py --fashion-root FOLDER      # a full Fashion-MNIST trial as well
+    python -m benchmarks.memory                            # a folder of 100,000 images of 64×64
+    python -m benchmarks.memory --images 20000             # a smaller one
+    python -m benchmarks.memory --fashion-root FOLDER      # a full Fashion-MNIST trial as well
 
 Every run has a process of its own. The peak is the largest resident set that the kernel saw (VmHWM), which counts
 pages of mapped files as well; it begins anew between loading and training. `beyond torch` is what is left of it
@@ -21,9 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import common
 import numpy as np
 from PIL import Image
+
+from benchmarks.support import common
 
 CLASSES = 10
 BLOCKS = 8  # of noise on a side: single pixels of noise are no picture, and large as JPEG

@@ -3,7 +3,7 @@
     budgettune study create benchmarks/tables/fashion-table.toml --set data.root=FOLDER
     budgettune study create benchmarks/tables/fashion-epochs.toml --set data.root=FOLDER
     budgettune worker --threads 2
-    python benchmarks/paper_claim.py
+    python -m benchmarks.paper_claim
 
 The paper's grid drops data at a fixed number of epochs, so a tight budget can only be met by pruning or by a smaller
 network, and pruning looks good. Here the same networks and batches also train on everything for fewer epochs, about as
@@ -19,10 +19,10 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-import common
 import numpy as np
 
 import budgettune as bt
+from benchmarks.support import common
 from budgettune.records import TrialRecord
 
 PRUNED, FEWER, WHOLE = "pruned", "fewer epochs", "all data"

@@ -1,8 +1,8 @@
 """Can a few trials say what never ran? Time, accuracy and recommendations, judged on a recorded table.
 
-    python benchmarks/predict.py                                    # judge, on benchmarks/tables/fashion-table.json.xz
-    python benchmarks/predict.py --probe STUDY --threads 2          # probe every step of a study, on its machine
-    python benchmarks/predict.py --record STUDY --table FILE        # a finished study as a table
+    python -m benchmarks.predict                                    # judge, on benchmarks/tables/fashion-table.json.xz
+    python -m benchmarks.predict --probe STUDY --threads 2          # probe every step of a study, on its machine
+    python -m benchmarks.predict --record STUDY --table FILE        # a finished study as a table
 
 Random designs of some cells, one seed each, predict all others: time, accuracy, and the best cell for a budget. The
 truth of a cell is the mean of its seeds; intervals are those of single runs. Baselines: the best observed within the
@@ -20,14 +20,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import common
 import numpy as np
-import recorded_table
 from numpy.typing import NDArray
-from predict_baselines import BASELINES, Guess, ours
-from recorded_table import Floats, Grid, Ints
 from scipy.stats import spearmanr
 
+from benchmarks.support import common
+from benchmarks.support import own_table as recorded_table
+from benchmarks.support.own_table import Floats, Grid, Ints
+from benchmarks.support.predict_baselines import BASELINES, Guess, ours
 from budgettune.predict.run_time import TimeModel
 from budgettune.predict.workload import Workload
 from budgettune.records import TrialRecord

@@ -1,6 +1,6 @@
 """Does `train --budget` keep its word: ends on time, with an accuracy inside the interval that was stated before?
 
-    python benchmarks/promise.py --root FOLDER --studies 5 --trials 16 --budgets 20 60
+    python -m benchmarks.promise --root FOLDER --studies 5 --trials 16 --budgets 20 60
 
 Each study trains some random configurations of small networks on Fashion-MNIST at 14×14. Then it is asked for each
 budget, and what it recommends is trained until the time is up, on the same machine, with seeds that no trial had.
@@ -18,9 +18,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import common
-
 import budgettune as bt
+from benchmarks.support import common
 from budgettune.spec.study_spec import StudySpec
 
 

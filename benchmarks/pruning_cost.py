@@ -1,6 +1,6 @@
 """Does pruning cost anything, and does it save the time of the samples that it drops?
 
-    python benchmarks/pruning_cost.py --threads 2
+    python -m benchmarks.pruning_cost --threads 2
 
 1. What each strategy does in a run of ten epochs (plan, select, observe) per epoch, at 50,000 samples and, for those
    that look at losses alone, at 1,000,000, against the time of the steps of such an epoch at scale 1.0 on 32×32×3
@@ -21,11 +21,11 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import common
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from benchmarks.support import common
 from budgettune.records import TrialResult
 from budgettune.spec.study_spec import STRATEGIES, PruningSpec, StudySpec
 from budgettune.training.data.load import ImageData, ImageSet

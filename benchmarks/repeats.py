@@ -1,6 +1,6 @@
 """Are further seeds spent where they matter? `repeats = "auto"` against as many spread evenly, and against fixed ones.
 
-    python benchmarks/repeats.py            # on benchmarks/tables/fashion-table.json.xz
+    python -m benchmarks.repeats            # on benchmarks/tables/fashion-table.json.xz
 
 The recorded table is taken for the truth: a cell's time is what all runs of its step say, its accuracy the mean of its
 seeds. Made-up studies draw runs about it: times with the deviations that the recorded runs have (`--time-noise` times
@@ -19,12 +19,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import common
 import numpy as np
-import recorded_table
 from numpy.typing import NDArray
-from recorded_table import Floats, Grid
 
+from benchmarks.support import common
+from benchmarks.support import own_table as recorded_table
+from benchmarks.support.own_table import Floats, Grid
 from budgettune.spec.tables import MOST_REPEATS
 from budgettune.storage.answers import hypervolume, undominated
 from budgettune.study.front import cell_means, cells_to_repeat, certainty_of

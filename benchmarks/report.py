@@ -1,6 +1,6 @@
 """How long a report takes to build and to open, how large it is; beside it Optuna's own plot of the same study's front.
 
-    python benchmarks/report.py --trials 80 1000 10000
+    python -m benchmarks.report --trials 80 1000 10000
 
 Times are wall-clock: run it where nothing else does. "drawn" is until a browser (headless Chromium through Playwright,
 where both are there) has the page's first figure, and the figure of all trials, on the screen, by the page's own clock,
@@ -22,8 +22,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from common import print_table
-from synthetic import make_study
+from benchmarks.support.common import print_table
+from benchmarks.support.synthetic import make_study
 
 WATCH = """
 window.drawn = new Promise((resolve) => {

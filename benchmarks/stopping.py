@@ -1,6 +1,6 @@
 """What does stopping trials early save, and what does it lose? Replayed on the recorded curves of a finished study.
 
-    python benchmarks/stopping.py --storage sqlite:///table.db --study fashion-table
+    python -m benchmarks.stopping --storage sqlite:///table.db --study fashion-table
 
 Trials run one after the other in a random order, as a random search would take them. After each epoch the rule sees
 what a worker would see: the curve so far, and the trials that have finished. A stopped trial costs its seconds so far,
@@ -21,9 +21,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import common
 import numpy as np
 
+from benchmarks.support import common
 from budgettune.errors import UsageError
 from budgettune.records import EpochRecord, TrialRecord
 from budgettune.storage import answers as query

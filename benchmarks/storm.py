@@ -1,7 +1,7 @@
 """What is left of a study whose workers are killed, stopped and starved at random? Ours, and plain Optuna beside it.
 
-    python benchmarks/storm.py                                   # 5 rounds on an SQLite file
-    python benchmarks/storm.py --storage postgresql://…/empty    # and on a server, in databases that it makes and drops
+    python -m benchmarks.storm                                   # 5 rounds on an SQLite file
+    python -m benchmarks.storm --storage postgresql://…/empty    # and on a server, in databases that it makes and drops
 
 Six real processes work on 80 cells. About once a second one of them gets SIGKILL, SIGTERM or SIGSTOP (with SIGCONT some
 seconds later, on either side of its lease); of the trials, 5% run out of memory. Workers that died are replaced until
@@ -32,12 +32,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-import common
 import optuna
 import psycopg
 import torch
 from torch import Tensor, nn
 
+from benchmarks.support import common
 from budgettune.spec.study_spec import StudySpec
 from budgettune.storage.answers import trial_records
 from budgettune.study.handle import create_study, load_study

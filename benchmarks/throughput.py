@@ -1,8 +1,8 @@
 """How much faster than the paper's recipe, how near to what the processor can do, and is it as accurate?
 
-    python benchmarks/throughput.py --root FOLDER                # seconds, ratio, GFLOP/s against a matrix product
-    python benchmarks/throughput.py --root FOLDER --accuracy     # the same accuracy, over seeds
-    python benchmarks/throughput.py --root FOLDER --device cuda  # on a GPU, with the checks of cuda_check.py
+    python -m benchmarks.throughput --root FOLDER                # seconds, ratio, GFLOP/s against a matrix product
+    python -m benchmarks.throughput --root FOLDER --accuracy     # the same accuracy, over seeds
+    python -m benchmarks.throughput --root FOLDER --device cuda  # on a GPU, with the checks of cuda_check.py
 
 Three columns do the same sample visits. `paper recipe` is paper_recipe.py. `same network` is BudgetTune's engine on
 that recipe's network and precision, so that the engine's share of the gain is seen alone. `defaults` adds widths
@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import common
+from benchmarks.support import common
 
 PAPER, SAME, DEFAULTS = "paper recipe", "same network", "defaults"
 AS_CODED = {"width_multiple": 1, "depth_rounding": "down"}
@@ -80,7 +80,7 @@ def run(job: Job) -> Measurement:
     spec, device = StudySpec.from_document(job.document), pick_device(job.device)
     data = load_data(spec.data)
     if job.column == PAPER:
-        from paper_recipe import train_paper_recipe
+        from benchmarks.paper_recipe import train_paper_recipe
 
         recipe = train_paper_recipe(spec, data, seed=job.seed, device=device, workers=job.workers)
         return Measurement(precision="fp32", **asdict(recipe))
@@ -306,7 +306,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(common.describe(info))
     tables = report_accuracy(options) if options.accuracy else report_speed(options)
     if options.device != "cpu":
-        import cuda_check
+        from benchmarks import cuda_check
 
         tables |= common.runner(options)(cuda_check.check, make_job(options, SAME, 1.1).document, options.device)
         cuda_check.print_checks(tables)

@@ -2,9 +2,9 @@
 
 Quiet and loud runs alternate in one process, as trials of a worker do. Run it on a machine that does nothing else:
 
-    python benchmarks/trust.py --runs 20
-    python benchmarks/trust.py --runs 20 --load matmul
-    python benchmarks/trust.py --runs 20 --threads 1 --loops 1    # a neighbour that fits on the spare core
+    python -m benchmarks.trust --runs 20
+    python -m benchmarks.trust --runs 20 --load matmul
+    python -m benchmarks.trust --runs 20 --threads 1 --loops 1    # a neighbour that fits on the spare core
 """
 
 from __future__ import annotations

@@ -7,9 +7,10 @@ import os
 import sys
 from contextlib import ExitStack
 
-import local_postgresql
 import pytest
 from hypothesis import HealthCheck, settings
+
+from benchmarks.support import local_postgresql
 
 # Tests that run side by side (`pytest -n 2`) get a core each, so that no one's clock runs in another's time.
 if (number := os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw")) and hasattr(os, "sched_setaffinity"):

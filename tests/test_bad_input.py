@@ -21,12 +21,12 @@ from pathlib import Path
 import optuna
 import pytest
 import sqlalchemy as sa
-import synthetic
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 import budgettune as bt
+from benchmarks.support import synthetic
 from budgettune import api
 from budgettune.cli import main as cli
 from budgettune.errors import BudgetTuneError, SpecError, StorageError, StudyNotFound

@@ -10,12 +10,12 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-import local_postgresql
 import pytest
-from processes import command, wait_until
 
+from benchmarks.support import local_postgresql
 from budgettune.spec.study_spec import load_spec
 from budgettune.study.handle import LEASE_SECONDS, create_study, load_study
+from tests.support.processes import command, wait_until
 
 pytestmark = pytest.mark.chaos
 

@@ -2,13 +2,13 @@
 
 import pytest
 import sqlalchemy as sa
-from test_study import let_lease_run_out, records, result, sampled, work_off
 
 from budgettune.errors import SpecError
 from budgettune.storage.opening import writing
 from budgettune.storage.schema import trial_heartbeats, trials, utc_in
 from budgettune.study.handle import create_study, list_studies
 from budgettune.study.ledger import Cells, Slot, SlotRow
+from tests.support.studies import let_lease_run_out, records, result, sampled, work_off
 
 
 @pytest.fixture

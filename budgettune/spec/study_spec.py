@@ -208,7 +208,7 @@ def _with_evidence_beside(path: Path, spec: StudySpec) -> StudySpec:
 
 def bundled_studies() -> dict[str, Path]:
     """Return the study files that come with the package, by name."""
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     folders = (package / "studies", package.parent / "studies")  # in the wheel; in a checkout
     folder = next((folder for folder in folders if folder.is_dir()), folders[0])
     return {path.stem: path for path in sorted(folder.glob("*.toml"))}

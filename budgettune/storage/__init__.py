@@ -1,1 +1,1 @@
-"""Optuna's tables by SQL: the only folder that speaks to a database. Reads are lenient, each change is one transaction."""
+"""Optuna's tables by SQL, and the only folder that speaks to a database: lenient reads, one transaction a change."""

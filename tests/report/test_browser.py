@@ -1,0 +1,178 @@
+"""The page in a real browser: it opens offline without an error, the slider changes the answer, a phone shows it whole.
+
+Needs Playwright and a Chromium: `pip install 'budgettune[browser]'`, and on Debian `apt-get install chromium`.
+"""
+
+import os
+import shutil
+from contextlib import contextmanager
+from dataclasses import replace
+
+import pytest
+
+from benchmarks.support.synthetic import BOX, PAPER_SEARCH, make_records
+from budgettune.report.contents import answers, contents
+from budgettune.report.figures import FIGURES
+from budgettune.report.page import build_page
+from budgettune.report.view import overview
+from budgettune.text import format_duration
+
+pytestmark = pytest.mark.browser
+
+NEEDS = "pip install 'budgettune[browser]' and a Chromium (Debian: apt-get install chromium) run this test"
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+]
+DESK = {"width": 1100, "height": 900}
+PHONE = {"width": 375, "height": 700}
+RECORDS = make_records(80, repeats=2)
+BEST = answers(overview(RECORDS), "study")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Return a headless Chromium."""
+    playwright = pytest.importorskip("playwright.sync_api", reason=NEEDS)
+    found = os.environ.get("BUDGETTUNE_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+    if found is None:
+        pytest.skip(NEEDS)
+    with playwright.sync_playwright() as started:
+        chromium = started.chromium.launch(executable_path=found, args=FLAGS)
+        yield chromium
+        chromium.close()
+
+
+@contextmanager
+def visit(browser, file, records, **settings):
+    """Open a study's page offline; fail where the browser complains of an error or something asks the network."""
+    file.write_text(build_page(contents("study", records), search=PAPER_SEARCH), encoding="utf-8")
+    complaints = []
+    context = browser.new_context(offline=True, **settings)
+    page = context.new_page()
+    page.on("console", lambda message: message.type == "error" and complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("request", lambda request: request.url.startswith("http") and complaints.append(request.url))
+    page.goto(file.as_uri())
+    yield page
+    context.close()
+    assert complaints == []
+
+
+@pytest.fixture(scope="module")
+def page(browser, tmp_path_factory):
+    """Return the page of 80 trials with all its figures drawn, for tests that leave it as it is or set the slider."""
+    file = tmp_path_factory.mktemp("report") / "page.html"
+    with visit(browser, file, RECORDS, viewport=DESK) as opened:
+        draw_all(opened)
+        yield opened
+
+
+def draw_all(page):
+    """Scroll through the page until every figure of the shown machine is drawn."""
+    plots = page.locator(".plot:visible")
+    for place in range(plots.count()):
+        plots.nth(place).scroll_into_view_if_needed()
+        plots.nth(place).locator(".main-svg").first.wait_for()
+
+
+def until(page, expression):
+    """Wait for a condition (Playwright's own waiting evaluates texts, which the page's policy forbids)."""
+    for _ in range(200):
+        if page.evaluate(expression):
+            return
+        page.wait_for_timeout(50)
+    raise AssertionError(f"never so: {expression}")
+
+
+def test_every_figure_is_drawn_offline_without_an_error(page):
+    assert page.locator(".plot").count() == page.locator(".plot .bglayer").count() == len(FIGURES)
+
+
+def test_the_main_figure_has_a_point_for_every_finished_trial(page):
+    layer = page.locator("[data-figure=machine0-front] .scatterlayer")
+    under_labels = layer.locator(".textpoint text").count()
+    assert under_labels > 0
+    assert layer.locator(".points path.point").count() - under_labels == len(RECORDS)
+
+
+def test_the_slider_changes_the_answer_by_keyboard(page):
+    headline = page.locator(".result .headline")
+    slider = page.get_by_role("slider", name="Training time that I have")
+    slider.focus()
+    page.keyboard.press("Home")
+    assert headline.inner_text().startswith("No finished trial trains within")
+    seen = set()
+    for _ in range(12):
+        page.keyboard.press("PageUp")
+        budget_seconds = float(page.locator("input[type=number]").input_value())
+        fitting = [answer for answer in BEST if answer.seconds <= budget_seconds]
+        assert headline.inner_text().endswith(
+            f"trial {fitting[-1].number}" if fitting else format_duration(budget_seconds) + "."
+        )
+        assert slider.get_attribute("aria-valuetext") == format_duration(budget_seconds)
+        seen.add(headline.inner_text())
+    assert len(seen) > 3
+
+
+def test_a_typed_budget_is_answered_with_the_configuration_and_marked(page):
+    middle = BEST[len(BEST) // 2]
+    page.locator("input[type=number]").fill(f"{middle.seconds + 1e-6:.6f}")
+    text = page.locator(".result").inner_text()
+    assert f"{middle.accuracy:.2%} in {format_duration(middle.seconds)}: trial {middle.number}" in text
+    assert middle.command in text
+    facts = dict(zip(page.locator("dt").all_inner_texts(), page.locator("dd").all_inner_texts(), strict=True))
+    assert facts == dict(middle.facts)
+    chosen = page.evaluate("document.querySelector('.plot').data.find(trace => trace.meta === 'chosen').y")
+    assert chosen == [pytest.approx(middle.accuracy)]
+    page.locator("input[type=number]").fill("-1")
+    assert "above zero" in page.locator(".result").inner_text()
+
+
+def test_durations_are_written_as_everywhere_else(page):
+    for seconds in (0.004, 0.25, 1, 59.9, 59.96, 60, 89.7, 3599.4, 3599.6, 7_300, 86_390, 90_000):
+        assert page.evaluate(f"duration({seconds})") == format_duration(seconds)
+
+
+def test_dark_and_light_follow_the_system(page):
+    colours = "[document.querySelector('.plot')._fullLayout.font.color, getComputedStyle(document.body).color]"
+    light = page.evaluate(colours)
+    assert light == ["#1b1f27", "rgb(27, 31, 39)"]
+    page.emulate_media(color_scheme="dark")
+    until(page, "document.querySelector('.plot')._fullLayout.font.color === '#e6e8ec'")
+    assert page.evaluate(colours) == ["#e6e8ec", "rgb(230, 232, 236)"]
+
+
+def test_a_phone_shows_it_without_scrolling_sideways_and_may_be_turned(browser, tmp_path):
+    panels = "document.querySelector('[data-figure=machine0-panels]').layout.grid"
+    with visit(browser, tmp_path / "page.html", RECORDS, viewport=PHONE, color_scheme="dark", has_touch=True) as page:
+        draw_all(page)
+        assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
+        assert page.evaluate(f"{panels}.rows") == 5
+        page.set_viewport_size(DESK)
+        until(page, f"{panels}.columns === 3")
+        until(page, "document.querySelector('[data-figure=machine0-front]')._fullLayout._size.w > 700")
+        assert page.evaluate("document.documentElement.scrollWidth") == DESK["width"]
+
+
+def test_machines_are_shown_one_at_a_time_and_hostile_names_do_not_run(browser, tmp_path):
+    hostile = "<img src=x onerror=\"document.title='hacked'\">"
+    made = make_records(30, machines=[BOX, BOX, replace(BOX, device_name=hostile)])
+    records = [replace(r, params={hostile: f"{r.number % 3}{hostile}", "scale": r.params["scale"]}) for r in made]
+    with visit(browser, tmp_path / "page.html", records, viewport=DESK) as page:
+        page.get_by_label("Machine").select_option("machine1")
+        draw_all(page)
+        best = answers(overview(record for record in records if record.device_name.startswith("<")), "study")[-1]
+        assert page.locator("#machine1 .headline").inner_text().endswith(f"trial {best.number}")
+        assert not page.locator("#machine0").is_visible()
+        assert page.locator("img").count() == 0
+        assert page.title() == "study: training time and accuracy"
+
+
+def test_a_study_without_trials_opens_too(browser, tmp_path):
+    with visit(browser, tmp_path / "page.html", []) as page:
+        assert "budgettune worker" in page.locator(".notice").first.inner_text()

@@ -1,0 +1,369 @@
+"""Stopping by dominance: forecasts and verdicts on made-up curves, rows of stopped trials, a worker that stops one."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import optuna
+import pytest
+
+from budgettune.cli.output import Format
+from budgettune.cli.study import study_show
+from budgettune.errors import SpecError, StorageError
+from budgettune.predict.sampler.encoding import Encoding
+from budgettune.predict.sampler.history import evidence_of
+from budgettune.records import TrialRecord, TrialResult
+from budgettune.spec.study_spec import StudySpec, load_spec
+from budgettune.storage import answers as query
+from budgettune.storage.opening import writing
+from budgettune.storage.writes import end_trial
+from budgettune.study.early_stop import LEAST_RIVALS, Rival, Standing, Verdict, forecast, is_control, judge
+from budgettune.study.handle import create_study
+from budgettune.study.ledger import Slot
+from budgettune.study.sampling import search_space
+from budgettune.study.stopping_notes import note_of, summary_of_notes
+from budgettune.worker.early_stop_judge import Rivals
+from budgettune.worker.loop import WorkerOptions, run_worker
+from tests.support.studies import curve, grid, let_lease_run_out, records, result, sampled, work_off
+
+
+def finished(number, seconds, error, **options):
+    epochs = curve(seconds, error, **options)
+    accuracy = epochs[-1].accuracy
+    record = TrialRecord(
+        number=number, state="COMPLETE", params={}, train_seconds=seconds, test_accuracy=accuracy, curve=epochs
+    )
+    rival = Rival.of(record)
+    assert rival is not None
+    return rival
+
+
+def standing(epochs, of=10):
+    return Standing.of(epochs, epochs=of, budget_seconds=None)
+
+
+@pytest.fixture
+def rivals():
+    """Return twenty trials: the longer, the more accurate, from 10 s to 105 s and from an error of 0.30 to 0.11."""
+    rng = np.random.default_rng(0)
+    return [finished(k, 10.0 + 5 * k, 0.3 - 0.01 * k, noise=0.02, rng=rng) for k in range(20)]
+
+
+# --- Forecast and verdict -------------------------------------------------------------------------------------------
+
+
+def test_a_slow_trial_with_a_poor_curve_is_dominated_by_a_trial_that_beats_its_bounds(rivals):
+    verdict = judge(standing(curve(200.0, 0.29)[:4]), rivals, 3, 0.95)
+    assert verdict is not None
+    ahead = verdict.forecast
+    assert ahead.least_seconds <= 200.0 * 1.001
+    assert 0.65 < ahead.accuracy < ahead.most_accuracy < verdict.rival_accuracy
+    assert verdict.rival_seconds <= ahead.least_seconds
+    assert verdict.rival == 19
+    assert verdict.train_seconds == pytest.approx(80.0)
+    assert "after epoch 4 (1m20s)" in verdict.describe()
+    assert "trial 19 took 1m45s and reached 89.0%" in verdict.describe()
+
+
+def test_a_trial_that_is_faster_than_all_others_goes_on_however_poor_it_is(rivals):
+    assert judge(standing(curve(9.0, 0.6)[:5]), rivals, 4, 0.95) is None
+
+
+def test_a_trial_on_its_way_to_the_best_accuracy_goes_on(rivals):
+    assert judge(standing(curve(200.0, 0.08)[:5]), rivals, 4, 0.95) is None
+
+
+def test_few_finished_trials_tell_nothing(rivals):
+    poor = standing(curve(200.0, 0.29)[:6])
+    assert forecast(poor, rivals[: LEAST_RIVALS - 1], 0.95) is None
+    assert forecast(poor, rivals[:LEAST_RIVALS], 0.95) is not None
+
+
+def test_higher_confidence_and_a_curve_unlike_the_others_make_bounds_wider(rivals):
+    def width(error, confidence):
+        ahead = forecast(standing(curve(200.0, error)[:5]), rivals, confidence)
+        return (ahead.most_accuracy - ahead.accuracy) / (1 - ahead.accuracy)
+
+    assert 0 < width(0.2, 0.9) < width(0.2, 0.99)
+    assert width(0.2, 0.9) < width(0.6, 0.9)
+
+
+def test_bounds_hold_as_often_as_asked_for():
+    rng = np.random.default_rng(1)
+    held = []
+    for _ in range(400):
+        seconds, errors = rng.uniform(10, 100, 21), np.exp(rng.normal(-1.5, 0.3, 21))
+        trials = [finished(k, *each, noise=0.1, rng=rng) for k, each in enumerate(zip(seconds, errors, strict=True))]
+        own = curve(seconds[20], errors[20], noise=0.1, rng=rng)
+        ahead = forecast(standing(own[:4]), trials[:20], 0.9)
+        held.append((own[-1].accuracy <= ahead.most_accuracy, own[-1].train_seconds >= ahead.least_seconds * 0.999))
+    accuracy, time = np.mean(held, axis=0)
+    assert 0.85 < accuracy < 0.95
+    assert time > 0.9
+
+
+def test_trials_of_other_lengths_are_compared_where_they_were_as_far():
+    lengths = [finished(k, 10.0 + k, 0.2 + 0.01 * k, epochs=10 + 5 * k) for k in range(8)]
+    ahead = forecast(standing(curve(40.0, 0.25, epochs=20)[:10], of=20), lengths, 0.95)
+    assert ahead.seconds == pytest.approx(40.0, rel=1e-6)
+    assert ahead.accuracy == pytest.approx(0.75, abs=0.02)
+
+
+def test_a_trial_with_a_time_budget_is_as_far_as_its_clock():
+    own = curve(60.0, 0.25)[:3]
+    assert Standing.of(own, epochs=None, budget_seconds=60.0).progress == pytest.approx(0.3)
+
+
+def test_trials_that_were_not_evaluated_that_early_do_not_count(rivals):
+    late = [replace(rival, progress=rival.progress[5:], levels=rival.levels[5:]) for rival in rivals]
+    late = [replace(rival, seconds_so_far=rival.seconds_so_far[5:]) for rival in late]
+    early = standing(curve(200.0, 0.29)[:3])
+    assert forecast(early, late, 0.95) is None
+    assert forecast(early, [*late, *rivals[:8]], 0.95) == forecast(early, rivals[:8], 0.95)
+
+
+def test_a_trial_without_a_curve_is_no_rival():
+    record = TrialRecord(number=0, state="COMPLETE", params={}, train_seconds=1.0, test_accuracy=0.5)
+    assert Rival.of(record) is None
+
+
+def test_equal_trials_and_perfect_accuracy_are_no_trouble():
+    alike = [finished(k, 10.0, 1e-9, start=0.5) for k in range(10)]
+    ahead = forecast(standing(curve(10.0, 1e-9, start=0.5)[:9]), alike, 0.95)
+    assert ahead.least_seconds == pytest.approx(10.0)
+    assert ahead.most_accuracy <= 1.0
+
+
+# --- Control --------------------------------------------------------------------------------------------------------
+
+
+def test_one_in_ten_is_a_control_the_same_on_every_box_and_others_in_another_study():
+    controls = [is_control(0, cell, 0, 0.1) for cell in range(5_000)]
+    assert 0.08 < np.mean(controls) < 0.12
+    assert controls == [is_control(0, cell, 0, 0.1) for cell in range(5_000)]
+    assert controls != [is_control(1, cell, 0, 0.1) for cell in range(5_000)]
+    assert not any(is_control(0, cell, 0, 0.0) for cell in range(500))
+    assert all(is_control(0, cell, 0, 1.0) for cell in range(500))
+
+
+def verdict(rivals) -> Verdict:
+    found = judge(standing(curve(200.0, 0.29)[:4]), rivals, 3, 0.95)
+    assert found is not None
+    return found
+
+
+def test_the_rate_of_wrong_stops_is_estimated_from_controls_with_an_exact_bound(rivals):
+    found = verdict(rivals)
+    notes = [note_of(found)] * 3 + [note_of(found, beaten=True)] * 9 + [note_of(found, beaten=False)]
+    summary = summary_of_notes(notes)
+    assert (summary.stopped, summary.controls, summary.wrong) == (3, 10, 1)
+    assert summary.wrong_rate_at_most == pytest.approx(0.3942, abs=1e-4)  # the textbook's for 1 of 10, one-sided 95%
+    assert summary.spent_seconds == pytest.approx(240.0)
+    assert summary.saved_seconds == pytest.approx(360.0, rel=0.01)
+    assert "3 trials were stopped early: 6m00s of 10m00s (60%) saved" in summary.describe()
+    assert "of 10 controls 1 would have been stopped wrongly: at most 39% of the stops" in summary.describe()
+    assert summary_of_notes([note_of(found, beaten=False)]).wrong_rate_at_most == 1.0
+    foreign = {"stopped": False, "train_seconds": 1.0, "expected_seconds": 2.0}  # says not how it ended
+    assert summary_of_notes([foreign]).wrong == 0
+    assert summary_of_notes([]).wrong_rate_at_most is None
+
+
+# --- Rows -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stopped(rivals) -> TrialResult:
+    return replace(result(), stopping=note_of(verdict(rivals)))
+
+
+@pytest.fixture
+def study(storage_url):
+    """Return a grid of four cells whose trials may be stopped."""
+    spec = StudySpec.from_document({**grid().to_document(), "stopping": {"rule": "dominance"}})
+    with create_study(spec, storage_url) as handle:
+        yield handle
+
+
+def test_a_stopped_trial_is_done_and_keeps_its_curve_and_the_reason(study, stopped):
+    claim = study.claim()
+    assert study.complete(claim, stopped)
+    assert study.complete(claim, stopped)  # the answer to the first delivery was lost
+    work_off(study)
+    assert study.is_finished()
+    assert study.reconcile().queued == 0
+    assert study.counts() == {"RUNNING": 0, "COMPLETE": 3, "PRUNED": 1, "FAIL": 0, "WAITING": 0}
+    verification = study.verify()
+    assert verification.whole
+    assert (verification.complete, verification.stopped) == (3, 1)
+    assert "3 of 4 cells × repeats have exactly one complete trial, 1 exactly one that was stopped early" in (
+        verification.describe()
+    )
+    record = next(record for record in records(study) if record.state == "PRUNED")
+    assert (record.train_seconds, record.test_accuracy, record.failure) == (None, None, None)
+    assert record.stopped == stopped.stopping["reason"]
+    assert record.curve == stopped.curve
+
+
+def test_optuna_reads_a_stopped_trial_and_its_samplers_go_on(study, stopped):
+    study.complete(study.claim(), stopped)
+    work_off(study)
+    for sampler in (optuna.samplers.TPESampler(n_startup_trials=1), optuna.samplers.NSGAIISampler(population_size=2)):
+        theirs = optuna.load_study(study_name=study.name, storage=study.storage, sampler=sampler)
+        assert len(theirs.best_trials) >= 1
+        theirs.ask(search_space(study.spec))
+    trial = theirs.trials[0]
+    assert trial.state is optuna.trial.TrialState.PRUNED
+    assert trial.user_attrs["stopping"]["rival"] == 19
+    assert len(trial.user_attrs["curve"]) == 2
+
+
+def test_a_late_stop_counts_where_its_cell_still_waits(study, stopped):
+    claim = study.claim()
+    let_lease_run_out(study)
+    assert study.reconcile().lost == 1
+    assert study.complete(claim, stopped)
+    assert study.complete(claim, stopped)
+    work_off(study)
+    assert study.verify().whole
+    assert study.counts()["PRUNED"] == 1
+
+
+def test_a_stop_on_another_kind_of_machine_leaves_the_cell_open(study, stopped):
+    study.complete(study.claim(), result(device_name="gpu"))
+    claim = study.claim()
+    assert not study.complete(claim, stopped)
+    assert claim.cell in {record.cell for record in records(study) if record.state == "WAITING"}
+
+
+def test_a_trial_that_another_program_called_pruned_is_run_again(study):
+    claim = study.claim()
+    with writing(study.engine) as connection:
+        end_trial(connection, claim.trial_id, "PRUNED", {"why": "another rule"})
+    study.reconcile()
+    work_off(study)
+    assert study.verify().whole
+    assert study.counts()["COMPLETE"] == 4
+
+
+def test_stopped_trials_use_up_a_total_by_their_seconds_on_the_clock(storage_url, stopped):
+    study = create_study(sampled("random", total="85s"), storage_url)
+    study.complete(study.claim(), stopped)  # 80 s
+    study.complete(study.claim(), result(train_seconds=6.0))
+    assert study.claim() is None
+    assert study.is_finished()
+    assert study.verify().whole
+    study.close()
+
+
+def test_the_cost_sampler_takes_a_stopped_trial_at_its_forecast(study, stopped):
+    study.complete(study.claim(), stopped)
+    work_off(study)
+    trials = optuna.load_study(study_name=study.name, storage=study.storage).trials
+    evidence = evidence_of(trials, Encoding(search_space(study.spec)), number=99)
+    assert len(evidence.failed) == 0
+    assert evidence.seconds[0] == pytest.approx(200.0, rel=0.01)
+    assert evidence.accuracy[0] == pytest.approx(stopped.stopping["expected_accuracy"])
+    assert list(evidence.seconds[1:]) == [10.0] * 3
+
+
+def test_a_study_shows_what_stopping_did(study, stopped, capsys, monkeypatch):
+    study.complete(study.claim(), stopped)
+    study.complete(study.claim(), replace(result(), stopping={**stopped.stopping, "stopped": False, "wrong": True}))
+    study_show(study.name, storage=study.url)
+    assert "of 1 controls 1 would have been stopped wrongly" in " ".join(capsys.readouterr().out.split())
+    study_show(study.name, storage=study.url, form=Format.json)
+    assert json.loads(capsys.readouterr().out)["stopping"]["stopped"] == 1
+
+
+def test_a_study_without_the_rule_says_nothing_of_it(sqlite_url):
+    with create_study(grid(), sqlite_url) as study:
+        assert study.stopping() is None
+
+
+def test_a_damaged_note_is_no_stop(study, stopped):
+    for note in ("stopped", {"stopped": "yes"}, {"stopped": True, "train_seconds": None}):
+        claim = study.claim()
+        with writing(study.engine) as connection:
+            end_trial(connection, claim.trial_id, "PRUNED", {"stopping": note})
+    study.reconcile()
+    assert study.verify().stopped == 0
+    assert len(study.verify().missing) == 4
+    assert study.stopping().stopped == 0
+
+
+@pytest.mark.parametrize("setting", ["rule=median", "confidence=1.0", "control=1.5"])
+def test_settings_that_cannot_work_are_refused(setting):
+    with pytest.raises(SpecError, match=f"stopping.{setting.partition('=')[0]}"):
+        load_spec("digits").with_overrides([f"stopping.{setting}"])
+
+
+# --- Worker ---------------------------------------------------------------------------------------------------------
+
+
+class Clock:
+    seconds = 0.0
+
+    def __call__(self):
+        return self.seconds
+
+
+def test_finished_trials_are_read_once_as_they_come_and_an_absent_database_ends_no_trial(study, monkeypatch):
+    clock = Clock()
+    rivals = Rivals(study, "cpu x2", clock)
+    work_off(study)
+    assert len(rivals.known()) == 4
+    asked = []
+
+    def away(*arguments, **options):
+        asked.append(options["leave_out"])
+        raise StorageError("away")
+
+    monkeypatch.setattr(query, "trial_records", away)
+    assert len(rivals.known()) == 4
+    assert asked == []
+    clock.seconds = 60.0
+    assert len(rivals.known()) == 4
+    assert asked == [{0, 1, 2, 3}]
+
+
+def test_rivals_come_from_the_same_kind_of_machine(study):
+    study.complete(study.claim(), result(device_name="cpu"))
+    study.complete(study.claim(), result(device_name="gpu"))
+    assert [rival.number for rival in Rivals(study, "cpu x2").known()] == [0]
+    assert [rival.number for rival in Rivals(study, None).known()] == [0]  # the other one is an extra
+
+
+OPTIONS = WorkerOptions(device="cpu", threads=1, allow_mixed=True)
+
+
+def made_up(number):
+    """Return a result far better and faster than real training, whose curve halves the error towards its end."""
+    epochs = curve(1e-4, 0.02 * (1 + number), epochs=30, start=0.04 * (1 + number))
+    return replace(result(1e-4, epochs[-1].accuracy), curve=epochs)
+
+
+@pytest.mark.parametrize("control", [0.0, 1.0])
+def test_a_worker_stops_a_dominated_trial_and_runs_a_control_to_its_end(sqlite_url, control):
+    rates = ", ".join(str(k / 20) for k in range(10))
+    overrides = [f"search={{prune_rate = [{rates}]}}", "pruning.strategy=random", "train.epochs=30"]
+    overrides += ["model.widths=[8, 8, 8]", "model.blocks=1", "data.train_size=600", "train.batch_size=200"]
+    study = create_study(
+        load_spec("digits").with_overrides([*overrides, "stopping.rule=dominance", f"stopping.control={control}"]),
+        sqlite_url,
+    )
+    for number in range(9):
+        study.complete(study.claim(), made_up(number))
+    assert run_worker(sqlite_url, None, OPTIONS).completed == 1
+    last = query.trial_records(study.engine, study.study_id)[-1]
+    assert study.verify().whole
+    assert study.is_finished()
+    summary = study.stopping()
+    if control:
+        assert (last.state, len(last.curve)) == ("COMPLETE", 30)
+        assert (summary.stopped, summary.controls, summary.wrong) == (0, 1, 0)
+    else:
+        assert (last.state, len(last.curve)) == ("PRUNED", 1)
+        assert last.stopped.startswith("after epoch 1")
+        assert (summary.stopped, summary.controls) == (1, 0)
+        assert study.verify().stopped == 1
+    assert Slot(9, 0) not in study.verify().missing
