@@ -35,6 +35,8 @@ def create_study(
 ) -> StudyHandle:
     """Create a study, its database where there is none, and its open trials.
 
+    With `[pruning] when = "auto"` the study gets the strategy and the prune rate that its evidence supports.
+
     Args:
         spec: a spec, a TOML file's path, or the name of a bundled study file.
         storage: database URL; else BUDGETTUNE_STORAGE, OPTUNA_STORAGE, or sqlite:///budgettune.db.
@@ -42,14 +44,19 @@ def create_study(
         skip_if_exists: return the study of that name where it is there already.
 
     Raises:
-        SpecError: where the spec cannot work.
+        SpecError: where the spec cannot work, or its evidence is about something else.
+        UsageError: where its evidence cannot be read.
         StudyExists: where the name is taken.
         StorageError: where the database cannot be reached.
     """
     from budgettune.study import handle as study
 
-    spec = spec if isinstance(spec, StudySpec) else load_spec(spec)
-    return study.create_study(spec.with_overrides(overrides), storage_url(storage), skip_if_exists=skip_if_exists)
+    spec = (spec if isinstance(spec, StudySpec) else load_spec(spec)).with_overrides(overrides)
+    if spec.pruning.when == "auto":
+        from budgettune.comparison.decision import decided
+
+        spec = decided(spec)
+    return study.create_study(spec, storage_url(storage), skip_if_exists=skip_if_exists)
 
 
 def load_study(name: str | None = None, *, storage: str | None = None) -> StudyHandle:

@@ -20,8 +20,7 @@ BudgetTuneError                 say what is wrong and what to do next, in one li
 
 from __future__ import annotations
 
-from budgettune.text import format_duration
-from budgettune.texts import one_line, shortened
+from budgettune.text import format_duration, one_line, shortened
 
 LONGEST_LINE = 2_000
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
+
+from budgettune.errors import Interrupted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -321,3 +323,72 @@ def trial_attributes(result: TrialResult) -> dict[str, Any]:
             )
         },
     }
+
+
+LOST = "lost"
+"""Kind of failure of a trial whose worker gave no sign of life."""
+
+HANDED_BACK = Interrupted.kind
+"""Kind of failure that uses up no attempt."""
+
+TAKEN = frozenset({"WAITING", "RUNNING", "COMPLETE"})
+"""States in which a trial holds its slot."""
+
+
+class Slot(NamedTuple):
+    """One cell and repeat: what must end with exactly one complete trial."""
+
+    cell: int
+    repeat: int
+
+    def __str__(self) -> str:
+        return f"cell {self.cell} repeat {self.repeat}"
+
+
+@dataclass(frozen=True)
+class SlotRow:
+    """What a decision needs to know of one trial.
+
+    Attributes:
+        has_params: false for a sampled point whose worker died while it was drawn.
+        failure: the kind and the message of a failed trial.
+        extra: a late result beside the one that counts.
+        late_of: number of the trial whose late result this row keeps.
+        seconds: on the clock of a trial that is complete or was stopped; of any other, from its start to its last sign
+            of life.
+        is_stopped: whether the study's rule ended it early, so that its slot is done.
+        accuracy: of a complete trial.
+    """
+
+    trial_id: int
+    number: int
+    state: str
+    slot: Slot
+    attempt: int = 1
+    has_params: bool = True
+    failure: tuple[str, str] | None = None
+    extra: bool = False
+    late_of: int | None = None
+    seconds: float = 0.0
+    is_stopped: bool = False
+    accuracy: float | None = None
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it ended as it should."""
+        return self.state == "COMPLETE" or self.is_stopped
+
+    @property
+    def is_taken(self) -> bool:
+        """Whether this row keeps others from its slot."""
+        return (self.state in TAKEN or self.is_stopped) and not self.extra
+
+    @property
+    def uses_attempt(self) -> bool:
+        """Whether this try counts towards the limit."""
+        return self.failure is None or self.failure[0] != HANDED_BACK
+
+    @property
+    def next_attempt(self) -> int:
+        """Number of the try that follows this failed one."""
+        return self.attempt + 1 if self.uses_attempt else self.attempt

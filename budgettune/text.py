@@ -1,9 +1,10 @@
-"""Durations as people write them ("90s", "10m", "1h30m") and as code uses them (seconds)."""
+"""Texts: durations as people write them ("90s", "10m", "1h30m"), and texts from elsewhere made safe for a terminal."""
 
 from __future__ import annotations
 
 import math
 import re
+from typing import Any
 
 _SECONDS = {"d": 86_400.0, "h": 3_600.0, "m": 60.0, "s": 1.0, "ms": 1e-3}
 _PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*(ms|[dhms])")
@@ -64,3 +65,36 @@ def format_duration(seconds: float) -> str:
         return f"{minutes // 60}h{minutes % 60:02d}m"
     hours = round(seconds / 3_600)
     return f"{hours // 24}d{hours % 24:02d}h"
+
+
+# C0 and C1 controls; line separators and what turns the direction of writing; halves of a character, which no
+# encoding can write. Joiners stay: emoji are made with them.
+_OBEYED = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_OBEYED_IN_A_LINE = re.compile(f"(?!\n){_OBEYED.pattern}")
+
+
+def one_line(text: str) -> str:
+    """Return a text with everything that a terminal obeys instead of showing, line breaks too, as escapes."""
+    return _OBEYED.sub(_escaped, text)
+
+
+def printable(text: str) -> str:
+    """Return the same with its line breaks kept."""
+    return _OBEYED_IN_A_LINE.sub(_escaped, text)
+
+
+def plain(value: Any) -> Any:
+    """Return a value for CSV, which a terminal may show and which must be encodable: texts as `printable`."""
+    return printable(value) if isinstance(value, str) else value
+
+
+def shortened(text: str, longest: int = 80) -> str:
+    """Return a text, or its beginning and its end with an ellipsis between where it is longer."""
+    if len(text) <= longest:
+        return text
+    end = longest // 3
+    return f"{text[: longest - end - 1]}…{text[-end:]}"
+
+
+def _escaped(match: re.Match[str]) -> str:
+    return match[0].encode("unicode_escape").decode()

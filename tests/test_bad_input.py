@@ -44,8 +44,7 @@ from budgettune.study.handle import (
     load_study,
     study_names,
 )
-from budgettune.text import parse_duration
-from budgettune.texts import one_line, printable
+from budgettune.text import one_line, parse_duration, printable
 
 ESCAPE = "\x1b]0;owned\x07"
 """What gives a terminal's window another title."""

@@ -4,10 +4,11 @@ import pytest
 import sqlalchemy as sa
 
 from budgettune.errors import SpecError
+from budgettune.records import Slot, SlotRow
 from budgettune.storage.opening import writing
 from budgettune.storage.schema import trial_heartbeats, trials, utc_in
 from budgettune.study.handle import create_study, list_studies
-from budgettune.study.ledger import Cells, Slot, SlotRow
+from budgettune.study.ledger import Ledger
 from tests.support.studies import let_lease_run_out, records, result, sampled, work_off
 
 
@@ -114,8 +115,8 @@ def test_a_late_result_and_the_lost_trial_that_it_is_of_count_once():
     spec = sampled("random", total=25.0)
     lost = SlotRow(1, 0, "FAIL", Slot(0, 0), failure=("lost", "gone"), seconds=20.0)
     late = SlotRow(2, 1, "COMPLETE", Slot(0, 0), late_of=0, seconds=21.0)
-    assert not Cells(spec, [lost, late]).is_spent
-    assert Cells(spec, [lost, SlotRow(2, 1, "COMPLETE", Slot(0, 0), seconds=21.0)]).is_spent
+    assert not Ledger(spec, [lost, late]).is_spent
+    assert Ledger(spec, [lost, SlotRow(2, 1, "COMPLETE", Slot(0, 0), seconds=21.0)]).is_spent
 
 
 @pytest.mark.parametrize(

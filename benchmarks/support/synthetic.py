@@ -15,6 +15,7 @@ from budgettune.records import (
     EpochRecord,
     MachineInfo,
     PhaseSeconds,
+    Slot,
     TrialRecord,
     TrialResult,
     trial_attributes,
@@ -24,8 +25,7 @@ from budgettune.storage.opening import writing
 from budgettune.storage.slots import note_machine_kind
 from budgettune.storage.writes import NewTrial, StoredParam, insert_trials
 from budgettune.study.handle import StudyHandle, create_study
-from budgettune.study.ledger import Queued, Slot
-from budgettune.study.planning import trial_keys
+from budgettune.study.ledger import Queued, trial_keys
 from budgettune.study.sampling import search_space, stored_params
 
 ROWS_PER_TRANSACTION = 1_000

@@ -14,8 +14,7 @@ from budgettune.cli.output import cell
 from budgettune.records import EpochRecord, TrialResult
 from budgettune.spec.study_spec import StudySpec
 from budgettune.study.handle import Claim, StudyHandle
-from budgettune.text import format_duration
-from budgettune.texts import one_line
+from budgettune.text import format_duration, one_line
 from budgettune.worker.loop import Listener
 
 

@@ -16,8 +16,7 @@ from rich.text import Text
 
 from budgettune.records import RECORD_COLUMNS, TrialRecord
 from budgettune.storage.writes import finite
-from budgettune.text import format_duration
-from budgettune.texts import one_line, plain, printable
+from budgettune.text import format_duration, one_line, plain, printable
 
 __all__ = [
     "Format",

@@ -164,7 +164,7 @@ def compare(
             allow_import=api.allowed_packages(allow_import),
             out=to,
             resume=resume,
-            stop=stop,
+            should_stop=lambda: stop.cuts_short,
             say=_say,
         )
     _show_comparison(comparison, form)
@@ -246,7 +246,7 @@ def _train(
             threads=threads,
             allow_import=allow_import,
             folders=folders,
-            stop=stop,
+            should_stop=lambda: stop.cuts_short,
         )
     save_model(to, trained, spec, params)
     return trained.result

@@ -26,7 +26,7 @@ class Decision:
     sentence: str
 
 
-def settled(spec: StudySpec) -> StudySpec:
+def decided(spec: StudySpec) -> StudySpec:
     """Return a spec whose pruning is decided; one that asks for no decision, or has one, comes back as it is.
 
     The whole `[pruning]` table becomes that of the evidence, so that the strategy runs as it was compared.

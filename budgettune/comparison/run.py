@@ -29,7 +29,6 @@ from budgettune.training.device import pick_device
 from budgettune.training.profile.space import label_of
 from budgettune.training.session import prepare_process, undisturbed
 from budgettune.training.trainer import Witness, train
-from budgettune.worker.signals import StopFlag
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +46,7 @@ def compare(
     allow_import: Collection[str] = (),
     out: str | Path | None = None,
     resume: bool = False,
-    stop: StopFlag | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
     say: Callable[[str], None] = lambda line: None,
 ) -> Comparison:
     """Train each strategy at each prune rate, budget and seed, and return what came of it.
@@ -69,7 +68,7 @@ def compare(
         allow_import: packages that code named in the spec may come from.
         out: file that gets everything so far after each run; it must not be there unless `resume`.
         resume: go on with the runs of that file, where it is there; those that failed are run again.
-        stop: asked before every step; what is finished then is returned.
+        should_stop: asked before every step; what is finished then is returned.
         say: told what happens, a line at a time.
 
     Raises:
@@ -88,7 +87,7 @@ def compare(
         if is_code(arm.strategy):
             import_code(arm.strategy, allow_import)  # better now than after an hour
     data = with_wrong_labels(load_data(shared.data, allow_import=allow_import), shuffle_labels, shared.data.seed)
-    bench = _Bench(shared, data.to(chosen), chosen, witness, allow_import, stop or StopFlag())
+    bench = _Bench(shared, data.to(chosen), chosen, witness, allow_import, should_stop)
     plan = turns(arms, budgets_seconds, [spec.trial_seed(0, number) for number in range(seeds)])
     say(f"{shared.data.name}, {label_of(shared)}")
     if spec.train.lr_schedule == "constant":
@@ -215,7 +214,7 @@ class _Bench:
     device: torch.device
     witness: Witness
     allow_import: Collection[str]
-    stop: StopFlag
+    should_stop: Callable[[], bool]
 
     def run(self, turn: Turn) -> Run:
         """Return one run, also where it failed by a fault of its own; a fault of this box is raised."""
@@ -244,7 +243,7 @@ class _Bench:
             device=self.device,
             allow_import=self.allow_import,
             witness=self.witness,
-            should_stop=lambda: self.stop.cuts_short,
+            should_stop=self.should_stop,
         ).result
 
 

@@ -20,7 +20,7 @@ from budgettune.storage.slots import stopping_notes
 from budgettune.study.export import opened
 
 if TYPE_CHECKING:
-    import sqlalchemy as sa
+    from budgettune.storage.connection import Engine
 
 PICTURE_WIDTH = 1000
 """Pixels; PNG files have twice as many."""
@@ -31,7 +31,7 @@ HOW_TO_GET_PICTURES = (
 
 
 def write_report(
-    engine: sa.Engine,
+    engine: Engine,
     study_id: int,
     out: str | Path,
     *,

@@ -8,7 +8,7 @@ from typing import Any
 
 from budgettune.errors import SpecError
 from budgettune.spec.tables import RangeSpec
-from budgettune.texts import shortened
+from budgettune.text import shortened
 
 SHORT_KEYS = {
     "scale": "model.scale",

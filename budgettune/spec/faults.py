@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from budgettune.spec.tables import RangeSpec
-from budgettune.texts import shortened
+from budgettune.text import shortened
 
 FAULTS_SHOWN = 5
 _repr = reprlib.Repr()  # goes only so deep

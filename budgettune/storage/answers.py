@@ -34,7 +34,7 @@ from budgettune.storage.schema import (
 from budgettune.storage.schema import studies as studies_table
 from budgettune.storage.slots import has_repeats, machine_kind, machine_kinds
 from budgettune.storage.trials import parse_json, record_batches, records_of, trial_records, whole_number
-from budgettune.texts import shortened
+from budgettune.text import shortened
 
 __all__ = [
     "ANY_KIND",

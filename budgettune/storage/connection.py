@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
-from sqlalchemy import event
+from sqlalchemy import Engine, event
 
 from budgettune.errors import StorageError
 from budgettune.storage.driver_errors import redact, translated
-from budgettune.texts import one_line
+from budgettune.text import one_line
 
 if TYPE_CHECKING:
     from sqlalchemy.engine.interfaces import DBAPIConnection
@@ -79,14 +79,14 @@ def shown(url: sa.URL) -> str:
 
 
 @contextmanager
-def reading(engine: sa.Engine) -> Iterator[sa.Connection]:
+def reading(engine: Engine) -> Iterator[sa.Connection]:
     """Yield a connection for reading; it takes no lock, and works on a read-only file."""
     with translated(shown(engine.url)), engine.connect().execution_options(budgettune_read=True) as connection:
         yield connection
 
 
 @contextmanager
-def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
+def writing(engine: Engine) -> Iterator[sa.Connection]:
     """Yield a connection in one transaction, committed where the block ends well."""
     with translated(shown(engine.url)), engine.begin() as connection:
         yield connection
@@ -111,7 +111,7 @@ def engine_options(url: sa.URL) -> dict[str, Any]:
     return {"connect_args": connect_args, "pool_pre_ping": True, "pool_size": 2, "max_overflow": 3}
 
 
-def engine_of(url: sa.URL) -> sa.Engine:
+def engine_of(url: sa.URL) -> Engine:
     """Return an engine of this process: one for each server, so that many handles share few connections.
 
     A file gets a new one each time, because another file may have its name by now.
@@ -125,7 +125,7 @@ def engine_of(url: sa.URL) -> sa.Engine:
         return _servers[key]
 
 
-_servers: dict[str, sa.Engine] = {}
+_servers: dict[str, Engine] = {}
 _servers_lock = threading.Lock()
 
 
@@ -139,7 +139,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_connections)
 
 
-def new_engine(url: sa.URL) -> sa.Engine:
+def new_engine(url: sa.URL) -> Engine:
     """Return an engine as SQLAlchemy makes it: not yet fit for concurrent work."""
     with driver_named(url), translated(shown(url)):
         return sa.create_engine(url, **engine_options(url))
@@ -156,7 +156,7 @@ def driver_named(url: sa.URL) -> Iterator[None]:
         ) from None
 
 
-def tuned(engine: sa.Engine, *, read_only: bool = False) -> sa.Engine:
+def tuned(engine: Engine, *, read_only: bool = False) -> Engine:
     """Set what makes concurrent work safe, on every connection that is opened from now on.
 
     Args:

@@ -10,6 +10,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from budgettune.records import TAKEN, Slot, SlotRow
 from budgettune.storage.opening import reading
 from budgettune.storage.schema import (
     KINDS_ATTRIBUTE,
@@ -26,7 +27,6 @@ from budgettune.storage.schema import (
 )
 from budgettune.storage.trials import failure_pair, is_whole, parse_json, read_attributes, stopping_note, whole_number
 from budgettune.storage.writes import set_study_attribute
-from budgettune.study.ledger import TAKEN, Slot, SlotRow
 
 LOOKED_AT = 50  # open rows, to see whether any is of a cell
 SLOT_ATTRIBUTES = ("cell", "repeat", "attempt", "failure", "extra", "late_of", "stopping")

@@ -10,6 +10,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
+from budgettune.records import HANDED_BACK, LOST, Slot, SlotRow
 from budgettune.storage.opening import writing
 from budgettune.storage.schema import (
     DIRECTIONS,
@@ -44,7 +45,6 @@ from budgettune.storage.writes import (
     read_stored_params,
     set_state,
 )
-from budgettune.study.ledger import HANDED_BACK, LOST, Slot, SlotRow
 
 CLAIM_ATTRIBUTES = ("cell", "repeat", "attempt", "seed")
 MANY_ROWS = 1_000

@@ -15,15 +15,15 @@ from budgettune.files import replacing
 from budgettune.records import RECORD_COLUMNS, TrialRecord
 from budgettune.storage import answers as query
 from budgettune.storage.writes import json_text
-from budgettune.texts import plain, printable
+from budgettune.text import plain, printable
 
 if TYPE_CHECKING:
-    import sqlalchemy as sa
+    from budgettune.storage.connection import Engine
 
 FORMATS = ("csv", "json", "parquet")
 
 
-def export(engine: sa.Engine, study_id: int, format: str, out: str | Path | None = None) -> None:  # noqa: A002
+def export(engine: Engine, study_id: int, format: str, out: str | Path | None = None) -> None:  # noqa: A002
     """Write every trial of a study to a file, all or nothing.
 
     Args:
@@ -54,7 +54,7 @@ def param_column(name: str) -> str:
     return f"params.{name}" if name in RECORD_COLUMNS else printable(name)
 
 
-def _write_csv(engine: sa.Engine, study_id: int, file: BinaryIO) -> None:
+def _write_csv(engine: Engine, study_id: int, file: BinaryIO) -> None:
     params = query.param_names(engine, study_id)
     text = io.TextIOWrapper(file, encoding="utf-8", newline="")
     writer = csv.DictWriter(text, [*RECORD_COLUMNS, *map(param_column, params)], lineterminator="\n")
@@ -65,7 +65,7 @@ def _write_csv(engine: sa.Engine, study_id: int, file: BinaryIO) -> None:
     text.detach()
 
 
-def _write_json(engine: sa.Engine, study_id: int, file: BinaryIO) -> None:
+def _write_json(engine: Engine, study_id: int, file: BinaryIO) -> None:
     separator = "[\n"
     for records in query.record_batches(engine, study_id):
         for record in records:
@@ -74,7 +74,7 @@ def _write_json(engine: sa.Engine, study_id: int, file: BinaryIO) -> None:
     file.write(b"[]\n" if separator == "[\n" else b"\n]\n")
 
 
-def _write_parquet(engine: sa.Engine, study_id: int, file: BinaryIO) -> None:
+def _write_parquet(engine: Engine, study_id: int, file: BinaryIO) -> None:
     try:
         import pandas as pd
         import pyarrow  # noqa: F401

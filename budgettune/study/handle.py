@@ -12,21 +12,19 @@ from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-import sqlalchemy as sa
-
 from budgettune.errors import BudgetTuneError, SpecError, StudyExists
-from budgettune.records import TrialResult, trial_attributes
+from budgettune.records import HANDED_BACK, Slot, SlotRow, TrialResult, trial_attributes
 from budgettune.spec.study_spec import StudySpec
 from budgettune.storage import answers as query
 from budgettune.storage import slots, transactions
+from budgettune.storage.connection import Engine
 from budgettune.storage.driver_errors import redact, translated
 from budgettune.storage.opening import open_engine, open_storage
 from budgettune.storage.transactions import Reconciled, TakenTrial
 from budgettune.storage.writes import NewTrial
 from budgettune.study.dashboard_note import study_note
 from budgettune.study.export import export
-from budgettune.study.ledger import HANDED_BACK, Cells, GivenUp, Queued, Slot, SlotRow, Verification
-from budgettune.study.planning import first_trials, new_trials, trial_keys
+from budgettune.study.ledger import GivenUp, Ledger, Queued, Verification, first_trials, new_trials, trial_keys
 from budgettune.study.summary import StudySummary, list_studies, stopping_of, study_names, summary_of
 
 if TYPE_CHECKING:
@@ -83,8 +81,6 @@ class Claim:
 def create_study(spec: StudySpec, url: str, *, skip_if_exists: bool = False) -> StudyHandle:
     """Make a study with one waiting trial per grid cell and repeat, in one transaction.
 
-    With `[pruning] when = "auto"` the study gets the strategy and the prune rate that its evidence supports.
-
     Args:
         spec: the study file.
         url: of the database; the SQLite file and the tables are made where they are missing.
@@ -93,11 +89,9 @@ def create_study(spec: StudySpec, url: str, *, skip_if_exists: bool = False) -> 
     Raises:
         StudyExists: where a study of that name is there (or, with `skip_if_exists`, one with other settings).
         StorageError: where the database cannot be used.
-        UsageError: where the evidence cannot be read.
-        SpecError: where the evidence is not about this study.
+        SpecError: where a database cannot keep the name.
     """
     _check_name(spec.name)
-    spec = _settled(spec)
     engine = open_engine(url, create=True)
     study_id = transactions.insert_study(engine, spec.name, spec.to_json(), first_trials(spec), note=study_note(spec))
     if study_id is not None:
@@ -105,7 +99,7 @@ def create_study(spec: StudySpec, url: str, *, skip_if_exists: bool = False) -> 
     return _reopen(spec, url, engine, skip_if_exists)
 
 
-def _reopen(spec: StudySpec, url: str, engine: sa.Engine, skip_if_exists: bool) -> StudyHandle:
+def _reopen(spec: StudySpec, url: str, engine: Engine, skip_if_exists: bool) -> StudyHandle:
     handle = _handle(url, engine, spec.name)
     if not skip_if_exists:
         raise StudyExists(f"study {spec.name!r} is there already: choose another --name, or add --skip-if-exists")
@@ -115,14 +109,6 @@ def _reopen(spec: StudySpec, url: str, engine: sa.Engine, skip_if_exists: bool) 
         )
     handle.reconcile()
     return handle
-
-
-def _settled(spec: StudySpec) -> StudySpec:
-    if spec.pruning.when == "always":
-        return spec
-    from budgettune.comparison import decision as evidence
-
-    return evidence.settled(spec)
 
 
 def _check_name(name: str) -> None:
@@ -145,7 +131,7 @@ def load_study(url: str, name: str | None = None) -> StudyHandle:
     return _handle(url, open_engine(url), name)
 
 
-def _handle(url: str, engine: sa.Engine, name: str | None) -> StudyHandle:
+def _handle(url: str, engine: Engine, name: str | None) -> StudyHandle:
     row = query.find_study(engine, name)
     return StudyHandle(row.read_spec(), url, row.study_id, engine)
 
@@ -170,7 +156,7 @@ class StudyHandle:
         engine: for `budgettune.storage.answers`.
     """
 
-    def __init__(self, spec: StudySpec, url: str, study_id: int, engine: sa.Engine) -> None:
+    def __init__(self, spec: StudySpec, url: str, study_id: int, engine: Engine) -> None:
         self.spec = spec
         self.url = url
         self.study_id = study_id
@@ -301,7 +287,7 @@ class StudyHandle:
             return Reconciled(lost=0, queued=0, given_up=self._given_up)
 
         def decide(rows: list[SlotRow]) -> tuple[list[NewTrial], int]:
-            cells = Cells(self.spec, rows)
+            cells = Ledger(self.spec, rows)
             return new_trials(self.spec, cells.to_queue()), len(cells.given_up())
 
         done = transactions.put_right(self.engine, self.study_id, lease_seconds, decide)
@@ -312,7 +298,7 @@ class StudyHandle:
         """Queue cells again that were given up (all, or one); return how many rows were added."""
 
         def decide(rows: list[SlotRow]) -> tuple[list[NewTrial], int]:
-            cells = Cells(self.spec, rows)
+            cells = Ledger(self.spec, rows)
             again = [cells.queued(failed.slot, attempt=1) for failed in cells.given_up(cell)]
             return new_trials(self.spec, again), 0
 
@@ -349,8 +335,8 @@ class StudyHandle:
         may_wait = self.spec.sampler.total is None and slots.has_open_row(self.engine, self.study_id)
         return not may_wait and self._cells().left_count() == 0
 
-    def _cells(self) -> Cells:
-        return Cells(self.spec, slots.slot_rows(self.engine, self.study_id))
+    def _cells(self) -> Ledger:
+        return Ledger(self.spec, slots.slot_rows(self.engine, self.study_id))
 
     # --- sampled points ---------------------------------------------------------------------------------------------
 
@@ -374,7 +360,7 @@ class StudyHandle:
         return None if params is None else replace(reserved, params=params, params_are_drawn=True)
 
     def _next_point(self, rows: list[SlotRow]) -> NewTrial | None:
-        queued = Cells(self.spec, rows).to_draw()
+        queued = Ledger(self.spec, rows).to_draw()
         return None if queued is None else NewTrial("RUNNING", trial_keys(self.spec, queued))
 
     def _draw_params(self, reserved: TakenTrial) -> dict[str, Any] | None:

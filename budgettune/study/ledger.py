@@ -1,4 +1,4 @@
-"""Which trials a study still needs, decided from what it holds. Pure: no database here.
+"""Which trials a study still needs, decided from what it holds. Pure: no database is asked here.
 
 A *slot* is one cell and repeat. At every moment a slot has at most one row that is open, complete or stopped early:
 
@@ -12,16 +12,102 @@ from __future__ import annotations
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property
+from typing import Any
 
+from budgettune.records import Slot, SlotRow
 from budgettune.spec.study_spec import StudySpec
-from budgettune.study.slot_values import HANDED_BACK, LOST, TAKEN, GivenUp, Queued, Slot, SlotRow, Verification
+from budgettune.storage.writes import NewTrial
+from budgettune.text import one_line
 
-__all__ = ["HANDED_BACK", "LOST", "TAKEN", "Cells", "GivenUp", "Queued", "Slot", "SlotRow", "Verification"]
+SHOWN = 50  # slots named in a line for people
 
 
-class Cells:
+@dataclass(frozen=True)
+class GivenUp:
+    """A slot that failed as often as the spec allows.
+
+    Attributes:
+        reasons: of the failed tries, oldest first, each with its kind in front.
+    """
+
+    cell: int
+    repeat: int
+    reasons: tuple[str, ...]
+
+    @property
+    def slot(self) -> Slot:
+        """The cell and repeat."""
+        return Slot(self.cell, self.repeat)
+
+    def __str__(self) -> str:
+        return one_line(f"{self.slot} after {'; '.join(self.reasons)}")
+
+
+@dataclass(frozen=True)
+class Queued:
+    """A slot to try (again).
+
+    Attributes:
+        source: trial that has the params; None where the spec's grid has them, or a sampler must draw them.
+    """
+
+    slot: Slot
+    attempt: int
+    source: int | None = None
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Whether a study holds exactly one trial for each cell and repeat that is complete or was stopped early.
+
+    Attributes:
+        cells: cells × repeats that the study wants (for a sampled study without an end: those drawn so far).
+        complete: how many of them have exactly one complete trial.
+        stopped: how many have exactly one that the study's rule stopped early instead.
+        missing: those with neither that may still get one.
+        doubled: those with more than one.
+        given_up: those that failed too often.
+    """
+
+    cells: int
+    complete: int
+    missing: tuple[Slot, ...] = ()
+    doubled: tuple[Slot, ...] = ()
+    given_up: tuple[GivenUp, ...] = ()
+    stopped: int = 0
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing is missing, doubled or given up."""
+        return not (self.missing or self.doubled or self.given_up)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {
+            "whole": self.whole,
+            "cells": self.cells,
+            "complete": self.complete,
+            "stopped": self.stopped,
+            "missing": [slot._asdict() for slot in self.missing],
+            "doubled": [slot._asdict() for slot in self.doubled],
+            "given_up": [asdict(failed) for failed in self.given_up],
+        }
+
+    def describe(self) -> str:
+        """Return the same for people: a line of counts, then one for each kind of fault."""
+        stopped = f", {self.stopped} exactly one that was stopped early" if self.stopped else ""
+        lines = [f"{self.complete} of {self.cells} cells × repeats have exactly one complete trial{stopped}"]
+        for fault, slots in (("missing", self.missing), ("doubled", self.doubled), ("given up", self.given_up)):
+            if slots:
+                more = f" and {len(slots) - SHOWN} more" if len(slots) > SHOWN else ""
+                lines.append(f"{fault}: {', '.join(map(str, slots[:SHOWN]))}{more}")
+        return "\n".join(lines)
+
+
+class Ledger:
     """The rows of a study by slot, and what follows from them.
 
     Attributes:
@@ -108,7 +194,7 @@ class Cells:
 
     @cached_property
     def _doubtful(self) -> frozenset[int]:
-        """Cells that need one repeat more, once all that was begun is done and every cell has a result."""
+        """Ledger that need one repeat more, once all that was begun is done and every cell has a result."""
         if self._most_repeats == self._repeats or self.is_spent or len(self._begun) < (self._limit or math.inf):
             return frozenset()
         if not all(self.is_done(Slot(cell, repeat)) for cell, depth in self._begun.items() for repeat in range(depth)):
@@ -190,3 +276,26 @@ def spent_seconds(rows: Collection[SlotRow]) -> float:
 def _reasons(rows: Iterable[SlotRow]) -> tuple[str, ...]:
     failures = (row.failure or ("unknown", "no reason was recorded") for row in rows if row.uses_attempt)
     return tuple(f"{kind}: {message}" for kind, message in failures)
+
+
+def trial_keys(spec: StudySpec, queued: Queued) -> dict[str, int]:
+    """Return the user attributes that say which cell, repeat and attempt a trial is."""
+    cell, repeat = queued.slot
+    return {"cell": cell, "repeat": repeat, "attempt": queued.attempt, "seed": spec.trial_seed(cell, repeat)}
+
+
+def new_trials(spec: StudySpec, queue: Sequence[Queued]) -> list[NewTrial]:
+    """Return the waiting rows of slots; the params of a grid cell come from the spec, others from an earlier trial."""
+    if not queue:
+        return []
+    if spec.sampler.name != "grid":
+        return [NewTrial("WAITING", trial_keys(spec, each), params_of=each.source) for each in queue]
+    from budgettune.study.sampling import grid_params
+
+    params = grid_params(spec)
+    return [NewTrial("WAITING", trial_keys(spec, each), params=params[each.slot.cell]) for each in queue]
+
+
+def first_trials(spec: StudySpec) -> list[NewTrial]:
+    """Return the rows that a study begins with."""
+    return new_trials(spec, Ledger(spec, ()).to_queue())

@@ -10,16 +10,14 @@ from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-import sqlalchemy as sa
-
 from budgettune.errors import StorageError, StudyNotFound
 from budgettune.records import TrialRecord
 from budgettune.spec.study_spec import StudySpec
 from budgettune.storage import answers as query
+from budgettune.storage.connection import Engine
 from budgettune.storage.opening import open_engine
 from budgettune.storage.slots import slot_rows, stopping_notes
-from budgettune.study.ledger import Cells
-from budgettune.study.slot_values import GivenUp
+from budgettune.study.ledger import GivenUp, Ledger
 
 if TYPE_CHECKING:
     from budgettune.study.stopping_notes import StoppingSummary
@@ -118,12 +116,12 @@ def trials_per_hour(latest: Sequence[TrialRecord]) -> float | None:
 
 
 def summary_of(
-    engine: sa.Engine, study_id: int, name: str, spec: StudySpec | None, fault: str | None = None
+    engine: Engine, study_id: int, name: str, spec: StudySpec | None, fault: str | None = None
 ) -> StudySummary:
     """Return one study in a line."""
     states = query.state_counts(engine, study_id)
     seconds = query.train_seconds(engine, study_id)
-    cells = None if spec is None else Cells(spec, slot_rows(engine, study_id))
+    cells = None if spec is None else Ledger(spec, slot_rows(engine, study_id))
     left = None if cells is None else cells.left_count()
     return StudySummary(
         name=name,
@@ -137,7 +135,7 @@ def summary_of(
     )
 
 
-def stopping_of(engine: sa.Engine, study_id: int) -> StoppingSummary:
+def stopping_of(engine: Engine, study_id: int) -> StoppingSummary:
     """Return what stopping trials early did in a study."""
     from budgettune.study.stopping_notes import summary_of_notes
 

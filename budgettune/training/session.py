@@ -19,7 +19,6 @@ from budgettune.spec.trust import check_paths
 from budgettune.training.data.load import ImageData, load_data
 from budgettune.training.device import Device, pick_device
 from budgettune.training.trainer import Trained, train
-from budgettune.worker.signals import StopFlag
 
 
 @dataclass
@@ -80,7 +79,7 @@ def train_one(
     threads: int | None = None,
     allow_import: Collection[str] = (),
     folders: frozenset[Path] | None = None,
-    stop: StopFlag | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
     on_epoch: Callable[[EpochRecord], None] = lambda record: None,
 ) -> Trained:
     """Train one configuration without recording it in a study, and return its result and model.
@@ -93,7 +92,7 @@ def train_one(
         threads: of the CPU; None for every usable core.
         allow_import: packages that code named in the spec may come from.
         folders: that it may name files in, from `allowed_folders`; None for any.
-        stop: ends it early, with Interrupted.
+        should_stop: asked before every step; true ends training with Interrupted.
         on_epoch: told each point of the curve.
     """
     chosen = pick_device(device)
@@ -110,7 +109,7 @@ def train_one(
         load_seconds=load_seconds,
         allow_import=allow_import,
         witness=witness,
-        should_stop=lambda: stop is not None and stop.cuts_short,
+        should_stop=should_stop,
         on_epoch=on_epoch,
     )
 

@@ -21,14 +21,14 @@ from budgettune.training.device import Device, pick_device
 from budgettune.training.profile.probe import Probe, probe_images
 
 if TYPE_CHECKING:
-    import sqlalchemy as sa
+    from budgettune.storage.connection import Engine
 
 SECONDS_OF_STEPS = 0.3
 FEWEST_STEPS, MOST_STEPS = 5, 50
 
 
 def probe_here(
-    engine: sa.Engine,
+    engine: Engine,
     study_id: int,
     spec: StudySpec,
     *,
@@ -58,7 +58,7 @@ def probe_here(
 
 
 def probe_study(
-    engine: sa.Engine,
+    engine: Engine,
     study_id: int,
     spec: StudySpec,
     device: torch.device,

@@ -2,11 +2,11 @@
 
 import pytest
 
-from budgettune.comparison.decision import decide, settled
+from budgettune.api import create_study
+from budgettune.comparison.decision import decide, decided
 from budgettune.comparison.result import write_comparison
 from budgettune.errors import SpecError, UsageError
 from budgettune.spec.study_spec import StudySpec, load_spec
-from budgettune.study.handle import create_study
 from tests.support.made_comparisons import ALIKE, BETTER, DIGITS, FULL_AT, comparison, joined
 
 
@@ -79,26 +79,26 @@ def auto(tmp_path, found, *lines, search=""):
 def test_a_study_is_created_with_what_its_evidence_supports(tmp_path, sqlite_url, monkeypatch):
     spec = auto(tmp_path, comparison({"full": FULL_AT, "random 0.3": BETTER}), search="[search]\nscale = [1.0, 2.0]")
     monkeypatch.chdir("/")  # the evidence lies beside the study file, wherever we are
-    with create_study(spec, sqlite_url) as study:
+    with create_study(spec, storage=sqlite_url) as study:
         pruning = study.spec.pruning
         assert (pruning.strategy, pruning.prune_rate, pruning.evidence) == ("random", 0.3, "compare.json")
         assert pruning.decided.startswith("random 0.3: +5.40 points against full")
         assert len(study.spec.cells()) == 2
-        assert settled(study.spec) == study.spec
-    create_study(spec, sqlite_url, skip_if_exists=True).close()
+        assert decided(study.spec) == study.spec
+    create_study(spec, storage=sqlite_url, skip_if_exists=True).close()
 
 
 def test_a_strategy_runs_in_the_study_as_it_was_compared(tmp_path):
     compared = DIGITS.with_overrides(["pruning.refresh_every=9"])
     spec = auto(tmp_path, comparison({"full": FULL_AT, "stale-quantile 0.3": BETTER}, spec=compared))
-    assert settled(spec).pruning.refresh_every == 9
+    assert decided(spec).pruning.refresh_every == 9
 
 
 def test_evidence_is_looked_for_in_the_working_directory_too(tmp_path, monkeypatch):
     write_comparison(tmp_path / "c.json", comparison({"full": FULL_AT, "random 0.3": BETTER}))
     monkeypatch.chdir(tmp_path)
     overrides = ["search={}", "pruning.when=auto", "pruning.evidence=c.json"]
-    assert settled(DIGITS.with_overrides(overrides)).pruning.strategy == "random"
+    assert decided(DIGITS.with_overrides(overrides)).pruning.strategy == "random"
 
 
 def test_a_study_that_searches_pruning_cannot_have_it_decided():
@@ -115,17 +115,17 @@ def test_a_study_that_searches_pruning_cannot_have_it_decided():
 def test_evidence_that_does_not_fit_the_study_is_refused(tmp_path):
     found = comparison({"full": FULL_AT, "random 0.3": BETTER})
     with pytest.raises(SpecError, match=r"about digits, and the study about cifar10: run `budgettune compare`"):
-        settled(auto(tmp_path, found, '[data]\nname = "cifar10"'))
+        decided(auto(tmp_path, found, '[data]\nname = "cifar10"'))
     both = joined(found, comparison({"full": FULL_AT}, budget=20.0))
     with pytest.raises(SpecError, match=r"several budgets \(10.0s, 20.0s\) and the study has none"):
-        settled(auto(tmp_path, both))
-    assert settled(auto(tmp_path, both, '[train]\nbudget = "12s"')).pruning.strategy == "random"
+        decided(auto(tmp_path, both))
+    assert decided(auto(tmp_path, both, '[train]\nbudget = "12s"')).pruning.strategy == "random"
     spec = auto(tmp_path, found)
     (tmp_path / "compare.json").unlink()
     with pytest.raises(UsageError, match=r"compare\.json: cannot be read"):
-        settled(spec)
+        decided(spec)
 
 
 def test_a_decision_survives_json():
-    decided = DIGITS.with_overrides(["search={}", "pruning.when=auto", "pruning.evidence=c", "pruning.decided=because"])
-    assert StudySpec.from_json(decided.to_json()) == decided
+    spec = DIGITS.with_overrides(["search={}", "pruning.when=auto", "pruning.evidence=c", "pruning.decided=because"])
+    assert StudySpec.from_json(spec.to_json()) == spec

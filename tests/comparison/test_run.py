@@ -15,7 +15,7 @@ import torch
 
 import budgettune
 from budgettune.comparison import run as comparing
-from budgettune.comparison.decision import settled
+from budgettune.comparison.decision import decided
 from budgettune.comparison.result import Arm, read_comparison
 from budgettune.comparison.run import compare, with_wrong_labels
 from budgettune.errors import SpecError, UsageError
@@ -203,7 +203,7 @@ def test_more_seeds_and_budgets_join_what_is_there(quiet, tmp_path):
     assert [row.runs for row in after.standings(0.08)] == [3, 3]
     assert read_comparison(out) == after
     assert "6 runs to do, 0 of 6 done before" in lines[1]
-    assert settled(SPEC.with_overrides(["pruning.when=auto", f"pruning.evidence={out}", "train.budget=1s"]))
+    assert decided(SPEC.with_overrides(["pruning.when=auto", f"pruning.evidence={out}", "train.budget=1s"]))
 
 
 # --- wrong labels ---------------------------------------------------------------------------------------------------
@@ -332,7 +332,14 @@ def test_an_interrupted_comparison_goes_on_where_it_stopped(quiet, tmp_path):
 
 def test_what_is_finished_comes_back_when_told_to_stop(quiet):
     stop = StopFlag()
-    found = compare(SPEC, [0.05], seeds=2, strategies=["full"], stop=stop, say=lambda line: _stop_at(line, stop))
+    found = compare(
+        SPEC,
+        [0.05],
+        seeds=2,
+        strategies=["full"],
+        should_stop=lambda: stop.cuts_short,
+        say=lambda line: _stop_at(line, stop),
+    )
     assert len(found.runs) == 1
 
 

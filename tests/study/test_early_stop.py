@@ -12,14 +12,13 @@ from budgettune.cli.study import study_show
 from budgettune.errors import SpecError, StorageError
 from budgettune.predict.sampler.encoding import Encoding
 from budgettune.predict.sampler.history import evidence_of
-from budgettune.records import TrialRecord, TrialResult
+from budgettune.records import Slot, TrialRecord, TrialResult
 from budgettune.spec.study_spec import StudySpec, load_spec
 from budgettune.storage import answers as query
 from budgettune.storage.opening import writing
 from budgettune.storage.writes import end_trial
 from budgettune.study.early_stop import LEAST_RIVALS, Rival, Standing, Verdict, forecast, is_control, judge
 from budgettune.study.handle import create_study
-from budgettune.study.ledger import Slot
 from budgettune.study.sampling import search_space
 from budgettune.study.stopping_notes import note_of, summary_of_notes
 from budgettune.worker.early_stop_judge import Rivals

@@ -15,6 +15,7 @@ import sqlalchemy as sa
 
 from budgettune import api
 from budgettune.errors import BudgetTuneError, SpecError, StorageError, StudyExists, StudyNotFound, UsageError
+from budgettune.records import Slot
 from budgettune.spec.study_spec import StudySpec
 from budgettune.storage import answers as query
 from budgettune.storage import transactions
@@ -30,7 +31,6 @@ from budgettune.storage.schema import (
 )
 from budgettune.study.export import export
 from budgettune.study.handle import create_study, delete_study, list_studies, load_study
-from budgettune.study.ledger import Slot
 from tests.support.studies import SEARCH, grid, let_lease_run_out, records, result, sampled, work_off
 
 

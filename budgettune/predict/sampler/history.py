@@ -9,7 +9,7 @@ import numpy as np
 from optuna.trial import FrozenTrial, TrialState
 
 from budgettune.predict.sampler.encoding import Encoding, Floats
-from budgettune.study.ledger import HANDED_BACK
+from budgettune.records import HANDED_BACK
 
 FAILED = (TrialState.FAIL, TrialState.PRUNED)
 
