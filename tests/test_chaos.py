@@ -101,7 +101,9 @@ def test_a_box_whose_clock_is_wrong_neither_reaps_the_living_nor_keeps_the_dead(
     faketime = shutil.which("faketime")
     if faketime is None:
         pytest.skip("needs faketime: apt-get install faketime")
-    script = "import sys; from budgettune.study import load_study; print(load_study(sys.argv[1]).reconcile().lost)"
+    script = (
+        "import sys; from budgettune.api import load_study; print(load_study(storage=sys.argv[1]).reconcile().lost)"
+    )
 
     def lost():
         # Only the look at the study has the wrong clock: faketime breaks time.sleep, so no worker runs under it.

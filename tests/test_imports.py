@@ -6,6 +6,8 @@ import sys
 import pytest
 from importlinter.cli import lint_imports
 
+from benchmarks.support.synthetic import make_study
+
 
 def test_imports_follow_the_rules(capsys, request):
     assert lint_imports(str(request.config.rootpath / "pyproject.toml")) == 0, capsys.readouterr().out
@@ -31,3 +33,36 @@ def test_importing_does_not_load(module, heavy):
     script = f"import sys, {module}; print(*sorted({set(heavy.split())!r} & set(sys.modules)))"
     finished = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert finished.stdout.strip() == ""
+
+
+ANSWERS = [
+    "--help",
+    "study list",
+    "study show",
+    "best --budget 1h",
+    "front",
+    "recommend --budget 1h",
+    "report --out page.html",
+]
+COMMAND = """
+import atexit, runpy, sys
+atexit.register(lambda: print("loaded", *sorted({"torch", "optuna", "alembic"} & set(sys.modules)), file=sys.stderr))
+runpy.run_module("budgettune", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def recorded_url(tmp_path_factory):
+    """Return the URL of a study that has answers."""
+    url = f"sqlite:///{tmp_path_factory.mktemp('recorded')}/study.db"
+    make_study(url, 12).close()
+    return url
+
+
+@pytest.mark.parametrize("words", ANSWERS)
+def test_answers_come_without_torch_and_optuna(words, recorded_url, tmp_path, monkeypatch):
+    monkeypatch.setenv("BUDGETTUNE_STORAGE", recorded_url)
+    monkeypatch.chdir(tmp_path)
+    words = [sys.executable, "-c", COMMAND, *words.split()]
+    finished = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (finished.returncode, finished.stderr.splitlines()[-1]) == (0, "loaded"), finished.stderr

@@ -37,7 +37,7 @@ class PruningSpec(Table):
     """`[pruning]`: which samples an epoch keeps. Behind each key stand the strategies that read it.
 
     Attributes:
-        prune_rate: fraction of a run's sample visits that are dropped, in expectation; `budgettune.spec.prune_rates` has
+        prune_rate: fraction of a run's sample visits that are dropped, in expectation; `prune_rates` has
             what it means for each strategy.
         refresh_every: everything is kept every that many epochs (stale-quantile, paper-as-coded).
         replacement: each epoch is drawn afresh (true), or epochs walk a permutation (false) (random).

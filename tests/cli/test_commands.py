@@ -245,19 +245,6 @@ def test_scales_that_build_the_same_network_are_named_at_creation(run):
     assert "scale 1.3 as scale 1.2" in err
 
 
-def test_help_and_best_load_neither_torch_nor_optuna(sqlite_url):
-    create_study(load_spec("digits"), sqlite_url).close()
-    code = (
-        "import sys\nfrom budgettune import cli\n"
-        "sys.argv = ['budgettune', *sys.argv[1:]]\n"
-        "try:\n    cli.main()\nexcept SystemExit:\n    pass\n"
-        "loaded = {'torch', 'optuna', 'sklearn', 'plotly'} & set(sys.modules)\nassert not loaded, loaded\n"
-    )
-    for words in (["--help"], ["best", "--budget", "9s", "--storage", sqlite_url], ["front", "--storage", sqlite_url]):
-        done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-
-
 PROGRAM = Path(sys.executable).with_name("budgettune")
 in_bash = pytest.mark.skipif(shutil.which("bash") is None or not PROGRAM.exists(), reason="needs bash and a command")
 

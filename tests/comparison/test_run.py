@@ -27,7 +27,7 @@ from budgettune.worker.signals import StopFlag
 
 QUICK = ["train.batch_size=256", "clock.warmup_steps=1", "search={}"]
 SPEC = load_spec("digits").with_overrides(QUICK)
-HERE = frozenset([__name__])
+HERE = frozenset(["tests"])
 FAULTY = f"{__name__}:Faulty"
 
 

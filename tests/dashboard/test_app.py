@@ -471,7 +471,7 @@ def test_a_missing_database_and_a_taken_port_say_what_to_do(tmp_path, url):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_cleanly(url, number):
-    script = f"import sys; from budgettune.dashboard import serve; sys.exit(serve({url!r}, port=0))"
+    script = f"import sys; from budgettune.dashboard.app import serve; sys.exit(serve({url!r}, port=0))"
     environment = {name: value for name, value in os.environ.items() if name != PASSWORD_VARIABLE}
     with subprocess.Popen(
         [sys.executable, "-c", script], stderr=subprocess.PIPE, text=True, env=environment

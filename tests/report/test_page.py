@@ -4,8 +4,6 @@ import base64
 import hashlib
 import json
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -174,19 +172,6 @@ def test_a_study_that_has_only_begun_is_reported(run, sqlite_url):
     create_study(load_spec("digits"), sqlite_url).close()
     assert run("report")[0] == 0
     assert "no trial is finished yet" in run("report", "--format", "svg", "--figure", "front")[2]
-
-
-def test_the_report_loads_neither_torch_nor_optuna(sqlite_url, tmp_path):
-    make_study(sqlite_url, 12).close()
-    code = (
-        "import sys\nfrom budgettune import cli\n"
-        "sys.argv = ['budgettune', *sys.argv[1:]]\n"
-        "try:\n    cli.main()\nexcept SystemExit as leaving:\n    assert not leaving.code\n"
-        "loaded = {'torch', 'optuna'} & set(sys.modules)\nassert not loaded, loaded\n"
-    )
-    words = ["report", "--storage", sqlite_url, "--out", str(tmp_path / "page.html")]
-    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
 
 
 def note(stopped, train_seconds=2.0, expected_seconds=10.0, wrong=None):

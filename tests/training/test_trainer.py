@@ -29,7 +29,7 @@ def data(spec):
 
 
 def run(spec, data, *overrides, seed=1, **kwargs):
-    kwargs.setdefault("allow_import", [__name__])
+    kwargs.setdefault("allow_import", ["tests"])
     return train(spec.with_overrides([*overrides, "search={}"]), seed=seed, data=data, **kwargs).result
 
 

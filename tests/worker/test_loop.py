@@ -25,7 +25,7 @@ TINY = [
     "clock.warmup_steps=1",
     "search={scale = [1.0, 2.0], prune_rate = [0, 0.5]}",
 ]
-OPTIONS = WorkerOptions(device="cpu", poll_seconds=0.05, allow_import=frozenset([__name__]))
+OPTIONS = WorkerOptions(device="cpu", poll_seconds=0.05, allow_import=frozenset(["tests"]))
 
 
 @pytest.fixture(autouse=True)
