@@ -1,10 +1,13 @@
-# Two commands: `make demo` and `make test`. Each makes .venv from nothing but python3, make and a package index.
+# `make demo` and `make test` each make .venv from nothing but python3, make and a package index; `make lint` and
+# `make test-all` are what a change passes beside them.
 PYTHON ?= python3
 # The pair that the suite was last run with; any torch>=2.9 serves: make test TORCH='torch torchvision'
 TORCH ?= torch==2.14.1 torchvision==0.29.1
+# Where Debian's package dataset-fashion-mnist puts its four files
+FASHION ?= /usr/share/datasets/fashion-mnist
 BIN := .venv/bin
 
-.PHONY: install demo test lint format clean
+.PHONY: install demo test test-all lint format clean
 
 install: .venv/installed
 
@@ -21,10 +24,17 @@ demo: install
 test: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
+# What `make test` leaves out: a browser, real images, minutes of breaking things. What is missing is skipped by name.
+test-all: install
+	$(BIN)/python -m pip install --quiet --editable '.[browser,parquet,pictures]' || echo 'no Playwright, pandas or kaleido: tests skipped'
+	BUDGETTUNE_FASHION_MNIST=$(wildcard $(FASHION)) \
+		$(BIN)/python -m pytest -m 'browser or chaos or slow or fashion or cuda' --durations=10
+
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 format: install
 	$(BIN)/ruff check --fix .

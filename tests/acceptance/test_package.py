@@ -29,4 +29,4 @@ def test_the_wheel_holds_the_package_and_its_command_and_no_more(wheel):
     tops = {name.partition("/")[0] for name in wheel.namelist()}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"budgettune"}
     entry = next(name for name in wheel.namelist() if name.endswith("entry_points.txt"))
-    assert "budgettune = budgettune.cli:main" in wheel.read(entry).decode()
+    assert "budgettune = budgettune.cli.main:main" in wheel.read(entry).decode()

@@ -19,7 +19,7 @@ from budgettune.training.data.load import load_data
 from tests.support.image_files import FILES, IMAGES, LABELS, cycle, fashion, idx, pixels, write_fashion
 
 CLOSED_PORT = "http://127.0.0.1:9/"
-REAL_FASHION = os.environ.get("BUDGETTUNE_FASHION_MNIST")
+REAL_FASHION = os.environ.get("BUDGETTUNE_FASHION_MNIST") or None
 
 
 @pytest.fixture(autouse=True)
