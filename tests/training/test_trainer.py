@@ -12,7 +12,7 @@ from budgettune.records import TrialResult
 from budgettune.spec.study_spec import StudySpec, load_spec
 from budgettune.training.data.load import load_data
 from budgettune.training.pruning import EpochPlan, Strategy
-from budgettune.training.pruning.stale import StaleQuantile
+from budgettune.training.pruning.baselines import StaleQuantile
 from budgettune.training.trainer import train
 
 SLEEP_SECONDS = 0.08

@@ -11,17 +11,14 @@ from budgettune.spec.imports import import_code
 from budgettune.spec.study_spec import PruningSpec, is_code
 from budgettune.training.pruning.bandits import EpsilonGreedy, UpperConfidenceBound
 from budgettune.training.pruning.base import EpochPlan, Passes, Quota, Scorer, Scores, Selection, Strategy
-from budgettune.training.pruning.baselines import Full, RandomSubset
-from budgettune.training.pruning.batches import BatchCoreset, RhoLoss
-from budgettune.training.pruning.craig import Craig
-from budgettune.training.pruning.early import El2n, Grand
-from budgettune.training.pruning.heldout import ReferenceModel
+from budgettune.training.pruning.baselines import Full, PaperAsCoded, RandomSubset, StaleQuantile
+from budgettune.training.pruning.batches import BatchCoreset, Craig, RhoLoss
 from budgettune.training.pruning.infobatch import InfoBatch
 from budgettune.training.pruning.kakurenbo import Kakurenbo
 from budgettune.training.pruning.scored_in_passing import CoverageCentric, Forgetting, Prototypes
 from budgettune.training.pruning.selective import SelectiveBackprop, StaleSelectiveBackprop
 from budgettune.training.pruning.seta import SeTa
-from budgettune.training.pruning.stale import PaperAsCoded, StaleQuantile
+from budgettune.training.pruning.static import El2n, Grand, ReferenceModel
 
 __all__ = [
     "REGISTRY",

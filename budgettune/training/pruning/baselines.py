@@ -1,10 +1,11 @@
-"""Strategies that never look at a loss: everything, and random subsets."""
+"""Baselines: all samples, random subsets, and the lowest last-seen losses dropped, mended and as it was published."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from budgettune.training.pruning.base import EpochPlan, Strategy
 
@@ -45,10 +46,110 @@ class RandomSubset(Strategy):
         kept, self.queue = self.queue[: self.keep_count], self.queue[self.keep_count :]
         return EpochPlan(kept)
 
-    def _next_round(self) -> torch.Tensor:
+    def _next_round(self) -> Tensor:
         """Return a permutation in which what is left of the old one comes last: no sample twice in an epoch."""
         fresh = self.permutation(self.size)
         is_left_over = torch.zeros(self.size, dtype=torch.bool, device=self.device)
         is_left_over[self.queue] = True
         left_over = is_left_over[fresh]
         return torch.cat([fresh[~left_over], fresh[left_over]])
+
+
+def drop_lowest(losses: Tensor, drop: int, generator: torch.Generator) -> Tensor:
+    """Return a mask of what is left when the lowest losses are dropped.
+
+    Exactly `drop` samples go, ties broken at random, but never a sample whose loss is not finite (unseen, NaN or
+    infinite), and never the last one. Linear in the number of samples.
+
+    Args:
+        losses: float32 [n].
+        drop: how many to drop.
+        generator: for ties; on the device of losses.
+
+    Returns:
+        bool [n], true for samples to keep.
+    """
+    comparable = losses.isfinite()
+    drop = min(drop, int(comparable.sum()), len(losses) - 1)
+    if drop <= 0:
+        return torch.ones_like(comparable)
+    ranked = losses.masked_fill(~comparable, torch.inf)
+    threshold = ranked.kthvalue(drop).values
+    keep = ranked > threshold
+    tied = (ranked == threshold).nonzero().squeeze(1)
+    surplus = len(losses) - drop - int(keep.sum())
+    if surplus:
+        order = torch.randperm(len(tied), generator=generator, device=losses.device)
+        keep[tied[order[:surplus]]] = True
+    return keep
+
+
+class StaleQuantile(Strategy):
+    """Drop the lowest last-seen losses; every refresh_every epochs, from the first on, keep all.
+
+    What Chang and Chen (2024, section 4.1) describe, after Stale Selective Backprop (Jiang et al. 2019): the table
+    holds the most recent loss of every sample, and each epoch is planned from it. Where their quantile of a random
+    subset drops an approximate share, this drops an exact one.
+    """
+
+    state = ("losses",)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.losses = torch.full((self.size,), torch.nan, device=self.device)
+
+    def plan(self, epoch: int, progress: float) -> EpochPlan:
+        """Keep everything in refresh epochs, else the samples with the highest losses."""
+        drop = self.drop_count(epoch, progress)
+        if not drop:
+            return EpochPlan()
+        keep = drop_lowest(self.losses, drop, self.generator)
+        return EpochPlan(keep.nonzero().squeeze(1))
+
+    def observe(self, indices: Tensor, losses: Tensor, logits: Tensor | None = None) -> None:
+        """Remember the losses."""
+        self.losses[indices] = losses
+
+
+class PaperAsCoded(Strategy):
+    """What the published script of Chang and Chen (2024) does, which is not what their text says.
+
+    Losses reach the table only at the end of refresh epochs (0, 5, 10, …), and the kept set stays frozen in between.
+    The threshold is the linear quantile of 5,000 random losses, and `loss >= threshold` is kept: losses that are all
+    equal prune nothing, and the realised share varies.
+
+    Two faults are not copied. One NaN made the script's threshold NaN and its epoch empty; here samples without a
+    finite loss are kept and left out of the quantile. And the script wrote a sample's older losses of the same
+    interval in undefined order with its newest; here the newest stands.
+    """
+
+    SUBSET = 5_000
+    state = ("table", "recent", "kept")
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.table = torch.full((self.size,), torch.nan, device=self.device)
+        self.recent = self.table.clone()
+        self.kept: Tensor | None = None
+
+    def plan(self, epoch: int, progress: float) -> EpochPlan:
+        """Keep everything in refresh epochs; in the first one after, choose; in the others, keep that choice."""
+        if epoch % self.spec.refresh_every == 0:
+            self.kept = None
+            return EpochPlan()
+        if self.kept is None:
+            self.table.copy_(self.recent)
+            self.kept = self._at_least_the_threshold().nonzero().squeeze(1)
+        return EpochPlan(self.kept)
+
+    def observe(self, indices: Tensor, losses: Tensor, logits: Tensor | None = None) -> None:
+        """Keep the losses aside until the table is written."""
+        self.recent[indices] = losses
+
+    def _at_least_the_threshold(self) -> Tensor:
+        comparable = self.table.isfinite()
+        subset = self.permutation(self.size)[: self.SUBSET]
+        losses = self.table[subset[comparable[subset]]]
+        if not len(losses):
+            return torch.ones_like(comparable)
+        return (self.table >= losses.quantile(self.spec.prune_rate)) | ~comparable

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from budgettune.training.pruning.base import EpochPlan, Strategy
-from budgettune.training.pruning.stale import drop_lowest
+from budgettune.training.pruning.baselines import drop_lowest
 
 
 class Kakurenbo(Strategy):

@@ -1,12 +1,16 @@
-"""How hard a sample is, and which samples to keep by that: pure functions of tensors. High means hard throughout."""
+"""How hard samples are, computed or read from a user's file, and which to keep by that. High means hard throughout."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
+
+from budgettune.errors import DataError
 
 Side = Literal["hard", "middle", "easy"]
 
@@ -117,3 +121,34 @@ def _from_easy_to_hard(scores: Tensor, drop: int, generator: torch.Generator) ->
 
 def _with_the_unscored(kept: Tensor, scores: Tensor) -> Tensor:
     return torch.cat([kept, (~scores.isfinite()).nonzero().squeeze(1)]).sort().values
+
+
+def read_scores(name: str, size: int) -> Tensor:
+    """Return the scores of a `.npy` file: float64 [size].
+
+    Nothing in the file is unpickled, and it is not read before its shape is known to be right. A score that is not
+    finite stands for a sample without a score, which is always kept.
+
+    Args:
+        name: of the file, as the study has it.
+        size: number of training samples, in the order in which the study loads them.
+
+    Raises:
+        DataError: where there is no such file, or it does not hold one number for each training sample.
+    """
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise DataError(f"pruning.scores: {path} is no file on this machine: copy it here, or correct the path")
+    try:
+        scores = np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception:  # a damaged header fails in numpy's parser in many ways, some of which quote the file
+        raise DataError(f"pruning.scores: {path} cannot be read: write it with numpy.save(path, scores)") from None
+    if not isinstance(scores, np.ndarray) or scores.shape != (size,) or scores.dtype.kind not in "fiu":
+        raise DataError(
+            f"pruning.scores: {path} must hold one number for each of the {size} training images, as an array of "
+            f"shape ({size},): save the scores of exactly the images that [data] leaves for training"
+        )
+    values = torch.from_numpy(np.array(scores, dtype=np.float64))
+    if not values.isfinite().any():
+        raise DataError(f"pruning.scores: {path} has no finite score: save at least one number that is not NaN")
+    return values

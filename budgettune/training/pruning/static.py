@@ -1,14 +1,14 @@
-"""What strategies share that score every sample and then train on the same ones to the end."""
+"""Strategies that choose once, by a score of every sample: the common part, EL2N, GraNd and the reference model."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 
+import torch
 from torch import Tensor
 
-from budgettune.training.pruning.base import EpochPlan, Passes, Strategy
-from budgettune.training.pruning.score_file import read_scores
-from budgettune.training.pruning.scores import keep_by_score
+from budgettune.training.pruning.base import EpochPlan, Passes, Scores, Strategy
+from budgettune.training.pruning.scores import el2n, keep_by_score, last_layer_grad_norm, read_scores
 
 
 class Static(Strategy):
@@ -64,3 +64,88 @@ class ScoredInPassing(Static):
         if self.kept is None and (drop := self.drop_count(epoch, progress)):
             self.kept = self.choose(self.scores(), drop)
         return super().plan(epoch, progress)
+
+
+class _ScoredByShortRuns(ScoredAhead):
+    """The mean score over helper_runs models of the trial's own kind, each trained for helper_epochs on everything."""
+
+    def scores(self) -> Tensor:
+        """Train the helpers one after the other, and score with each."""
+        runs, total = self.spec.helper_runs, torch.zeros(self.size, device=self.device)
+        for number in range(runs):
+            helper = self.passes.train_helper(epochs=self.spec.helper_epochs, number=number, budget_share=0.25 / runs)
+            total += self.score_of(helper())
+        return total / runs
+
+    @staticmethod
+    @abstractmethod
+    def score_of(seen: Scores) -> Tensor:
+        """Return the score of every sample under one helper."""
+
+
+class El2n(_ScoredByShortRuns):
+    """Keep the samples with the largest error of the softmax early in training.
+
+    Paul, Ganguli and Dziugaite (2021), "Deep learning on a data diet", definition 2.2: the norm of softmax − onehot,
+    averaged over runs. They train ten runs to epoch 20 of 200, which costs as much as one whole training; the default
+    here is one run of 3 epochs.
+
+    Extra cost: helper_runs · helper_epochs epochs of training, and helper_runs forward passes over everything.
+    """
+
+    @staticmethod
+    def score_of(seen: Scores) -> Tensor:
+        """Return the norms of softmax − onehot."""
+        return el2n(seen.logits, seen.labels)
+
+
+class Grand(_ScoredByShortRuns):
+    """Keep the samples with the largest gradient in the last layer early in training.
+
+    Paul, Ganguli and Dziugaite (2021), definition 2.1, in its practical form. Their norm is of the gradient in all
+    weights, which costs a backward pass per sample; and at initialisation, where they propose it first, its results
+    could not be reproduced (Kirsch 2023, "Does 'Deep learning on a data diet' reproduce?"). Hence the last layer, and
+    the same short runs and cost as for EL2N.
+    """
+
+    @staticmethod
+    def score_of(seen: Scores) -> Tensor:
+        """Return the norms of the last layer's gradients."""
+        return last_layer_grad_norm(seen.logits, seen.labels, seen.features)
+
+
+def held_out_losses(strategy: Strategy) -> Tensor:
+    """Return each sample's loss under a helper that was trained without it: float32 [size].
+
+    Two helpers of helper_scale learn for helper_epochs on one random half each and score the other (what
+    Mindermann et al. 2022 do "without holdout data"): no sample is lost to a holdout set.
+    """
+    spec, passes = strategy.spec, strategy.passes
+    halves = strategy.permutation(strategy.size).tensor_split(2)
+    losses = torch.empty(strategy.size, device=strategy.device)
+    for number, (learnt, held_out) in enumerate([halves, halves[::-1]]):
+        helper = passes.train_helper(
+            learnt, epochs=spec.helper_epochs, number=number, scale=spec.helper_scale, budget_share=0.125
+        )
+        losses[held_out] = helper(held_out).losses
+    return losses
+
+
+class ReferenceModel(ScoredAhead):
+    """Keep the samples whose loss under a small reference model is high, middling or low.
+
+    Ankner et al. (2024), "Perplexed by perplexity", do it for language models, where the best side depends on the
+    data: `[pruning] side`. There the reference model learns from a part of the data that is then left out; here two of
+    them score each other's half.
+
+    Extra cost: helper_epochs epochs of training and one forward pass, at helper_scale.
+    """
+
+    @property
+    def helper_scales(self) -> tuple[float | None, ...]:
+        """The small one."""
+        return (self.spec.helper_scale,)
+
+    def scores(self) -> Tensor:
+        """Return the losses under the reference models."""
+        return held_out_losses(self)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from budgettune.errors import DataError
-from budgettune.training.pruning.score_file import read_scores
+from budgettune.training.pruning.scores import read_scores
 
 
 def test_whole_numbers_and_half_precision_are_scores_too(tmp_path):

@@ -13,7 +13,7 @@ from budgettune.errors import SpecError
 from budgettune.spec import prune_rates
 from budgettune.spec.study_spec import STRATEGIES, PruningSpec
 from budgettune.training.pruning import REGISTRY, EpochPlan, Strategy, make_strategy
-from budgettune.training.pruning.stale import drop_lowest
+from budgettune.training.pruning.baselines import drop_lowest
 from tests.support.simulation import World, make, play, spec_of
 
 EPOCHS = 12
