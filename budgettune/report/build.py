@@ -10,7 +10,7 @@ from budgettune.errors import BudgetTuneError, NothingToDraw, SpecError, UsageEr
 from budgettune.records import StepProbe, TrialRecord
 from budgettune.report.contents import contents
 from budgettune.report.figures import FORECASTS, draw
-from budgettune.report.forecast_values import Forecast, forecast
+from budgettune.report.forecast import Forecast, forecast
 from budgettune.report.page import build_page
 from budgettune.report.view import Overview
 from budgettune.spec.study_spec import StudySpec

@@ -12,7 +12,7 @@ from typing import Any
 
 from budgettune.records import MachineInfo, TrialRecord
 from budgettune.report.axes import Axis, Search, param_labels, value_text
-from budgettune.report.training_values import configuration_key, configurations
+from budgettune.report.runs import configuration_key, configurations
 from budgettune.report.view import Overview, finished, machine_kind, machine_kinds, objectives, of_machine, overview
 from budgettune.text import format_duration
 

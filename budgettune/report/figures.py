@@ -13,9 +13,9 @@ import plotly.graph_objects as go
 from budgettune.errors import NothingToDraw, UsageError
 from budgettune.report.axes import Search
 from budgettune.report.figures_forecast import calibration, predicted, recommended, surface
-from budgettune.report.figures_front import Records, accuracies, answer, front, panels, times
 from budgettune.report.figures_training import curves, hypervolume, importance, phases, pruning, repeats, stopping
-from budgettune.report.forecast_values import Forecast, forecast
+from budgettune.report.forecast import Forecast, forecast
+from budgettune.report.tradeoff import Records, accuracies, answer, front, panels, times
 
 __all__ = [
     "FIGURES",

@@ -13,7 +13,7 @@ from budgettune.errors import NothingToDraw
 from budgettune.predict.answer import Prediction
 from budgettune.predict.held_out import coverage
 from budgettune.report.axes import value_text
-from budgettune.report.forecast_values import Forecast
+from budgettune.report.forecast import Forecast
 from budgettune.report.style import (
     BLUE,
     GREY,

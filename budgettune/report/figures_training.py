@@ -11,8 +11,17 @@ import plotly.graph_objects as go
 from budgettune.errors import NothingToDraw
 from budgettune.records import OFF_CLOCK, ON_CLOCK
 from budgettune.report.axes import Search
-from budgettune.report.figures_front import Records, panel_title
-from budgettune.report.search_values import hypervolume_history, importances
+from budgettune.report.runs import (
+    MOST_SPREADS,
+    Curve,
+    phase_bars,
+    pruning_done,
+    spreads,
+)
+from budgettune.report.runs import (
+    curves as curve_values,
+)
+from budgettune.report.search import hypervolume_history, importances
 from budgettune.report.style import (
     BLUE,
     BROWN,
@@ -31,16 +40,7 @@ from budgettune.report.style import (
     plain,
     time_axis,
 )
-from budgettune.report.training_values import (
-    MOST_SPREADS,
-    Curve,
-    phase_bars,
-    pruning_done,
-    spreads,
-)
-from budgettune.report.training_values import (
-    curves as curve_values,
-)
+from budgettune.report.tradeoff import Records, panel_title
 from budgettune.report.view import Overview, overview, unit_for
 
 PHASES = {

@@ -11,8 +11,17 @@ import numpy as np
 from budgettune.predict.answer import Prediction
 from budgettune.predict.held_out import coverage
 from budgettune.report.axes import ABSENT, Axis, grouped, value_text
-from budgettune.report.forecast_values import FEW_OF_MANY, MOST_TRIALS, Forecast
-from budgettune.report.search_values import (
+from budgettune.report.forecast import FEW_OF_MANY, MOST_TRIALS, Forecast
+from budgettune.report.runs import (
+    MOST_SPREADS,
+    phase_bars,
+    pruning_done,
+    spreads,
+)
+from budgettune.report.runs import (
+    curves as curve_values,
+)
+from budgettune.report.search import (
     FEW_FOR_IMPORTANCE,
     MOST_FOR_IMPORTANCE,
     Importance,
@@ -22,15 +31,6 @@ from budgettune.report.search_values import (
     importances,
 )
 from budgettune.report.style import MOST_GROUPS
-from budgettune.report.training_values import (
-    MOST_SPREADS,
-    phase_bars,
-    pruning_done,
-    spreads,
-)
-from budgettune.report.training_values import (
-    curves as curve_values,
-)
 from budgettune.report.view import MOST_IN_FRONT, MOST_IN_OTHERS, Overview, objectives, summary
 from budgettune.text import format_duration
 

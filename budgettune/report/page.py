@@ -17,7 +17,7 @@ from budgettune.report.axes import Search
 from budgettune.report.contents import Contents, answers, front_rows
 from budgettune.report.figures import draw, stopping
 from budgettune.report.findings import FINDINGS, FORECAST_FINDINGS
-from budgettune.report.forecast_values import Forecast
+from budgettune.report.forecast import Forecast
 from budgettune.report.markup import compact_json, content_policy, data_block, prose, table, text
 from budgettune.report.sections import FORECAST_SECTIONS, SECTIONS, STOPPED, Section
 from budgettune.report.style import DARK, LIGHT

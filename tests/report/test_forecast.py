@@ -11,7 +11,7 @@ from budgettune.errors import NothingToDraw, UsageError
 from budgettune.predict.held_out import coverage, held_out
 from budgettune.report.figures import FORECASTS, draw
 from budgettune.report.findings import FORECAST_FINDINGS
-from budgettune.report.forecast_values import forecast
+from budgettune.report.forecast import forecast
 from budgettune.report.sections import FORECAST_SECTIONS
 from budgettune.report.view import overview
 from budgettune.spec.study_spec import StudySpec

@@ -14,8 +14,7 @@ from budgettune.errors import NothingToDraw, NothingWithinBudget, UsageError
 from budgettune.records import EpochRecord, TrialRecord
 from budgettune.report.axes import grouped, searched_axes
 from budgettune.report.contents import answers, contents, front_rows
-from budgettune.report.search_values import accuracy_map, best_cell, hypervolume_history, importances
-from budgettune.report.training_values import (
+from budgettune.report.runs import (
     MOST_BARS,
     MOST_CURVES,
     configurations,
@@ -24,6 +23,7 @@ from budgettune.report.training_values import (
     pruning_done,
     spreads,
 )
+from budgettune.report.search import accuracy_map, best_cell, hypervolume_history, importances
 from budgettune.report.view import finished, label_rows, of_machine, overview, shown_rows
 from budgettune.spec.study_spec import RangeSpec
 from budgettune.storage import answers as query

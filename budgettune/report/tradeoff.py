@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from budgettune.errors import NothingToDraw
 from budgettune.records import TrialRecord
 from budgettune.report.axes import Axis, Search, grouped, value_text
-from budgettune.report.search_values import accuracy_map
+from budgettune.report.search import accuracy_map
 from budgettune.report.style import (
     BLUE,
     FRONT,

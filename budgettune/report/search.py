@@ -13,7 +13,7 @@ import numpy as np
 from budgettune.errors import NothingToDraw
 from budgettune.records import TrialRecord
 from budgettune.report.axes import Axis, Groups, grouped
-from budgettune.report.training_values import configuration_key
+from budgettune.report.runs import configuration_key
 from budgettune.report.view import Overview, objectives
 
 FEWEST_FOR_IMPORTANCE = 10
