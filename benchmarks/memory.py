@@ -99,7 +99,7 @@ def load_and_train(document: dict[str, Any], threads: int) -> Peaks:
 def _load(data: dict[str, Any], threads: int) -> tuple[Any, Peaks]:
     import torch
 
-    from budgettune.spec.study_spec import DataSpec
+    from budgettune.spec.tables import DataSpec
     from budgettune.training.data.load import load_data
 
     torch.set_num_threads(threads)

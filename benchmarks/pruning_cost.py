@@ -27,7 +27,8 @@ from torch.nn import functional
 
 from benchmarks.support import common
 from budgettune.records import TrialResult
-from budgettune.spec.study_spec import STRATEGIES, PruningSpec, StudySpec
+from budgettune.spec.pruning import STRATEGIES, PruningSpec
+from budgettune.spec.study_spec import StudySpec
 from budgettune.training.data.load import ImageData, ImageSet
 from budgettune.training.device import Device, pick_device
 from budgettune.training.pruning import REGISTRY, Scores, Strategy, make_strategy

@@ -20,7 +20,8 @@ from budgettune.records import (
     TrialResult,
     trial_attributes,
 )
-from budgettune.spec.study_spec import RangeSpec, StudySpec
+from budgettune.spec.study_spec import StudySpec
+from budgettune.spec.tables import RangeSpec
 from budgettune.storage.opening import writing
 from budgettune.storage.slots import note_machine_kind
 from budgettune.storage.writes import NewTrial, StoredParam, insert_trials

@@ -21,8 +21,9 @@ from budgettune.comparison.plan import Turn, arms_of, budgets_of, shared_spec, t
 from budgettune.comparison.result import Comparison, Measured, Run, read_comparison, write_comparison
 from budgettune.errors import BudgetTuneError, DataError, Interrupted, TrialFailed, UsageError
 from budgettune.records import TrialResult
-from budgettune.spec.imports import import_code
-from budgettune.spec.study_spec import StudySpec, is_code, load_spec
+from budgettune.spec.study_spec import StudySpec, load_spec
+from budgettune.spec.tables import is_code
+from budgettune.spec.trust import import_code
 from budgettune.text import format_duration, parse_duration
 from budgettune.training.data.load import ImageData, load_data
 from budgettune.training.device import pick_device

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from budgettune.spec.study_spec import IMAGE_SHAPES, DataSpec, ModelSpec
+from budgettune.spec.tables import IMAGE_SHAPES, DataSpec, ModelSpec
 
 LANES = 16
 """32-bit numbers in a vector of AVX-512: channels are computed in groups of so many, full or not."""

@@ -9,7 +9,8 @@ import numpy as np
 
 from budgettune.predict.workload import Workload, Workloads
 from budgettune.records import StepProbe, TrialRecord
-from budgettune.spec.study_spec import IMAGE_SHAPES, RangeSpec, Scalar, StudySpec, is_code
+from budgettune.spec.study_spec import StudySpec
+from budgettune.spec.tables import IMAGE_SHAPES, RangeSpec, Scalar, is_code
 
 SAMPLE = 1_000
 """Points of a search space with ranges or more cells than that; what ran is added to them."""

@@ -20,7 +20,7 @@ from itertools import accumulate
 
 from budgettune.predict.workload import Workload, Workloads
 from budgettune.records import EpochRecord, TrialRecord
-from budgettune.spec.study_spec import TRAINING_IMAGES, DataSpec
+from budgettune.spec.tables import TRAINING_IMAGES, DataSpec
 
 LEAST_PROGRESS = 0.45
 HELPERS_AT = (0.5, 0.7, 0.85)

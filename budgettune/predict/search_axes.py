@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from budgettune.predict.workload import LENGTH_KEYS
-from budgettune.spec.study_spec import RangeSpec, StudySpec, full_key
+from budgettune.spec.documents import full_key
+from budgettune.spec.study_spec import StudySpec
+from budgettune.spec.tables import RangeSpec
 
 LOG_RATIO = 4.0
 """Positive numbers that span at least this ratio are placed by their logarithm."""

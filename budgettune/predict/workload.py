@@ -11,8 +11,10 @@ from typing import Any
 from budgettune.errors import SpecError, UsageError
 from budgettune.predict.arithmetic import Arithmetic, resnet_arithmetic
 from budgettune.records import TrialRecord
-from budgettune.spec.prune_rates import expected_visits
-from budgettune.spec.study_spec import TRAINING_IMAGES, DataSpec, PruningSpec, StudySpec, full_key, is_code
+from budgettune.spec.documents import full_key
+from budgettune.spec.pruning import PruningSpec, expected_visits
+from budgettune.spec.study_spec import StudySpec
+from budgettune.spec.tables import TRAINING_IMAGES, DataSpec, is_code
 
 ALIGNMENT = 8
 """Channels that kernels like; `precision = "auto"` takes bf16 only where all widths are multiples of it."""

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from budgettune.records import TrialRecord
-from budgettune.spec.study_spec import RangeSpec
+from budgettune.spec.tables import RangeSpec
 
 LOG_RATIO = 100.0
 """Positive numbers that span at least this ratio are placed by their logarithm."""

@@ -14,7 +14,7 @@ from budgettune.errors import NothingToDraw
 from budgettune.records import PhaseSeconds, TrialRecord
 from budgettune.report.axes import grouped, is_number
 from budgettune.report.view import Overview, objectives, params_text
-from budgettune.spec.study_spec import full_key
+from budgettune.spec.documents import full_key
 
 MOST_CURVES = 40
 MOST_FRONT_CURVES = 10

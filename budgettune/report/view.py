@@ -13,7 +13,7 @@ import numpy as np
 from budgettune.errors import NothingToDraw, UsageError
 from budgettune.records import TrialRecord
 from budgettune.report.axes import Axis, Search, searched_axes, value_text
-from budgettune.spec.study_spec import full_key
+from budgettune.spec.documents import full_key
 from budgettune.storage.answers import undominated
 from budgettune.text import format_duration
 

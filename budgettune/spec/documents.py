@@ -1,10 +1,14 @@
-"""A study file as nested dicts: TOML in, dotted keys, and what `--set` changes."""
+"""A study file as nested dicts: TOML, dotted keys, what `--set` changes; and what is wrong with one, in words."""
 
 from __future__ import annotations
 
+import difflib
+import reprlib
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
+
+from pydantic import BaseModel, ValidationError
 
 from budgettune.errors import SpecError
 from budgettune.spec.tables import RangeSpec
@@ -18,6 +22,11 @@ SHORT_KEYS = {
     "batch_size": "train.batch_size",
 }
 """Search keys that stand for a longer one."""
+
+
+FAULTS_SHOWN = 5
+_repr = reprlib.Repr()  # goes only so deep
+_repr.maxstring = _repr.maxother = _repr.maxlong = 60
 
 
 def full_key(key: str) -> str:
@@ -101,3 +110,38 @@ def _drop_rival(document: dict[str, Any], key: str) -> None:
     rival = {"train.epochs": "budget", "train.budget": "epochs"}.get(key)
     if rival:
         document.get("train", {}).pop(rival, None)
+
+
+def explain(error: ValidationError, root: type[BaseModel]) -> str:
+    """Return the first few faults, each with its key, its value and what is allowed."""
+    found = error.errors(include_url=False)
+    faults = dict.fromkeys(_fault(dict(fault), root) for fault in found[:FAULTS_SHOWN])
+    more = f"; and {len(found) - FAULTS_SHOWN} more" if len(found) > FAULTS_SHOWN else ""
+    return "; ".join(faults) + more
+
+
+def _fault(fault: dict[str, Any], root: type[BaseModel]) -> str:
+    location = [shortened(str(part)) for part in fault["loc"]]
+    key = ".".join(location) or "study"
+    if fault["type"] == "extra_forbidden":
+        allowed = _keys_of(root, location[:-1])
+        return f"{key}: unknown key{nearest(location[-1], allowed)}; allowed: {', '.join(allowed)}"
+    if fault["type"] == "missing":
+        return f"{key}: missing"
+    message = fault["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    return f"{key}: {shortened(_repr.repr(fault['input']), 60)} {message}"
+
+
+def _keys_of(root: type[BaseModel], tables: list[str]) -> list[str]:
+    model: Any = root
+    for table in tables:
+        field = model.model_fields.get(table)
+        annotation = field.annotation if field is not None else None
+        model = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else RangeSpec
+    return list(model.model_fields)
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return " (did you mean …?)" where a known word is close, else nothing."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean {close[0]}?)" if close else ""

@@ -8,7 +8,8 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from budgettune.spec.study_spec import RangeSpec, StudySpec
+from budgettune.spec.study_spec import StudySpec
+from budgettune.spec.tables import RangeSpec
 
 _HOW_TO_READ = """\
 - The answers under a budget are the points of *Pareto Front* that no other beats in both time and accuracy:

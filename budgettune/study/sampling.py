@@ -26,7 +26,8 @@ from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial
 
-from budgettune.spec.study_spec import RangeSpec, SamplerSpec, StudySpec
+from budgettune.spec.study_spec import StudySpec
+from budgettune.spec.tables import RangeSpec, SamplerSpec
 from budgettune.storage.writes import StoredParam
 
 LARGEST_ENUMERATION = 100_000

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from budgettune.errors import SpecError
-from budgettune.spec.imports import import_code
-from budgettune.spec.study_spec import StudySpec, TrainSpec, is_code
+from budgettune.spec.study_spec import StudySpec
+from budgettune.spec.tables import TrainSpec, is_code
+from budgettune.spec.trust import import_code
 from budgettune.training.data.load import ImageData, augment, normalise
 from budgettune.training.device import Device, pick_precision
 from budgettune.training.pruning import Scores

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from budgettune.spec.study_spec import ModelSpec
+from budgettune.spec.tables import ModelSpec
 from budgettune.training.own_loop import PruningDataset
 
 

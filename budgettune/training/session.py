@@ -14,7 +14,8 @@ from budgettune.errors import UsageError
 from budgettune.machine.fingerprint import usable_cores, witness_for
 from budgettune.machine.witness import Witness
 from budgettune.records import EpochRecord, MachineInfo, TrialResult
-from budgettune.spec.study_spec import DataSpec, StudySpec
+from budgettune.spec.study_spec import StudySpec
+from budgettune.spec.tables import DataSpec
 from budgettune.spec.trust import check_paths
 from budgettune.training.data.load import ImageData, load_data
 from budgettune.training.device import Device, pick_device

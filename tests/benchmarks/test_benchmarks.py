@@ -10,7 +10,7 @@ import torch
 
 from benchmarks import dashboard, promise, repeats, report, service, throughput
 from benchmarks.support import common
-from budgettune.spec.study_spec import STRATEGIES
+from budgettune.spec.pruning import STRATEGIES
 
 TINY = ["--data", "digits", "--images", "200", "--batch-size", "50", "--blocks", "1", "--rounds", "1"]
 

@@ -9,7 +9,7 @@ from budgettune.comparison.plan import Turn, arms_of, budgets_of, shared_spec, t
 from budgettune.comparison.result import FULL, Arm, read_comparison, write_comparison
 from budgettune.comparison.show import sentences, table_rows
 from budgettune.errors import UsageError
-from budgettune.spec.study_spec import STRATEGIES
+from budgettune.spec.pruning import STRATEGIES
 from tests.support.made_comparisons import ALIKE, BETTER, DIGITS, FULL_AT, comparison, joined, run
 
 # --- standings ------------------------------------------------------------------------------------------------------

@@ -19,7 +19,8 @@ from budgettune.comparison.decision import decided
 from budgettune.comparison.result import Arm, read_comparison
 from budgettune.comparison.run import compare, with_wrong_labels
 from budgettune.errors import SpecError, UsageError
-from budgettune.spec.study_spec import DataSpec, load_spec
+from budgettune.spec.study_spec import load_spec
+from budgettune.spec.tables import DataSpec
 from budgettune.training.data.load import load_data
 from budgettune.training.device import Device
 from budgettune.training.pruning import Strategy

@@ -18,7 +18,8 @@ from budgettune.predict.regression import Average, Inputs, Posterior, Prior
 from budgettune.predict.run_time import TimeModel, effective_steps
 from budgettune.predict.seednoise import fit_seed_noise
 from budgettune.predict.workload import Workloads
-from budgettune.spec.study_spec import DataSpec, ModelSpec, StudySpec
+from budgettune.spec.study_spec import StudySpec
+from budgettune.spec.tables import DataSpec, ModelSpec
 from budgettune.training.data.load import load_data
 from budgettune.training.resnet import ScalableResNet, count_multiply_adds
 from budgettune.training.trainer import train

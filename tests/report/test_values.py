@@ -25,7 +25,7 @@ from budgettune.report.runs import (
 )
 from budgettune.report.search import accuracy_map, best_cell, hypervolume_history, importances
 from budgettune.report.view import finished, label_rows, of_machine, overview, shown_rows
-from budgettune.spec.study_spec import RangeSpec
+from budgettune.spec.tables import RangeSpec
 from budgettune.storage import answers as query
 
 # Few values, so that ties are common.

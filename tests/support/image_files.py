@@ -6,7 +6,7 @@ import struct
 import numpy as np
 import torch
 
-from budgettune.spec.study_spec import DataSpec
+from budgettune.spec.tables import DataSpec
 from budgettune.training.data.fashion_mnist import FILES
 from budgettune.training.data.load import load_data
 

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from budgettune.spec.prune_rates import rate_limit
-from budgettune.spec.study_spec import PruningSpec
+from budgettune.spec.pruning import PruningSpec, rate_limit
 from budgettune.training.pruning import Scores, Strategy, make_strategy
 
 CLASSES = 3

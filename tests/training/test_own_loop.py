@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from budgettune.spec.study_spec import PruningSpec
+from budgettune.spec.pruning import PruningSpec
 from budgettune.training.own_loop import PruningDataset
 from budgettune.training.pruning import make_strategy
 from budgettune.training.resnet import ScalablePrunableResNet

@@ -8,7 +8,8 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from budgettune.errors import BudgetUsedUp, Interrupted, SpecError
-from budgettune.spec.study_spec import STRATEGIES, PruningSpec, StudySpec, load_spec
+from budgettune.spec.pruning import STRATEGIES, PruningSpec
+from budgettune.spec.study_spec import StudySpec, load_spec
 from budgettune.training.data.load import ImageSet, load_data
 from budgettune.training.learner import Learner
 from budgettune.training.own_loop import PruningDataset

@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from budgettune.spec.study_spec import ModelSpec, load_spec
+from budgettune.spec.study_spec import load_spec
+from budgettune.spec.tables import ModelSpec
 from budgettune.training.resnet import ScalableResNet, count_multiply_adds, count_parameters
 
 

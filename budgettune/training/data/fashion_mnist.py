@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from budgettune.errors import DataError
-from budgettune.spec.study_spec import DataSpec
+from budgettune.spec.tables import DataSpec
 from budgettune.training.data.download import DEFAULT_ROOT, downloading, one_line
 from budgettune.training.data.images import ImageSet, SourceImages, check_classes, image_set
 

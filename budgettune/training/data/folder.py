@@ -17,7 +17,7 @@ from torch import Tensor
 
 from budgettune.errors import DataError
 from budgettune.machine.fingerprint import usable_cores
-from budgettune.spec.study_spec import DataSpec
+from budgettune.spec.tables import DataSpec
 from budgettune.training.data.cache import Fill, MappedImages, Shape, Write, cache_file, content_key, mapped_images
 from budgettune.training.data.download import one_line, quiet
 from budgettune.training.data.images import ImageSet, SourceImages, hold_out

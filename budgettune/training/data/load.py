@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from budgettune.errors import DataError
-from budgettune.spec.study_spec import DataSpec
+from budgettune.spec.tables import DataSpec
 from budgettune.training.data.augment import augment, normalise
 from budgettune.training.data.cache import MappedImages
 from budgettune.training.data.download import one_line

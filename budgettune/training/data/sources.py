@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from budgettune.errors import BudgetTuneError, DataError
-from budgettune.spec.imports import import_code
-from budgettune.spec.study_spec import DataSpec
+from budgettune.spec.tables import DataSpec
+from budgettune.spec.trust import import_code
 from budgettune.training.data.download import DEFAULT_ROOT, downloading, one_line, quiet
 from budgettune.training.data.images import SourceImages, as_labels, check_classes, hold_out, image_set
 

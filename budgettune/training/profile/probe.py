@@ -12,7 +12,8 @@ from statistics import fmean, median, pstdev
 import torch
 
 from budgettune.errors import OutOfMemory, SpecError
-from budgettune.spec.study_spec import IMAGE_SHAPES, DataSpec, StudySpec
+from budgettune.spec.study_spec import StudySpec
+from budgettune.spec.tables import IMAGE_SHAPES, DataSpec
 from budgettune.training.data.load import ImageData, ImageSet, load_data
 from budgettune.training.device import Device, is_out_of_memory
 from budgettune.training.profile.kernels import Kernel, kernels_of

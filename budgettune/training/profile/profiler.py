@@ -12,7 +12,8 @@ import torch
 
 from budgettune.errors import OutOfMemory, UsageError
 from budgettune.machine.fingerprint import usable_cores, witness_for
-from budgettune.spec.study_spec import Scalar, StudySpec, is_code
+from budgettune.spec.study_spec import StudySpec
+from budgettune.spec.tables import Scalar, is_code
 from budgettune.training.data.load import ImageData
 from budgettune.training.device import Device, has_fast_bf16, pick_device, pick_precision
 from budgettune.training.profile.cliffs import ALIGNMENT, THRESHOLD, Verdict, judge, nearest_healthy

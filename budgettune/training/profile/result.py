@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from budgettune.spec.study_spec import Scalar
+from budgettune.spec.tables import Scalar
 from budgettune.training.profile.cliffs import Verdict
 from budgettune.training.profile.kernels import Kernel
 from budgettune.training.profile.probe import ProbeResult

@@ -6,7 +6,9 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 
-from budgettune.spec.study_spec import RangeSpec, Scalar, StudySpec, full_key, is_code
+from budgettune.spec.documents import full_key
+from budgettune.spec.study_spec import StudySpec
+from budgettune.spec.tables import RangeSpec, Scalar, is_code
 from budgettune.training.profile.cliffs import ALIGNMENT
 
 POINTS_OF_A_RANGE = 5

@@ -7,8 +7,9 @@ from collections.abc import Collection
 import torch
 
 from budgettune.errors import SpecError
-from budgettune.spec.imports import import_code
-from budgettune.spec.study_spec import PruningSpec, is_code
+from budgettune.spec.pruning import PruningSpec
+from budgettune.spec.tables import is_code
+from budgettune.spec.trust import import_code
 from budgettune.training.pruning.bandits import EpsilonGreedy, UpperConfidenceBound
 from budgettune.training.pruning.base import EpochPlan, Passes, Quota, Scorer, Scores, Selection, Strategy
 from budgettune.training.pruning.baselines import Full, PaperAsCoded, RandomSubset, StaleQuantile

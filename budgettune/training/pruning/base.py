@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from budgettune.errors import SpecError
-from budgettune.spec import prune_rates
-from budgettune.spec.study_spec import PruningSpec
+from budgettune.spec.pruning import PruningSpec, epoch_sizes, largest_drop, profile
 
 
 @dataclass(frozen=True)
@@ -173,7 +172,7 @@ class Strategy(ABC):
         self.size = size
         self.spec = spec
         self.epochs = epochs
-        self.largest_drop = prune_rates.largest_drop(spec, epochs)
+        self.largest_drop = largest_drop(spec, epochs)
         self.device = torch.device(device)
         self.generator = torch.Generator(self.device).manual_seed(seed)
 
@@ -184,7 +183,7 @@ class Strategy(ABC):
 
     def drop_count(self, epoch: int, progress: float) -> int:
         """Return how many samples an epoch is to drop for the asked rate; 0 where the strategy keeps it whole."""
-        part = prune_rates.profile(self.spec, epoch, progress)
+        part = profile(self.spec, epoch, progress)
         return min(self.size - 1, round(self.largest_drop * part * self.size))
 
     @property
@@ -199,7 +198,7 @@ class Strategy(ABC):
 
     def epoch_sizes(self) -> tuple[int, ...]:
         """Return the numbers of samples that epochs are expected to have, for warming up their last batches."""
-        return prune_rates.epoch_sizes(self.spec, self.size, self.epochs)
+        return epoch_sizes(self.spec, self.size, self.epochs)
 
     def prepare(self, passes: Passes) -> None:
         """Take what looks at the model, once, before the first epoch. Overriders call this first.

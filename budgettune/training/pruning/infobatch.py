@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from budgettune.spec.prune_rates import LARGEST_CHANCE
+from budgettune.spec.pruning import LARGEST_CHANCE
 from budgettune.training.pruning.base import EpochPlan, Strategy
 
 

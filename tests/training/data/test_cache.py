@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from budgettune.errors import DataError
-from budgettune.spec.study_spec import DataSpec, load_spec
+from budgettune.spec.study_spec import load_spec
+from budgettune.spec.tables import DataSpec
 from budgettune.training.data.cache import channel_moments, mapped_images, open_cache, write_cache
 from budgettune.training.data.load import load_data
 from budgettune.training.device import Device

@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from budgettune.errors import DataError
-from budgettune.spec.study_spec import DataSpec
+from budgettune.spec.tables import DataSpec
 from budgettune.training.data.load import load_data
 from tests.support.image_files import pixels, same
 

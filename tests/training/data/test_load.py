@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from budgettune.errors import DataError, UsageError
-from budgettune.spec.study_spec import DataSpec
+from budgettune.spec.tables import DataSpec
 from budgettune.training.data.images import hold_out
 from budgettune.training.data.load import load_data
 from tests.support.image_files import IMAGES, fashion, idx, same, write_fashion

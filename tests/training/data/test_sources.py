@@ -14,7 +14,7 @@ import torch
 from torchvision import datasets
 
 from budgettune.errors import DataError
-from budgettune.spec.study_spec import DataSpec
+from budgettune.spec.tables import DataSpec
 from budgettune.training.data.load import load_data
 from tests.support.image_files import FILES, IMAGES, LABELS, cycle, fashion, idx, pixels, write_fashion
 

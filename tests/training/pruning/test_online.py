@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from budgettune.spec.prune_rates import LARGEST_CHANCE
+from budgettune.spec.pruning import LARGEST_CHANCE
 from budgettune.training.pruning.bandits import EpsilonGreedy, UpperConfidenceBound
 from budgettune.training.pruning.infobatch import InfoBatch
 from budgettune.training.pruning.selective import draw, standing

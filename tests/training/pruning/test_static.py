@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 from budgettune.errors import Interrupted, SpecError
-from budgettune.spec.study_spec import PruningSpec
+from budgettune.spec.pruning import PruningSpec
 from budgettune.training.pruning import Scores, make_strategy
 from budgettune.training.pruning.coresets import weighted_coreset
 from budgettune.training.pruning.scores import el2n, keep_by_strata, last_layer_grad_norm, softmax_error

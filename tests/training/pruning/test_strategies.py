@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from budgettune.errors import SpecError
-from budgettune.spec import prune_rates
-from budgettune.spec.study_spec import STRATEGIES, PruningSpec
+from budgettune.spec.pruning import PROFILES, STRATEGIES, PruningSpec, expected_visits
 from budgettune.training.pruning import REGISTRY, EpochPlan, Strategy, make_strategy
 from budgettune.training.pruning.baselines import drop_lowest
 from tests.support.simulation import World, make, play, spec_of
@@ -32,7 +31,7 @@ def run(strategy: Strategy, epochs: int = EPOCHS, **world) -> list[list[int]]:
 
 def test_the_spec_and_the_registry_know_the_same_strategies():
     assert tuple(REGISTRY) == STRATEGIES
-    assert set(STRATEGIES) >= prune_rates.PROFILES.keys()
+    assert set(STRATEGIES) >= PROFILES.keys()
 
 
 @names
@@ -67,7 +66,7 @@ def test_the_rate_that_was_asked_for_is_what_a_run_drops(name, rate, epochs):
     size = 400
     strategy = make(name, size, rate, epochs=epochs, history=64)  # as small beside the set as it is meant to be
     visits = [len(indices) for indices in play(strategy, World(size, pace=4), range(epochs), epochs, batch=32)]
-    expected = prune_rates.expected_visits(strategy.spec, size, epochs)
+    expected = expected_visits(strategy.spec, size, epochs)
     asked = 1 - sum(expected) / size / epochs
     if name not in ("full", "paper-as-coded"):
         assert asked == pytest.approx(strategy.spec.prune_rate, abs=1 / size)
@@ -152,7 +151,7 @@ def test_ties_neither_empty_an_epoch_nor_change_the_count(name):
     if name in ("infobatch", "kakurenbo", "paper-as-coded"):  # nobody is below the mean, sure, or below the quantile
         assert visits == [100] * EPOCHS
     else:
-        assert visits == pytest.approx(prune_rates.expected_visits(strategy.spec, 100, EPOCHS), abs=20)
+        assert visits == pytest.approx(expected_visits(strategy.spec, 100, EPOCHS), abs=20)
 
 
 @names

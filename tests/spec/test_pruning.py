@@ -5,7 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from budgettune.errors import SpecError
-from budgettune.spec.prune_rates import (
+from budgettune.spec.pruning import (
+    STRATEGIES,
+    PruningSpec,
     epoch_sizes,
     expected_visits,
     expected_visits_at,
@@ -13,7 +15,7 @@ from budgettune.spec.prune_rates import (
     profile,
     rate_limit,
 )
-from budgettune.spec.study_spec import STRATEGIES, PruningSpec, StudySpec, load_spec
+from budgettune.spec.study_spec import StudySpec, load_spec
 
 OWN_MEANING = ("full", "paper-as-coded")
 names = pytest.mark.parametrize("name", [name for name in STRATEGIES if name not in OWN_MEANING])
