@@ -22,7 +22,7 @@ from budgettune.report.markup import compact_json, content_policy, data_block, p
 from budgettune.report.sections import FORECAST_SECTIONS, SECTIONS, STOPPED, Section
 from budgettune.report.style import DARK, LIGHT
 from budgettune.report.view import Overview, machine_kind, objectives
-from budgettune.study.stopping_notes import summary_of_notes
+from budgettune.study.early_stop import summary_of_notes
 
 SLIDER_ENDS = (0.8, 1.1)
 """Where the slider begins and ends, as shares of the fastest and of the slowest answer."""

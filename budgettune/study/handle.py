@@ -30,7 +30,7 @@ from budgettune.study.summary import StudySummary, list_studies, stopping_of, st
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage, RDBStorage
 
-    from budgettune.study.stopping_notes import StoppingSummary
+    from budgettune.study.early_stop import StoppingSummary
 
 __all__ = [
     "Claim",

@@ -20,7 +20,7 @@ from budgettune.storage.slots import slot_rows, stopping_notes
 from budgettune.study.ledger import GivenUp, Ledger
 
 if TYPE_CHECKING:
-    from budgettune.study.stopping_notes import StoppingSummary
+    from budgettune.study.early_stop import StoppingSummary
 
 logger = logging.getLogger(__name__)
 
@@ -137,7 +137,7 @@ def summary_of(
 
 def stopping_of(engine: Engine, study_id: int) -> StoppingSummary:
     """Return what stopping trials early did in a study."""
-    from budgettune.study.stopping_notes import summary_of_notes
+    from budgettune.study.early_stop import summary_of_notes
 
     return summary_of_notes(stopping_notes(engine, study_id))
 

@@ -12,9 +12,8 @@ from budgettune.errors import StorageError
 from budgettune.records import EpochRecord, TrialResult
 from budgettune.spec.study_spec import StudySpec
 from budgettune.storage import answers as query
-from budgettune.study.early_stop import Rival, Standing, Verdict, is_control, judge
+from budgettune.study.early_stop import Rival, Standing, Verdict, is_control, judge, note_of
 from budgettune.study.handle import Claim, StudyHandle
-from budgettune.study.stopping_notes import note_of
 
 logger = logging.getLogger(__name__)
 

@@ -17,10 +17,19 @@ from budgettune.spec.study_spec import StudySpec, load_spec
 from budgettune.storage import answers as query
 from budgettune.storage.opening import writing
 from budgettune.storage.writes import end_trial
-from budgettune.study.early_stop import LEAST_RIVALS, Rival, Standing, Verdict, forecast, is_control, judge
+from budgettune.study.early_stop import (
+    LEAST_RIVALS,
+    Rival,
+    Standing,
+    Verdict,
+    forecast,
+    is_control,
+    judge,
+    note_of,
+    summary_of_notes,
+)
 from budgettune.study.handle import create_study
 from budgettune.study.sampling import search_space
-from budgettune.study.stopping_notes import note_of, summary_of_notes
 from budgettune.worker.early_stop_judge import Rivals
 from budgettune.worker.loop import WorkerOptions, run_worker
 from tests.support.studies import curve, grid, let_lease_run_out, records, result, sampled, work_off
