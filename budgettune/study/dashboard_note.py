@@ -1,9 +1,7 @@
-"""What a study says about itself on its page in optuna-dashboard: what it searches, how to read it, its file."""
+"""The note on a study's page in optuna-dashboard: what it searches, how to read it, its study file."""
 
 from __future__ import annotations
 
-import json
-import re
 import shlex
 from collections.abc import Mapping
 from typing import Any
@@ -27,18 +25,15 @@ def study_note(spec: StudySpec) -> str:
     searched = f"| searched | values |\n|---|---|\n{rows}" if rows else "Nothing is searched: one cell."
     points = f"{len(spec.cells())} cells" if spec.sampler.name == "grid" else f"Points by {spec.sampler.name}"
     repeats = spec.sampler.first_repeats
-    each = "more repeats where the front is uncertain" if spec.sampler.is_auto else f"{repeats} {_plural(repeats)} each"
+    fixed = f"{repeats} repeat{'s' * (repeats != 1)} each"
+    each = "more repeats where the front is uncertain" if spec.sampler.is_auto else fixed
     return (
         "**Training time against test accuracy**: `train_seconds` (less is better; choosing samples is on the clock, "
         "evaluation off it) and `test_accuracy` (more is better).\n\n"
         f"{searched}\n\n{points}, {each}.\n\n"
         f"### How to read it\n\n{_HOW_TO_READ.format(name=shlex.quote(spec.name))}\n\n"
-        f"### The study file\n\n```toml\n{toml_text(spec.to_document())}\n```\n"
+        f"### The study file\n\n```toml\n{_study_file(spec.to_document())}\n```\n"
     )
-
-
-def _plural(repeats: int) -> str:
-    return "repeat" if repeats == 1 else "repeats"
 
 
 def _axis(axis: tuple[Any, ...] | RangeSpec) -> str:
@@ -47,25 +42,21 @@ def _axis(axis: tuple[Any, ...] | RangeSpec) -> str:
     return ", ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in axis).replace("|", r"\|")
 
 
-def toml_text(document: Mapping[str, Any]) -> str:
+def _study_file(document: Mapping[str, Any]) -> str:
     """Return a study's document as a study file."""
-    plain = [f"{key} = {_toml(value)}" for key, value in document.items() if not isinstance(value, Mapping)]
-    tables = [
-        "\n".join([f"[{name}]", *(f"{_key(key)} = {_toml(value)}" for key, value in table.items())])
-        for name, table in document.items()
-        if isinstance(table, Mapping) and table
-    ]
-    return "\n\n".join(["\n".join(plain), *tables])
+    import tomlkit  # needed where a study is made, and by no other command
 
+    def inline(value: Any) -> Any:
+        """Return a range as an inline table, so that the axes keep their order."""
+        if not isinstance(value, Mapping):
+            return value
+        table = tomlkit.inline_table()
+        table.update(value)
+        return table
 
-def _toml(value: Any) -> str:
-    """Return one value; strings, numbers and truth values are written as in JSON."""
-    if isinstance(value, Mapping):
-        return "{ " + ", ".join(f"{_key(key)} = {_toml(item)}" for key, item in value.items()) + " }"
-    if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(map(_toml, value)) + "]"
-    return json.dumps(value, ensure_ascii=False)
-
-
-def _key(text: str) -> str:
-    return text if re.fullmatch(r"[A-Za-z0-9_-]+", text) else json.dumps(text, ensure_ascii=False)
+    sections = {
+        name: {key: inline(value) for key, value in section.items()} if isinstance(section, Mapping) else section
+        for name, section in document.items()
+        if section != {}
+    }
+    return tomlkit.dumps(sections).rstrip("\n")

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import time
+import tomllib
 from collections import Counter
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from budgettune.storage.schema import (
     trials,
     utc_in,
 )
+from budgettune.study.dashboard_note import study_note
 from budgettune.study.export import export
 from budgettune.study.handle import create_study, delete_study, list_studies, load_study
 from tests.support.studies import SEARCH, grid, let_lease_run_out, records, result, sampled, work_off
@@ -101,6 +103,16 @@ def test_a_study_is_made_whole_or_not_at_all(sqlite_url, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         create_study(grid(), sqlite_url)
     assert query.studies(open_engine(sqlite_url)) == []
+
+
+def test_the_study_file_in_a_studys_note_makes_the_same_study():
+    axes = {"train.lr": {"low": 1e-4, "high": 0.1, "log": True}, "model.name": ["a.b:C", 'x.y:"|Z"'], "scale": [1.0]}
+    document = {"name": "Fränzi’s \x7f", "search": axes, "model": {"options": {"depth": 3}}}
+    spec = StudySpec.from_document({**document, "sampler": {"name": "random"}})
+    text = study_note(spec).partition("```toml\n")[2].partition("\n```")[0]
+    again = StudySpec.from_document(tomllib.loads(text))
+    assert again == spec
+    assert list(again.search) == list(axes)
 
 
 def test_a_study_of_a_newer_budgettune_is_refused_by_name_and_still_listed(study):
