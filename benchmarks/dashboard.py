@@ -39,7 +39,7 @@ from budgettune.storage.opening import open_engine, writing
 from budgettune.storage.schema import TABLES_OF_A_TRIAL, trials
 from budgettune.storage.writes import NewTrial, insert_trials
 from budgettune.study.handle import StudyHandle, create_study, load_study
-from budgettune.study.ledger import Queued, trial_keys
+from budgettune.study.ledger import Queued
 
 SPAWN = multiprocessing.get_context("spawn")
 NAME = "dashboard"
@@ -104,7 +104,7 @@ def queue(study: StudyHandle, *, finished: int, waiting: int) -> None:
     own = sa.select(trials.c.trial_id).where(trials.c.study_id == study.study_id, trials.c.number >= finished)
     params = params_of(study.spec)
     rows = [
-        NewTrial("WAITING", trial_keys(study.spec, Queued(Slot(n, 0), attempt=1)), params=params[n % len(params)])
+        NewTrial("WAITING", Queued(Slot(n, 0), attempt=1).row_keys(study.spec), params=params[n % len(params)])
         for n in range(finished, finished + waiting)
     ]
     with writing(study.engine) as connection:

@@ -26,7 +26,7 @@ from budgettune.storage.opening import writing
 from budgettune.storage.slots import note_machine_kind
 from budgettune.storage.writes import NewTrial, StoredParam, insert_trials
 from budgettune.study.handle import StudyHandle, create_study
-from budgettune.study.ledger import Queued, trial_keys
+from budgettune.study.ledger import Queued
 from budgettune.study.sampling import search_space, stored_params
 
 ROWS_PER_TRANSACTION = 1_000
@@ -186,5 +186,5 @@ def make_study(
 
 def complete_row(spec: StudySpec, cell: int, made: TrialResult, params: tuple[StoredParam, ...]) -> NewTrial:
     """Return the row of a complete trial, as a worker leaves it."""
-    attributes = trial_keys(spec, Queued(Slot(cell, repeat=0), attempt=1)) | trial_attributes(made)
+    attributes = Queued(Slot(cell, repeat=0), attempt=1).row_keys(spec) | trial_attributes(made)
     return NewTrial("COMPLETE", attributes, params, values=(made.train_seconds, made.test_accuracy))

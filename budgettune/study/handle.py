@@ -24,7 +24,7 @@ from budgettune.storage.transactions import Reconciled, TakenTrial
 from budgettune.storage.writes import NewTrial
 from budgettune.study.dashboard_note import study_note
 from budgettune.study.export import export
-from budgettune.study.ledger import GivenUp, Ledger, Queued, Verification, first_trials, new_trials, trial_keys
+from budgettune.study.ledger import GivenUp, Ledger, Queued, Verification, new_trials
 from budgettune.study.summary import StudySummary, list_studies, stopping_of, study_names, summary_of
 
 if TYPE_CHECKING:
@@ -93,7 +93,8 @@ def create_study(spec: StudySpec, url: str, *, skip_if_exists: bool = False) -> 
     """
     _check_name(spec.name)
     engine = open_engine(url, create=True)
-    study_id = transactions.insert_study(engine, spec.name, spec.to_json(), first_trials(spec), note=study_note(spec))
+    first_trials = new_trials(spec, Ledger(spec, ()).to_queue())
+    study_id = transactions.insert_study(engine, spec.name, spec.to_json(), first_trials, note=study_note(spec))
     if study_id is not None:
         return StudyHandle(spec, url, study_id, engine)
     return _reopen(spec, url, engine, skip_if_exists)
@@ -361,7 +362,7 @@ class StudyHandle:
 
     def _next_point(self, rows: list[SlotRow]) -> NewTrial | None:
         queued = Ledger(self.spec, rows).to_draw()
-        return None if queued is None else NewTrial("RUNNING", trial_keys(self.spec, queued))
+        return None if queued is None else NewTrial("RUNNING", queued.row_keys(self.spec))
 
     def _draw_params(self, reserved: TakenTrial) -> dict[str, Any] | None:
         from budgettune.study import sampling
@@ -375,7 +376,7 @@ class StudyHandle:
             self.study_id,
             reserved.trial_id,
             lambda seen: sampling.unseen(space, proposal, seen, seed),
-            [trial_keys(self.spec, Queued(Slot(cell, repeat), attempt=1)) for repeat in repeats],
+            [Queued(Slot(cell, repeat), attempt=1).row_keys(self.spec) for repeat in repeats],
         )
 
     @cached_property

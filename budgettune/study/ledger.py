@@ -58,6 +58,11 @@ class Queued:
     attempt: int
     source: int | None = None
 
+    def row_keys(self, spec: StudySpec) -> dict[str, int]:
+        """Return the user attributes that say which cell, repeat and attempt a trial is."""
+        cell, repeat = self.slot
+        return {"cell": cell, "repeat": repeat, "attempt": self.attempt, "seed": spec.trial_seed(cell, repeat)}
+
 
 @dataclass(frozen=True)
 class Verification:
@@ -278,24 +283,13 @@ def _reasons(rows: Iterable[SlotRow]) -> tuple[str, ...]:
     return tuple(f"{kind}: {message}" for kind, message in failures)
 
 
-def trial_keys(spec: StudySpec, queued: Queued) -> dict[str, int]:
-    """Return the user attributes that say which cell, repeat and attempt a trial is."""
-    cell, repeat = queued.slot
-    return {"cell": cell, "repeat": repeat, "attempt": queued.attempt, "seed": spec.trial_seed(cell, repeat)}
-
-
 def new_trials(spec: StudySpec, queue: Sequence[Queued]) -> list[NewTrial]:
     """Return the waiting rows of slots; the params of a grid cell come from the spec, others from an earlier trial."""
     if not queue:
         return []
     if spec.sampler.name != "grid":
-        return [NewTrial("WAITING", trial_keys(spec, each), params_of=each.source) for each in queue]
+        return [NewTrial("WAITING", each.row_keys(spec), params_of=each.source) for each in queue]
     from budgettune.study.sampling import grid_params
 
     params = grid_params(spec)
-    return [NewTrial("WAITING", trial_keys(spec, each), params=params[each.slot.cell]) for each in queue]
-
-
-def first_trials(spec: StudySpec) -> list[NewTrial]:
-    """Return the rows that a study begins with."""
-    return new_trials(spec, Ledger(spec, ()).to_queue())
+    return [NewTrial("WAITING", each.row_keys(spec), params=params[each.slot.cell]) for each in queue]
