@@ -107,7 +107,7 @@ def test_a_study_is_made_whole_or_not_at_all(sqlite_url, monkeypatch):
 
 def test_the_study_file_in_a_studys_note_makes_the_same_study():
     axes = {"train.lr": {"low": 1e-4, "high": 0.1, "log": True}, "batch_size": [16, 64], "prune_rate": [0.0, 0.25]}
-    document = {"name": "Fränzi’s \x7f", "search": axes, "model": {"name": "mine:Net", "options": {"a b": "\\ \""}}}
+    document = {"name": "Fränzi’s \x7f", "search": axes, "model": {"name": "mine:Net", "options": {"a b": '\\ "'}}}
     spec = StudySpec.from_document({**document, "sampler": {"name": "random"}})
     text = study_note(spec).partition("```toml\n")[2].partition("\n```")[0]
     again = StudySpec.from_document(tomllib.loads(text))
