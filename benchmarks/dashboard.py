@@ -35,7 +35,7 @@ from benchmarks.support import common, local_postgresql, synthetic
 from budgettune.machine.fingerprint import fingerprint, usable_cores
 from budgettune.records import Slot
 from budgettune.spec.study_spec import StudySpec
-from budgettune.storage.opening import open_engine, writing
+from budgettune.storage.connection import open_engine, writing
 from budgettune.storage.schema import TABLES_OF_A_TRIAL, trials
 from budgettune.storage.writes import NewTrial, insert_trials
 from budgettune.study.handle import StudyHandle, create_study, load_study

@@ -27,7 +27,7 @@ from benchmarks.support import common
 from budgettune.errors import UsageError
 from budgettune.records import EpochRecord, TrialRecord
 from budgettune.storage import answers as query
-from budgettune.storage.opening import open_engine
+from budgettune.storage.connection import open_engine
 from budgettune.study.early_stop import Rival, Standing, is_control, judge
 
 CONFIDENCES = (0.8, 0.9, 0.95, 0.99)

@@ -15,7 +15,7 @@ from budgettune.errors import UsageError
 from budgettune.records import TrialRecord
 from budgettune.spec.study_spec import StudySpec, load_spec
 from budgettune.storage import answers as query
-from budgettune.storage.opening import open_engine, storage_url
+from budgettune.storage.connection import open_engine, storage_url
 from budgettune.text import parse_duration
 
 if TYPE_CHECKING:

@@ -32,7 +32,7 @@ from budgettune.cli import main as cli
 from budgettune.errors import BudgetTuneError, SpecError, StorageError, StudyNotFound
 from budgettune.spec.study_spec import StudySpec
 from budgettune.storage import answers as query
-from budgettune.storage.opening import open_engine, open_storage, writing
+from budgettune.storage.connection import open_engine, open_storage, writing
 from budgettune.storage.schema import study_user_attributes, trial_params, trial_user_attributes, trials
 from budgettune.study.export import export
 from budgettune.study.handle import (

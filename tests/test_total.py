@@ -5,7 +5,7 @@ import sqlalchemy as sa
 
 from budgettune.errors import SpecError
 from budgettune.records import Slot, SlotRow
-from budgettune.storage.opening import writing
+from budgettune.storage.connection import writing
 from budgettune.storage.schema import trial_heartbeats, trials, utc_in
 from budgettune.study.handle import create_study, list_studies
 from budgettune.study.ledger import Ledger

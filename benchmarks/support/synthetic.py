@@ -22,7 +22,7 @@ from budgettune.records import (
 )
 from budgettune.spec.study_spec import StudySpec
 from budgettune.spec.tables import RangeSpec
-from budgettune.storage.opening import writing
+from budgettune.storage.connection import writing
 from budgettune.storage.slots import note_machine_kind
 from budgettune.storage.writes import NewTrial, StoredParam, insert_trials
 from budgettune.study.handle import StudyHandle, create_study

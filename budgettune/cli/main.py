@@ -160,7 +160,7 @@ def dashboard(
     """Serve optuna-dashboard with our figures, read-only unless told otherwise."""
     from budgettune.dashboard.app import serve
     from budgettune.report import fronts
-    from budgettune.storage.opening import storage_url
+    from budgettune.storage.connection import storage_url
 
     raise typer.Exit(128 + serve(storage_url(storage), host, port, password_file, allow_write, figures=fronts))
 
@@ -203,7 +203,7 @@ def demo(threads: Threads = None, storage: Storage = None, debug: Debug = False)
 
 
 def _run_fleet(members: list[Member], command: WorkerCommand, storage: str | None) -> int:
-    from budgettune.storage.opening import storage_url
+    from budgettune.storage.connection import storage_url
     from budgettune.worker.fleet import run_fleet
     from budgettune.worker.signals import StopFlag
 
@@ -217,7 +217,7 @@ def _run_fleet(members: list[Member], command: WorkerCommand, storage: str | Non
 def _work(study: str | None, options: WorkerOptions, storage: str | None, *, drain: bool = False) -> WorkerSummary:
     """Run a worker with progress on standard error; leave with 130 or 143 where a signal ended it."""
     from budgettune.cli.live import TerminalProgress
-    from budgettune.storage.opening import storage_url
+    from budgettune.storage.connection import storage_url
     from budgettune.worker.loop import run_worker
     from budgettune.worker.signals import StopFlag
 

@@ -10,7 +10,7 @@ import typer
 from budgettune.cli.output import Format
 from budgettune.errors import BudgetTuneError
 from budgettune.storage import answers as query
-from budgettune.storage.opening import open_engine, storage_url
+from budgettune.storage.connection import open_engine, storage_url
 from budgettune.text import parse_duration
 
 HELP = {"help_option_names": ["-h", "--help"]}

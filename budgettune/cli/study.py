@@ -26,7 +26,7 @@ from budgettune.cli.options import (
 )
 from budgettune.cli.output import Format, err, out
 from budgettune.errors import UsageError
-from budgettune.storage.opening import storage_url
+from budgettune.storage.connection import storage_url
 from budgettune.text import format_duration
 
 if TYPE_CHECKING:

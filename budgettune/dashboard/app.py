@@ -25,7 +25,8 @@ from budgettune.dashboard.webserver import listen
 from budgettune.errors import UsageError
 from budgettune.records import TrialRecord
 from budgettune.storage import answers as query
-from budgettune.storage.opening import open_engine, open_storage, redact
+from budgettune.storage.connection import open_engine, open_storage
+from budgettune.storage.driver_errors import redact
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication

@@ -20,7 +20,7 @@ from optuna.distributions import BaseDistribution, json_to_distribution
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from budgettune.storage.opening import reading
+from budgettune.storage.connection import reading
 from budgettune.storage.schema import (
     SPEC_ATTRIBUTE,
     plain_text,

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from budgettune.errors import NothingWithinBudget, SpecError, StorageError, StudyNotFound, UsageError
 from budgettune.records import TrialRecord
 from budgettune.spec.study_spec import StudySpec
-from budgettune.storage.opening import reading
+from budgettune.storage.connection import reading
 from budgettune.storage.schema import (
     METRIC_NAMES_ATTRIBUTE,
     SPEC_ATTRIBUTE,

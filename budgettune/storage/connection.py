@@ -1,7 +1,12 @@
-"""Connections that concurrent work can trust: how SQLite and PostgreSQL are opened, read and written."""
+"""From a URL to connections that many workers can share: SQLite on one box, PostgreSQL on many.
+
+Optuna's tables are used as they are. Optuna itself is imported only where its own storage object is asked for, so that
+reading answers starts fast.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sqlite3
 import threading
@@ -19,8 +24,14 @@ from budgettune.storage.driver_errors import redact, translated
 from budgettune.text import one_line
 
 if TYPE_CHECKING:
+    from optuna.storages import RDBStorage
     from sqlalchemy.engine.interfaces import DBAPIConnection
 
+DEFAULT_URL = "sqlite:///budgettune.db"
+SCHEMA_REVISION = "v3.2.0.a"
+"""Optuna's tables as they are since 3.2; the SQL here is written for them."""
+
+LOCK_NOT_AVAILABLE = "55P03"  # PostgreSQL's code
 BUSY_TIMEOUT_SECONDS = 60
 CONNECT_TIMEOUT_SECONDS = 10
 NETWORK_TIMEOUT_MS = 60_000
@@ -100,7 +111,7 @@ class _Connection(sqlite3.Connection):
             self.close()
 
 
-def engine_options(url: sa.URL) -> dict[str, Any]:
+def _engine_options(url: sa.URL) -> dict[str, Any]:
     """Return what SQLAlchemy is told beside the URL."""
     if url.get_backend_name() == "sqlite":
         return {"connect_args": {"timeout": BUSY_TIMEOUT_SECONDS, "factory": _Connection}}
@@ -111,17 +122,17 @@ def engine_options(url: sa.URL) -> dict[str, Any]:
     return {"connect_args": connect_args, "pool_pre_ping": True, "pool_size": 2, "max_overflow": 3}
 
 
-def engine_of(url: sa.URL) -> Engine:
+def _engine_of(url: sa.URL) -> Engine:
     """Return an engine of this process: one for each server, so that many handles share few connections.
 
     A file gets a new one each time, because another file may have its name by now.
     """
     if url.get_backend_name() == "sqlite":
-        return tuned(new_engine(url))
+        return _tuned(_new_engine(url))
     with _servers_lock:
         key = url.render_as_string(hide_password=False)
         if key not in _servers:
-            _servers[key] = tuned(new_engine(url))
+            _servers[key] = _tuned(_new_engine(url))
         return _servers[key]
 
 
@@ -139,14 +150,14 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_connections)
 
 
-def new_engine(url: sa.URL) -> Engine:
+def _new_engine(url: sa.URL) -> Engine:
     """Return an engine as SQLAlchemy makes it: not yet fit for concurrent work."""
-    with driver_named(url), translated(shown(url)):
-        return sa.create_engine(url, **engine_options(url))
+    with _driver_named(url), translated(shown(url)):
+        return sa.create_engine(url, **_engine_options(url))
 
 
 @contextmanager
-def driver_named(url: sa.URL) -> Iterator[None]:
+def _driver_named(url: sa.URL) -> Iterator[None]:
     """Name the missing driver where a URL asks for one that is not installed."""
     try:
         yield
@@ -156,7 +167,7 @@ def driver_named(url: sa.URL) -> Iterator[None]:
         ) from None
 
 
-def tuned(engine: Engine, *, read_only: bool = False) -> Engine:
+def _tuned(engine: Engine, *, read_only: bool = False) -> Engine:
     """Set what makes concurrent work safe, on every connection that is opened from now on.
 
     Args:
@@ -200,3 +211,184 @@ def _on_postgresql_connect(connection: DBAPIConnection, _record: object) -> None
         cursor.execute(statement)
     cursor.close()
     connection.commit()
+
+
+# --- Opening ---
+
+
+def storage_url(explicit: str | None = None) -> str:
+    """Return the database to use: the one named, else BUDGETTUNE_STORAGE, else OPTUNA_STORAGE, else a local file."""
+    return explicit or os.environ.get("BUDGETTUNE_STORAGE") or os.environ.get("OPTUNA_STORAGE") or DEFAULT_URL
+
+
+def open_engine(url: str, *, create: bool = False) -> sa.Engine:
+    """Return an engine on a database that holds Optuna's tables, without importing Optuna.
+
+    Args:
+        url: `sqlite:///FILE` or `postgresql://USER:PASSWORD@HOST/DATABASE`.
+        create: make the file and the tables where they are missing.
+
+    Raises:
+        StorageError: where the database cannot be reached, is not Optuna's, or has another version of its tables.
+    """
+    parsed = parse_url(url)
+    with _sensible(parsed):
+        if create:
+            _create_schema(parsed)
+            return _engine_of(parsed)
+        file = sqlite_file(parsed) if parsed.get_backend_name() == "sqlite" else None
+        if file is not None and not file.exists():  # connecting would make an empty one
+            raise StorageError(
+                f"{shown(parsed)}: no such file: make it with `budgettune study create`, or check --storage"
+            )
+        engine = _engine_of(parsed)
+        _require_schema(engine)
+        return engine
+
+
+def open_storage(url: str, *, create: bool = False, read_only: bool = False) -> RDBStorage:
+    """Return Optuna's storage on a database, safe for many workers at once.
+
+    Args:
+        url: as for `open_engine`.
+        create: make the file and the tables where they are missing.
+        read_only: let the database itself refuse every write.
+
+    Raises:
+        StorageError: as for `open_engine`.
+    """
+    from optuna.storages import RDBStorage
+
+    open_engine(url, create=create)
+    parsed = parse_url(url)
+    with _driver_named(parsed), translated(shown(parsed)):
+        storage = RDBStorage(_optuna_url(parsed), engine_kwargs=_engine_options(parsed), skip_table_creation=True)
+    _tuned(storage.engine, read_only=read_only)
+    return storage
+
+
+@contextmanager
+def _sensible(url: sa.URL) -> Iterator[None]:
+    """Refuse a URL that a driver or the file system chokes on: an option without sense, a name that is too long."""
+    try:
+        yield
+    except (OSError, TypeError, ValueError) as error:
+        raise StorageError(f"{shown(url)}: cannot be opened ({error}): check the URL and its options") from None
+
+
+def _revision(engine: sa.Engine) -> str | None:
+    """Return the version of Optuna's tables, None where there are none (or only a part of them)."""
+    with reading(engine) as connection:
+        inspector = sa.inspect(connection)
+        if not (inspector.has_table("alembic_version") and inspector.has_table("studies")):
+            return None
+        return connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar()
+
+
+def _require_schema(engine: sa.Engine) -> None:
+    revision = _revision(engine)
+    if revision == SCHEMA_REVISION:
+        return
+    url = shown(engine.url)
+    if revision is None:
+        _refuse_foreign_file(engine)
+        raise StorageError(f"{url}: holds no study yet: make one with `budgettune study create`")
+    raise StorageError(
+        f"{url}: its tables are of version {revision}, not {SCHEMA_REVISION}: "
+        f"run `optuna storage upgrade --storage URL`, or install a newer budgettune"
+    )
+
+
+def _refuse_foreign_file(engine: sa.Engine) -> None:
+    """Refuse an SQLite file of some other program; a PostgreSQL database may well hold other tables too."""
+    if engine.dialect.name != "sqlite":
+        return
+    with reading(engine) as connection:
+        tables = sa.inspect(connection).get_table_names()
+    if tables and "studies" not in tables and "version_info" not in tables:
+        names = ", ".join(sorted(tables)[:3])
+        raise StorageError(f"{shown(engine.url)}: not an Optuna database (it holds {names}): name another file")
+
+
+def _create_schema(url: sa.URL) -> None:
+    """Make the tables where they are missing. One process does it, because several at once make most of them fail."""
+    file = sqlite_file(url) if url.get_backend_name() == "sqlite" else None
+    if file is not None and not file.parent.is_dir():
+        raise StorageError(f"{shown(url)}: no folder {file.parent}: make it first, or name another file")
+    engine = _new_engine(url)
+    try:
+        if (file is None or file.exists()) and _revision(engine) == SCHEMA_REVISION and _is_write_ahead(engine):
+            return
+        with schema_lock(url):
+            if _revision(engine) is None:
+                _refuse_foreign_file(engine)
+                _make_tables(url)
+            _require_schema(engine)
+            _write_ahead(engine)
+    finally:
+        engine.dispose()
+
+
+def _make_tables(url: sa.URL) -> None:
+    from optuna.storages import RDBStorage
+
+    with translated(shown(url)):
+        storage = RDBStorage(_optuna_url(url), engine_kwargs=_engine_options(url))
+        storage.engine.dispose()
+
+
+def _is_write_ahead(engine: sa.Engine) -> bool:
+    if engine.dialect.name != "sqlite":
+        return True  # every server is
+    with reading(engine) as connection:
+        return bool(connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal")
+
+
+def _write_ahead(engine: sa.Engine) -> None:
+    """Let readers and one writer work side by side; the file remembers it."""
+    if engine.dialect.name == "sqlite":
+        with translated(shown(engine.url)), engine.connect() as connection:
+            connection.exec_driver_sql("PRAGMA journal_mode=WAL")
+
+
+def _optuna_url(url: sa.URL) -> str:
+    # Optuna runs str.format on it.
+    return url.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")
+
+
+@contextmanager
+def schema_lock(url: sa.URL, timeout_seconds: float = 60) -> Iterator[None]:
+    """Hold the lock under which tables are made; it is freed when its holder dies.
+
+    A file beside an SQLite file, an advisory lock in PostgreSQL (on a connection and in a transaction of its own, so
+    that it also works through a pooler).
+
+    Raises:
+        StorageError: where another process holds it for too long.
+    """
+    busy = StorageError(
+        f"{shown(url)}: another process holds the lock 'schema' for over {timeout_seconds:g} s: stop it, or try again"
+    )
+    if url.get_backend_name() == "sqlite":
+        from filelock import FileLock, Timeout
+
+        try:
+            held = FileLock(f"{sqlite_file(url)}-schema.lock", timeout=timeout_seconds).acquire()
+        except Timeout:
+            raise busy from None
+        except OSError as error:
+            raise StorageError(f"{shown(url)}: cannot make a lock file beside it ({error.strerror})") from None
+        with held:
+            yield
+        return
+    key = int.from_bytes(hashlib.sha256(b"budgettune/schema").digest()[:8], "big", signed=True)
+    engine = sa.create_engine(url, poolclass=sa.NullPool, connect_args=_engine_options(url)["connect_args"])
+    with translated(shown(url)), engine.begin() as connection:
+        connection.execute(sa.text(f"SET LOCAL lock_timeout = {int(timeout_seconds * 1000)}"))
+        try:
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(key)))
+        except sa.exc.OperationalError as error:
+            if getattr(error.orig, "sqlstate", None) != LOCK_NOT_AVAILABLE:
+                raise
+            raise busy from None
+        yield

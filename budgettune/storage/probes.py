@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from budgettune.errors import StudyNotFound
 from budgettune.records import StepProbe
-from budgettune.storage.opening import reading, writing
+from budgettune.storage.connection import reading, writing
 from budgettune.storage.schema import study_user_attributes
 from budgettune.storage.trials import parse_json
 from budgettune.storage.writes import lock_study, set_study_attribute

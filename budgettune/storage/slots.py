@@ -11,7 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from budgettune.records import TAKEN, Slot, SlotRow
-from budgettune.storage.opening import reading
+from budgettune.storage.connection import reading
 from budgettune.storage.schema import (
     KINDS_ATTRIBUTE,
     SPEC_ATTRIBUTE,

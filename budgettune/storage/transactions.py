@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from budgettune.records import HANDED_BACK, LOST, Slot, SlotRow
-from budgettune.storage.opening import writing
+from budgettune.storage.connection import writing
 from budgettune.storage.schema import (
     DIRECTIONS,
     METRIC_NAMES,

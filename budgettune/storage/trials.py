@@ -17,7 +17,7 @@ from typing import Any, cast
 import sqlalchemy as sa
 
 from budgettune.records import NUMERIC_ATTRIBUTES, EpochRecord, MachineInfo, PhaseSeconds, TrialRecord
-from budgettune.storage.opening import reading
+from budgettune.storage.connection import reading
 from budgettune.storage.schema import is_finite, plain_text, trial_params, trial_user_attributes, trial_values, trials
 
 IDS_PER_STATEMENT = 500

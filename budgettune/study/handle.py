@@ -17,9 +17,8 @@ from budgettune.records import HANDED_BACK, Slot, SlotRow, TrialResult, trial_at
 from budgettune.spec.study_spec import StudySpec
 from budgettune.storage import answers as query
 from budgettune.storage import slots, transactions
-from budgettune.storage.connection import Engine
+from budgettune.storage.connection import Engine, open_engine, open_storage
 from budgettune.storage.driver_errors import redact, translated
-from budgettune.storage.opening import open_engine, open_storage
 from budgettune.storage.transactions import Reconciled, TakenTrial
 from budgettune.storage.writes import NewTrial
 from budgettune.study.dashboard_note import study_note

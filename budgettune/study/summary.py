@@ -14,8 +14,7 @@ from budgettune.errors import StorageError, StudyNotFound
 from budgettune.records import TrialRecord
 from budgettune.spec.study_spec import StudySpec
 from budgettune.storage import answers as query
-from budgettune.storage.connection import Engine
-from budgettune.storage.opening import open_engine
+from budgettune.storage.connection import Engine, open_engine
 from budgettune.storage.slots import slot_rows, stopping_notes
 from budgettune.study.ledger import GivenUp, Ledger
 

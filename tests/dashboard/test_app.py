@@ -22,7 +22,7 @@ from budgettune.dashboard.passwords import HashedPassword, Lockout, Passwords, h
 from budgettune.dashboard.webserver import listen
 from budgettune.errors import StorageError, UsageError
 from budgettune.spec.study_spec import StudySpec
-from budgettune.storage.opening import open_storage
+from budgettune.storage.connection import open_storage
 from budgettune.study.handle import create_study
 
 METRICS = ["train_seconds", "test_accuracy"]

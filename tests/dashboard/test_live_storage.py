@@ -11,7 +11,7 @@ from optuna.trial import TrialState, create_trial
 
 from budgettune.dashboard import live_storage
 from budgettune.dashboard.live_storage import NOT_SHOWN, LiveStorage
-from budgettune.storage.opening import open_storage
+from budgettune.storage.connection import open_storage
 from budgettune.study.handle import create_study, delete_study
 from tests.support.studies import RESULT, SPEC
 

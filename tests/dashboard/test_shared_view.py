@@ -15,7 +15,7 @@ from budgettune.dashboard.figures import LiveFigures
 from budgettune.dashboard.live_storage import LiveStorage
 from budgettune.dashboard.renewal import Pace
 from budgettune.dashboard.shared_view import SharedViews
-from budgettune.storage.opening import open_storage
+from budgettune.storage.connection import open_storage
 from budgettune.study.handle import create_study
 from tests.support.studies import RESULT, SPEC
 

@@ -12,7 +12,7 @@ from optuna.trial import TrialState, create_trial
 from budgettune.errors import NothingWithinBudget, StudyNotFound, UsageError
 from budgettune.spec.study_spec import StudySpec
 from budgettune.storage import answers as query
-from budgettune.storage.opening import open_engine, open_storage, writing
+from budgettune.storage.connection import open_engine, open_storage, writing
 from budgettune.storage.schema import TABLES_OF_A_TRIAL, trials
 from budgettune.study.handle import create_study
 

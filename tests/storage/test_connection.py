@@ -14,16 +14,17 @@ from hypothesis import strategies as st
 from optuna.testing.pytest_storages import StorageTestCase
 
 from budgettune.errors import StorageError
-from budgettune.storage.opening import (
+from budgettune.storage.connection import (
     DEFAULT_URL,
-    exclusive,
     open_engine,
     open_storage,
+    parse_url,
     reading,
-    redact,
+    schema_lock,
     storage_url,
     writing,
 )
+from budgettune.storage.driver_errors import redact
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
@@ -269,10 +270,10 @@ def test_a_lock_keeps_others_out_until_it_is_freed(storage_url):
     order = []
 
     def other():
-        with exclusive(storage_url, "test"):
+        with schema_lock(parse_url(storage_url)):
             order.append("second")
 
-    with exclusive(storage_url, "test"):
+    with schema_lock(parse_url(storage_url)):
         thread = threading.Thread(target=other)
         thread.start()
         time.sleep(0.2)
@@ -281,36 +282,34 @@ def test_a_lock_keeps_others_out_until_it_is_freed(storage_url):
     assert order == ["first", "second"]
 
 
-def test_a_lock_held_for_too_long_is_an_error_and_other_names_are_free(storage_url):
+def test_a_lock_held_for_too_long_is_an_error(storage_url):
     open_engine(storage_url, create=True)
     failures = []
 
     def other():
-        with exclusive(storage_url, "free"):
-            pass
         try:
-            with exclusive(storage_url, "taken", timeout_seconds=0.2):
+            with schema_lock(parse_url(storage_url), timeout_seconds=0.2):
                 pass
         except StorageError as error:
             failures.append(str(error))
 
-    with exclusive(open_engine(storage_url), "taken"):
+    with schema_lock(parse_url(storage_url)):
         thread = threading.Thread(target=other)
         thread.start()
         thread.join(timeout=10)
     assert len(failures) == 1
-    assert "another process holds the lock 'taken'" in failures[0]
+    assert "another process holds the lock 'schema'" in failures[0]
 
 
 def test_an_error_under_a_lock_comes_through_and_frees_it(storage_url):
     open_engine(storage_url, create=True)
-    with pytest.raises(ZeroDivisionError), exclusive(storage_url, "test"):
+    with pytest.raises(ZeroDivisionError), schema_lock(parse_url(storage_url)):
         raise ZeroDivisionError
-    with exclusive(storage_url, "test", timeout_seconds=1):
+    with schema_lock(parse_url(storage_url), timeout_seconds=1):
         pass
 
 
-OPEN = "import sys; from budgettune.storage.opening import open_engine; open_engine(sys.argv[1], create=True)"
+OPEN = "import sys; from budgettune.storage.connection import open_engine; open_engine(sys.argv[1], create=True)"
 
 
 def test_several_processes_may_make_the_tables_at_once(storage_url):

@@ -15,7 +15,7 @@ from budgettune.predict.sampler.history import evidence_of
 from budgettune.records import Slot, TrialRecord, TrialResult
 from budgettune.spec.study_spec import StudySpec, load_spec
 from budgettune.storage import answers as query
-from budgettune.storage.opening import writing
+from budgettune.storage.connection import writing
 from budgettune.storage.writes import end_trial
 from budgettune.study.early_stop import (
     LEAST_RIVALS,

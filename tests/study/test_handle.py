@@ -20,7 +20,7 @@ from budgettune.records import Slot
 from budgettune.spec.study_spec import StudySpec
 from budgettune.storage import answers as query
 from budgettune.storage import transactions
-from budgettune.storage.opening import exclusive, open_engine, reading, writing
+from budgettune.storage.connection import open_engine, parse_url, reading, schema_lock, writing
 from budgettune.storage.schema import (
     TABLES_OF_A_STUDY,
     TABLES_OF_A_TRIAL,
@@ -853,5 +853,5 @@ def test_work_goes_on_where_no_setting_of_a_session_survives(postgresql_url):
         for each in (study, other):
             work_off(each)
             assert each.verify().whole
-        with exclusive(postgresql_url, "test"):
+        with schema_lock(parse_url(postgresql_url)):
             pass

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from budgettune.records import EpochRecord, MachineInfo, PhaseSeconds, TrialResult
 from budgettune.spec.study_spec import StudySpec
 from budgettune.storage import answers as query
-from budgettune.storage.opening import writing
+from budgettune.storage.connection import writing
 from budgettune.storage.schema import trial_heartbeats, utc_in
 
 SEARCH = {"scale": [1.0, 1.4], "prune_rate": [0.0, 0.3]}
