@@ -78,6 +78,11 @@ def one_line(text: str) -> str:
     return _OBEYED.sub(_escaped, text)
 
 
+def message_of(error: BaseException) -> str:
+    """Return an error's text on one line, or its type where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def printable(text: str) -> str:
     """Return the same with its line breaks kept."""
     return _OBEYED_IN_A_LINE.sub(_escaped, text)

@@ -1,4 +1,4 @@
-"""PruningDataset: any map-style data set, thinned anew each epoch, for a plain DataLoader loop."""
+"""A data set that is thinned anew each epoch, and a network that feeds it, for training loops of your own."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.utils.data import Dataset
 
 from budgettune.training.pruning import Strategy
+from budgettune.training.resnet import ScalableResNet
 
 
 class PruningDataset(Dataset[tuple[Any, Any, int]]):
@@ -74,3 +76,34 @@ class PruningDataset(Dataset[tuple[Any, Any, int]]):
         self._kept[: len(indices)] = indices
         self._count.fill_(len(indices))
         self.weights = plan.weights
+
+
+class ScalablePrunableResNet(ScalableResNet):
+    """A ScalableResNet that feeds a PruningDataset, for people with a training loop of their own.
+
+    `loss` keeps each batch's losses; `end_epoch` hands them to the data set, which then plans the next epoch:
+
+        for epoch in range(epochs):
+            for x, y, index in DataLoader(dataset, batch_size=256, shuffle=True):
+                model.loss(x, y, index).backward()
+                ...
+            model.end_epoch()
+    """
+
+    def __init__(self, *, dataset: PruningDataset, **architecture: Any) -> None:
+        super().__init__(**architecture)
+        self.dataset = dataset
+        self._seen: list[tuple[Tensor, Tensor]] = []
+
+    def loss(self, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
+        """Return the mean cross-entropy of a batch, and remember each sample's under its index."""
+        losses = functional.cross_entropy(self(x), y, reduction="none")
+        self._seen.append((index, losses.detach()))
+        return losses.mean()
+
+    def end_epoch(self) -> None:
+        """Hand the epoch's losses to the data set and have it plan the next epoch."""
+        for index, losses in self._seen:
+            self.dataset.observe(index, losses)
+        self._seen.clear()
+        self.dataset.next_epoch()

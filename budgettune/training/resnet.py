@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from budgettune.spec.tables import ModelSpec
-from budgettune.training.own_loop import PruningDataset
 
 
 class BasicBlock(nn.Module):
@@ -80,37 +79,6 @@ class ScalableResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map images [B, channels, H, W] to logits [B, num_classes]."""
         return self.head(self.stages(self.stem(x)).mean(dim=(2, 3)))  # type: ignore[no-any-return]
-
-
-class ScalablePrunableResNet(ScalableResNet):
-    """A ScalableResNet that feeds a PruningDataset, for people with a training loop of their own.
-
-    `loss` keeps each batch's losses; `end_epoch` hands them to the data set, which then plans the next epoch:
-
-        for epoch in range(epochs):
-            for x, y, index in DataLoader(dataset, batch_size=256, shuffle=True):
-                model.loss(x, y, index).backward()
-                ...
-            model.end_epoch()
-    """
-
-    def __init__(self, *, dataset: PruningDataset, **architecture: Any) -> None:
-        super().__init__(**architecture)
-        self.dataset = dataset
-        self._seen: list[tuple[Tensor, Tensor]] = []
-
-    def loss(self, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
-        """Return the mean cross-entropy of a batch, and remember each sample's under its index."""
-        losses = functional.cross_entropy(self(x), y, reduction="none")
-        self._seen.append((index, losses.detach()))
-        return losses.mean()
-
-    def end_epoch(self) -> None:
-        """Hand the epoch's losses to the data set and have it plan the next epoch."""
-        for index, losses in self._seen:
-            self.dataset.observe(index, losses)
-        self._seen.clear()
-        self.dataset.next_epoch()
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -1,23 +1,58 @@
-"""Train one configuration and say what it cost."""
+"""Training of one configuration: set-up off the clock, then epochs on it and evaluation between them."""
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from statistics import median
+from typing import Any, Protocol
 
 import torch
+from torch import nn
 
-from budgettune.errors import OutOfMemory
-from budgettune.records import EpochRecord
+from budgettune.errors import BudgetUsedUp, Interrupted, NonFiniteLoss, OutOfMemory, SpecError
+from budgettune.records import EpochRecord, PhaseSeconds, TrialResult
 from budgettune.spec.study_spec import StudySpec
-from budgettune.training.data.load import ImageData
+from budgettune.training.data.load import ImageData, ImageSet, augment
 from budgettune.training.device import Device, is_out_of_memory
-from budgettune.training.learner import build_model, make_optimizer, weights_sha256
-from budgettune.training.run import Nobody, Run, Trained, Witness
+from budgettune.training.feed import Feed
+from budgettune.training.learner import Batch, Learner, learning_rate_of, weights_sha256
+from budgettune.training.passes import ModelPasses
+from budgettune.training.pruning import EpochPlan, make_strategy
+from budgettune.training.resnet import count_parameters
+from budgettune.training.schedule import BudgetProgress, EpochProgress, Progress
 from budgettune.training.stopwatch import Stopwatch
 
-__all__ = ["Nobody", "Run", "Trained", "Witness", "build_model", "make_optimizer", "train", "weights_sha256"]
+
+class Witness(Protocol):
+    """Somebody who watches the machine while the clock runs, and says whether the time can be believed."""
+
+    def start(self) -> None:
+        """Begin to watch."""
+
+    def stop(self) -> tuple[str, Mapping[str, Any]]:
+        """Return the status (clean, disturbed or unverified) and the evidence."""
+
+
+class Nobody:
+    """A witness that saw nothing."""
+
+    def start(self) -> None:
+        """Look away."""
+
+    def stop(self) -> tuple[str, Mapping[str, Any]]:
+        """Vouch for nothing."""
+        return "unverified", {}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A result, and the model that it was measured on."""
+
+    result: TrialResult
+    model: nn.Module
 
 
 def train(
@@ -76,3 +111,252 @@ def train(
                 f"a smaller batch_size or scale would fit"
             ) from error
         raise
+
+
+class Run:
+    """One training run: set-up in the constructor, off the clock; epochs in `train`, on it.
+
+    `step` alone is what a probe times.
+    """
+
+    def __init__(
+        self,
+        config: StudySpec,
+        data: ImageData,
+        box: Device,
+        seed: int,
+        watch: Stopwatch,
+        allow_import: Collection[str],
+    ) -> None:
+        if config.train.batch_size > len(data.train.labels):
+            raise SpecError(
+                f"batch_size: {config.train.batch_size} is larger than the {len(data.train.labels)} training images"
+            )
+        self.config, self.data, self.box, self.seed, self.watch = config, data, box, seed, watch
+        self.allow_import = allow_import
+        box.reset_peak_memory()
+        with watch.aside("build"):
+            self.learner = Learner(config, data, box, seed, allow_import)
+            # Of its own, so that how often a trial is evaluated does not change what it learns.
+            self.held_out_generator = torch.Generator(box.device).manual_seed(seed + 2)
+            self.strategy = make_strategy(
+                config.pruning,
+                len(data.train.labels),
+                seed=seed + 1,
+                device=box.device,
+                allow_import=allow_import,
+                epochs=config.train.epochs,
+            )
+            self.passes = ModelPasses(self.learner, watch, seed, self._helper)
+            self.feed = Feed(self.learner, self.strategy, self.passes, watch)
+        with watch.aside("warmup"):
+            self._warm_up()
+        self.step_seconds: list[float] = []
+        self.batch_shapes: set[int] = set()
+        self.samples = self.steps = 0
+        self.full_visits = 0.0  # what the same epochs would have visited without pruning; a cut epoch counts in part
+        self.prepared_seconds = 0.0
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """What the model tells of itself: realised widths and blocks."""
+        return self.learner.architecture
+
+    @property
+    def precision(self) -> str:
+        """fp32 or bf16, as realised."""
+        return self.learner.precision
+
+    @property
+    def multiply_adds(self) -> int:
+        """Of one forward pass of one image."""
+        return self.learner.multiply_adds
+
+    def train(
+        self,
+        load_seconds: float,
+        witness: Witness | None,
+        should_stop: Callable[[], bool],
+        on_epoch: Callable[[EpochRecord], None],
+        ends_early: Callable[[EpochRecord], bool],
+    ) -> Trained:
+        """Train until the epochs or the budget are used up; the arguments are those of the function `train`."""
+        self.passes.should_stop = should_stop
+        curve: list[EpochRecord] = []
+        witness = witness or Nobody()
+        witness.start()
+        try:
+            self._prepare()
+            progress = self._progress()
+            while not curve or not progress.is_over(len(curve)):
+                curve.append(self._epoch(len(curve), progress, should_stop))
+                on_epoch(curve[-1])
+                if curve[-1].accuracy is not None and ends_early(curve[-1]):
+                    break
+        finally:
+            status, evidence = witness.stop()
+        return Trained(self._result(tuple(curve), load_seconds, progress, status, evidence), self.learner.model)
+
+    def _prepare(self) -> None:
+        with self.watch.running(), self.watch.phase("prepare"):
+            self.strategy.prepare(self.passes)
+            self.box.synchronize()
+        self.prepared_seconds = self.watch.elapsed()
+
+    def _progress(self) -> Progress:
+        if self.config.train.budget is not None:
+            return BudgetProgress(self.config.train.budget, self.watch.elapsed)
+        assert self.config.train.epochs is not None  # the spec has exactly one of the two
+        return EpochProgress(self.config.train.epochs)
+
+    def _epoch(self, epoch: int, progress: Progress, should_stop: Callable[[], bool]) -> EpochRecord:
+        """Train one epoch on the clock, then evaluate off it."""
+        watch, steps_before, samples_before, offered_before = self.watch, self.steps, self.samples, self.feed.offered
+        loss_sum = torch.zeros((), device=self.box.device)
+
+        def go_on() -> bool:
+            if should_stop():
+                raise Interrupted(f"told to stop in epoch {epoch}: the configuration can be run again")
+            return self.steps == steps_before or not progress.is_over(epoch)
+
+        with watch.running():
+            with watch.phase("plan"):
+                plan = self._plan(epoch, progress)
+                order = self.feed.order(plan)
+            began = watch.clock()
+            for share, batch in self.feed.batches(order, go_on):
+                lr = learning_rate_of(self.config.train, progress.at(epoch, share))
+                self.step(batch, plan.lr_factor * lr, loss_sum)
+                self.step_seconds.append(watch.clock() - began)
+                progress.learn(self.step_seconds[-1])
+                if (lead := progress.lead()) is not None:
+                    self.box.pace(lead)
+                began = watch.clock()
+        steps, samples = self.steps - steps_before, self.samples - samples_before
+        if not steps:
+            raise SpecError(f"pruning.strategy: {self.config.pruning.strategy} kept no sample in epoch {epoch}")
+        self.full_visits += self.strategy.size * (self.feed.offered - offered_before) / len(order)
+        loss = float(loss_sum) / samples
+        if not math.isfinite(loss):
+            raise NonFiniteLoss(f"the loss of epoch {epoch} is {loss}: lower train.lr, or use fp32")
+        return EpochRecord(
+            epoch=epoch,
+            train_seconds=watch.elapsed(),
+            steps=steps,
+            samples=samples,
+            loss=loss,
+            accuracy=self._accuracy_if_due(epoch, progress),
+        )
+
+    def _plan(self, epoch: int, progress: Progress) -> EpochPlan:
+        try:
+            return self.strategy.plan(epoch, min(1.0, progress.at(epoch, 0.0)))
+        except BudgetUsedUp:
+            # Training is over; the one step that every epoch makes has a learning rate of zero.
+            return EpochPlan(select=False)
+
+    def step(self, batch: Batch, lr: float, loss_sum: torch.Tensor) -> None:
+        """Take one optimiser step and add the batch's losses to a sum that stays on the device."""
+        with self.watch.phase("step"):
+            losses, logits = self.learner.step(batch, lr)
+            loss_sum += losses.sum()
+        with self.watch.phase("observe"):
+            self.strategy.observe(batch.indices, losses, logits)
+        self.batch_shapes.add(len(batch))
+        self.steps += 1
+        self.samples += len(batch)
+
+    def _helper(self, scale: float | None, seed: int) -> Learner:
+        """Return a fresh model for a strategy; compiling it would cost more than it trains."""
+        changes: dict[str, Any] = {"train.compile": False}
+        if scale is not None:
+            changes |= {"model.scale": scale, "model.width_scale": None, "model.depth_scale": None}
+        return Learner(self.config.resolve(changes), self.data, self.box, seed, self.allow_import)
+
+    def _warm_up(self) -> None:
+        """Pay off the clock for every batch shape that the strategy expects, in training and in scoring."""
+        steps, size = self.config.clock.warmup_steps, self.config.train.batch_size
+        lasts = {count % size for count in self.strategy.epoch_sizes()} - {0}
+        looked_at = set(self._scoring_shapes())
+        self.learner.warm_up(steps, {size, *lasts}, looked_at)
+        for scale in set(self.strategy.helper_scales) - {None} if steps else ():
+            with self.box.own_chance(self.seed):
+                self._helper(scale, self.seed).warm_up(steps, {size, *lasts}, looked_at)
+
+    def _scoring_shapes(self) -> Iterator[int]:
+        if not self.strategy.needs_model:
+            return
+        sizes = [(self.strategy.size, self.learner.look_batch)]
+        if self.strategy.candidates > 1:
+            batch = self.config.train.batch_size
+            sizes += [(self.feed.chunk, batch), (self.strategy.size % self.feed.chunk, batch)]
+        for count, size in sizes:
+            yield from {min(count, size), count % size} - {0}
+
+    def _accuracy_if_due(self, epoch: int, progress: Progress) -> float | None:
+        last = progress.is_over(epoch + 1)
+        if not last and (epoch + 1) % self.config.train.evaluate_every:
+            return None
+        with self.watch.aside("evaluate"):
+            return self._accuracy(self.data.held_out)
+
+    def _accuracy(self, held_out: ImageSet) -> float:
+        """Return the share of held-out images that are classified correctly, on the deterministic transform."""
+        learner = self.learner
+        correct = torch.zeros((), dtype=torch.int64, device=self.box.device)
+        learner.model.eval()
+        with torch.inference_mode(), self.box.autocast(learner.precision):
+            for images, labels in zip(
+                held_out.images.split(learner.look_batch), held_out.labels.split(learner.look_batch), strict=True
+            ):
+                if self.config.data.augment_test:
+                    images = augment(images, pad=self.data.pad, flip=self.data.flip, generator=self.held_out_generator)
+                correct += (learner.model(learner.normalise(images)).argmax(dim=1) == labels).sum()
+        learner.model.train()
+        return int(correct) / len(held_out.labels)
+
+    def _result(
+        self,
+        curve: tuple[EpochRecord, ...],
+        load_seconds: float,
+        progress: Progress,
+        status: str,
+        evidence: Mapping[str, Any],
+    ) -> TrialResult:
+        accuracy = curve[-1].accuracy
+        assert accuracy is not None  # the last epoch is always evaluated
+        step_ms = self._step_milliseconds(curve)
+        middle = median(step_ms)
+        return TrialResult(
+            train_seconds=self.watch.elapsed(),
+            test_accuracy=accuracy,
+            keep_fraction=self.samples / self.full_visits,
+            epochs=len(curve),
+            steps=self.steps,
+            samples=self.samples,
+            scored_samples=self.passes.scored_samples,
+            helper_samples=self.passes.helper_samples,
+            parameters=count_parameters(self.learner.model),
+            multiply_adds=self.multiply_adds,
+            step_ms_median=middle,
+            step_ms_mad=median(abs(value - middle) for value in step_ms),
+            peak_memory_mb=self.box.peak_memory_mb(),
+            final_lr=learning_rate_of(self.config.train, progress.at(len(curve), 0.0)),
+            seed=self.seed,
+            precision=self.precision,
+            weights_sha256=weights_sha256(self.learner.model),
+            curve=curve,
+            phases=PhaseSeconds(load=load_seconds, **self.watch.seconds),
+            machine=self.box.machine(),
+            batch_shapes=tuple(sorted(self.batch_shapes, reverse=True)),
+            architecture=self.architecture,
+            status=status,
+            evidence=evidence,
+        )
+
+    def _step_milliseconds(self, curve: tuple[EpochRecord, ...]) -> list[float]:
+        """Return step times: each step's own where the host waits for it, else means over epochs."""
+        if not self.box.is_cuda:
+            return [1e3 * seconds for seconds in self.step_seconds]
+        ends = [self.prepared_seconds, *(epoch.train_seconds for epoch in curve)]
+        return [1e3 * (end - begin) / epoch.steps for begin, end, epoch in zip(ends, ends[1:], curve, strict=False)]

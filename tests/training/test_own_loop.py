@@ -3,9 +3,8 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from budgettune.spec.pruning import PruningSpec
-from budgettune.training.own_loop import PruningDataset
+from budgettune.training.own_loop import PruningDataset, ScalablePrunableResNet
 from budgettune.training.pruning import make_strategy
-from budgettune.training.resnet import ScalablePrunableResNet
 
 SIZE = 24
 

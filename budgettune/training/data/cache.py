@@ -22,7 +22,7 @@ from filelock import FileLock
 from torch import Tensor
 
 from budgettune.errors import DataError
-from budgettune.training.data.download import one_line
+from budgettune.text import message_of
 from budgettune.training.device import host_bytes
 
 Shape = tuple[int, int, int, int]
@@ -182,7 +182,7 @@ def mapped_images(path: Path, key: str, build: Callable[[Store], None]) -> Mappe
                     build(partial(write_cache, path, key))
             images = open_cache(path, key)
     except OSError as error:
-        raise DataError(f"data.cache: {path}: {one_line(error)}: make room there, or name another folder") from None
+        raise DataError(f"data.cache: {path}: {message_of(error)}: make room there, or name another folder") from None
     if images is None:
         raise DataError(f"data.cache: {path} was replaced while it was opened: give each data.root its own folder")
     return images

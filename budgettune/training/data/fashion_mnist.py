@@ -12,8 +12,9 @@ import numpy as np
 
 from budgettune.errors import DataError
 from budgettune.spec.tables import DataSpec
-from budgettune.training.data.download import DEFAULT_ROOT, downloading, one_line
+from budgettune.text import message_of
 from budgettune.training.data.images import ImageSet, SourceImages, check_classes, image_set
+from budgettune.training.data.sources import DEFAULT_ROOT, downloading
 
 FILES = (
     "train-images-idx3-ubyte",
@@ -81,7 +82,7 @@ def _content(path: Path) -> bytes:
         content = path.read_bytes()
         return gzip.decompress(content) if path.suffix == ".gz" else content
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: cannot be read ({one_line(error)}): {_REPLACE}") from None
+        raise DataError(f"{path}: cannot be read ({message_of(error)}): {_REPLACE}") from None
 
 
 def _read_pair(images_path: Path, labels_path: Path) -> ImageSet:
@@ -113,7 +114,7 @@ def _fetch(root: Path) -> list[Path]:
                 FashionMNIST(str(root), download=True)
         reason = "files are missing after it"
     except Exception as error:  # torchvision lets network, archive and file errors through as they come
-        reason = one_line(error)
+        reason = message_of(error)
     files = find_files(root)
     if not files:
         raise DataError(

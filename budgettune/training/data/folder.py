@@ -18,9 +18,10 @@ from torch import Tensor
 from budgettune.errors import DataError
 from budgettune.machine.fingerprint import usable_cores
 from budgettune.spec.tables import DataSpec
+from budgettune.text import message_of
 from budgettune.training.data.cache import Fill, MappedImages, Shape, Write, cache_file, content_key, mapped_images
-from budgettune.training.data.download import one_line, quiet
 from budgettune.training.data.images import ImageSet, SourceImages, hold_out
+from budgettune.training.data.sources import quiet
 
 T = TypeVar("T")
 
@@ -195,7 +196,7 @@ def _decode(path: str, size: int | None) -> np.ndarray:
     except DataError:
         raise
     except Exception as error:  # a damaged file may trip its decoder anywhere
-        raise DataError(f"{path}: cannot be read as an image ({one_line(error)}): replace it or delete it") from None
+        raise DataError(f"{path}: cannot be read as an image ({message_of(error)}): replace it or delete it") from None
 
 
 def _size(height: int, width: int) -> str:

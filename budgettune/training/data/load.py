@@ -11,9 +11,9 @@ import torch
 
 from budgettune.errors import DataError
 from budgettune.spec.tables import DataSpec
+from budgettune.text import message_of
 from budgettune.training.data.augment import augment, normalise
 from budgettune.training.data.cache import MappedImages
-from budgettune.training.data.download import one_line
 from budgettune.training.data.fashion_mnist import read_fashion_mnist
 from budgettune.training.data.folder import read_folder
 from budgettune.training.data.images import ImageSet, SourceImages, hold_out, resize, sum_moments
@@ -107,7 +107,7 @@ def _read(spec: DataSpec, allow_import: Collection[str]) -> SourceImages:
     try:
         return reader(spec) if reader else read_code(spec, allow_import)
     except OSError as error:
-        raise DataError(f"{spec.name}: {one_line(error)}: check data.root and its permissions") from None
+        raise DataError(f"{spec.name}: {message_of(error)}: check data.root and its permissions") from None
 
 
 def _split(source: SourceImages, spec: DataSpec) -> tuple[ImageSet, ImageSet]:

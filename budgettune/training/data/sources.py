@@ -1,24 +1,55 @@
-"""Image sets that a library or your own code reads: digits, CIFAR, package.module:function."""
+"""Image sets that a library or your own code reads (digits, CIFAR, package.module:function), and their download."""
 
 from __future__ import annotations
 
 import contextlib
 import random
+import socket
+import sys
+import warnings
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 
 from budgettune.errors import BudgetTuneError, DataError
 from budgettune.spec.tables import DataSpec
 from budgettune.spec.trust import import_code
-from budgettune.training.data.download import DEFAULT_ROOT, downloading, one_line, quiet
+from budgettune.text import message_of
 from budgettune.training.data.images import SourceImages, as_labels, check_classes, hold_out, image_set
 
+DEFAULT_ROOT = "data"
 _DIGITS_HELD_OUT = 360
 _DIGITS_LARGEST = 16
+_PATIENCE_SECONDS = 30.0
+
+
+@contextlib.contextmanager
+def downloading(root: Path) -> Iterator[None]:
+    """Make the folder and hold its lock, so that workers which start together do not write the same file.
+
+    Raises:
+        OSError: where the folder cannot be written.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    patience = socket.getdefaulttimeout()
+    with FileLock(root / ".budgettune-download.lock"), quiet():
+        socket.setdefaulttimeout(_PATIENCE_SECONDS)  # torchvision sets none and would wait for a dead mirror
+        try:
+            yield
+        finally:
+            socket.setdefaulttimeout(patience)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep progress off standard output, which belongs to data, and the loaders' warnings off the terminal."""
+    with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def read_digits(spec: DataSpec) -> SourceImages:
@@ -49,7 +80,7 @@ def read_cifar(spec: DataSpec) -> SourceImages:
         with quiet():
             parts = [loader(str(root), train=train) for train in (True, False)]
     except Exception as error:  # torchvision unpickles: a damaged file may raise anything
-        raise DataError(f"{folder}: cannot be read ({one_line(error)}): delete it and fetch it again") from None
+        raise DataError(f"{folder}: cannot be read ({message_of(error)}): delete it and fetch it again") from None
     train, test = (image_set(part.data, part.targets, folder, num_classes) for part in parts)
     check_classes(train.labels, num_classes, folder)
     return SourceImages(train=train, test=test, num_classes=num_classes, flip=True)
@@ -82,7 +113,7 @@ def _call(function: Any, spec: DataSpec) -> tuple[Any, Any, Any, Any]:
     except BudgetTuneError:
         raise
     except Exception as error:  # it is the user's code
-        reason = f"{type(error).__name__}: {one_line(error)}"
+        reason = f"{type(error).__name__}: {message_of(error)}"
         raise DataError(f"{spec.name} failed ({reason}): correct it; it is called with the study's DataSpec") from error
     if len(parts) != 4:
         raise DataError(
@@ -111,7 +142,7 @@ def _fetch_cifar(loader: Any, root: Path, name: str) -> None:
                 loader(str(root), download=True)
         reason = "its files are not the known ones"
     except Exception as error:  # torchvision lets network, archive and file errors through as they come
-        reason = one_line(error)
+        reason = message_of(error)
     bad = _bad_cifar_files(loader, root)
     if bad:
         raise DataError(

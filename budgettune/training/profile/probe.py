@@ -17,8 +17,8 @@ from budgettune.spec.tables import IMAGE_SHAPES, DataSpec
 from budgettune.training.data.load import ImageData, ImageSet, load_data
 from budgettune.training.device import Device, is_out_of_memory
 from budgettune.training.profile.kernels import Kernel, kernels_of
-from budgettune.training.run import Run
 from budgettune.training.stopwatch import Stopwatch
+from budgettune.training.trainer import Run
 
 SEGMENTS = 3
 """Stretches that a measurement is cut into on a device which the host does not wait for at every step."""
