@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     )
     from budgettune.comparison.run import compare
     from budgettune.errors import BudgetTuneError
-    from budgettune.predict.answer import Recommendation
+    from budgettune.predict.recommend import Recommendation
     from budgettune.records import TrialRecord, TrialResult
     from budgettune.spec.study_spec import StudySpec, load_spec
     from budgettune.storage.answers import hypervolume
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "BudgetTuneError": "errors",
-    "Recommendation": "predict.answer",
+    "Recommendation": "predict.recommend",
     "StudySpec": "spec.study_spec",
     "TrialRecord": "records",
     "TrialResult": "records",

@@ -19,7 +19,7 @@ from budgettune.storage.connection import open_engine, storage_url
 from budgettune.text import parse_duration
 
 if TYPE_CHECKING:
-    from budgettune.predict.answer import Recommendation
+    from budgettune.predict.recommend import Recommendation
     from budgettune.study.front import Certainty
     from budgettune.study.handle import StudyHandle
     from budgettune.training.trainer import Trained

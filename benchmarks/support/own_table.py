@@ -91,7 +91,7 @@ def probe(study: str, storage: str | None, threads: int) -> Sequence[StepProbe]:
     """Probe every step of a study, those that trials have timed too, and keep the probes with it."""
     import torch
 
-    from budgettune.predict.candidates import candidates
+    from budgettune.predict.predictor import candidates
     from budgettune.training.device import Device
     from budgettune.worker.probing import probe_steps
 

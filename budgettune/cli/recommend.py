@@ -14,7 +14,7 @@ from budgettune.cli.output import Format, err, out
 from budgettune.text import format_duration
 
 if TYPE_CHECKING:
-    from budgettune.predict.answer import Prediction, Recommendation
+    from budgettune.predict.recommend import Prediction, Recommendation
 
 app = typer.Typer()
 

@@ -10,8 +10,8 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from budgettune.errors import NothingToDraw
-from budgettune.predict.answer import Prediction
 from budgettune.predict.held_out import coverage
+from budgettune.predict.recommend import Prediction
 from budgettune.report.axes import value_text
 from budgettune.report.forecast import Forecast
 from budgettune.report.style import (

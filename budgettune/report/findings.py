@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from budgettune.predict.answer import Prediction
 from budgettune.predict.held_out import coverage
+from budgettune.predict.recommend import Prediction
 from budgettune.report.axes import ABSENT, Axis, grouped, value_text
 from budgettune.report.forecast import FEW_OF_MANY, MOST_TRIALS, Forecast
 from budgettune.report.runs import (

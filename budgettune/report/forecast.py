@@ -8,10 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from budgettune.errors import NothingFits, NothingToDraw, UsageError
-from budgettune.predict.answer import Prediction
 from budgettune.predict.held_out import HeldOut, held_out
 from budgettune.predict.predictor import Predictor
-from budgettune.predict.recommend import Ask, Choices
+from budgettune.predict.recommend import Ask, Choices, Prediction
 from budgettune.predict.regression import on_one_thread
 from budgettune.records import StepProbe, TrialRecord
 from budgettune.report.axes import value_text

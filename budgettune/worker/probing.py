@@ -11,7 +11,7 @@ import torch
 
 from budgettune.errors import OutOfMemory
 from budgettune.machine.fingerprint import usable_cores
-from budgettune.predict.candidates import unmeasured
+from budgettune.predict.predictor import unmeasured
 from budgettune.predict.workload import Workload
 from budgettune.records import StepProbe
 from budgettune.spec.study_spec import StudySpec

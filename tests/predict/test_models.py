@@ -11,13 +11,11 @@ import torch
 from scipy.stats import multivariate_normal, spearmanr
 
 from budgettune.errors import UsageError
-from budgettune.predict.accuracy import AccuracyModel
-from budgettune.predict.arithmetic import resnet_arithmetic
+from budgettune.predict.accuracy import AccuracyModel, fit_seed_noise
 from budgettune.predict.curves import points_of
 from budgettune.predict.regression import Average, Inputs, Posterior, Prior
 from budgettune.predict.run_time import TimeModel, effective_steps
-from budgettune.predict.seednoise import fit_seed_noise
-from budgettune.predict.workload import Workloads
+from budgettune.predict.workload import Workloads, resnet_arithmetic
 from budgettune.spec.study_spec import StudySpec
 from budgettune.spec.tables import DataSpec, ModelSpec
 from budgettune.training.data.load import load_data

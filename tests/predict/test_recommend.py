@@ -12,7 +12,7 @@ import torch
 import budgettune as bt
 from budgettune import api
 from budgettune.errors import NothingFits, UsageError
-from budgettune.predict.candidates import SAMPLE, candidates
+from budgettune.predict.predictor import SAMPLE, candidates
 from budgettune.predict.recommend import LONGEST_FACTOR, Ask, recommend
 from budgettune.predict.workload import Workloads
 from budgettune.records import StepProbe

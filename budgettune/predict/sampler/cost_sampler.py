@@ -18,9 +18,9 @@ from scipy.stats import qmc
 
 from budgettune.errors import UsageError
 from budgettune.predict.regression import on_one_thread
+from budgettune.predict.sampler.acquisition import Outlook
 from budgettune.predict.sampler.encoding import Encoding, Floats
 from budgettune.predict.sampler.history import Evidence, evidence_of
-from budgettune.predict.sampler.outlook import Outlook
 
 FIRST_TRIALS = 3  # finished, before a model is worth its name
 SPREAD_CANDIDATES = 1024  # all over the space; a power of two, as Sobol's sequence wants it

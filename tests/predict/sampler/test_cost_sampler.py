@@ -13,12 +13,11 @@ from scipy.optimize import check_grad
 from sklearn.gaussian_process.kernels import Matern
 
 from budgettune.errors import UsageError
-from budgettune.predict.sampler.acquisition import chance_to_end_well, expected_hypervolume_improvement, front
+from budgettune.predict.sampler.acquisition import Outlook, chance_to_end_well, expected_hypervolume_improvement, front
 from budgettune.predict.sampler.cost_sampler import CostSampler
 from budgettune.predict.sampler.encoding import Encoding
 from budgettune.predict.sampler.gaussian_process import GaussianProcess, GroupedMatern
 from budgettune.predict.sampler.history import evidence_of
-from budgettune.predict.sampler.outlook import Outlook
 
 SPACE = {
     "width": CategoricalDistribution((16, 32, 64, 128)),
@@ -335,9 +334,9 @@ def test_studies_of_something_else_are_refused():
 
 
 def test_large_studies_are_cut_to_what_a_request_can_bear_and_keep_their_front(monkeypatch):
-    from budgettune.predict.sampler import outlook
+    from budgettune.predict.sampler import acquisition
 
-    monkeypatch.setattr(outlook, "MOST_CONDITIONED", 20)
+    monkeypatch.setattr(acquisition, "MOST_CONDITIONED", 20)
     study = run(new_study(optuna.samplers.RandomSampler(0)), trials=60)
     encoding = Encoding(SPACE)
     evidence = evidence_of(study.trials, encoding, -1)
