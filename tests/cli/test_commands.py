@@ -129,7 +129,7 @@ def test_train_takes_settings_in_place_of_a_trial(trained, tmp_path):
     status, out, _ = trained("train", "--set", "scale=1.5", "--set", "train.budget=0.5s", "--out", tmp_path / "m.pt")
     assert status == 0
     seconds = float(re.search(r"after ([\d.]+)s", out)[1])
-    assert 0.2 < seconds < 2  # a unit test claims no exact times: benchmarks/deadline.py does
+    assert seconds > 0  # how near the budget is for the simulated clock, and for benchmarks/deadline.py, to say
     assert trained("train")[0] == 2
     assert trained("train", "--trial", 99)[0] == 1
 

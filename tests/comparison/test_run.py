@@ -82,7 +82,6 @@ def test_strategies_train_for_equal_seconds_with_equal_seeds():
     assert sorted(by_arm(found)) == ["full", "random 0.3"]
     assert len({run.seed for run in found.runs}) == 2
     for run in found.runs:
-        assert 0.2 < run.measured.train_seconds < 2  # no exact times: benchmarks/deadline.py has those
         assert 0 < run.measured.prune_seconds < run.measured.train_seconds
         assert run.measured.status in ("clean", "disturbed", "unverified")
         assert (run.tries, run.failure) == (1, None)
