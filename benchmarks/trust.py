@@ -21,8 +21,8 @@ from dataclasses import dataclass
 
 import torch
 
-from budgettune.machine.fingerprint import fingerprint, usable_cores, witness_for
-from budgettune.machine.witness import Verdict, Witness
+from budgettune.machine.fingerprint import fingerprint, usable_cores
+from budgettune.machine.witness import ClockVerdict, Witness, witness_for
 
 Load = Callable[[Witness], float]
 SETTLE_SECONDS = 0.5
@@ -35,7 +35,7 @@ class Run:
     """One timed load and what its witness said."""
 
     seconds: float
-    verdict: Verdict
+    verdict: ClockVerdict
 
 
 def trainer_load(epochs: int) -> Load:

@@ -17,6 +17,7 @@ LIGHT = {
     "budgettune": "torch optuna sqlalchemy numpy",
     "budgettune.api": "torch optuna",
     "budgettune.cli.main": "torch optuna plotly",
+    "budgettune.machine.doctor": "torch optuna",
     "budgettune.machine.fingerprint": "torch optuna",
     "budgettune.predict.recommend": "torch optuna sqlalchemy",
     "budgettune.report.build": "torch",

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from budgettune.errors import BudgetTuneError
-from budgettune.machine.fingerprint import fingerprint, usable_cores, witness_for
-from budgettune.machine.witness import Witness
+from budgettune.machine.fingerprint import fingerprint, usable_cores
+from budgettune.machine.witness import Witness, witness_for
 from budgettune.records import MachineInfo
 
 Result = TypeVar("Result")

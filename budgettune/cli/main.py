@@ -168,7 +168,7 @@ def dashboard(
 @app.command(rich_help_panel=BEFORE, epilog=examples("doctor", "doctor --format json"))
 def doctor(form: FormatOption = Format.table, debug: Debug = False) -> None:
     """Say what this box has, and what would spoil its timings."""
-    from budgettune.machine.fingerprint import doctor_facts
+    from budgettune.machine.doctor import doctor_facts
 
     marks = {True: "ok", False: "look", None: "-"}
     rows = [

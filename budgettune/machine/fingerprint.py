@@ -1,4 +1,4 @@
-"""The box: its fingerprint, who watches it while we time, and what would spoil its timings. No torch."""
+"""The fingerprint of a box: what a time depends on. No torch."""
 
 from __future__ import annotations
 
@@ -6,22 +6,11 @@ import functools
 import importlib.metadata
 import os
 import platform
-import shutil
 import socket
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from budgettune.machine import procfs
-from budgettune.machine.gpu import GpuObserver, gpu_names
-from budgettune.machine.witness import CpuObserver, Observer, Unseen, Witness
 from budgettune.records import MachineInfo
-
-OLDEST_TORCH = (2, 9)
-QUIET_LOAD_SHARE = 0.2
-STEAL_SHARE = 0.01
-LEAST_MEMORY_MB = 2_048
-LEAST_DISK_MB = 1_024
 
 
 def fingerprint(
@@ -91,178 +80,3 @@ def torch_version() -> str | None:
         return importlib.metadata.version("torch")
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def witness_for(device: str, *, threads: int, device_uuid: str | None = None) -> Witness:
-    """Return who watches a device while it is timed.
-
-    Args:
-        device: `cpu`, `cuda` or `cuda:N`.
-        threads: that training uses on the CPU.
-        device_uuid: of the GPU, as torch gives it.
-    """
-    if device == "cpu":
-        return Witness(CpuObserver(threads))
-    # One thread of the host feeds the device; if that thread is held up, so is the device.
-    return Witness(CpuObserver(threads=1), _device_observer(device, device_uuid))
-
-
-def _device_observer(device: str, uuid: str | None) -> Observer:
-    if device.split(":")[0] != "cuda":
-        return Unseen(f"nobody can watch the device {device}")
-    return GpuObserver(uuid) if uuid else Unseen("torch does not tell the GPU's UUID: use torch 2.9 or later")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One fact about the box.
-
-    Attributes:
-        name: what it is about.
-        value: as people read it.
-        ok: False where it would spoil timings or stop a trial, None where it is only good to know.
-        advice: what to do, where there is something to do.
-    """
-
-    name: str
-    value: str
-    ok: bool | None = None
-    advice: str | None = None
-
-
-def doctor_facts(folder: Path = Path(), root: Path = procfs.ROOT) -> list[Finding]:
-    """Return what this box offers and what would spoil its timings.
-
-    Args:
-        folder: where image sets and the database would lie.
-        root: of /proc and /sys.
-    """
-    checks: tuple[Callable[[], Finding], ...] = (
-        lambda: _cores(root),
-        lambda: _threads(root),
-        lambda: _load(root),
-        lambda: _pressure(root),
-        lambda: _steal(root),
-        lambda: _clock_speed(root),
-        lambda: _turbo(root),
-        lambda: _hyperthreads(root),
-        lambda: _bf16(root),
-        lambda: _memory(root),
-        _gpu,
-        _torch,
-        lambda: _disk(folder),
-    )
-    return [check() for check in checks]
-
-
-def _cores(root: Path) -> Finding:
-    quota = procfs.quota_cores(root)
-    limit = "" if quota is None else f", cgroup quota of {quota:g}"
-    whole = quota is None or (quota >= 1 and quota == int(quota))
-    advice = None if whole else "give the container a whole number of CPUs: a fraction stops every thread now and then"
-    return Finding("cores", f"{usable_cores(root)} usable of {os.cpu_count()}{limit}", whole, advice)
-
-
-def _threads(root: Path) -> Finding:
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    cores = usable_cores(root)
-    if not asked.isdigit():
-        return Finding("threads", f"OMP_NUM_THREADS is not set; {cores} cores", None)
-    fits = int(asked) <= cores
-    advice = None if fits else f"set OMP_NUM_THREADS to at most {cores}: threads without a core wait for each other"
-    return Finding("threads", f"OMP_NUM_THREADS={asked}", fits, advice)
-
-
-def _load(root: Path) -> Finding:
-    text = procfs.read(root / "proc/loadavg")
-    if not text:
-        return Finding("load", "unknown")
-    load = float(text.split()[0])
-    quiet = load <= QUIET_LOAD_SHARE * usable_cores(root)
-    return Finding("load", f"{load:.2f} in the last minute", quiet, None if quiet else "end what else runs on this box")
-
-
-def _pressure(root: Path) -> Finding:
-    if procfs.pressure_seconds(root) is not None:
-        return Finding("pressure", "the kernel tells how long tasks wait for a CPU", True)
-    return Finding("pressure", "no pressure-stall information", None, "boot Linux with psi=1 for one more witness")
-
-
-def _steal(root: Path) -> Finding:
-    counted = procfs.cpu_seconds(procfs.affinity() or (), root)
-    if counted is None:
-        advice = "times will be called unverified: run on Linux with a readable /proc"
-        return Finding("steal", "unknown: no readable /proc/stat", False, advice)
-    busy, stolen = counted
-    share = stolen / max(busy + stolen, 1e-9)
-    fine = share <= STEAL_SHARE
-    return Finding(
-        "steal",
-        f"{share:.1%} of the CPU time wanted since boot went to other guests of the host",
-        fine,
-        None if fine else "rent a dedicated machine, or repeat trials and compare their spread",
-    )
-
-
-def _clock_speed(root: Path) -> Finding:
-    governor = procfs.read(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
-    if governor is None:
-        return Finding("governor", "not visible (usual in a virtual machine)")
-    steady = governor in ("performance", "schedutil")
-    return Finding("governor", governor, steady, None if steady else "cpupower frequency-set -g performance")
-
-
-def _turbo(root: Path) -> Finding:
-    cpu = root / "sys/devices/system/cpu"
-    intel, other = procfs.read(cpu / "intel_pstate/no_turbo"), procfs.read(cpu / "cpufreq/boost")
-    if intel is None and other is None:
-        return Finding("turbo", "not visible (usual in a virtual machine)")
-    on = intel == "0" if intel is not None else other == "1"
-    return Finding("turbo", "on: clocks depend on heat and on the other cores" if on else "off: clocks are steady")
-
-
-def _hyperthreads(root: Path) -> Finding:
-    active = procfs.read(root / "sys/devices/system/cpu/smt/active")
-    if active is None:
-        return Finding("hyper-threads", "not visible")
-    return Finding("hyper-threads", "on: two threads may share a core" if active == "1" else "off, or not visible")
-
-
-def _bf16(root: Path) -> Finding:
-    flags = set((procfs.cpu_info("flags", root) or "").split())
-    found = sorted(flags & {"amx_bf16", "avx512_bf16"})
-    return Finding(
-        "bf16", f"in hardware ({', '.join(found)})" if found else "not in this CPU's hardware: fp32 is faster"
-    )
-
-
-def _memory(root: Path) -> Finding:
-    free = procfs.memory_mb("MemAvailable", root)
-    if free is None:
-        return Finding("memory", "unknown")
-    enough = free >= LEAST_MEMORY_MB
-    value = f"{free:,} MiB free of {memory_mb(root):,}"
-    return Finding("memory", value, enough, None if enough else "end other programs: swapping spoils every time")
-
-
-def _gpu() -> Finding:
-    try:
-        names = gpu_names()
-    except RuntimeError as reason:
-        return Finding("gpu", f"none to be seen: {reason}")
-    return Finding("gpu", ", ".join(names) or "NVML counts no device")
-
-
-def _torch() -> Finding:
-    version = torch_version()
-    if version is None:
-        return Finding("torch", "not installed", False, "pip install torch")
-    numbers = version.split("+")[0].split(".")[:2]
-    recent = all(map(str.isdigit, numbers)) and tuple(map(int, numbers)) >= OLDEST_TORCH
-    return Finding("torch", version, recent, None if recent else "pip install 'torch>=2.9'")
-
-
-def _disk(folder: Path) -> Finding:
-    free = shutil.disk_usage(folder).free // 2**20
-    enough = free >= LEAST_DISK_MB
-    return Finding("disk", f"{free:,} MiB free in {folder.resolve()}", enough, None if enough else "make room")

@@ -1,32 +1,18 @@
-"""NVIDIA devices as NVML sees them: who else is on the device, and does it hold its clocks.
+"""What NVML tells about NVIDIA devices. Thin readers.
 
 NVML is read through the package `nvidia-ml-py` (the optional extra `nvidia`, imported as `pynvml`). Written against its
-documentation and tested through a stand-in. Other processes and heat disturb. The power cap goes on record only: the
-same work draws the same power, so it slows a configuration the same each time.
+documentation and tested through a stand-in.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
-import statistics
-import threading
-from collections.abc import Callable, Sequence
+import re
+import shutil
+import subprocess
 from dataclasses import dataclass
 from typing import Any
-
-from budgettune.machine.witness import HARM_LIMIT, Verdict
-
-POWER_CAP = 0x04
-"""nvmlClocksEventReasonSwPowerCap."""
-SLOWDOWN_REASONS = {
-    0x08: "hardware slowdown",
-    0x20: "thermal slowdown (software)",
-    0x40: "thermal slowdown (hardware)",
-    0x80: "power brake",
-}
-"""nvmlClocksEventReason… bits that depend on the room and the box, not on the work."""
-INTERVAL_SECONDS = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,55 +28,6 @@ class GpuSample:
     pids: tuple[int, ...]
     reasons: int
     sm_mhz: int
-
-
-def judge_gpu(samples: Sequence[GpuSample], own_pid: int) -> Verdict:
-    """Return the verdict on samples taken while this process, of that number, trained on the device."""
-    if not samples:
-        return Verdict(status="unverified", evidence={}, reasons=("NVML gave no sample of the device",))
-    evidence = gpu_evidence(samples, own_pid)
-    reasons = _gpu_harm(samples, evidence)
-    if reasons:
-        return Verdict(status="disturbed", evidence=evidence, reasons=tuple(reasons))
-    if not evidence["gpu_processes"]:
-        gap = "NVML does not show even our own process: in a container, start it in the host's pid namespace"
-        return Verdict(status="unverified", evidence=evidence, reasons=(gap,))
-    return Verdict(status="clean", evidence=evidence)
-
-
-def gpu_evidence(samples: Sequence[GpuSample], own_pid: int) -> dict[str, float]:
-    """Return what the samples say, as plain numbers."""
-    clocks = [sample.sm_mhz for sample in samples]
-    return {
-        "gpu_samples": len(samples),
-        "gpu_processes": max(len(sample.pids) for sample in samples),
-        "gpu_others": max(_others(sample, own_pid) for sample in samples),
-        "gpu_shared_share": _share(samples, lambda sample: _others(sample, own_pid) > 0),
-        "gpu_power_cap_share": _share(samples, lambda sample: bool(sample.reasons & POWER_CAP)),
-        "gpu_slowdown_share": _share(samples, lambda sample: any(sample.reasons & bit for bit in SLOWDOWN_REASONS)),
-        "gpu_sm_mhz_median": statistics.median(clocks),
-        "gpu_sm_mhz_min": min(clocks),
-    }
-
-
-def _others(sample: GpuSample, own_pid: int) -> int:
-    # In a container the driver's numbers are not ours; one process of those on the device is then us all the same.
-    return max(len(sample.pids) - 1, 0) if own_pid not in sample.pids else len(set(sample.pids) - {own_pid})
-
-
-def _share(samples: Sequence[GpuSample], holds: Callable[[GpuSample], bool]) -> float:
-    return round(sum(map(holds, samples)) / len(samples), 6)
-
-
-def _gpu_harm(samples: Sequence[GpuSample], evidence: dict[str, float]) -> list[str]:
-    reasons = []
-    if evidence["gpu_shared_share"] > HARM_LIMIT:
-        others, share = evidence["gpu_others"], evidence["gpu_shared_share"]
-        reasons.append(f"{others:.0f} other process(es) on the GPU in {share:.0%} of the samples")
-    if evidence["gpu_slowdown_share"] > HARM_LIMIT:
-        seen = [name for bit, name in SLOWDOWN_REASONS.items() if any(sample.reasons & bit for sample in samples)]
-        reasons.append(f"the GPU held its clocks down in {evidence['gpu_slowdown_share']:.0%}: {', '.join(seen)}")
-    return reasons
 
 
 def open_nvml(module: Any = None) -> Any:
@@ -126,66 +63,25 @@ def _text(value: str | bytes) -> str:
     return value.decode() if isinstance(value, bytes) else value  # bytes before version 12
 
 
-class GpuObserver:
-    """Looks at one device from a thread of its own, because a call to NVML can take milliseconds.
+def visible_gpus() -> list[str]:
+    """Return the NVIDIA devices that this process may use, as CUDA_VISIBLE_DEVICES takes them."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        listed = [name.strip() for name in named.split(",")]
+        return listed[: next((i for i, name in enumerate(listed) if name in ("", "-1")), len(listed))]
+    try:
+        return [str(index) for index in range(len(gpu_names()))]
+    except RuntimeError:  # no such package, or no driver: the driver's own tool tells the two apart
+        tool = shutil.which("nvidia-smi")
+        return [] if tool is None else _listed_by(tool)
 
-    Args:
-        uuid: of the device, with or without NVML's `GPU-` in front. An index would mislead: CUDA and NVML count
-            devices in different orders.
-        module: stands in for `pynvml`.
-        interval_seconds: from sample to sample; one is taken at the start and one at the end in any case.
-        own_pid: this process's number.
-    """
 
-    def __init__(
-        self,
-        uuid: str,
-        module: Any = None,
-        interval_seconds: float = INTERVAL_SECONDS,
-        own_pid: int | None = None,
-    ) -> None:
-        self._uuid = uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}"
-        self._module = module
-        self._interval_seconds = interval_seconds
-        self._own_pid = own_pid or os.getpid()
-        self._finished = threading.Event()
-
-    def start(self) -> None:
-        """Begin to sample."""
-        self._finished.set()  # a trial that broke off may not have stopped the watch before this one
-        self._samples: list[GpuSample] = []
-        self._failure: str | None = None
-        self._finished = threading.Event()
-        self._thread = threading.Thread(
-            target=self._watch, args=(self._samples, self._finished), name="budgettune-nvml", daemon=True
-        )
-        self._thread.start()
-
-    def stop(self) -> Verdict:
-        """Take a last sample and judge them all; a driver that hangs costs two seconds, not the trial."""
-        self._finished.set()
-        self._thread.join(timeout=2.0)
-        verdict = judge_gpu(tuple(self._samples), self._own_pid)
-        if self._failure is None or verdict.status == "disturbed":
-            return verdict
-        return Verdict(status="unverified", evidence=verdict.evidence, reasons=(self._failure,))
-
-    def _watch(self, samples: list[GpuSample], finished: threading.Event) -> None:
-        try:
-            nvml = open_nvml(self._module)
-        except RuntimeError as error:
-            self._failure = str(error)
-            return
-        try:
-            handle = nvml.nvmlDeviceGetHandleByUUID(self._uuid)
-            samples.append(sample(nvml, handle))
-            while not finished.wait(self._interval_seconds):
-                samples.append(sample(nvml, handle))
-            samples.append(sample(nvml, handle))
-        except nvml.NVMLError as error:
-            self._failure = f"NVML cannot watch {self._uuid}: {error}"
-        finally:
-            nvml.nvmlShutdown()
+def _listed_by(tool: str) -> list[str]:
+    try:
+        listing = subprocess.run([tool, "-L"], capture_output=True, text=True, timeout=30, check=False).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return re.findall(r"UUID: (GPU-[^)\s]+)\)", listing)
 
 
 def sample(nvml: Any, handle: Any) -> GpuSample:

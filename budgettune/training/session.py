@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from budgettune.errors import UsageError
-from budgettune.machine.fingerprint import usable_cores, witness_for
-from budgettune.machine.witness import Witness
+from budgettune.machine.fingerprint import usable_cores
+from budgettune.machine.witness import Witness, witness_for
 from budgettune.records import EpochRecord, MachineInfo, TrialResult
 from budgettune.spec.study_spec import StudySpec
 from budgettune.spec.tables import DataSpec

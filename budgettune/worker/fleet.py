@@ -7,8 +7,6 @@ parent is gone; the database's URL goes to them through the environment, because
 from __future__ import annotations
 
 import os
-import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,8 +16,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from budgettune.errors import UsageError
-from budgettune.machine import gpu as nvml
 from budgettune.machine.fingerprint import usable_cores
+from budgettune.machine.gpu import visible_gpus
 from budgettune.text import format_duration
 from budgettune.worker.options import WorkerOptions
 from budgettune.worker.signals import DRAIN_ORDER, ORDERS_VARIABLE, StopFlag
@@ -123,27 +121,6 @@ def members_here(options: WorkerOptions, processes: int | None) -> list[Member]:
     """Return the members of a fleet on this box; GPUs are counted only where the answer depends on them."""
     gpus = visible_gpus() if options.device == "auto" and processes != 1 else []
     return plan_fleet(options, processes, gpus, usable_cores())
-
-
-def visible_gpus() -> list[str]:
-    """Return the NVIDIA devices that this process may use, as CUDA_VISIBLE_DEVICES takes them."""
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if named is not None:
-        listed = [name.strip() for name in named.split(",")]
-        return listed[: next((i for i, name in enumerate(listed) if name in ("", "-1")), len(listed))]
-    try:
-        return [str(index) for index in range(len(nvml.gpu_names()))]
-    except RuntimeError:  # no such package, or no driver: the driver's own tool tells the two apart
-        tool = shutil.which("nvidia-smi")
-        return [] if tool is None else _listed_by(tool)
-
-
-def _listed_by(tool: str) -> list[str]:
-    try:
-        listing = subprocess.run([tool, "-L"], capture_output=True, text=True, timeout=30, check=False).stdout
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    return re.findall(r"UUID: (GPU-[^)\s]+)\)", listing)
 
 
 def worker_command(study: str | None, *, drain: bool, debug: bool) -> WorkerCommand:

@@ -51,12 +51,6 @@ def test_cores_are_shared_out_on_the_cpu_unless_threads_are_given():
             plan_fleet(WorkerOptions(device=device), 3, gpus, cores=8)
 
 
-@pytest.mark.parametrize(("named", "seen"), [("0,GPU-b", ["0", "GPU-b"]), ("", []), ("-1", []), ("2,-1,3", ["2"])])
-def test_gpus_are_those_that_the_environment_leaves_visible(monkeypatch, named, seen):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
-    assert fleet.visible_gpus() == seen
-
-
 def test_the_command_line_holds_every_option_and_no_url():
     options = WorkerOptions(device="cpu", threads=2, timeout_seconds=10, wait=True, allow_import=frozenset(["mine"]))
     words = fleet.worker_command("s", drain=True, debug=False)(Member("a", options), 4.0)

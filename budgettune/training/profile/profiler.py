@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from budgettune.errors import OutOfMemory, UsageError
-from budgettune.machine.fingerprint import usable_cores, witness_for
+from budgettune.machine.fingerprint import usable_cores
+from budgettune.machine.witness import witness_for
 from budgettune.spec.study_spec import StudySpec
 from budgettune.spec.tables import Scalar, is_code
 from budgettune.training.data.load import ImageData
