@@ -24,8 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
-from benchmarks.support import common
-from benchmarks.support import own_table as recorded_table
+from benchmarks.support import common, own_table
 from benchmarks.support.own_table import Floats, Grid, Ints
 from benchmarks.support.predict_baselines import BASELINES, Guess, ours
 from budgettune.predict.run_time import TimeModel
@@ -259,13 +258,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.add_argument("--json", type=Path, help="file to write all numbers to")
     chosen = options.parse_args(arguments)
     if chosen.probe:
-        probes = recorded_table.probe(chosen.probe, chosen.storage, chosen.threads)
+        probes = own_table.probe(chosen.probe, chosen.storage, chosen.threads)
         print(f"{len(probes)} steps probed in {sum(probe.seconds for probe in probes):.1f} s")
     if chosen.record:
-        recorded_table.write(recorded_table.of_study(chosen.record, chosen.storage), chosen.table)
+        own_table.write(own_table.of_study(chosen.record, chosen.storage), chosen.table)
         print(f"{chosen.table}: {chosen.table.stat().st_size / 1e6:.2f} MB")
     if not chosen.probe and not chosen.record:
-        table = recorded_table.read(chosen.table)
+        table = own_table.read(chosen.table)
         print(f"{len(table.trials)} trials on {common.describe(table.machine)}")
         print(f"{len(table.probes)} probes took {sum(probe.seconds for probe in table.probes):.1f} s")
         tables = judge(Grid(table), chosen.sizes, chosen.draws)

@@ -22,8 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.support import common
-from benchmarks.support import own_table as recorded_table
+from benchmarks.support import common, own_table
 from benchmarks.support.own_table import Floats, Grid
 from budgettune.spec.tables import MOST_REPEATS
 from budgettune.storage.answers import hypervolume, undominated
@@ -184,7 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.add_argument("--studies", type=int, default=200, help="made-up ones, for each way")
     options.add_argument("--json", type=Path, help="file to write all numbers to")
     chosen = options.parse_args(arguments)
-    world = World.of(Grid(recorded_table.read(chosen.table)), chosen.time_noise)
+    world = World.of(Grid(own_table.read(chosen.table)), chosen.time_noise)
     rows = [{"": name, **tally.row()} for name, tally in judged(world, chosen.studies).items()]
     common.print_table(f"{chosen.studies} studies of {len(world.accuracies)} cells", rows)
     if chosen.json:

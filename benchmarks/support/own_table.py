@@ -91,14 +91,14 @@ def probe(study: str, storage: str | None, threads: int) -> Sequence[StepProbe]:
     """Probe every step of a study, those that trials have timed too, and keep the probes with it."""
     import torch
 
-    from budgettune.predict.predictor import candidates
+    from budgettune.predict.predictor import candidate_workloads
     from budgettune.training.device import Device
     from budgettune.worker.probing import probe_steps
 
     torch.set_num_threads(threads)
     device = torch.device("cpu")
     handle = api.load_study(study, storage=storage)
-    distinct = {one.step: one for one in candidates(Workloads(handle.spec, []), [])}
+    distinct = {one.step: one for one in candidate_workloads(Workloads(handle.spec, []), [])}
     found = probe_steps(list(distinct.values()), device, say=lambda line: print(line, flush=True))
     add_probes(handle.engine, handle.study_id, Device(device).machine().key, found)
     return found

@@ -28,10 +28,10 @@ from statistics import NormalDist, median
 import numpy as np
 from numpy.typing import NDArray
 
-from budgettune.predict.curves import Point, points_of, test_images
-from budgettune.predict.features import Features, Rows, Shape
+from budgettune.predict.curves import EpochPoint, points_of, test_images
+from budgettune.predict.features import DesignRows, Features, Shape
 from budgettune.predict.regression import Average, Floats, Inputs, Ints, Posterior, Prior
-from budgettune.predict.workload import Run, Workload, Workloads
+from budgettune.predict.workload import RunLength, Workload, Workloads
 from budgettune.records import TrialRecord
 
 BENDS = (0.3, 0.6, 1.0, 2.0)
@@ -90,12 +90,12 @@ class SeedNoise:
         own = BASE**2 * min(high, max(low, length)) ** (-2 * FALL)
         return float(self.scale * (own + TEST_SHARE / (test_images * inside * (1 - inside))))
 
-    def of(self, point: Point) -> float:
+    def of(self, point: EpochPoint) -> float:
         """Return the variance of the logit of a run like this one."""
         return self.variance(point.workload, point.samples, point.accuracy, point.test_images)
 
 
-def fit_seed_noise(finals: Sequence[Point]) -> SeedNoise:
+def fit_seed_noise(finals: Sequence[EpochPoint]) -> SeedNoise:
     """Return the law that repeats among the final points of all trials suggest."""
     batch = median(float(point.workload.batch) for point in finals)
     middle = median(point.samples / (point.workload.batch + batch) for point in finals)
@@ -108,16 +108,16 @@ def fit_seed_noise(finals: Sequence[Point]) -> SeedNoise:
     return replace(unit, scale=(PRIOR_WEIGHT + squares) / (PRIOR_WEIGHT + freedom), repeats=freedom)
 
 
-def _repeats(finals: Sequence[Point]) -> list[list[Point]]:
+def _repeats(finals: Sequence[EpochPoint]) -> list[list[EpochPoint]]:
     """Return trials of equal configuration and (but for a strategy's chance) equal length."""
-    groups: defaultdict[tuple[int, int], list[Point]] = defaultdict(list)
+    groups: defaultdict[tuple[int, int], list[EpochPoint]] = defaultdict(list)
     for point in finals:
         groups[point.workload.number, round(20 * math.log(point.samples))].append(point)
     return list(groups.values())
 
 
 @dataclass(frozen=True)
-class Forecasts:
+class AccuracyForecasts:
     """Accuracies of some runs; the logit of each is normal.
 
     Attributes:
@@ -145,7 +145,7 @@ def _accuracy(logits: Floats) -> Floats:
 
 
 @dataclass(frozen=True)
-class _Seen:
+class _Observations:
     """Points as arrays.
 
     Attributes:
@@ -155,17 +155,17 @@ class _Seen:
         finals: bool[n].
     """
 
-    rows: Rows
+    rows: DesignRows
     values: Floats
     seeds: Floats
     helpers: Floats
     trials: Ints
     finals: NDArray[np.bool_]
 
-    def first(self, count: int) -> _Seen:
+    def first(self, count: int) -> _Observations:
         """Return the first points."""
         some = np.arange(min(count, len(self.values)))
-        return _Seen(
+        return _Observations(
             rows=self.rows.take(some),
             values=self.values[some],
             seeds=self.seeds[some],
@@ -221,7 +221,7 @@ class AccuracyModel:
         lengths = rows.lengths(self._middle_batch)
         # The shorter the run, the wilder its beginning.
         wildness = np.maximum(1.0, np.median(lengths[is_final]) / lengths)
-        seen = _Seen(
+        seen = _Observations(
             rows=rows,
             values=np.array([point.logit for point in points]) - self._level,
             seeds=np.array([self.seed_noise.of(point) for point in points]),
@@ -231,7 +231,7 @@ class AccuracyModel:
         )
         self._fit(seen, _models(rows.take(np.flatnonzero(is_final)), self._middle_batch))
 
-    def _fit(self, seen: _Seen, models: Sequence[_Model]) -> None:
+    def _fit(self, seen: _Observations, models: Sequence[_Model]) -> None:
         """Settle on some points what each way of seeing is worth; then have each hear all."""
         some, middle = seen.first(MOST_SEARCHED), models[len(models) // 2]
         helper = max(HELPERS, key=lambda helper: self._posterior(some, middle, helper).log_evidence)
@@ -240,7 +240,7 @@ class AccuracyModel:
         self._average = Average([self._posterior(seen, model, helper) for model in self._models], weights=tried.weights)
         self.calibration = _calibration(self._average.best, seen)
 
-    def predict(self, runs: Sequence[Run]) -> Forecasts:
+    def predict(self, runs: Sequence[RunLength]) -> AccuracyForecasts:
         """Return the accuracies of runs of some epochs.
 
         Raises:
@@ -254,18 +254,18 @@ class AccuracyModel:
             self.seed_noise.variance(workload, samples, accuracy, test_images(workload.config.data))
             for (workload, _), samples, accuracy in zip(runs, rows.samples, _accuracy(means), strict=True)
         ]
-        return Forecasts(means, self.calibration * variances, self.calibration * np.array(seeds))
+        return AccuracyForecasts(means, self.calibration * variances, self.calibration * np.array(seeds))
 
-    def _inputs(self, rows: Rows, model: _Model) -> Inputs:
+    def _inputs(self, rows: DesignRows, model: _Model) -> Inputs:
         return self._features.inputs(rows, model.shape, model.middle_length)
 
-    def _posterior(self, seen: _Seen, model: _Model, helper: float) -> Posterior:
+    def _posterior(self, seen: _Observations, model: _Model, helper: float) -> Posterior:
         means, deviations = self._features.priors
         prior = Prior(means, deviations, model.smooth, model.own)
         return Posterior(prior, self._inputs(seen.rows, model), seen.values, seen.noise(helper))
 
 
-def _models(finals: Rows, middle_batch: float) -> list[_Model]:
+def _models(finals: DesignRows, middle_batch: float) -> list[_Model]:
     return [
         _Model(Shape(bend, critical), float(np.median(finals.lengths(critical))), smooth, own)
         for bend, critical, smooth, own in product(
@@ -274,7 +274,7 @@ def _models(finals: Rows, middle_batch: float) -> list[_Model]:
     ]
 
 
-def _calibration(posterior: Posterior, seen: _Seen) -> float:
+def _calibration(posterior: Posterior, seen: _Observations) -> float:
     """Return how far final points lie from what all other configurations say, in variances of the model."""
     groups: defaultdict[int, list[int]] = defaultdict(list)
     for index, number in enumerate(seen.rows.ids.tolist()):

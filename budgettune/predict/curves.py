@@ -45,7 +45,7 @@ STILL_TO_FALL: Mapping[str, Callable[[float], float]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Point:
+class EpochPoint:
     """One point of a trial's curve.
 
     Attributes:
@@ -77,11 +77,11 @@ def logit(accuracy: float) -> float:
     return math.log(accuracy / (1 - accuracy))
 
 
-def points_of(workloads: Workloads, record: TrialRecord) -> list[Point]:
+def points_of(workloads: Workloads, record: TrialRecord) -> list[EpochPoint]:
     """Return the final point of a finished trial, then its helpers."""
     workload = workloads.of(record.params)
     assert record.test_accuracy is not None
-    last = Point(
+    last = EpochPoint(
         trial=record.number,
         workload=workload,
         samples=float(sum(epoch.samples for epoch in record.curve)),
@@ -93,7 +93,7 @@ def points_of(workloads: Workloads, record: TrialRecord) -> list[Point]:
     return [last, *_helpers(last, record.curve)]
 
 
-def _helpers(last: Point, curve: Sequence[EpochRecord]) -> list[Point]:
+def _helpers(last: EpochPoint, curve: Sequence[EpochRecord]) -> list[EpochPoint]:
     schedule = last.workload.config.train.lr_schedule
     seen = list(accumulate(epoch.samples for epoch in curve))
     # By samples, which is by epochs where nothing is pruned and close to the clock where the budget is one of time.
@@ -107,7 +107,7 @@ def _helpers(last: Point, curve: Sequence[EpochRecord]) -> list[Point]:
         return []
     chosen = {min(places, key=lambda index: abs(progress[index] - wanted)) for wanted in HELPERS_AT}
     return [
-        Point(
+        EpochPoint(
             trial=last.trial,
             workload=last.workload,
             samples=last.samples * AREAS[schedule](progress[index]),

@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 
 from budgettune.predict.regression import Floats, Inputs, Ints
-from budgettune.predict.search_axes import Axis, axes_of
+from budgettune.predict.search_axes import SearchAxis, search_axes
 from budgettune.predict.workload import Workload
 from budgettune.spec.study_spec import SCALE_KEYS, StudySpec
 
@@ -44,7 +44,7 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class Rows:
+class DesignRows:
     """Points or candidates before a shape is chosen; all arrays are as long.
 
     Attributes:
@@ -63,9 +63,9 @@ class Rows:
     axes: Floats
     ids: Ints
 
-    def take(self, rows: Ints) -> Rows:
+    def take(self, rows: Ints) -> DesignRows:
         """Return some of the rows."""
-        return Rows(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
+        return DesignRows(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
 
     def lengths(self, critical_batch: float) -> Floats:
         """Return how far each is, in steps of a small batch: float64[n]."""
@@ -81,7 +81,7 @@ class Features:
     """
 
     def __init__(self, spec: StudySpec, workloads: Sequence[Workload]) -> None:
-        axes = axes_of(spec)
+        axes = search_axes(spec)
         scales = [axis for axis in axes if axis.key in SCALE_KEYS]
         self._axes = [axis for axis in axes if axis not in scales]
         self._by_depth = len(scales) > 1  # where width and depth are searched apart, arithmetic does not say it all
@@ -102,14 +102,14 @@ class Features:
         means, deviations = zip(*pairs, strict=True)
         return np.array(means), np.array(deviations)
 
-    def rows(self, runs: Sequence[tuple[Workload, float, float]]) -> Rows:
+    def rows(self, runs: Sequence[tuple[Workload, float, float]]) -> DesignRows:
         """Return the rows of (workload, samples visited, share of the learning rate still to fall)."""
         columns, places = [], []
         for workload, samples, still_to_fall in runs:
             trend, axes = self._of(workload)
             columns.append([*trend[:2], still_to_fall, *trend[2:]])
             places.append([*axes, math.log(samples) / LENGTH_SCALE])
-        return Rows(
+        return DesignRows(
             columns=np.array(columns),
             sizes=np.array([_log_size(workload) - self._middle_size for workload, _, _ in runs]),
             samples=np.array([samples for _, samples, _ in runs]),
@@ -118,7 +118,7 @@ class Features:
             ids=np.array([workload.number for workload, _, _ in runs]),
         )
 
-    def inputs(self, rows: Rows, shape: Shape, middle_length: float) -> Inputs:
+    def inputs(self, rows: DesignRows, shape: Shape, middle_length: float) -> Inputs:
         """Return rows as a shape sees them.
 
         Args:
@@ -162,7 +162,7 @@ def _log_size(workload: Workload) -> float:
     return math.log(workload.arithmetic.multiply_adds)
 
 
-def _axis_deviations(axis: Axis) -> list[float]:
+def _axis_deviations(axis: SearchAxis) -> list[float]:
     """Return the deviations of the coefficients of an axis' columns."""
     if axis.choices:
         return [CHOICE] * len(axis.choices)
@@ -171,7 +171,7 @@ def _axis_deviations(axis: Axis) -> list[float]:
     return [BATCH] if axis.key == "train.batch_size" else [NUMBER, NUMBER]
 
 
-def _axis_columns(axis: Axis, places: Sequence[float]) -> list[float]:
+def _axis_columns(axis: SearchAxis, places: Sequence[float]) -> list[float]:
     """Return what an axis adds to the trend: its choices, or a line, or a parabola (a learning rate has a best one)."""
     if axis.choices:
         return list(places)

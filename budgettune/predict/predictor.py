@@ -108,7 +108,7 @@ def _usual(records: Sequence[TrialRecord]) -> str | None:
     return Counter(record.device_name for record in records).most_common(1)[0][0]
 
 
-def candidates(workloads: Workloads, records: Sequence[TrialRecord]) -> list[Workload]:
+def candidate_workloads(workloads: Workloads, records: Sequence[TrialRecord]) -> list[Workload]:
     """Return what may be recommended: the search space and what ran, without what is known to fail.
 
     Args:
@@ -145,7 +145,7 @@ def unmeasured(
     ran = [one.params for one in records if one.state == "COMPLETE" and one.device_name == device_name]
     timed = {probe.step for probe in probes}
     timed |= {workload.step for params in ran if (workload := workloads.find(params)) is not None}
-    distinct = {workload.step: workload for workload in candidates(workloads, records)}
+    distinct = {workload.step: workload for workload in candidate_workloads(workloads, records)}
     return [workload for step, workload in distinct.items() if step not in timed]
 
 

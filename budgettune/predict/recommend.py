@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from budgettune.errors import NothingFits, UsageError
-from budgettune.predict.predictor import Predictor, candidates
+from budgettune.predict.predictor import Predictor, candidate_workloads
 from budgettune.predict.regression import Floats, on_one_thread
 from budgettune.predict.run_time import UNKNOWN_COST, WorkloadTime
-from budgettune.predict.search_axes import axes_of, outside
+from budgettune.predict.search_axes import outside, search_axes
 from budgettune.records import StepProbe, TrialRecord
 from budgettune.spec.study_spec import StudySpec
 
@@ -171,23 +171,23 @@ def recommend(
         NothingFits: where not even one epoch of anything is likely to end in time.
     """
     predictor = Predictor(spec, records, device_name=device_name, probes=probes)
-    choices = Choices(predictor, ask)
-    best = choices.best
+    candidates = Candidates(predictor, ask)
+    best = candidates.best
     return Recommendation(
         study=spec.name,
         budget_seconds=ask.budget_seconds,
         confidence=ask.confidence,
         device_name=predictor.device_name,
-        choice=choices.prediction(best),
+        choice=candidates.prediction(best),
         observed=_best_observed(predictor, ask),
-        extrapolated=tuple(_extrapolated(predictor, *choices.runs[best])),
-        next_trial=choices.worth_knowing(),
-        basis=_basis(predictor, choices.seed_deviation(best)),
-        notes=tuple(_notes(predictor, *choices.runs[best])),
+        extrapolated=tuple(_extrapolated(predictor, *candidates.runs[best])),
+        next_trial=candidates.worth_knowing(),
+        basis=_basis(predictor, candidates.seed_deviation(best)),
+        notes=tuple(_notes(predictor, *candidates.runs[best])),
     )
 
 
-class Choices:
+class Candidates:
     """Every candidate for as long as it is likely to end in time, and what is predicted of it.
 
     Args:
@@ -195,7 +195,7 @@ class Choices:
         ask: the question.
 
     Attributes:
-        runs: candidates with their times, and epochs.
+        runs: candidate_workloads with their times, and epochs.
         expected: float64[len(runs)], accuracies.
 
     Raises:
@@ -204,7 +204,7 @@ class Choices:
 
     def __init__(self, predictor: Predictor, ask: Ask) -> None:
         self.ask = ask
-        times = predictor.time_model.of(candidates(predictor.workloads, predictor.records))
+        times = predictor.time_model.of(candidate_workloads(predictor.workloads, predictor.records))
         longest = [_longest(predictor, time, ask) for time in times]
         self.runs = [(time, epochs) for time, epochs in zip(times, longest, strict=True) if epochs is not None]
         if not self.runs:
@@ -290,7 +290,7 @@ def _best_observed(predictor: Predictor, ask: Ask) -> TrialRecord | None:
 def _extrapolated(predictor: Predictor, time: WorkloadTime, epochs: int) -> Iterator[str]:
     """Yield sentences on what lies outside all that ran."""
     yield from outside(
-        axes_of(predictor.workloads.spec), time.workload.params, [record.params for record in predictor.finished]
+        search_axes(predictor.workloads.spec), time.workload.params, [record.params for record in predictor.finished]
     )
     visits = [sum(epoch.samples for epoch in record.curve) for record in predictor.finished]
     wanted = time.workload.visits(epochs)

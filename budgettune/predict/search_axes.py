@@ -12,12 +12,12 @@ from budgettune.spec.documents import full_key
 from budgettune.spec.study_spec import StudySpec
 from budgettune.spec.tables import RangeSpec
 
-LOG_RATIO = 4.0
+RATIO_FOR_LOG = 4.0
 """Positive numbers that span at least this ratio are placed by their logarithm."""
 
 
 @dataclass(frozen=True)
-class Axis:
+class SearchAxis:
     """A searched setting.
 
     Attributes:
@@ -47,7 +47,7 @@ class Axis:
         return [float(value == choice) for choice in self.choices] if self.choices else [self.place(value)]
 
 
-def axes_of(spec: StudySpec) -> list[Axis]:
+def search_axes(spec: StudySpec) -> list[SearchAxis]:
     """Return the axes of a search space, those of the length of training left out."""
     found = []
     for name, axis in spec.search.items():
@@ -59,21 +59,21 @@ def axes_of(spec: StudySpec) -> list[Axis]:
         elif all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in axis):
             found += [_numeric(name, float(min(axis)), float(max(axis)), False)] if len(axis) > 1 else []
         elif len(axis) > 1:
-            found.append(Axis(name, key, choices=tuple(axis)))
+            found.append(SearchAxis(name, key, choices=tuple(axis)))
     return found
 
 
-def _numeric(name: str, low: float, high: float, log: bool) -> Axis:
-    is_log = low > 0 and (log or high / low >= LOG_RATIO)
-    return Axis(name, full_key(name), low=low, high=high, is_log=is_log)
+def _numeric(name: str, low: float, high: float, log: bool) -> SearchAxis:
+    is_log = low > 0 and (log or high / low >= RATIO_FOR_LOG)
+    return SearchAxis(name, full_key(name), low=low, high=high, is_log=is_log)
 
 
-def outside(axes: Sequence[Axis], params: Mapping[str, Any], seen: Sequence[Mapping[str, Any]]) -> list[str]:
+def outside(axes: Sequence[SearchAxis], params: Mapping[str, Any], seen: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return sentences on the axes on which a configuration lies outside all that ran."""
     return [text for axis in axes if (text := _outside(axis, params, seen)) is not None]
 
 
-def _outside(axis: Axis, params: Mapping[str, Any], seen: Sequence[Mapping[str, Any]]) -> str | None:
+def _outside(axis: SearchAxis, params: Mapping[str, Any], seen: Sequence[Mapping[str, Any]]) -> str | None:
     value, values = params.get(axis.name), [one[axis.name] for one in seen if axis.name in one]
     if value is None or not values:
         return None

@@ -167,7 +167,7 @@ class Workload:
         return True
 
 
-Run = tuple[Workload, int]
+RunLength = tuple[Workload, int]
 """A workload and the epochs that it is trained for."""
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from budgettune.errors import NothingFits, NothingToDraw, UsageError
 from budgettune.predict.held_out import HeldOut, held_out
 from budgettune.predict.predictor import Predictor
-from budgettune.predict.recommend import Ask, Choices, Prediction
+from budgettune.predict.recommend import Ask, Candidates, Prediction
 from budgettune.predict.regression import on_one_thread
 from budgettune.records import StepProbe, TrialRecord
 from budgettune.report.axes import value_text
@@ -69,7 +69,7 @@ def forecast(
     device_name, records = view.trials[0].device_name, _some(records)
     try:
         predictor = Predictor(spec, records, device_name=device_name, probes=probes)
-        asked = [choices for budget in _budgets(view) if (choices := _choices(predictor, budget)) is not None]
+        asked = [candidates for budget in _budgets(view) if (candidates := _candidates(predictor, budget)) is not None]
     except UsageError as reason:
         raise NothingToDraw(str(reason)) from reason
     if not asked:
@@ -77,10 +77,10 @@ def forecast(
     levels = view.marker.levels[:MOST_LEVELS] if view.marker else ()
     return Forecast(
         view=view,
-        budgets=tuple(choices.ask.budget_seconds for choices in asked),
-        path=tuple(choices.prediction(choices.best) for choices in asked),
+        budgets=tuple(candidates.ask.budget_seconds for candidates in asked),
+        path=tuple(candidates.prediction(candidates.best) for candidates in asked),
         levels=tuple(map(value_text, levels)),
-        surface=tuple(tuple(_best_of(choices, view, level) for level in levels) for choices in asked),
+        surface=tuple(tuple(_best_of(candidates, view, level) for level in levels) for candidates in asked),
         checks=_checks(spec, records, device_name, probes),
     )
 
@@ -99,23 +99,23 @@ def _budgets(view: Overview) -> list[float]:
     return [float(budget) for budget in np.geomspace(ENDS[0] * min(seconds), ENDS[1] * max(seconds), BUDGETS)]
 
 
-def _choices(predictor: Predictor, budget_seconds: float) -> Choices | None:
+def _candidates(predictor: Predictor, budget_seconds: float) -> Candidates | None:
     try:
-        return Choices(predictor, Ask(budget_seconds, CONFIDENCE))
+        return Candidates(predictor, Ask(budget_seconds, CONFIDENCE))
     except NothingFits:
         return None
 
 
-def _best_of(choices: Choices, view: Overview, level: object) -> Prediction | None:
+def _best_of(candidates: Candidates, view: Overview, level: object) -> Prediction | None:
     """Return the best run whose marker parameter has a value."""
     assert view.marker is not None
     name = view.marker.name
     same = [
         index
-        for index, (time, _) in enumerate(choices.runs)
+        for index, (time, _) in enumerate(candidates.runs)
         if value_text(time.workload.params.get(name)) == value_text(level)
     ]
-    return choices.prediction(max(same, key=lambda index: choices.expected[index])) if same else None
+    return candidates.prediction(max(same, key=lambda index: candidates.expected[index])) if same else None
 
 
 def _checks(

@@ -12,7 +12,7 @@ import torch
 import budgettune as bt
 from budgettune import api
 from budgettune.errors import NothingFits, UsageError
-from budgettune.predict.predictor import SAMPLE, candidates
+from budgettune.predict.predictor import SAMPLE, candidate_workloads
 from budgettune.predict.recommend import LONGEST_FACTOR, Ask, recommend
 from budgettune.predict.workload import Workloads
 from budgettune.records import StepProbe
@@ -176,7 +176,7 @@ def test_a_large_study_is_answered_from_a_sample():
 def test_a_grid_of_many_cells_is_sampled():
     rates = [0.01 * number for number in range(40)]
     spec = simulated_spec(scale=[0.5, 1.0], prune_rate=rates, batch_size=list(range(32, 256)))
-    found = candidates(Workloads(spec, []), [])
+    found = candidate_workloads(Workloads(spec, []), [])
     assert len(spec.cells()) > 10 * SAMPLE > 9 * len(found) > 8 * SAMPLE
 
 

@@ -11,7 +11,7 @@ from budgettune.cli.output import Format
 from budgettune.cli.study import study_show
 from budgettune.errors import SpecError, StorageError
 from budgettune.predict.sampler.encoding import Encoding
-from budgettune.predict.sampler.history import evidence_of
+from budgettune.predict.sampler.history import history_of
 from budgettune.records import Slot, TrialRecord, TrialResult
 from budgettune.spec.study_spec import StudySpec, load_spec
 from budgettune.storage import answers as query
@@ -267,11 +267,11 @@ def test_the_cost_sampler_takes_a_stopped_trial_at_its_forecast(study, stopped):
     study.complete(study.claim(), stopped)
     work_off(study)
     trials = optuna.load_study(study_name=study.name, storage=study.storage).trials
-    evidence = evidence_of(trials, Encoding(search_space(study.spec)), number=99)
-    assert len(evidence.failed) == 0
-    assert evidence.seconds[0] == pytest.approx(200.0, rel=0.01)
-    assert evidence.accuracy[0] == pytest.approx(stopped.stopping["expected_accuracy"])
-    assert list(evidence.seconds[1:]) == [10.0] * 3
+    history = history_of(trials, Encoding(search_space(study.spec)), number=99)
+    assert len(history.failed) == 0
+    assert history.seconds[0] == pytest.approx(200.0, rel=0.01)
+    assert history.accuracy[0] == pytest.approx(stopped.stopping["expected_accuracy"])
+    assert list(history.seconds[1:]) == [10.0] * 3
 
 
 def test_a_study_shows_what_stopping_did(study, stopped, capsys, monkeypatch):

@@ -11,7 +11,7 @@ from scipy.special import log_ndtr, ndtr
 
 from budgettune.predict.sampler.encoding import Encoding, Floats
 from budgettune.predict.sampler.gaussian_process import GaussianProcess
-from budgettune.predict.sampler.history import Evidence
+from budgettune.predict.sampler.history import History
 
 SMALLEST = 1e-300
 REACH = 0.25  # of a failure, as a share of an axis
@@ -19,7 +19,7 @@ MOST_HALVINGS = 1_000.0  # floating point ends there
 
 MOST_FITTED = 100  # trials that hyperparameters are fitted to
 MOST_CONDITIONED = 500  # trials that predictions are conditioned on
-LEAST_ERROR = 0.02  # smaller ones are hardly told apart
+ERROR_OFFSET = 0.02  # added before the logarithm: smaller errors are hardly told apart
 LEAST_SECONDS = 1e-6
 ROOM = math.log(2.0)  # beyond the slowest trial, for slower ones that are more accurate
 
@@ -101,7 +101,7 @@ def chance_to_end_well(candidates: Floats, finished: Floats, failed: Floats) -> 
     return np.broadcast_to(1.0 / (1.0 + odds_against), len(candidates))
 
 
-class Outlook:
+class ParetoModel:
     """Two Gaussian processes: of cost, the logarithm of the seconds, and of gain, the negative logarithm of the error.
 
     Both are modelled as logarithms, where their differences are alike all over the space. What a trial may gain is
@@ -109,7 +109,7 @@ class Outlook:
     accuracy. Counted in logarithm of the error, the last tenths of a point would outweigh whole points elsewhere.
 
     Args:
-        evidence: with at least one finished trial.
+        history: with at least one finished trial.
         encoding: of the search space.
         rng: draws the trials that a large study is cut to.
         max_seconds: nothing is gained beyond; None for no limit.
@@ -119,12 +119,12 @@ class Outlook:
     """
 
     def __init__(
-        self, evidence: Evidence, encoding: Encoding, rng: np.random.Generator, max_seconds: float | None = None
+        self, history: History, encoding: Encoding, rng: np.random.Generator, max_seconds: float | None = None
     ) -> None:
-        self._encoding, self._evidence = encoding, evidence
+        self._encoding, self._history = encoding, history
         self._limit = math.inf if max_seconds is None else math.log(max_seconds)
-        costs = np.log(np.maximum(evidence.seconds, LEAST_SECONDS))
-        gains = -np.log(1.0 + LEAST_ERROR - np.clip(evidence.accuracy, 0.0, 1.0))
+        costs = np.log(np.maximum(history.seconds, LEAST_SECONDS))
+        gains = -np.log(1.0 + ERROR_OFFSET - np.clip(history.accuracy, 0.0, 1.0))
         kept = _kept(front(costs, gains), len(costs), rng)
         self._costs, pending_costs = self._process(costs, kept, rng, trend=True)
         self._gains, pending_gains = self._process(gains, kept, rng, trend=False)
@@ -132,16 +132,16 @@ class Outlook:
         members = front(costs, gains)
         self._front = costs[members], gains[members]
         self._reference = min(self._limit, float(costs.max()) + ROOM), float(gains.min())
-        self.best = np.vstack([evidence.finished, evidence.pending])[members]
+        self.best = np.vstack([history.finished, history.pending])[members]
 
     def _process(
         self, outputs: Floats, kept: NDArray[np.int64], rng: np.random.Generator, *, trend: bool
     ) -> tuple[GaussianProcess, Floats]:
         """Return the process after all trials, pending ones as it predicts them, and what it predicts for these."""
-        features = self._encoding.features(self._evidence.finished)[kept]
+        features = self._encoding.features(self._history.finished)[kept]
         fitted = rng.permutation(len(kept))[:MOST_FITTED]
         process = GaussianProcess.fitted(features, outputs[kept], self._encoding.groups, fitted, trend=trend)
-        return process.believing(self._encoding.features(self._evidence.pending))
+        return process.believing(self._encoding.features(self._history.pending))
 
     def scores(self, positions: Floats, exponent: float) -> Floats:
         """Return the logarithm of the gain to expect of each point per second to the power of the exponent.
@@ -151,7 +151,7 @@ class Outlook:
             exponent: 1 for gain per second, 0 for gain whatever it costs.
         """
         features = self._encoding.features(positions)
-        finished, failed = (self._encoding.features(each) for each in (self._evidence.finished, self._evidence.failed))
+        finished, failed = (self._encoding.features(each) for each in (self._history.finished, self._history.failed))
         mean, deviation = self._costs.predict(features)
         gain = self._gains.predict(features)
         improvement = expected_hypervolume_improvement((mean, deviation), gain, *self._front, self._reference)

@@ -18,9 +18,9 @@ from scipy.stats import qmc
 
 from budgettune.errors import UsageError
 from budgettune.predict.regression import on_one_thread
-from budgettune.predict.sampler.acquisition import Outlook
+from budgettune.predict.sampler.acquisition import ParetoModel
 from budgettune.predict.sampler.encoding import Encoding, Floats
-from budgettune.predict.sampler.history import Evidence, evidence_of
+from budgettune.predict.sampler.history import History, history_of
 
 FIRST_TRIALS = 3  # finished, before a model is worth its name
 SPREAD_CANDIDATES = 1024  # all over the space; a power of two, as Sobol's sequence wants it
@@ -94,37 +94,37 @@ class CostSampler(BaseSampler):
         if not search_space:
             return {}
         encoding = Encoding(search_space)
-        evidence = evidence_of(study.get_trials(deepcopy=False), encoding, trial.number)
-        if len(evidence.seconds) < FIRST_TRIALS:
-            return encoding.params(self._first_point(encoding, evidence, trial.number))
+        history = history_of(study.get_trials(deepcopy=False), encoding, trial.number)
+        if len(history.seconds) < FIRST_TRIALS:
+            return encoding.params(self._first_point(encoding, history, trial.number))
         rng = np.random.default_rng([self._seed, trial.number])
-        return encoding.params(self._best_point(encoding, evidence, self._exponent(evidence), rng))
+        return encoding.params(self._best_point(encoding, history, self._exponent(history), rng))
 
-    def _first_point(self, encoding: Encoding, evidence: Evidence, number: int) -> Floats:
+    def _first_point(self, encoding: Encoding, history: History, number: int) -> Floats:
         """Return a point of the study's Sobol sequence, each trial its own."""
         sequence = qmc.Sobol(len(encoding.space), rng=np.random.default_rng(self._seed))
         if number:  # scipy cannot go forward by nothing
             sequence.fast_forward(number)
-        first: Floats = untried(encoding.snap(sequence.random(32)), evidence.tried)[0]
+        first: Floats = untried(encoding.snap(sequence.random(32)), history.tried)[0]
         return first
 
-    def _best_point(self, encoding: Encoding, evidence: Evidence, exponent: float, rng: np.random.Generator) -> Floats:
+    def _best_point(self, encoding: Encoding, history: History, exponent: float, rng: np.random.Generator) -> Floats:
         """Return the best of the candidates that are all over the space and around the front."""
-        outlook = Outlook(evidence, encoding, rng, self._max_seconds)
+        model = ParetoModel(history, encoding, rng, self._max_seconds)
         spread = qmc.Sobol(len(encoding.space), rng=rng).random(SPREAD_CANDIDATES)
-        near = moved(outlook.best[rng.integers(len(outlook.best), size=NEAR_CANDIDATES)], encoding, rng)
-        candidates = untried(encoding.snap(np.vstack([spread, near])), evidence.tried)
-        best: Floats = candidates[np.argmax(outlook.scores(candidates, exponent))]
+        near = moved(model.best[rng.integers(len(model.best), size=NEAR_CANDIDATES)], encoding, rng)
+        candidates = untried(encoding.snap(np.vstack([spread, near])), history.tried)
+        best: Floats = candidates[np.argmax(model.scores(candidates, exponent))]
         return best
 
-    def _exponent(self, evidence: Evidence) -> float:
+    def _exponent(self, history: History) -> float:
         """Return what the predicted seconds are raised to: less, the more of the study is over."""
-        trials = len(evidence.seconds)
+        trials = len(history.seconds)
         shares = []
         if self._trials is not None:
             shares.append(trials / self._trials)
         if self._total_seconds is not None:
-            shares.append(float(evidence.seconds.sum()) / self._total_seconds)
+            shares.append(float(history.seconds.sum()) / self._total_seconds)
         return max(0.0, 1.0 - max(shares)) if shares else 1 / (1 + trials / 200)
 
 

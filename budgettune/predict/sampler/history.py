@@ -15,7 +15,7 @@ FAILED = (TrialState.FAIL, TrialState.PRUNED)
 
 
 @dataclass(frozen=True)
-class Evidence:
+class History:
     """Trials of one search space, by number.
 
     Attributes:
@@ -38,7 +38,7 @@ class Evidence:
         return np.vstack([self.finished, self.pending, self.failed])
 
 
-def evidence_of(trials: Iterable[FrozenTrial], encoding: Encoding, number: int) -> Evidence:
+def history_of(trials: Iterable[FrozenTrial], encoding: Encoding, number: int) -> History:
     """Return what is known when a trial gets its params.
 
     Left out are trials over another space, extras (late results, and times from another kind of machine), results that
@@ -54,7 +54,7 @@ def evidence_of(trials: Iterable[FrozenTrial], encoding: Encoding, number: int) 
     pending = [trial for trial in own if not trial.state.is_finished()]
     failed = [trial for trial in own if trial.state in FAILED and _says_something(trial)]
     outcomes = np.array([values for _, values in results]).reshape(-1, 2)
-    return Evidence(
+    return History(
         finished=encoding.positions(trial.params for trial, _ in results),
         seconds=outcomes[:, 0],
         accuracy=outcomes[:, 1],

@@ -13,11 +13,16 @@ from scipy.optimize import check_grad
 from sklearn.gaussian_process.kernels import Matern
 
 from budgettune.errors import UsageError
-from budgettune.predict.sampler.acquisition import Outlook, chance_to_end_well, expected_hypervolume_improvement, front
+from budgettune.predict.sampler.acquisition import (
+    ParetoModel,
+    chance_to_end_well,
+    expected_hypervolume_improvement,
+    front,
+)
 from budgettune.predict.sampler.cost_sampler import CostSampler
 from budgettune.predict.sampler.encoding import Encoding
 from budgettune.predict.sampler.gaussian_process import GaussianProcess, GroupedMatern
-from budgettune.predict.sampler.history import evidence_of
+from budgettune.predict.sampler.history import history_of
 
 SPACE = {
     "width": CategoricalDistribution((16, 32, 64, 128)),
@@ -214,8 +219,8 @@ def test_a_pending_trial_takes_the_gain_out_of_its_neighbourhood():
     encoding = Encoding(LINE)
 
     def scores():
-        outlook = Outlook(evidence_of(study.trials, encoding, -1), encoding, np.random.default_rng(0))
-        return outlook.scores(np.array([[0.5], [0.52]]), 1.0)
+        model = ParetoModel(history_of(study.trials, encoding, -1), encoding, np.random.default_rng(0))
+        return model.scores(np.array([[0.5], [0.52]]), 1.0)
 
     before = scores()
     add(study, 0.5, state=TrialState.RUNNING)
@@ -230,9 +235,9 @@ def test_failures_make_their_neighbourhood_less_likely_and_handed_back_trials_do
         study = new_study(None)
         add(study, 0.1, 1.0, 0.5)
         add(study, 0.9, state=state, **attributes)
-        evidence = evidence_of(study.trials, encoding, -1)
-        assert len(evidence.seconds) == 1
-        return chance_to_end_well(np.array([[0.9], [0.1]]), evidence.finished, evidence.failed)
+        history = history_of(study.trials, encoding, -1)
+        assert len(history.seconds) == 1
+        return chance_to_end_well(np.array([[0.9], [0.1]]), history.finished, history.failed)
 
     near, far = chance(failure={"kind": "out-of-memory", "message": "no room"})
     assert near == pytest.approx(0.5, abs=0.01)
@@ -250,7 +255,7 @@ def test_a_region_that_always_fails_is_left_alone():
     assert sum(trial.state == TrialState.FAIL for trial in study.trials[-10:]) <= 4
 
 
-def test_extras_unfinished_numbers_and_other_spaces_are_no_evidence():
+def test_extras_unfinished_numbers_and_other_spaces_do_not_enter_the_history():
     study = new_study(None)
     add(study, 0.1, 1.0, 0.5)
     add(study, 0.2, 9.0, 0.9, extra=True)
@@ -258,9 +263,9 @@ def test_extras_unfinished_numbers_and_other_spaces_are_no_evidence():
     add(study, 0.4, state=TrialState.WAITING)
     study.add_trial(create_trial(params={"x": 3}, distributions={"x": IntDistribution(0, 9)}, values=[1.0, 1.0]))
     study.enqueue_trial({"x": 0.5})
-    evidence = evidence_of(study.trials, Encoding(LINE), number=0)
-    assert (len(evidence.finished), len(evidence.pending), len(evidence.failed)) == (0, 1, 0)
-    assert len(evidence_of(study.trials, Encoding(LINE), number=99).seconds) == 1
+    history = history_of(study.trials, Encoding(LINE), number=0)
+    assert (len(history.finished), len(history.pending), len(history.failed)) == (0, 1, 0)
+    assert len(history_of(study.trials, Encoding(LINE), number=99).seconds) == 1
 
 
 def test_nan_fails_a_trial_and_the_search_goes_on():
@@ -321,10 +326,10 @@ def test_repeats_of_a_point_are_noise_and_no_obstacle():
 )
 def test_the_exponent_of_the_seconds_cools_with_the_share_of_the_study_that_is_over(limits, before, after):
     sampler, study = CostSampler(0, **limits), new_study(None)
-    assert sampler._exponent(evidence_of(study.trials, Encoding(LINE), -1)) == before
+    assert sampler._exponent(history_of(study.trials, Encoding(LINE), -1)) == before
     for x in (0.1, 0.2, 0.3):
         add(study, x, 2.0, 0.5)
-    assert sampler._exponent(evidence_of(study.trials, Encoding(LINE), -1)) == pytest.approx(after)
+    assert sampler._exponent(history_of(study.trials, Encoding(LINE), -1)) == pytest.approx(after)
 
 
 def test_studies_of_something_else_are_refused():
@@ -339,8 +344,8 @@ def test_large_studies_are_cut_to_what_a_request_can_bear_and_keep_their_front(m
     monkeypatch.setattr(acquisition, "MOST_CONDITIONED", 20)
     study = run(new_study(optuna.samplers.RandomSampler(0)), trials=60)
     encoding = Encoding(SPACE)
-    evidence = evidence_of(study.trials, encoding, -1)
-    best = Outlook(evidence, encoding, np.random.default_rng(0)).best
-    assert len(best) == len(front(evidence.seconds, evidence.accuracy))
+    history = history_of(study.trials, encoding, -1)
+    best = ParetoModel(history, encoding, np.random.default_rng(0)).best
+    assert len(best) == len(front(history.seconds, history.accuracy))
     study.sampler = CostSampler(0)
     assert run(study).trials[-1].state is TrialState.COMPLETE
