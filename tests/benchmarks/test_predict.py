@@ -7,20 +7,20 @@ import numpy as np
 import pytest
 
 from benchmarks import predict
-from benchmarks.support import own_table as recorded_table
+from benchmarks.support import own_table
 from tests.support.simulated import MACHINE, World, simulated_spec
 
 
 @pytest.fixture(scope="module")
 def table():
     world = World(simulated_spec(scale=[0.5, 1.0, 1.5], prune_rate=[0.0, 0.3], batch_size=[32, 64, 128]))
-    return recorded_table.Table(world.spec, MACHINE, tuple(world.table()), tuple(world.probes()))
+    return own_table.Table(world.spec, MACHINE, tuple(world.table()), tuple(world.probes()))
 
 
 def test_a_table_comes_back_from_its_file_without_what_tells_of_the_box(table, tmp_path):
     rooted = replace(table, spec=table.spec.with_overrides(["data.root=/home/me"]))
-    recorded_table.write(rooted, tmp_path / "table.json.xz")
-    found = recorded_table.read(tmp_path / "table.json.xz")
+    own_table.write(rooted, tmp_path / "table.json.xz")
+    found = own_table.read(tmp_path / "table.json.xz")
     assert found.spec == table.spec
     assert [trial.to_json() | {"machine": None} for trial in table.trials] == [one.to_json() for one in found.trials]
     assert found.probes == table.probes
@@ -28,7 +28,7 @@ def test_a_table_comes_back_from_its_file_without_what_tells_of_the_box(table, t
 
 
 def test_it_judges_every_method_on_time_accuracy_and_recommendations(table, tmp_path, capsys):
-    recorded_table.write(table, tmp_path / "table.json.xz")
+    own_table.write(table, tmp_path / "table.json.xz")
     predict.main(
         ["--table", f"{tmp_path / 'table.json.xz'}", "--sizes", "8", "--draws", "2", "--json", f"{tmp_path / 'n.json'}"]
     )
@@ -50,7 +50,7 @@ def test_it_judges_every_method_on_time_accuracy_and_recommendations(table, tmp_
 
 
 def test_an_answer_is_held_against_the_best_cell_within_the_budget(table):
-    grid = recorded_table.Grid(table)
+    grid = own_table.Grid(table)
     seconds, truth = np.median(grid.future, axis=1), grid.accuracies.mean(1)
     assert seconds == pytest.approx(grid.seconds.mean(1), rel=0.05)
     budget = sorted(seconds)[9]
@@ -66,7 +66,7 @@ def test_an_answer_is_held_against_the_best_cell_within_the_budget(table):
 
 
 def test_designs_leave_out_what_they_predict(table):
-    grid = recorded_table.Grid(table)
+    grid = own_table.Grid(table)
     for trials, rest in predict.random_designs(grid, 8, 3):
         ran = {grid.cells.index(grid.workloads.of(trial.params)) for trial in trials}
         assert len(ran) == 8
