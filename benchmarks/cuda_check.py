@@ -45,18 +45,18 @@ def check(document: Mapping[str, Any], device: str) -> dict[str, Any]:
             looked at.
         device: `cuda`, `cuda:N` or `cpu`.
     """
-    spec, box = StudySpec.from_document(document), Device(pick_device(device))
+    spec, device = StudySpec.from_document(document), Device(pick_device(device))
     data = load_data(spec.data)
     return {
-        "trials": trial_rows(spec, data, box),  # first of all, while nothing in this process is warm
-        "per_step": per_step_rows(spec, data, box),
-        "cudnn": cudnn_rows(spec, data, box),
+        "trials": trial_rows(spec, data, device),  # first of all, while nothing in this process is warm
+        "per_step": per_step_rows(spec, data, device),
+        "cudnn": cudnn_rows(spec, data, device),
     }
 
 
-def trial_rows(spec: StudySpec, data: ImageData, box: Device) -> list[dict[str, Any]]:
+def trial_rows(spec: StudySpec, data: ImageData, device: Device) -> list[dict[str, Any]]:
     """Return the seconds on the clock of a worker's first and tenth trial of one configuration."""
-    results = [train(spec, seed=0, data=data, device=box.device).result for _ in range(TRIALS)]
+    results = [train(spec, seed=0, data=data, device=device.torch).result for _ in range(TRIALS)]
     first, later = results[0].train_seconds, statistics.median(one.train_seconds for one in results[1:])
     return [
         {
@@ -70,11 +70,11 @@ def trial_rows(spec: StudySpec, data: ImageData, box: Device) -> list[dict[str, 
     ]
 
 
-def per_step_rows(spec: StudySpec, data: ImageData, box: Device) -> list[dict[str, Any]]:
+def per_step_rows(spec: StudySpec, data: ImageData, device: Device) -> list[dict[str, Any]]:
     """Return how often each kind of wait and copy comes, per run and per step."""
     size = len(data.train) // 2
     batch_size = min(spec.train.batch_size, size // 4)
-    small, large = (events(spec, first_images(data, count), box, batch_size) for count in (size, 2 * size))
+    small, large = (events(spec, first_images(data, count), device, batch_size) for count in (size, 2 * size))
     steps = large["steps"] - small["steps"]
     return [
         {
@@ -92,12 +92,12 @@ def first_images(data: ImageData, count: int) -> ImageData:
     return replace(data, train=data.train.take(torch.arange(count)))
 
 
-def events(spec: StudySpec, data: ImageData, box: Device, batch_size: int) -> Counter[str]:
+def events(spec: StudySpec, data: ImageData, device: Device, batch_size: int) -> Counter[str]:
     """Return how often waits and copies occur in a training run of two whole epochs, and its steps."""
     overrides = ["train.epochs=2", "train.evaluate_every=2", "prune_rate=0.0", f"batch_size={batch_size}"]
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if box.is_cuda else [])]
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.is_cuda else [])]
     with profile(activities=activities) as trace:
-        result = train(spec.with_overrides(overrides), seed=0, data=data, device=box.device).result
+        result = train(spec.with_overrides(overrides), seed=0, data=data, device=device.torch).result
     found = Counter({"steps": result.steps})
     for event in trace.events() or ():
         for name in (*WAITS, *COPIES):
@@ -105,14 +105,14 @@ def events(spec: StudySpec, data: ImageData, box: Device, batch_size: int) -> Co
     return found
 
 
-def cudnn_rows(spec: StudySpec, data: ImageData, box: Device) -> list[dict[str, Any]]:
+def cudnn_rows(spec: StudySpec, data: ImageData, device: Device) -> list[dict[str, Any]]:
     """Return a step's milliseconds at scale 1.1 in fp32 with cuDNN's heuristic and with its benchmark."""
     rows = []
     for multiple in (1, 8):
         config = spec.with_overrides([f"scale={SCALE}", f"model.width_multiple={multiple}"])
         before = torch.backends.cudnn.benchmark
         try:
-            heuristic, measured = (step_milliseconds(config, data, box, on) for on in (False, True))
+            heuristic, measured = (step_milliseconds(config, data, device, on) for on in (False, True))
         finally:
             torch.backends.cudnn.benchmark = before
         rows.append(
@@ -126,21 +126,21 @@ def cudnn_rows(spec: StudySpec, data: ImageData, box: Device) -> list[dict[str, 
     return rows
 
 
-def step_milliseconds(config: StudySpec, data: ImageData, box: Device, benchmark: bool) -> float:
+def step_milliseconds(config: StudySpec, data: ImageData, device: Device, benchmark: bool) -> float:
     """Return the median milliseconds of a forward and backward pass, the device waited for at each border."""
     torch.backends.cudnn.benchmark = benchmark
     size = min(config.train.batch_size, len(data.train))
-    model = build_model(config, data).to(box.device, memory_format=torch.channels_last)
+    model = build_model(config, data).to(device.torch, memory_format=torch.channels_last)
     shape = (size, data.channels, data.image_size, data.image_size)
-    images = torch.randn(shape, device=box.device).contiguous(memory_format=torch.channels_last)
-    labels = torch.randint(data.num_classes, (size,), device=box.device)
+    images = torch.randn(shape, device=device.torch).contiguous(memory_format=torch.channels_last)
+    labels = torch.randint(data.num_classes, (size,), device=device.torch)
     seconds = []
     for _ in range(3 + TIMED_STEPS):
-        box.synchronize()
+        device.synchronize()
         began = time.perf_counter()
         functional.cross_entropy(model(images), labels).backward()
         model.zero_grad(set_to_none=True)
-        box.synchronize()
+        device.synchronize()
         seconds.append(time.perf_counter() - began)
     return 1e3 * statistics.median(seconds[3:])
 

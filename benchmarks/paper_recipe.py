@@ -84,31 +84,31 @@ def train_paper_recipe(
     # The recipe has four workers, whatever the number of cores.
     warnings.filterwarnings("ignore", message="This DataLoader will create")
     torch.manual_seed(seed)
-    box = Device(device)
+    device = Device(device)
     dataset = PilImages(data.train, transform_of(data, augment=spec.data.augment))
     model = ScalableResNet.from_spec(spec.model, channels=data.channels, num_classes=data.num_classes)
     multiply_adds = count_multiply_adds(model, (data.channels, data.image_size, data.image_size))
-    model = model.to(box.device)
-    warm_up(model, data, spec, box.device)
+    model = model.to(device.torch)
+    warm_up(model, data, spec, device.torch)
     optimizer = torch.optim.Adam(model.parameters(), lr=spec.train.lr, fused=False)
     table = torch.full((len(dataset),), torch.nan)
     visits = 0
-    box.synchronize()
+    device.synchronize()
     began = time.perf_counter()
     for epoch in range(spec.train.epochs or 0):
         kept = keep(table, epoch, spec)
         loader = DataLoader(Subset(dataset, kept), spec.train.batch_size, shuffle=True, num_workers=workers)
         for images, labels, indices in loader:
-            losses = step(model, optimizer, images.to(box.device), labels.to(box.device))
+            losses = step(model, optimizer, images.to(device.torch), labels.to(device.torch))
             table[indices] = losses.cpu()
             visits += len(indices)
-    box.synchronize()
+    device.synchronize()
     seconds = time.perf_counter() - began
     return PaperRun(
         seconds=seconds,
         visits=visits,
         multiply_adds=multiply_adds,
-        accuracy=accuracy(model, data, box.device),
+        accuracy=accuracy(model, data, device.torch),
         widths=list(spec.model.realised_widths),
     )
 

@@ -145,8 +145,8 @@ def run_cost(strategy: Strategy, table: Table, batch_size: int, between: Tensor)
 
 def epoch_cost(strategy: Strategy, epoch: int, table: Table, batch_size: int, between: Tensor) -> dict[str, float]:
     """Return what one epoch of `run_cost` costs."""
-    box = Device(strategy.device)
-    watch, scored, kept = Stopwatch(time.perf_counter, box.synchronize), table.scored, 0
+    device = Device(strategy.device)
+    watch, scored, kept = Stopwatch(time.perf_counter, device.synchronize), table.scored, 0
     with watch.aside("plan"):
         plan = strategy.plan(epoch, epoch / EPOCHS)
     count = strategy.size if plan.indices is None else len(plan.indices)
@@ -165,7 +165,7 @@ def epoch_cost(strategy: Strategy, epoch: int, table: Table, batch_size: int, be
             strategy.observe(batch, seen.losses, seen.logits)
         kept += len(batch)
     with watch.aside("observe"):
-        box.synchronize()
+        device.synchronize()
     phases = {name: watch.seconds[name] for name in ("plan", "select", "observe")}
     return phases | {"kept": kept, "scored": table.scored - scored}
 

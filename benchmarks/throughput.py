@@ -108,21 +108,21 @@ def matmul_gflops(device: str, threads: int, size: int) -> dict[str, float]:
     from budgettune.training.device import Device, pick_device
 
     torch.set_num_threads(threads)
-    box = Device(pick_device(device))
+    device = Device(pick_device(device))
 
     def best(dtype: torch.dtype) -> float:
-        one, other = (torch.randn(size, size, device=box.device).to(dtype) for _ in range(2))
+        one, other = (torch.randn(size, size, device=device.torch).to(dtype) for _ in range(2))
         seconds = []
         for _ in range(6):
-            box.synchronize()
+            device.synchronize()
             began = time.perf_counter()
             one @ other
-            box.synchronize()
+            device.synchronize()
             seconds.append(time.perf_counter() - began)
         return 2 * size**3 / min(seconds) / 1e9
 
     rates = {"bf16": best(torch.bfloat16), "fp32": best(torch.float32)}
-    if box.is_cuda:  # convolutions in fp32 use TF32 there unless told otherwise, so fp32 alone is no ceiling
+    if device.is_cuda:  # convolutions in fp32 use TF32 there unless told otherwise, so fp32 alone is no ceiling
         torch.set_float32_matmul_precision("high")
         rates["tf32"] = best(torch.float32)
     return rates

@@ -50,8 +50,8 @@ class Device:
     """
 
     def __init__(self, device: torch.device | str, cuda: Any = torch.cuda) -> None:
-        self.device = torch.device(device)
-        self.is_cuda = self.device.type == "cuda"
+        self.torch = torch.device(device)
+        self.is_cuda = self.torch.type == "cuda"
         self._cuda = cuda
         self._pending: list[Any] = []
 
@@ -66,7 +66,7 @@ class Device:
     def synchronize(self) -> None:
         """Return when the device has nothing left to do."""
         if self.is_cuda:
-            self._cuda.synchronize(self.device)
+            self._cuda.synchronize(self.torch)
 
     def pace(self, lead: int) -> None:
         """Call after each step: keep the host at most `lead` steps ahead of the device, without draining the queue.
@@ -85,24 +85,24 @@ class Device:
     def reset_peak_memory(self) -> None:
         """Begin a new measurement of peak memory."""
         if self.is_cuda:
-            self._cuda.reset_peak_memory_stats(self.device)
+            self._cuda.reset_peak_memory_stats(self.torch)
         elif sys.platform == "linux":
             _write("/proc/self/clear_refs", "5")
 
     def peak_memory_mb(self) -> float:
         """Return MiB at the peak: of the allocator on CUDA, of the process's resident set elsewhere."""
         if self.is_cuda:
-            return float(self._cuda.max_memory_allocated(self.device)) / 2**20
+            return float(self._cuda.max_memory_allocated(self.torch)) / 2**20
         return _peak_resident_mb()
 
     def autocast(self, precision: str) -> AbstractContextManager[Any]:
         """Return the context in which forward passes run at a precision (fp32 or bf16)."""
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=precision == "bf16", cache_enabled=True)
+        return torch.autocast(self.torch.type, dtype=torch.bfloat16, enabled=precision == "bf16", cache_enabled=True)
 
     @contextmanager
     def own_chance(self, seed: int | None = None) -> Iterator[None]:
         """Leave the global random states as they were; inside they begin at the seed, where one is given."""
-        with torch.random.fork_rng(devices=[self.device.index or 0] if self.is_cuda else []):
+        with torch.random.fork_rng(devices=[self.torch.index or 0] if self.is_cuda else []):
             if seed is not None:
                 torch.manual_seed(seed)
             yield
@@ -112,7 +112,7 @@ class Device:
         threads = torch.get_num_threads()
         if not self.is_cuda:
             return fingerprint(device="cpu", threads=threads)
-        properties = self._cuda.get_device_properties(self.device)
+        properties = self._cuda.get_device_properties(self.torch)
         return fingerprint(
             device="cuda",
             threads=threads,

@@ -67,7 +67,7 @@ class Feed:
 
     def order(self, plan: EpochPlan) -> Order:
         """Shuffle what a plan keeps."""
-        device = self.learner.box.device
+        device = self.learner.device.torch
         count = self.strategy.size if plan.indices is None else len(plan.indices)
         shuffled = torch.randperm(count, generator=self.learner.generator, device=device)
         indices = shuffled if plan.indices is None else plan.indices[shuffled]

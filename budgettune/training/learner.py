@@ -96,22 +96,22 @@ class Learner:
     Args:
         config: a resolved spec.
         data: on the device.
-        box: the device.
+        device: where it runs.
         seed: of augmentation.
         allow_import: packages that code named in the spec may come from.
     """
 
     def __init__(
-        self, config: StudySpec, data: ImageData, box: Device, seed: int, allow_import: Collection[str]
+        self, config: StudySpec, data: ImageData, device: Device, seed: int, allow_import: Collection[str]
     ) -> None:
-        self.config, self.data, self.box = config, data, box
+        self.config, self.data, self.device = config, data, device
         model = build_model(config, data, allow_import)
         self.multiply_adds = count_multiply_adds(model, (data.channels, data.image_size, data.image_size))
-        self.model = model.to(box.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model = model.to(device.torch, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.architecture: dict[str, Any] = getattr(model, "architecture", {})
-        self.precision = pick_precision(config.train.precision, box.device, self.architecture.get("widths"))
+        self.precision = pick_precision(config.train.precision, device.torch, self.architecture.get("widths"))
         self.forward = torch.compile(self.model) if config.train.compile else self.model
-        self.generator = torch.Generator(box.device).manual_seed(seed)
+        self.generator = torch.Generator(device.torch).manual_seed(seed)
         self.optimizer = make_optimizer(config.train, self.model)
         self.head = last_linear(self.model, data.num_classes)
 
@@ -140,7 +140,7 @@ class Learner:
         return self._step(batch, self.optimizer)
 
     def _step(self, batch: Batch, optimizer: torch.optim.Optimizer) -> tuple[Tensor, Tensor]:
-        with self.box.autocast(self.precision):
+        with self.device.autocast(self.precision):
             logits = self.forward(batch.images)
         losses = functional.cross_entropy(logits.float(), batch.labels, reduction="none")
         (losses if batch.weights is None else losses * batch.weights).mean().backward()
@@ -155,7 +155,7 @@ class Learner:
         self.model.eval()
         try:
             # Not inference mode: strategies keep what they get, and inference tensors cannot be written to later.
-            with torch.no_grad(), self.box.autocast(self.precision):
+            with torch.no_grad(), self.device.autocast(self.precision):
                 logits = self.model(batch.images).float()
         finally:
             self.model.train()
@@ -180,7 +180,7 @@ class Learner:
         snapshot = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
         state = self.generator.get_state()
         optimizer = make_optimizer(self.config.train, self.model)
-        with self.box.own_chance():
+        with self.device.own_chance():
             for size in sorted(set(trained), reverse=True):
                 for _ in range(steps):
                     self._step(self._throwaway(size), optimizer)
@@ -191,9 +191,9 @@ class Learner:
         self.generator.set_state(state)
 
     def _throwaway(self, size: int) -> Batch:
-        indices = torch.arange(size, device=self.box.device)
+        indices = torch.arange(size, device=self.device.torch)
         batch = self.gather(indices, self.data.train.places(indices))
-        labels = torch.randint(self.data.num_classes, (size,), device=self.box.device)
+        labels = torch.randint(self.data.num_classes, (size,), device=self.device.torch)
         return Batch(indices, batch.images, labels)
 
 

@@ -72,7 +72,7 @@ class ModelPasses:
     ) -> Scorer:
         """Train a fresh model as `pruning.Passes` says, and return its scorer."""
         seed = self.seed + 1_000 * (number + 1)
-        with self.learner.box.own_chance(seed):
+        with self.learner.device.own_chance(seed):
             helper = self.make_helper(scale, seed)
             scorer = partial(self._score, helper)
             end = self._end(epochs, budget_share)
@@ -82,7 +82,7 @@ class ModelPasses:
                 self._helper_epoch(helper, self._all(indices), epoch, end)
                 if on_epoch is not None:
                     on_epoch(epoch, scorer)
-        helper.box.synchronize()
+        helper.device.synchronize()
         return scorer
 
     def _end(self, epochs: int, budget_share: float) -> FirstOf:
@@ -105,7 +105,7 @@ class ModelPasses:
             helper.step(helper.gather(chunk, places), lr)
             self.helper_samples += len(chunk)
             if train.budget is not None:
-                helper.box.pace(2)
+                helper.device.pace(2)
             end.learn(self.watch.clock() - began)
 
     def _score(self, learner: Learner, indices: Tensor | None = None) -> Scores:
@@ -115,7 +115,7 @@ class ModelPasses:
             parts.append(learner.look(Batch(chunk, learner.normalise(data.images[places]), data.labels[chunk])))
             self.scored_samples += len(chunk)
         # Once a pass, so that what the device did is charged to the phase that asked for it.
-        learner.box.synchronize()
+        learner.device.synchronize()
         return joined(parts)
 
     def _all(self, indices: Tensor | None) -> Tensor:

@@ -98,16 +98,16 @@ def train(
         Interrupted: where should_stop said so.
     """
     config = spec.resolve(params or {})
-    box = Device(device)
-    box.prepare()
+    target = Device(device)
+    target.prepare()
     try:
-        with box.own_chance(seed):
-            run = Run(config, data.to(box.device), box, seed, Stopwatch(clock, box.synchronize), allow_import)
+        with target.own_chance(seed):
+            run = Run(config, data.to(target.torch), target, seed, Stopwatch(clock, target.synchronize), allow_import)
             return run.train(load_seconds, witness, should_stop, on_epoch, ends_early)
     except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
             raise OutOfMemory(
-                f"no memory left on {box.device} at batch size {config.train.batch_size}: "
+                f"no memory left on {target.torch} at batch size {config.train.batch_size}: "
                 f"a smaller batch_size or scale would fit"
             ) from error
         raise
@@ -123,7 +123,7 @@ class Run:
         self,
         config: StudySpec,
         data: ImageData,
-        box: Device,
+        device: Device,
         seed: int,
         watch: Stopwatch,
         allow_import: Collection[str],
@@ -132,18 +132,18 @@ class Run:
             raise SpecError(
                 f"batch_size: {config.train.batch_size} is larger than the {len(data.train.labels)} training images"
             )
-        self.config, self.data, self.box, self.seed, self.watch = config, data, box, seed, watch
+        self.config, self.data, self.device, self.seed, self.watch = config, data, device, seed, watch
         self.allow_import = allow_import
-        box.reset_peak_memory()
+        device.reset_peak_memory()
         with watch.aside("build"):
-            self.learner = Learner(config, data, box, seed, allow_import)
+            self.learner = Learner(config, data, device, seed, allow_import)
             # Of its own, so that how often a trial is evaluated does not change what it learns.
-            self.held_out_generator = torch.Generator(box.device).manual_seed(seed + 2)
+            self.held_out_generator = torch.Generator(device.torch).manual_seed(seed + 2)
             self.strategy = make_strategy(
                 config.pruning,
                 len(data.train.labels),
                 seed=seed + 1,
-                device=box.device,
+                device=device.torch,
                 allow_import=allow_import,
                 epochs=config.train.epochs,
             )
@@ -200,7 +200,7 @@ class Run:
     def _prepare(self) -> None:
         with self.watch.running(), self.watch.phase("prepare"):
             self.strategy.prepare(self.passes)
-            self.box.synchronize()
+            self.device.synchronize()
         self.prepared_seconds = self.watch.elapsed()
 
     def _progress(self) -> Progress:
@@ -212,7 +212,7 @@ class Run:
     def _epoch(self, epoch: int, progress: Progress, should_stop: Callable[[], bool]) -> EpochRecord:
         """Train one epoch on the clock, then evaluate off it."""
         watch, steps_before, samples_before, offered_before = self.watch, self.steps, self.samples, self.feed.offered
-        loss_sum = torch.zeros((), device=self.box.device)
+        loss_sum = torch.zeros((), device=self.device.torch)
 
         def go_on() -> bool:
             if should_stop():
@@ -230,7 +230,7 @@ class Run:
                 self.step_seconds.append(watch.clock() - began)
                 progress.learn(self.step_seconds[-1])
                 if (lead := progress.lead()) is not None:
-                    self.box.pace(lead)
+                    self.device.pace(lead)
                 began = watch.clock()
         steps, samples = self.steps - steps_before, self.samples - samples_before
         if not steps:
@@ -271,7 +271,7 @@ class Run:
         changes: dict[str, Any] = {"train.compile": False}
         if scale is not None:
             changes |= {"model.scale": scale, "model.width_scale": None, "model.depth_scale": None}
-        return Learner(self.config.resolve(changes), self.data, self.box, seed, self.allow_import)
+        return Learner(self.config.resolve(changes), self.data, self.device, seed, self.allow_import)
 
     def _warm_up(self) -> None:
         """Pay off the clock for every batch shape that the strategy expects, in training and in scoring."""
@@ -280,7 +280,7 @@ class Run:
         looked_at = set(self._scoring_shapes())
         self.learner.warm_up(steps, {size, *lasts}, looked_at)
         for scale in set(self.strategy.helper_scales) - {None} if steps else ():
-            with self.box.own_chance(self.seed):
+            with self.device.own_chance(self.seed):
                 self._helper(scale, self.seed).warm_up(steps, {size, *lasts}, looked_at)
 
     def _scoring_shapes(self) -> Iterator[int]:
@@ -303,9 +303,9 @@ class Run:
     def _accuracy(self, held_out: ImageSet) -> float:
         """Return the share of held-out images that are classified correctly, on the deterministic transform."""
         learner = self.learner
-        correct = torch.zeros((), dtype=torch.int64, device=self.box.device)
+        correct = torch.zeros((), dtype=torch.int64, device=self.device.torch)
         learner.model.eval()
-        with torch.inference_mode(), self.box.autocast(learner.precision):
+        with torch.inference_mode(), self.device.autocast(learner.precision):
             for images, labels in zip(
                 held_out.images.split(learner.look_batch), held_out.labels.split(learner.look_batch), strict=True
             ):
@@ -340,14 +340,14 @@ class Run:
             multiply_adds=self.multiply_adds,
             step_ms_median=middle,
             step_ms_mad=median(abs(value - middle) for value in step_ms),
-            peak_memory_mb=self.box.peak_memory_mb(),
+            peak_memory_mb=self.device.peak_memory_mb(),
             final_lr=learning_rate_of(self.config.train, progress.at(len(curve), 0.0)),
             seed=self.seed,
             precision=self.precision,
             weights_sha256=weights_sha256(self.learner.model),
             curve=curve,
             phases=PhaseSeconds(load=load_seconds, **self.watch.seconds),
-            machine=self.box.machine(),
+            machine=self.device.machine(),
             batch_shapes=tuple(sorted(self.batch_shapes, reverse=True)),
             architecture=self.architecture,
             status=status,
@@ -356,7 +356,7 @@ class Run:
 
     def _step_milliseconds(self, curve: tuple[EpochRecord, ...]) -> list[float]:
         """Return step times: each step's own where the host waits for it, else means over epochs."""
-        if not self.box.is_cuda:
+        if not self.device.is_cuda:
             return [1e3 * seconds for seconds in self.step_seconds]
         ends = [self.prepared_seconds, *(epoch.train_seconds for epoch in curve)]
         return [1e3 * (end - begin) / epoch.steps for begin, end, epoch in zip(ends, ends[1:], curve, strict=False)]

@@ -114,22 +114,22 @@ def probe_steps(
         should_stop: asked before each probe.
         say: told what happens, a line at a time.
     """
-    box, found = Device(device), []
-    box.prepare()  # as training does
+    target, found = Device(device), []
+    target.prepare()  # as training does
     for place, index in enumerate(np.random.default_rng(0).permutation(len(workloads))):
         if should_stop():
             break
         say(f"probe {place + 1} of {len(workloads)}: {workloads[index].step}")
         try:
-            found.append(_probe(workloads[index], box))
+            found.append(_probe(workloads[index], target))
         except OutOfMemory as error:
             say(f"left out: {error}")
     return found
 
 
-def _probe(workload: Workload, box: Device) -> StepProbe:
+def _probe(workload: Workload, device: Device) -> StepProbe:
     began = time.perf_counter()
-    probe = Probe(workload.config, probe_images(workload.config.data, workload.batch, box.device), box)
+    probe = Probe(workload.config, probe_images(workload.config.data, workload.batch, device.torch), device)
     result = probe.measure(FEWEST_STEPS)
     steps = min(MOST_STEPS, round(SECONDS_OF_STEPS * 1e3 / result.ms_median))
     if steps > FEWEST_STEPS:

@@ -49,15 +49,15 @@ def cuda():
 
 
 @pytest.fixture
-def box(cuda):
+def device(cuda):
     return Device("cuda:0", cuda)
 
 
-def test_the_host_waits_for_the_step_before_the_last_but_one_and_near_the_end_for_each(box, cuda):
+def test_the_host_waits_for_the_step_before_the_last_but_one_and_near_the_end_for_each(device, cuda):
     for _ in range(5):
-        box.pace(lead=2)
+        device.pace(lead=2)
     assert cuda.log == [0, 1, 2]
-    box.pace(lead=0)
+    device.pace(lead=0)
     assert cuda.log == [0, 1, 2, 3, 4, 5]
 
 
@@ -71,10 +71,10 @@ def test_a_budget_lets_the_host_lead_only_while_the_end_is_far():
     assert leads == [2, 2, 0, 0]
 
 
-def test_memory_and_name_come_from_the_device(box, cuda):
-    box.reset_peak_memory()
-    assert box.peak_memory_mb() == 3
-    machine = box.machine()
+def test_memory_and_name_come_from_the_device(device, cuda):
+    device.reset_peak_memory()
+    assert device.peak_memory_mb() == 3
+    machine = device.machine()
     assert (machine.device, machine.device_name, machine.device_uuid) == ("cuda", "Fake 9000", "GPU-1")
     assert machine.key == "Fake 9000"
     assert cuda.log == ["reset"]
@@ -101,14 +101,14 @@ def test_the_processor_has_nothing_to_wait_for_and_measures_its_process():
     script = """
 import torch
 from budgettune.training.device import Device
-box = Device("cpu")
-box.synchronize()
-box.pace(lead=0)
-box.reset_peak_memory()
-before = box.peak_memory_mb()
+device = Device("cpu")
+device.synchronize()
+device.pace(lead=0)
+device.reset_peak_memory()
+before = device.peak_memory_mb()
 block = torch.ones(64, 2**20)
 assert block.sum() == 2**26
-print(box.peak_memory_mb() - before)
+print(device.peak_memory_mb() - before)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert 200 < float(done.stdout) < 400

@@ -56,13 +56,13 @@ class Kernel:
     share: float
 
 
-def kernels_of(step: Callable[[], None], box: Device, passes: int = 3) -> tuple[Kernel, ...]:
+def kernels_of(step: Callable[[], None], device: Device, passes: int = 3) -> tuple[Kernel, ...]:
     """Return the kernels of a step, dearest first.
 
     Of several passes the quickest counts. While they run, what other threads print may be lost.
     """
-    events = _quickest(partial(_profiler_events, step, box), passes)
-    if not box.is_cuda:
+    events = _quickest(partial(_profiler_events, step, device), passes)
+    if not device.is_cuda:
         primitives = _quickest(partial(_onednn_events, step), passes)
         # Their time is told again by the primitives inside, with better names.
         events = [event for event in events if not (primitives and _WRAPPERS.search(event[0]))] + primitives
@@ -110,16 +110,16 @@ def _quickest(take: Callable[[], list[tuple[str, int, float]]], passes: int) -> 
     return min((take() for _ in range(passes)), key=lambda events: (not events, sum(ms for *_, ms in events)))
 
 
-def _profiler_events(step: Callable[[], None], box: Device) -> list[tuple[str, int, float]]:
+def _profiler_events(step: Callable[[], None], device: Device) -> list[tuple[str, int, float]]:
     """Return device kernels on CUDA, operators with their own time elsewhere."""
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if box.is_cuda else [])]
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.is_cuda else [])]
     # The profiler's library logs to standard error, also that there is no GPU.
     with _captured(2), profile(activities=activities, acc_events=True) as profiler:
         step()
-        box.synchronize()
-    kind = torch.autograd.DeviceType.CUDA if box.is_cuda else torch.autograd.DeviceType.CPU
+        device.synchronize()
+    kind = torch.autograd.DeviceType.CUDA if device.is_cuda else torch.autograd.DeviceType.CPU
     return [
-        (event.key, event.count, (event.self_device_time_total if box.is_cuda else event.self_cpu_time_total) / 1e3)
+        (event.key, event.count, (event.self_device_time_total if device.is_cuda else event.self_cpu_time_total) / 1e3)
         for event in profiler.key_averages()
         if event.device_type == kind and not event.is_user_annotation
     ]

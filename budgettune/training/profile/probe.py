@@ -74,7 +74,7 @@ class Probe:
     Args:
         config: a resolved spec; its pruning and its length of training play no part.
         data: at least batch_size images on the device, such as `probe_images` gives.
-        box: the device.
+        device: where it runs.
         cudnn_benchmark: whether cuDNN measures its kernels, as in training, or trusts its heuristic.
         allow_import: packages that code named in the spec may come from.
         clock: seconds, monotonic.
@@ -88,7 +88,7 @@ class Probe:
         self,
         config: StudySpec,
         data: ImageData,
-        box: Device,
+        device: Device,
         *,
         cudnn_benchmark: bool = True,
         allow_import: Collection[str] = (),
@@ -97,24 +97,24 @@ class Probe:
         batch = config.train.batch_size
         if batch > len(data.train):
             raise SpecError(f"batch_size: {batch} is larger than the {len(data.train)} training images")
-        self.box, self.clock, self.cudnn_benchmark = box, clock, cudnn_benchmark
+        self.device, self.clock, self.cudnn_benchmark = device, clock, cudnn_benchmark
         self.config = config.resolve({"pruning.strategy": "full", "pruning.prune_rate": 0.0, "train.budget": None})
         first = data.train.take(slice(batch))
-        with self._guarded(), box.own_chance(0):
+        with self._guarded(), device.own_chance(0):
             self._run = Run(
                 self.config,
                 replace(data, train=first, held_out=first),
-                box,
+                device,
                 0,
-                Stopwatch(clock, box.synchronize),
+                Stopwatch(clock, device.synchronize),
                 allow_import,
             )
-        self._indices = torch.arange(batch, device=box.device)
-        self._losses = torch.zeros((), device=box.device)
+        self._indices = torch.arange(batch, device=device.torch)
+        self._losses = torch.zeros((), device=device.torch)
 
     def measure(self, steps: int) -> ProbeResult:
         """Time some steps, one by one on a CPU, in a few stretches elsewhere."""
-        size = max(1, steps // SEGMENTS) if self.box.is_cuda else 1
+        size = max(1, steps // SEGMENTS) if self.device.is_cuda else 1
         with self._guarded():
             ms = [self._stretch(size) for _ in range(max(1, steps // size))]
         architecture = self._run.architecture
@@ -134,18 +134,18 @@ class Probe:
     def kernels(self) -> tuple[Kernel, ...]:
         """Return what one step runs, dearest first."""
         with self._guarded():
-            return kernels_of(self._step, self.box)
+            return kernels_of(self._step, self.device)
 
     def _step(self) -> None:
         self._run.step(self._run.feed.gather(self._indices), self.config.train.lr, self._losses)
 
     def _stretch(self, steps: int) -> float:
         """Return milliseconds per step."""
-        self.box.synchronize()
+        self.device.synchronize()
         began = self.clock()
         for _ in range(steps):
             self._step()
-        self.box.synchronize()
+        self.device.synchronize()
         return 1e3 * (self.clock() - began) / steps
 
     @contextmanager
@@ -159,7 +159,7 @@ class Probe:
             if not is_out_of_memory(error):
                 raise
             raise OutOfMemory(
-                f"no memory left on {self.box.device} at batch size {self.config.train.batch_size}: "
+                f"no memory left on {self.device.torch} at batch size {self.config.train.batch_size}: "
                 f"a smaller batch_size or scale would fit"
             ) from error
         finally:

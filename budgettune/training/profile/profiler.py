@@ -76,9 +76,9 @@ def profile(
     """
     if min(rounds, steps) < 1:
         raise UsageError(f"rounds {rounds}, steps {steps}: give at least 1 of each")
-    box = Device(pick_device(device))
-    box.prepare()
-    workshop = _Workshop(spec, box, cudnn_benchmark, allow_import, make_probe)
+    target = Device(pick_device(device))
+    target.prepare()
+    workshop = _Workshop(spec, target, cudnn_benchmark, allow_import, make_probe)
     with _threads(threads or usable_cores()):
         return _Profiler(workshop, rounds, steps, threshold, report_progress).report(remedies)
 
@@ -98,7 +98,7 @@ class _Workshop:
     """Builds probes of one spec on one device, with images shared between them."""
 
     spec: StudySpec
-    box: Device
+    device: Device
     cudnn_benchmark: bool
     allow_import: Collection[str]
     make_probe: Callable[..., Probe]
@@ -113,7 +113,7 @@ class _Workshop:
         for params in configurations(self.spec):
             config = self.spec.resolve(params)
             widths = None if is_code(config.model.name) else list(config.model.realised_widths)
-            precision = pick_precision(config.train.precision, self.box.device, widths)
+            precision = pick_precision(config.train.precision, self.device.torch, widths)
             pinned = config.resolve({"train.precision": precision})
             found.setdefault(label_of(pinned), (params, pinned))
         return found
@@ -123,7 +123,7 @@ class _Workshop:
         return self.make_probe(
             config,
             self._images_for(config),
-            self.box,
+            self.device,
             cudnn_benchmark=self.cudnn_benchmark if cudnn_benchmark is None else cudnn_benchmark,
             allow_import=self.allow_import,
         )
@@ -131,7 +131,7 @@ class _Workshop:
     def changes(self, config: StudySpec) -> dict[str, Callable[[], Probe]]:
         """Return what may help a configuration: the change, and how to build its probe."""
         other = "fp32" if config.train.precision == "bf16" else "bf16"
-        in_other = {"train.precision": other} if other == "fp32" or has_fast_bf16(self.box.device) else {}
+        in_other = {"train.precision": other} if other == "fp32" or has_fast_bf16(self.device.torch) else {}
         aligned = {"model.width_multiple": ALIGNMENT} if aligned_twin(config) is not None else {}
         params: list[dict[str, Any]] = [aligned, in_other, {**aligned, **in_other} if aligned and in_other else {}]
         builders: dict[str, Callable[[], Probe]] = {
@@ -139,7 +139,7 @@ class _Workshop:
             for change in params
             if change
         }
-        if self.box.is_cuda and not self.cudnn_benchmark:
+        if self.device.is_cuda and not self.cudnn_benchmark:
             # torch keeps cuDNN's first choice for a shape whatever the switch says later: change the shape by one.
             smaller = config.resolve({"train.batch_size": max(1, config.train.batch_size - 1)})
             builders["cudnn.benchmark=True"] = partial(self.probe, smaller, cudnn_benchmark=True)
@@ -148,7 +148,7 @@ class _Workshop:
     def _images_for(self, config: StudySpec) -> ImageData:
         key, count = config.data.model_dump_json(), config.train.batch_size
         if key not in self.images or len(self.images[key].train) < count:
-            self.images[key] = probe_images(config.data, count, self.box.device, self.allow_import)
+            self.images[key] = probe_images(config.data, count, self.device.torch, self.allow_import)
         return self.images[key]
 
 
@@ -167,7 +167,7 @@ class _Profiler:
     def report(self, try_remedies: bool) -> ProfileReport:
         """Return the whole report."""
         configs = self.workshop.configs()
-        machine = self.workshop.box.machine()
+        machine = self.workshop.device.machine()
         twins = self._build_all({label: config for label, (_, config) in configs.items()})
         witness = witness_for(machine.device, threads=machine.threads, device_uuid=machine.device_uuid)
         witness.start()
@@ -249,7 +249,7 @@ class _Profiler:
             () if neighbour is None else self.probes[neighbour].kernels(),
             1.0 if beside is None else worst.result.flop_per_step / beside.flop_per_step,
         )
-        lanes = None if self.workshop.box.is_cuda else _LANES.get(torch.backends.cpu.get_cpu_capability())
+        lanes = None if self.workshop.device.is_cuda else _LANES.get(torch.backends.cpu.get_cpu_capability())
         return Alarm(
             label=worst.label,
             also=tuple(row.label for row in others),

@@ -245,10 +245,10 @@ def test_reading_all_in_random_order_leaves_next_to_nothing_resident(tmp_path):
             write(row, block)
 
     write_cache(path, "key", shape, fill)
-    images, box = open_cache(path, "key"), Device("cpu")
+    images, device = open_cache(path, "key"), Device("cpu")
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0)).split(128)
-    box.reset_peak_memory()
-    before = box.peak_memory_mb()
+    device.reset_peak_memory()
+    before = device.peak_memory_mb()
     for indices in order:
         images[indices]
-    assert box.peak_memory_mb() - before < 80  # 32 rows of at most 2 MB each, and a batch
+    assert device.peak_memory_mb() - before < 80  # 32 rows of at most 2 MB each, and a batch
