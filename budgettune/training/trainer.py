@@ -102,7 +102,9 @@ def train(
     target.prepare()
     try:
         with target.own_chance(seed):
-            run = Run(config, data.to(target.torch), target, seed, Stopwatch(clock, target.synchronize), allow_import)
+            run = TrainingRun(
+                config, data.to(target.torch), target, seed, Stopwatch(clock, target.synchronize), allow_import
+            )
             return run.train(load_seconds, witness, should_stop, on_epoch, ends_early)
     except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
@@ -113,7 +115,7 @@ def train(
         raise
 
 
-class Run:
+class TrainingRun:
     """One training run: set-up in the constructor, off the clock; epochs in `train`, on it.
 
     `step` alone is what a probe times.

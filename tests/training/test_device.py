@@ -88,9 +88,9 @@ def test_training_waits_for_the_device_at_borders_and_never_in_a_step(monkeypatc
         def synchronize(self):
             waits.append(len(steps))
 
-    take_step = trainer.Run.step
+    take_step = trainer.TrainingRun.step
     monkeypatch.setattr(trainer, "Device", Watched)
-    monkeypatch.setattr(trainer.Run, "step", lambda run, *args: (steps.append(1), take_step(run, *args)))
+    monkeypatch.setattr(trainer.TrainingRun, "step", lambda run, *args: (steps.append(1), take_step(run, *args)))
     trainer.train(spec, seed=0, data=load_data(spec.data))
     assert len(steps) == 45
     assert set(waits) == {0, 15, 30, 45}  # before the first step, and where epochs end: nowhere between

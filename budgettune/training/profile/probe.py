@@ -18,7 +18,7 @@ from budgettune.training.data.load import ImageData, ImageSet, load_data
 from budgettune.training.device import Device, is_out_of_memory
 from budgettune.training.profile.kernels import Kernel, kernels_of
 from budgettune.training.stopwatch import Stopwatch
-from budgettune.training.trainer import Run
+from budgettune.training.trainer import TrainingRun
 
 SEGMENTS = 3
 """Stretches that a measurement is cut into on a device which the host does not wait for at every step."""
@@ -101,7 +101,7 @@ class Probe:
         self.config = config.resolve({"pruning.strategy": "full", "pruning.prune_rate": 0.0, "train.budget": None})
         first = data.train.take(slice(batch))
         with self._guarded(), device.own_chance(0):
-            self._run = Run(
+            self._run = TrainingRun(
                 self.config,
                 replace(data, train=first, held_out=first),
                 device,

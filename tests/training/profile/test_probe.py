@@ -44,8 +44,10 @@ def test_arithmetic_is_what_a_trial_reports(config, probe):
 
 def test_a_probe_takes_the_steps_of_the_trainer(config, monkeypatch):
     taken = []
-    step = probe_module.Run.step
-    monkeypatch.setattr(probe_module.Run, "step", lambda run, *rest: (taken.append(len(rest[0])), step(run, *rest)))
+    step = probe_module.TrainingRun.step
+    monkeypatch.setattr(
+        probe_module.TrainingRun, "step", lambda run, *rest: (taken.append(len(rest[0])), step(run, *rest))
+    )
     Probe(config, probe_images(config.data, 40, CPU), Device("cpu")).measure(3)
     assert taken == [40, 40, 40]
 
