@@ -73,7 +73,7 @@ class TakenTrial:
 
 @dataclass(frozen=True)
 class Reconciled:
-    """What a look at a study put right.
+    """What a look at a study repaired.
 
     Attributes:
         lost: running trials whose worker gave no sign of life for a lease.
@@ -284,7 +284,7 @@ def record_failure(
 # --- Put right ------------------------------------------------------------------------------------------------------
 
 
-def put_right(
+def repair(
     engine: sa.Engine,
     study_id: int,
     lease_seconds: float | None,

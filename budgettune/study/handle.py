@@ -1,4 +1,4 @@
-"""A study: made from a spec, worked on by claims, put right after crashes, checked.
+"""A study: made from a spec, worked on by claims, repaired after crashes, checked.
 
 The guarantee: exactly one complete trial for every cell and repeat, run at least once. Where the study's rule ends
 trials early, one that it stopped takes the place of a complete one.
@@ -273,7 +273,7 @@ class StudyHandle:
         message = redact(message[: 2 * LONGEST_MESSAGE])[:LONGEST_MESSAGE]
         return transactions.record_failure(self.engine, self.study_id, taken, kind, message, attempts)
 
-    # --- put right --------------------------------------------------------------------------------------------------
+    # --- repair --------------------------------------------------------------------------------------------------------
 
     def reconcile(self, lease_seconds: float = LEASE_SECONDS) -> Reconciled:
         """Fail running trials without a sign of life for a lease, and queue every cell that has no trial.
@@ -290,7 +290,7 @@ class StudyHandle:
             cells = Ledger(self.spec, rows)
             return new_trials(self.spec, cells.to_queue()), len(cells.given_up())
 
-        done = transactions.put_right(self.engine, self.study_id, lease_seconds, decide)
+        done = transactions.repair(self.engine, self.study_id, lease_seconds, decide)
         self._settled, self._given_up = (None if done.lost or done.queued else tally), done.given_up
         return done
 
@@ -303,7 +303,7 @@ class StudyHandle:
             return new_trials(self.spec, again), 0
 
         self._settled = None
-        return transactions.put_right(self.engine, self.study_id, None, decide).queued
+        return transactions.repair(self.engine, self.study_id, None, decide).queued
 
     def machine_kind(self) -> str | None:
         """Return the kind of machine that the study's times come from: `[machine]`, else the first finished trial's."""
