@@ -301,13 +301,13 @@ def repair(
     with writing(engine) as connection:
         if not lock_study(connection, study_id):
             return Reconciled(lost=0, queued=0, given_up=0)
-        lost = 0 if lease_seconds is None else _reap(connection, study_id, lease_seconds)
+        lost = 0 if lease_seconds is None else _fail_lost(connection, study_id, lease_seconds)
         new_trials, given_up = decide(read_slot_rows(connection, study_id))
         insert_trials(connection, study_id, new_trials)
     return Reconciled(lost=lost, queued=len(new_trials), given_up=given_up)
 
 
-def _reap(connection: sa.Connection, study_id: int, lease_seconds: float) -> int:
+def _fail_lost(connection: sa.Connection, study_id: int, lease_seconds: float) -> int:
     """Fail the running trials whose lease is over, and return how many.
 
     Both ends of a lease are read off the database's clock. A trial without a heartbeat (another tool started it) and
