@@ -352,7 +352,7 @@ def reserve(engine: sa.Engine, study_id: int, decide: Callable[[list[SlotRow]], 
         return TakenTrial(trial_id, number, {}, dict(new.attributes), params_are_drawn=False)
 
 
-def settle(
+def fill_reserved(
     engine: sa.Engine,
     study_id: int,
     trial_id: int,

@@ -370,7 +370,7 @@ class StudyHandle:
         proposal = sampling.propose(self._sampler_storage, self.name, self.spec.sampler, reserved.trial_id, space)
         seed = sampling.draw_seed(self.spec.sampler.seed, reserved.number)
         cell, repeats = reserved.slot.cell, range(1, self.spec.sampler.first_repeats)
-        return transactions.settle(
+        return transactions.fill_reserved(
             self.engine,
             self.study_id,
             reserved.trial_id,
