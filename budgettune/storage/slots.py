@@ -46,7 +46,7 @@ class Tally:
     ended: int
     overdue: int
 
-    def is_as_good_as(self, earlier: Tally) -> bool:
+    def nothing_came_open_since(self, earlier: Tally) -> bool:
         """Whether no slot can have come open since an earlier tally."""
         return not self.overdue and self.ended == earlier.ended and self.rows >= earlier.rows
 

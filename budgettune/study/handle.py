@@ -164,7 +164,7 @@ class StudyHandle:
         self._kind: str | None = None
         self._noted_kinds: set[str] = set()
         self._taken_up_to = 0
-        self._settled: slots.Tally | None = None
+        self._last_tally: slots.Tally | None = None
         self._given_up = 0
 
     def __enter__(self) -> Self:
@@ -283,7 +283,7 @@ class StudyHandle:
         self._taken_up_to = 0
         tally = slots.tally(self.engine, self.study_id, lease_seconds)
         may_grow = self.spec.sampler.is_auto  # a result, too, may ask for more
-        if self._settled is not None and tally.is_as_good_as(self._settled) and not may_grow:
+        if self._last_tally is not None and tally.nothing_came_open_since(self._last_tally) and not may_grow:
             return Reconciled(lost=0, queued=0, given_up=self._given_up)
 
         def decide(rows: list[SlotRow]) -> tuple[list[NewTrial], int]:
@@ -291,7 +291,7 @@ class StudyHandle:
             return new_trials(self.spec, cells.to_queue()), len(cells.given_up())
 
         done = transactions.repair(self.engine, self.study_id, lease_seconds, decide)
-        self._settled, self._given_up = (None if done.lost or done.queued else tally), done.given_up
+        self._last_tally, self._given_up = (None if done.lost or done.queued else tally), done.given_up
         return done
 
     def retry(self, cell: int | None = None) -> int:
@@ -302,7 +302,7 @@ class StudyHandle:
             again = [cells.queued(failed.slot, attempt=1) for failed in cells.given_up(cell)]
             return new_trials(self.spec, again), 0
 
-        self._settled = None
+        self._last_tally = None
         return transactions.repair(self.engine, self.study_id, None, decide).queued
 
     def machine_kind(self) -> str | None:
