@@ -28,7 +28,7 @@ from budgettune.errors import UsageError
 from budgettune.records import EpochRecord, TrialRecord
 from budgettune.storage import answers as query
 from budgettune.storage.connection import open_engine
-from budgettune.study.early_stop import Rival, Standing, is_control, judge
+from budgettune.study.early_stop import Progress, Rival, is_control, judge
 
 CONFIDENCES = (0.8, 0.9, 0.95, 0.99)
 Rule = Callable[[Sequence[EpochRecord], int, Sequence[Rival]], bool]
@@ -70,8 +70,8 @@ class Replay:
 
 def dominance(confidence: float, curve: Sequence[EpochRecord], epochs: int, rivals: Sequence[Rival]) -> bool:
     """Whether the rule of `budgettune.study.early_stop` stops a trial."""
-    standing = Standing.of(curve, epochs=epochs, budget_seconds=None)
-    return judge(standing, rivals, curve[-1].epoch, confidence) is not None
+    progress = Progress.of(curve, epochs=epochs, budget_seconds=None)
+    return judge(progress, rivals, curve[-1].epoch, confidence) is not None
 
 
 class Median:

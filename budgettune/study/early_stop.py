@@ -29,16 +29,16 @@ SURE = 0.95  # that the rate of wrong stops is at most what is stated
 
 
 @dataclass(frozen=True, kw_only=True)
-class Standing:
+class Progress:
     """How far a trial is.
 
     Attributes:
-        progress: share of its training that is done.
+        share: of its training that is done.
         seconds: on the clock so far.
         level: mean logarithm of the error (1 - accuracy) over the last few points of its curve.
     """
 
-    progress: float
+    share: float
     seconds: float
     level: float
 
@@ -46,8 +46,8 @@ class Standing:
     def of(cls, curve: Sequence[EpochRecord], *, epochs: int | None, budget_seconds: float | None) -> Self:
         """Return where the last epoch of a curve left a trial that trains for so many epochs, or so many seconds."""
         seconds = curve[-1].train_seconds
-        progress = (curve[-1].epoch + 1) / epochs if epochs else seconds / (budget_seconds or seconds)
-        return cls(progress=progress, seconds=seconds, level=float(_levels(curve)[-1]))
+        share = (curve[-1].epoch + 1) / epochs if epochs else seconds / (budget_seconds or seconds)
+        return cls(share=share, seconds=seconds, level=float(_levels(curve)[-1]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,16 +55,16 @@ class Rival:
     """A finished trial.
 
     Attributes:
-        progress: float64[points], share of the training that was done at each evaluated epoch, rising to 1.
+        shares: float64[points], of the training that was done at each evaluated epoch, rising to 1.
         seconds_so_far: float64[points]
-        levels: float64[points], as in `Standing`.
+        levels: float64[points], as in `Progress`.
         last_level: of its result alone.
     """
 
     number: int
     seconds: float
     accuracy: float
-    progress: Floats
+    shares: Floats
     seconds_so_far: Floats
     levels: Floats
     last_level: float
@@ -79,16 +79,16 @@ class Rival:
             number=record.number,
             seconds=record.train_seconds,
             accuracy=record.test_accuracy,
-            progress=np.array([(epoch.epoch + 1) / len(record.curve) for epoch in points]),
+            shares=np.array([(epoch.epoch + 1) / len(record.curve) for epoch in points]),
             seconds_so_far=np.array([epoch.train_seconds for epoch in points]),
             levels=_levels(points),
             last_level=_level(record.test_accuracy),
         )
 
-    def at(self, progress: float) -> tuple[float, float]:
+    def at(self, share: float) -> tuple[float, float]:
         """Return its seconds and its level when it was so far."""
-        seconds = np.interp(progress, self.progress, self.seconds_so_far)
-        return float(seconds), float(np.interp(progress, self.progress, self.levels))
+        seconds = np.interp(share, self.shares, self.seconds_so_far)
+        return float(seconds), float(np.interp(share, self.shares, self.levels))
 
     def beats(self, seconds: float, accuracy: float) -> bool:
         """Whether it took no longer, and is at least as accurate."""
@@ -131,9 +131,9 @@ class Verdict:
         )
 
 
-def judge(standing: Standing, rivals: Sequence[Rival], epoch: int, confidence: float) -> Verdict | None:
+def judge(progress: Progress, rivals: Sequence[Rival], epoch: int, confidence: float) -> Verdict | None:
     """Return why a trial that stands there is dominated; None where it may still matter, or too little is known."""
-    ahead = forecast(standing, rivals, confidence)
+    ahead = forecast(progress, rivals, confidence)
     if ahead is None:
         return None
     beating = (rival for rival in rivals if rival.beats(ahead.least_seconds, ahead.most_accuracy))
@@ -142,7 +142,7 @@ def judge(standing: Standing, rivals: Sequence[Rival], epoch: int, confidence: f
         return None
     return Verdict(
         epoch=epoch,
-        train_seconds=standing.seconds,
+        train_seconds=progress.seconds,
         forecast=ahead,
         rival=best.number,
         rival_seconds=best.seconds,
@@ -150,26 +150,26 @@ def judge(standing: Standing, rivals: Sequence[Rival], epoch: int, confidence: f
     )
 
 
-def forecast(standing: Standing, rivals: Sequence[Rival], confidence: float) -> Forecast | None:
+def forecast(progress: Progress, rivals: Sequence[Rival], confidence: float) -> Forecast | None:
     """Return where a trial will end, by the finished trials that were evaluated when they were as far, or before.
 
     The logarithm of the factor from the seconds so far to the final ones is taken as normal. The logarithm of the final
     error lies on a straight line over that of the present one. Both bounds are those of one further observation, so
-    that few rivals, and standings unlike theirs, make them wide.
+    that few rivals, and curves unlike theirs, make them wide.
     """
-    known = [rival for rival in rivals if rival.progress[0] <= standing.progress]
+    known = [rival for rival in rivals if rival.shares[0] <= progress.share]
     if len(known) < LEAST_RIVALS:
         return None
-    seconds, levels = np.array([rival.at(standing.progress) for rival in known]).T
+    seconds, levels = np.array([rival.at(progress.share) for rival in known]).T
     growth = np.log([rival.seconds for rival in known]) - np.log(seconds)
     final = np.array([rival.last_level for rival in known])
     constant = np.ones((len(known), 1))
     factor, factor_width = _next_observation(constant, growth, np.ones(1), confidence)
     line = np.column_stack([constant, levels])
-    level, level_width = _next_observation(line, final, np.array([1.0, standing.level]), confidence)
+    level, level_width = _next_observation(line, final, np.array([1.0, progress.level]), confidence)
     return Forecast(
-        seconds=standing.seconds * math.exp(factor),
-        least_seconds=standing.seconds * math.exp(max(0.0, factor - factor_width)),
+        seconds=progress.seconds * math.exp(factor),
+        least_seconds=progress.seconds * math.exp(max(0.0, factor - factor_width)),
         accuracy=_accuracy(level),
         most_accuracy=_accuracy(level - level_width),
     )

@@ -12,7 +12,7 @@ from budgettune.errors import StorageError
 from budgettune.records import EpochRecord, TrialResult
 from budgettune.spec.study_spec import StudySpec
 from budgettune.storage import answers as query
-from budgettune.study.early_stop import Rival, Standing, Verdict, is_control, judge, note_of
+from budgettune.study.early_stop import Progress, Rival, Verdict, is_control, judge, note_of
 from budgettune.study.handle import Claim, StudyHandle
 
 logger = logging.getLogger(__name__)
@@ -73,10 +73,10 @@ class Hearing:
     def ends_early(self, record: EpochRecord) -> bool:
         """Take in one more epoch of the curve, and say whether training ends with it."""
         self._curve.append(record)
-        standing = Standing.of(self._curve, epochs=self._train.epochs, budget_seconds=self._train.budget)
-        if self._verdict is None and standing.progress < 1.0:
+        progress = Progress.of(self._curve, epochs=self._train.epochs, budget_seconds=self._train.budget)
+        if self._verdict is None and progress.share < 1.0:
             self._jury = self._rivals()
-            self._verdict = judge(standing, self._jury, record.epoch, self._confidence)
+            self._verdict = judge(progress, self._jury, record.epoch, self._confidence)
         return self._verdict is not None and not self._is_control
 
     def noted(self, result: TrialResult) -> TrialResult:

@@ -19,8 +19,8 @@ from budgettune.storage.connection import writing
 from budgettune.storage.writes import end_trial
 from budgettune.study.early_stop import (
     LEAST_RIVALS,
+    Progress,
     Rival,
-    Standing,
     Verdict,
     forecast,
     is_control,
@@ -46,8 +46,8 @@ def finished(number, seconds, error, **options):
     return rival
 
 
-def standing(epochs, of=10):
-    return Standing.of(epochs, epochs=of, budget_seconds=None)
+def progress(epochs, of=10):
+    return Progress.of(epochs, epochs=of, budget_seconds=None)
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def rivals():
 
 
 def test_a_slow_trial_with_a_poor_curve_is_dominated_by_a_trial_that_beats_its_bounds(rivals):
-    verdict = judge(standing(curve(200.0, 0.29)[:4]), rivals, 3, 0.95)
+    verdict = judge(progress(curve(200.0, 0.29)[:4]), rivals, 3, 0.95)
     assert verdict is not None
     ahead = verdict.forecast
     assert ahead.least_seconds <= 200.0 * 1.001
@@ -74,22 +74,22 @@ def test_a_slow_trial_with_a_poor_curve_is_dominated_by_a_trial_that_beats_its_b
 
 
 def test_a_trial_that_is_faster_than_all_others_goes_on_however_poor_it_is(rivals):
-    assert judge(standing(curve(9.0, 0.6)[:5]), rivals, 4, 0.95) is None
+    assert judge(progress(curve(9.0, 0.6)[:5]), rivals, 4, 0.95) is None
 
 
 def test_a_trial_on_its_way_to_the_best_accuracy_goes_on(rivals):
-    assert judge(standing(curve(200.0, 0.08)[:5]), rivals, 4, 0.95) is None
+    assert judge(progress(curve(200.0, 0.08)[:5]), rivals, 4, 0.95) is None
 
 
 def test_few_finished_trials_tell_nothing(rivals):
-    poor = standing(curve(200.0, 0.29)[:6])
+    poor = progress(curve(200.0, 0.29)[:6])
     assert forecast(poor, rivals[: LEAST_RIVALS - 1], 0.95) is None
     assert forecast(poor, rivals[:LEAST_RIVALS], 0.95) is not None
 
 
 def test_higher_confidence_and_a_curve_unlike_the_others_make_bounds_wider(rivals):
     def width(error, confidence):
-        ahead = forecast(standing(curve(200.0, error)[:5]), rivals, confidence)
+        ahead = forecast(progress(curve(200.0, error)[:5]), rivals, confidence)
         return (ahead.most_accuracy - ahead.accuracy) / (1 - ahead.accuracy)
 
     assert 0 < width(0.2, 0.9) < width(0.2, 0.99)
@@ -103,7 +103,7 @@ def test_bounds_hold_as_often_as_asked_for():
         seconds, errors = rng.uniform(10, 100, 21), np.exp(rng.normal(-1.5, 0.3, 21))
         trials = [finished(k, *each, noise=0.1, rng=rng) for k, each in enumerate(zip(seconds, errors, strict=True))]
         own = curve(seconds[20], errors[20], noise=0.1, rng=rng)
-        ahead = forecast(standing(own[:4]), trials[:20], 0.9)
+        ahead = forecast(progress(own[:4]), trials[:20], 0.9)
         held.append((own[-1].accuracy <= ahead.most_accuracy, own[-1].train_seconds >= ahead.least_seconds * 0.999))
     accuracy, time = np.mean(held, axis=0)
     assert 0.85 < accuracy < 0.95
@@ -112,20 +112,20 @@ def test_bounds_hold_as_often_as_asked_for():
 
 def test_trials_of_other_lengths_are_compared_where_they_were_as_far():
     lengths = [finished(k, 10.0 + k, 0.2 + 0.01 * k, epochs=10 + 5 * k) for k in range(8)]
-    ahead = forecast(standing(curve(40.0, 0.25, epochs=20)[:10], of=20), lengths, 0.95)
+    ahead = forecast(progress(curve(40.0, 0.25, epochs=20)[:10], of=20), lengths, 0.95)
     assert ahead.seconds == pytest.approx(40.0, rel=1e-6)
     assert ahead.accuracy == pytest.approx(0.75, abs=0.02)
 
 
 def test_a_trial_with_a_time_budget_is_as_far_as_its_clock():
     own = curve(60.0, 0.25)[:3]
-    assert Standing.of(own, epochs=None, budget_seconds=60.0).progress == pytest.approx(0.3)
+    assert Progress.of(own, epochs=None, budget_seconds=60.0).share == pytest.approx(0.3)
 
 
 def test_trials_that_were_not_evaluated_that_early_do_not_count(rivals):
-    late = [replace(rival, progress=rival.progress[5:], levels=rival.levels[5:]) for rival in rivals]
+    late = [replace(rival, shares=rival.shares[5:], levels=rival.levels[5:]) for rival in rivals]
     late = [replace(rival, seconds_so_far=rival.seconds_so_far[5:]) for rival in late]
-    early = standing(curve(200.0, 0.29)[:3])
+    early = progress(curve(200.0, 0.29)[:3])
     assert forecast(early, late, 0.95) is None
     assert forecast(early, [*late, *rivals[:8]], 0.95) == forecast(early, rivals[:8], 0.95)
 
@@ -137,7 +137,7 @@ def test_a_trial_without_a_curve_is_no_rival():
 
 def test_equal_trials_and_perfect_accuracy_are_no_trouble():
     alike = [finished(k, 10.0, 1e-9, start=0.5) for k in range(10)]
-    ahead = forecast(standing(curve(10.0, 1e-9, start=0.5)[:9]), alike, 0.95)
+    ahead = forecast(progress(curve(10.0, 1e-9, start=0.5)[:9]), alike, 0.95)
     assert ahead.least_seconds == pytest.approx(10.0)
     assert ahead.most_accuracy <= 1.0
 
@@ -155,7 +155,7 @@ def test_one_in_ten_is_a_control_the_same_on_every_box_and_others_in_another_stu
 
 
 def verdict(rivals) -> Verdict:
-    found = judge(standing(curve(200.0, 0.29)[:4]), rivals, 3, 0.95)
+    found = judge(progress(curve(200.0, 0.29)[:4]), rivals, 3, 0.95)
     assert found is not None
     return found
 
