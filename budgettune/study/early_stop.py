@@ -106,7 +106,7 @@ class Forecast:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
+class StopVerdict:
     """Why a trial need not go on.
 
     Attributes:
@@ -131,7 +131,7 @@ class Verdict:
         )
 
 
-def judge(progress: Progress, rivals: Sequence[Rival], epoch: int, confidence: float) -> Verdict | None:
+def judge(progress: Progress, rivals: Sequence[Rival], epoch: int, confidence: float) -> StopVerdict | None:
     """Return why a trial that stands there is dominated; None where it may still matter, or too little is known."""
     ahead = forecast(progress, rivals, confidence)
     if ahead is None:
@@ -140,7 +140,7 @@ def judge(progress: Progress, rivals: Sequence[Rival], epoch: int, confidence: f
     best = max(beating, key=lambda rival: rival.accuracy, default=None)
     if best is None:
         return None
-    return Verdict(
+    return StopVerdict(
         epoch=epoch,
         train_seconds=progress.seconds,
         forecast=ahead,
@@ -217,7 +217,7 @@ def is_control(seed: int, cell: int, repeat: int, share: float) -> bool:
 # --- What rows keep -------------------------------------------------------------------------------------------------
 
 
-def note_of(verdict: Verdict, beaten: bool | None = None) -> dict[str, Any]:
+def note_of(verdict: StopVerdict, beaten: bool | None = None) -> dict[str, Any]:
     """Return what a trial's row keeps, as JSON values.
 
     Args:

@@ -12,7 +12,7 @@ from budgettune.errors import StorageError
 from budgettune.records import EpochRecord, TrialResult
 from budgettune.spec.study_spec import StudySpec
 from budgettune.storage import answers as query
-from budgettune.study.early_stop import Progress, Rival, Verdict, is_control, judge, note_of
+from budgettune.study.early_stop import Progress, Rival, StopVerdict, is_control, judge, note_of
 from budgettune.study.handle import Claim, StudyHandle
 
 logger = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ class Hearing:
         self._train, self._confidence, self._rivals = train, stopping.confidence, rivals
         self._is_control = is_control(spec.sampler.seed, claim.cell, claim.repeat, stopping.control)
         self._curve: list[EpochRecord] = []
-        self._verdict: Verdict | None = None
+        self._verdict: StopVerdict | None = None
         self._jury: tuple[Rival, ...] = ()
 
     def ends_early(self, record: EpochRecord) -> bool:
@@ -85,7 +85,7 @@ class Hearing:
             return result
         return replace(result, stopping=self._note(self._verdict, result))
 
-    def _note(self, verdict: Verdict, result: TrialResult) -> Mapping[str, Any]:
+    def _note(self, verdict: StopVerdict, result: TrialResult) -> Mapping[str, Any]:
         if not self._is_control:
             return note_of(verdict)
         values = (result.train_seconds, result.test_accuracy)

@@ -21,7 +21,7 @@ from budgettune.study.early_stop import (
     LEAST_RIVALS,
     Progress,
     Rival,
-    Verdict,
+    StopVerdict,
     forecast,
     is_control,
     judge,
@@ -154,7 +154,7 @@ def test_one_in_ten_is_a_control_the_same_on_every_box_and_others_in_another_stu
     assert all(is_control(0, cell, 0, 1.0) for cell in range(500))
 
 
-def verdict(rivals) -> Verdict:
+def verdict(rivals) -> StopVerdict:
     found = judge(progress(curve(200.0, 0.29)[:4]), rivals, 3, 0.95)
     assert found is not None
     return found
