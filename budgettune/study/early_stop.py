@@ -96,7 +96,7 @@ class Rival:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Forecast:
+class EndForecast:
     """Where a trial will end: what to expect, and bounds that hold with the confidence asked for, each by itself."""
 
     seconds: float
@@ -117,7 +117,7 @@ class StopVerdict:
 
     epoch: int
     train_seconds: float
-    forecast: Forecast
+    forecast: EndForecast
     rival: int
     rival_seconds: float
     rival_accuracy: float
@@ -133,7 +133,7 @@ class StopVerdict:
 
 def judge(progress: Progress, rivals: Sequence[Rival], epoch: int, confidence: float) -> StopVerdict | None:
     """Return why a trial that stands there is dominated; None where it may still matter, or too little is known."""
-    ahead = forecast(progress, rivals, confidence)
+    ahead = forecast_end(progress, rivals, confidence)
     if ahead is None:
         return None
     beating = (rival for rival in rivals if rival.beats(ahead.least_seconds, ahead.most_accuracy))
@@ -150,7 +150,7 @@ def judge(progress: Progress, rivals: Sequence[Rival], epoch: int, confidence: f
     )
 
 
-def forecast(progress: Progress, rivals: Sequence[Rival], confidence: float) -> Forecast | None:
+def forecast_end(progress: Progress, rivals: Sequence[Rival], confidence: float) -> EndForecast | None:
     """Return where a trial will end, by the finished trials that were evaluated when they were as far, or before.
 
     The logarithm of the factor from the seconds so far to the final ones is taken as normal. The logarithm of the final
@@ -167,7 +167,7 @@ def forecast(progress: Progress, rivals: Sequence[Rival], confidence: float) -> 
     factor, factor_width = _next_observation(constant, growth, np.ones(1), confidence)
     line = np.column_stack([constant, levels])
     level, level_width = _next_observation(line, final, np.array([1.0, progress.level]), confidence)
-    return Forecast(
+    return EndForecast(
         seconds=progress.seconds * math.exp(factor),
         least_seconds=progress.seconds * math.exp(max(0.0, factor - factor_width)),
         accuracy=_accuracy(level),

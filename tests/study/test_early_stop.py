@@ -22,7 +22,7 @@ from budgettune.study.early_stop import (
     Progress,
     Rival,
     StopVerdict,
-    forecast,
+    forecast_end,
     is_control,
     judge,
     note_of,
@@ -83,13 +83,13 @@ def test_a_trial_on_its_way_to_the_best_accuracy_goes_on(rivals):
 
 def test_few_finished_trials_tell_nothing(rivals):
     poor = progress(curve(200.0, 0.29)[:6])
-    assert forecast(poor, rivals[: LEAST_RIVALS - 1], 0.95) is None
-    assert forecast(poor, rivals[:LEAST_RIVALS], 0.95) is not None
+    assert forecast_end(poor, rivals[: LEAST_RIVALS - 1], 0.95) is None
+    assert forecast_end(poor, rivals[:LEAST_RIVALS], 0.95) is not None
 
 
 def test_higher_confidence_and_a_curve_unlike_the_others_make_bounds_wider(rivals):
     def width(error, confidence):
-        ahead = forecast(progress(curve(200.0, error)[:5]), rivals, confidence)
+        ahead = forecast_end(progress(curve(200.0, error)[:5]), rivals, confidence)
         return (ahead.most_accuracy - ahead.accuracy) / (1 - ahead.accuracy)
 
     assert 0 < width(0.2, 0.9) < width(0.2, 0.99)
@@ -103,7 +103,7 @@ def test_bounds_hold_as_often_as_asked_for():
         seconds, errors = rng.uniform(10, 100, 21), np.exp(rng.normal(-1.5, 0.3, 21))
         trials = [finished(k, *each, noise=0.1, rng=rng) for k, each in enumerate(zip(seconds, errors, strict=True))]
         own = curve(seconds[20], errors[20], noise=0.1, rng=rng)
-        ahead = forecast(progress(own[:4]), trials[:20], 0.9)
+        ahead = forecast_end(progress(own[:4]), trials[:20], 0.9)
         held.append((own[-1].accuracy <= ahead.most_accuracy, own[-1].train_seconds >= ahead.least_seconds * 0.999))
     accuracy, time = np.mean(held, axis=0)
     assert 0.85 < accuracy < 0.95
@@ -112,7 +112,7 @@ def test_bounds_hold_as_often_as_asked_for():
 
 def test_trials_of_other_lengths_are_compared_where_they_were_as_far():
     lengths = [finished(k, 10.0 + k, 0.2 + 0.01 * k, epochs=10 + 5 * k) for k in range(8)]
-    ahead = forecast(progress(curve(40.0, 0.25, epochs=20)[:10], of=20), lengths, 0.95)
+    ahead = forecast_end(progress(curve(40.0, 0.25, epochs=20)[:10], of=20), lengths, 0.95)
     assert ahead.seconds == pytest.approx(40.0, rel=1e-6)
     assert ahead.accuracy == pytest.approx(0.75, abs=0.02)
 
@@ -126,8 +126,8 @@ def test_trials_that_were_not_evaluated_that_early_do_not_count(rivals):
     late = [replace(rival, shares=rival.shares[5:], levels=rival.levels[5:]) for rival in rivals]
     late = [replace(rival, seconds_so_far=rival.seconds_so_far[5:]) for rival in late]
     early = progress(curve(200.0, 0.29)[:3])
-    assert forecast(early, late, 0.95) is None
-    assert forecast(early, [*late, *rivals[:8]], 0.95) == forecast(early, rivals[:8], 0.95)
+    assert forecast_end(early, late, 0.95) is None
+    assert forecast_end(early, [*late, *rivals[:8]], 0.95) == forecast_end(early, rivals[:8], 0.95)
 
 
 def test_a_trial_without_a_curve_is_no_rival():
@@ -137,7 +137,7 @@ def test_a_trial_without_a_curve_is_no_rival():
 
 def test_equal_trials_and_perfect_accuracy_are_no_trouble():
     alike = [finished(k, 10.0, 1e-9, start=0.5) for k in range(10)]
-    ahead = forecast(progress(curve(10.0, 1e-9, start=0.5)[:9]), alike, 0.95)
+    ahead = forecast_end(progress(curve(10.0, 1e-9, start=0.5)[:9]), alike, 0.95)
     assert ahead.least_seconds == pytest.approx(10.0)
     assert ahead.most_accuracy <= 1.0
 
