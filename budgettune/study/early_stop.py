@@ -23,7 +23,7 @@ from budgettune.text import format_duration
 Floats = NDArray[np.float64]
 
 LEAST_RIVALS = 8  # finished trials that a forecast takes
-LEAST_ERROR = 0.005  # smaller ones are hardly told apart
+ERROR_OFFSET = 0.005  # added to errors before the logarithm: smaller ones are hardly told apart
 RECENT = 3  # points of a curve that say where it is: one alone is noisy
 SURE = 0.95  # that the rate of wrong stops is at most what is stated
 
@@ -201,11 +201,11 @@ def _levels(curve: Iterable[EpochRecord]) -> Floats:
 
 
 def _level(accuracy: float) -> float:
-    return math.log(LEAST_ERROR + 1.0 - accuracy)
+    return math.log(ERROR_OFFSET + 1.0 - accuracy)
 
 
 def _accuracy(level: float) -> float:
-    return min(1.0, max(0.0, 1.0 + LEAST_ERROR - math.exp(level)))
+    return min(1.0, max(0.0, 1.0 + ERROR_OFFSET - math.exp(level)))
 
 
 def is_control(seed: int, cell: int, repeat: int, share: float) -> bool:
