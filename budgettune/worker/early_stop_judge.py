@@ -21,7 +21,7 @@ LOOK_SECONDS = 5.0
 """Between looks for trials that other workers have finished."""
 
 
-class Rivals:
+class FinishedTrials:
     """The finished trials of a study that a trial on this machine is compared with.
 
     Args:

@@ -23,7 +23,7 @@ from budgettune.study.handle import Claim, StudyHandle, load_study, study_names
 from budgettune.training.device import pick_device
 from budgettune.training.session import DataCache, check_files, prepare_process, undisturbed
 from budgettune.training.trainer import train
-from budgettune.worker.early_stop_judge import Hearing, Rivals
+from budgettune.worker.early_stop_judge import FinishedTrials, Hearing
 from budgettune.worker.options import WorkerOptions, WorkerSummary
 from budgettune.worker.probing import probe_study
 from budgettune.worker.signals import StopFlag
@@ -87,7 +87,7 @@ class _Worker:
     spool: Spool = field(default_factory=Spool)
     _in_a_row: int = 0
     _handles: dict[str, StudyHandle] = field(default_factory=dict)
-    _rivals: dict[int, Rivals] = field(default_factory=dict)
+    _rivals: dict[int, FinishedTrials] = field(default_factory=dict)
     _probed: set[str] = field(default_factory=set)
     _refused: set[str] = field(default_factory=set)
     _has_answered: bool = False
@@ -258,7 +258,7 @@ class _Worker:
         if study.spec.stopping.rule == "none":
             return None
         kind = None if self.options.allow_mixed else self.machine.key
-        rivals = self._rivals.setdefault(study.study_id, Rivals(study, kind))
+        rivals = self._rivals.setdefault(study.study_id, FinishedTrials(study, kind))
         return Hearing(study.spec, claim, rivals.known)
 
     def _deliver(self, study: StudyHandle, claim: Claim, result: TrialResult) -> None:

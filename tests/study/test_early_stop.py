@@ -30,7 +30,7 @@ from budgettune.study.early_stop import (
 )
 from budgettune.study.handle import create_study
 from budgettune.study.sampling import search_space
-from budgettune.worker.early_stop_judge import Rivals
+from budgettune.worker.early_stop_judge import FinishedTrials
 from budgettune.worker.loop import WorkerOptions, run_worker
 from tests.support.studies import curve, grid, let_lease_run_out, records, result, sampled, work_off
 
@@ -317,7 +317,7 @@ class Clock:
 
 def test_finished_trials_are_read_once_as_they_come_and_an_absent_database_ends_no_trial(study, monkeypatch):
     clock = Clock()
-    rivals = Rivals(study, "cpu x2", clock)
+    rivals = FinishedTrials(study, "cpu x2", clock)
     work_off(study)
     assert len(rivals.known()) == 4
     asked = []
@@ -337,8 +337,8 @@ def test_finished_trials_are_read_once_as_they_come_and_an_absent_database_ends_
 def test_rivals_come_from_the_same_kind_of_machine(study):
     study.complete(study.claim(), result(device_name="cpu"))
     study.complete(study.claim(), result(device_name="gpu"))
-    assert [rival.number for rival in Rivals(study, "cpu x2").known()] == [0]
-    assert [rival.number for rival in Rivals(study, None).known()] == [0]  # the other one is an extra
+    assert [rival.number for rival in FinishedTrials(study, "cpu x2").known()] == [0]
+    assert [rival.number for rival in FinishedTrials(study, None).known()] == [0]  # the other one is an extra
 
 
 OPTIONS = WorkerOptions(device="cpu", threads=1, allow_mixed=True)
