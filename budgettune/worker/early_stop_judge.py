@@ -1,12 +1,11 @@
-"""The running trials of a study before their judge: finished trials as rivals, read as they come, and the verdict."""
+"""The judge of a running trial: the rule of early stops against the finished trials of its study, read as they come."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 from budgettune.errors import StorageError
 from budgettune.records import EpochRecord, TrialResult
@@ -32,7 +31,7 @@ class FinishedTrials:
     def __init__(self, study: StudyHandle, kind: str | None, clock: Callable[[], float] = time.monotonic) -> None:
         self._study, self._kind, self._clock = study, kind, clock
         self._looked_at = -LOOK_SECONDS
-        self._seen: set[int] = set()
+        self._numbers_read: set[int] = set()
         self._rivals: tuple[Rival, ...] = ()
 
     def known(self) -> tuple[Rival, ...]:
@@ -40,21 +39,21 @@ class FinishedTrials:
         if self._clock() - self._looked_at >= LOOK_SECONDS:
             self._looked_at = self._clock()
             try:
-                self._look()
+                self._read_new()
             except StorageError as error:  # those that are known will do
                 logger.warning("finished trials not read: %s", error)
         return self._rivals
 
-    def _look(self) -> None:
+    def _read_new(self) -> None:
         engine, study_id = self._study.engine, self._study.study_id
-        records = query.trial_records(engine, study_id, states={"COMPLETE"}, leave_out=self._seen)
-        self._seen |= {record.number for record in records}
+        records = query.trial_records(engine, study_id, states={"COMPLETE"}, leave_out=self._numbers_read)
+        self._numbers_read |= {record.number for record in records}
         fair = (record for record in records if not record.extra and self._kind in (None, record.device_name))
         self._rivals += tuple(rival for rival in map(Rival.of, fair) if rival is not None)
 
 
-class Hearing:
-    """One running trial, judged after each epoch that is evaluated.
+class TrialJudge:
+    """The rule applied to one running trial, after each epoch that is evaluated.
 
     Args:
         spec: of the study.
@@ -63,30 +62,25 @@ class Hearing:
     """
 
     def __init__(self, spec: StudySpec, claim: Claim, rivals: Callable[[], tuple[Rival, ...]]) -> None:
-        stopping, train = spec.stopping, spec.resolve(claim.params).train
-        self._train, self._confidence, self._rivals = train, stopping.confidence, rivals
-        self._is_control = is_control(spec.sampler.seed, claim.cell, claim.repeat, stopping.control)
+        self._train, self._confidence, self._rivals = spec.resolve(claim.params).train, spec.stopping.confidence, rivals
+        self._is_control = is_control(spec.sampler.seed, claim.cell, claim.repeat, spec.stopping.control)
         self._curve: list[EpochRecord] = []
         self._verdict: StopVerdict | None = None
-        self._jury: tuple[Rival, ...] = ()
+        self._rivals_then: tuple[Rival, ...] = ()
 
     def ends_early(self, record: EpochRecord) -> bool:
         """Take in one more epoch of the curve, and say whether training ends with it."""
         self._curve.append(record)
         progress = Progress.of(self._curve, epochs=self._train.epochs, budget_seconds=self._train.budget)
         if self._verdict is None and progress.share < 1.0:
-            self._jury = self._rivals()
-            self._verdict = judge(progress, self._jury, record.epoch, self._confidence)
+            self._rivals_then = self._rivals()
+            self._verdict = judge(progress, self._rivals_then, record.epoch, self._confidence)
         return self._verdict is not None and not self._is_control
 
-    def noted(self, result: TrialResult) -> TrialResult:
+    def with_note(self, result: TrialResult) -> TrialResult:
         """Return a trial's result with what was decided about it."""
         if self._verdict is None:
             return result
-        return replace(result, stopping=self._note(self._verdict, result))
-
-    def _note(self, verdict: StopVerdict, result: TrialResult) -> Mapping[str, Any]:
-        if not self._is_control:
-            return note_of(verdict)
         values = (result.train_seconds, result.test_accuracy)
-        return note_of(verdict, beaten=any(rival.beats(*values) for rival in self._jury))
+        beaten = any(rival.beats(*values) for rival in self._rivals_then) if self._is_control else None
+        return replace(result, stopping=note_of(self._verdict, beaten))

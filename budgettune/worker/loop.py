@@ -23,7 +23,7 @@ from budgettune.study.handle import Claim, StudyHandle, load_study, study_names
 from budgettune.training.device import pick_device
 from budgettune.training.session import DataCache, check_files, prepare_process, undisturbed
 from budgettune.training.trainer import train
-from budgettune.worker.early_stop_judge import FinishedTrials, Hearing
+from budgettune.worker.early_stop_judge import FinishedTrials, TrialJudge
 from budgettune.worker.options import WorkerOptions, WorkerSummary
 from budgettune.worker.probing import probe_study
 from budgettune.worker.signals import StopFlag
@@ -87,7 +87,7 @@ class _Worker:
     spool: Spool = field(default_factory=Spool)
     _in_a_row: int = 0
     _handles: dict[str, StudyHandle] = field(default_factory=dict)
-    _rivals: dict[int, FinishedTrials] = field(default_factory=dict)
+    _finished: dict[int, FinishedTrials] = field(default_factory=dict)
     _probed: set[str] = field(default_factory=set)
     _refused: set[str] = field(default_factory=set)
     _has_answered: bool = False
@@ -237,7 +237,7 @@ class _Worker:
         config = spec.resolve(claim.params)
         check_files(config, self.folders)
         data, load_seconds = self.data.get(config.data)
-        hearing = self._hearing(study, claim)
+        judge = self._judge_of(study, claim)
         result = train(
             spec,
             claim.params,
@@ -249,17 +249,17 @@ class _Worker:
             witness=self.witness,
             should_stop=should_stop,
             on_epoch=lambda record: self.listener.epoch(claim, spec, record),
-            ends_early=hearing.ends_early if hearing else lambda record: False,
+            ends_early=judge.ends_early if judge else lambda record: False,
         ).result
-        return hearing.noted(result) if hearing else result
+        return judge.with_note(result) if judge else result
 
-    def _hearing(self, study: StudyHandle, claim: Claim) -> Hearing | None:
+    def _judge_of(self, study: StudyHandle, claim: Claim) -> TrialJudge | None:
         """Return what judges a trial as it runs, None where its study lets all trials run to their end."""
         if study.spec.stopping.rule == "none":
             return None
         kind = None if self.options.allow_mixed else self.machine.key
-        rivals = self._rivals.setdefault(study.study_id, FinishedTrials(study, kind))
-        return Hearing(study.spec, claim, rivals.known)
+        finished = self._finished.setdefault(study.study_id, FinishedTrials(study, kind))
+        return TrialJudge(study.spec, claim, finished.known)
 
     def _deliver(self, study: StudyHandle, claim: Claim, result: TrialResult) -> None:
         allow_mixed, patience_seconds = self.options.allow_mixed, self.options.patience_seconds
