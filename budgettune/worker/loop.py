@@ -105,7 +105,7 @@ class _Worker:
                     break
                 self._waits = None
             except StorageError as error:
-                self._bear_with(error)
+                self._wait_for_database(error)
         return WorkerSummary(completed=self.completed, failed=self.failed, signal_number=self.stop.signal_number)
 
     def _round(self) -> bool:
@@ -122,7 +122,7 @@ class _Worker:
             self.stop.wait(self.options.poll_seconds)
         return True
 
-    def _bear_with(self, error: StorageError) -> None:
+    def _wait_for_database(self, error: StorageError) -> None:
         """Wait a little for a database that answered before; else, or where patience is over, raise the error."""
         self._waits = self._waits or pauses(self.options.patience_seconds)
         pause_seconds = next(self._waits, None)
