@@ -50,7 +50,7 @@ class Member:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Aftermath:
     """What follows from the end of a child.
 
     Attributes:
@@ -64,7 +64,7 @@ class Verdict:
     pause_seconds: float = 0.0
 
 
-def after_end(status: int, lived_seconds: float, early_deaths: int) -> Verdict:
+def after_end(status: int, lived_seconds: float, early_deaths: int) -> Aftermath:
     """Decide what follows when a child ends by itself.
 
     Args:
@@ -73,12 +73,12 @@ def after_end(status: int, lived_seconds: float, early_deaths: int) -> Verdict:
         early_deaths: in a row before this end.
     """
     if status == 0 or status in STOPPED:  # nothing left to do, or somebody told this child alone to stop
-        return Verdict("done")
+        return Aftermath("done")
     # A worker that leaves with status 1 found that it cannot go on, however long that took it.
     deaths = early_deaths + 1 if lived_seconds < EARLY_SECONDS or status == 1 else 0
     if status == USAGE_STATUS or deaths >= EARLY_DEATHS:
-        return Verdict("give-up", deaths)
-    return Verdict("restart", deaths, min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2 ** max(0, deaths - 1)))
+        return Aftermath("give-up", deaths)
+    return Aftermath("restart", deaths, min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2 ** max(0, deaths - 1)))
 
 
 def plan_fleet(options: WorkerOptions, processes: int | None, gpus: Sequence[str], cores: int) -> list[Member]:
@@ -218,14 +218,14 @@ class Child:
             if pipe is not None:
                 pipe.close()
         self._process = None
-        verdict = after_end(status, now - self._began, self._early_deaths)
-        self._early_deaths = verdict.early_deaths
-        if verdict.action == "restart" and not stopping:
-            self._due = now + verdict.pause_seconds
-            pause = format_duration(verdict.pause_seconds)
+        aftermath = after_end(status, now - self._began, self._early_deaths)
+        self._early_deaths = aftermath.early_deaths
+        if aftermath.action == "restart" and not stopping:
+            self._due = now + aftermath.pause_seconds
+            pause = format_duration(aftermath.pause_seconds)
             self._say(f"{self.member.name}: ended with status {status}; starts again in {pause}")
             return
-        self.outcome = "stopped" if stopping else verdict.action
+        self.outcome = "stopped" if stopping else aftermath.action
         if self.outcome == "give-up":
             self._say(f"{self.member.name}: given up after status {status}: {self.last_line or 'it said nothing'}")
 

@@ -13,7 +13,7 @@ from budgettune.spec.study_spec import load_spec
 from budgettune.study.handle import create_study
 from budgettune.worker import fleet
 from budgettune.worker import signals as stopping
-from budgettune.worker.fleet import Member, Verdict, after_end, plan_fleet, run_fleet
+from budgettune.worker.fleet import Aftermath, Member, after_end, plan_fleet, run_fleet
 from budgettune.worker.options import WorkerOptions
 from budgettune.worker.signals import StopFlag
 
@@ -24,7 +24,7 @@ OBEDIENT = "import sys; order = sys.stdin.readline().strip(); print('told', orde
 def test_a_death_is_followed_by_a_longer_and_longer_pause_until_the_fifth_early_one():
     assert [after_end(-9, 1, deaths).pause_seconds for deaths in range(4)] == [1, 2, 4, 8]
     assert after_end(-9, 1, 4).action == "give-up"
-    assert after_end(-9, 3600, 4) == Verdict("restart", 0, 1.0)
+    assert after_end(-9, 3600, 4) == Aftermath("restart", 0, 1.0)
     assert after_end(1, 3600, 4).action == "give-up"
     assert after_end(2, 1, 0).action == "give-up"
     assert {after_end(status, 1, 0).action for status in (0, 130, 143)} == {"done"}
