@@ -70,7 +70,7 @@ class CellMean:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Standing:
+class FrontChance:
     """A cell against those that are faster, in the mean over all seeds.
 
     Attributes:
@@ -108,7 +108,7 @@ def certainty_of(results: Results) -> Certainty | None:
         return None
     means = cell_means(results)
     intervals = {cell: accuracy_interval(mean, noise.accuracy[cell]) for cell, mean in means.items()}
-    chances = {cell: standing.chance for cell, standing in standings(means, noise).items()}
+    chances = {cell: chance.chance for cell, chance in estimate_front_chances(means, noise).items()}
     return Certainty(front_chances=chances, accuracy_intervals=intervals)
 
 
@@ -174,7 +174,7 @@ def accuracy_interval(mean: CellMean, noise: Spread, confidence: float = 0.95) -
     return max(0.0, mean.accuracy - width), min(1.0, mean.accuracy + width)
 
 
-def standings(means: Mapping[int, CellMean], noise: SeedNoise) -> dict[int, Standing]:
+def estimate_front_chances(means: Mapping[int, CellMean], noise: SeedNoise) -> dict[int, FrontChance]:
     """Return how each cell stands against those that are faster, in the mean over all seeds.
 
     By draws of all means together: each is its cell's mean and an error that Student's t has, because the noise is an
@@ -199,7 +199,7 @@ def standings(means: Mapping[int, CellMean], noise: SeedNoise) -> dict[int, Stan
         found += [(lead > 0).sum(0), np.where(ends, 0.0, lead).clip(min=0).sum(0), (-lead).clip(min=0).sum(0)]
         left -= shape[0]
     rows = (found / DRAWS).T.tolist()
-    return {cell: Standing(chance=row[0], gain=row[1], loss=row[2]) for cell, row in zip(means, rows, strict=True)}
+    return {cell: FrontChance(chance=row[0], gain=row[1], loss=row[2]) for cell, row in zip(means, rows, strict=True)}
 
 
 def _errors(spreads: Sequence[Spread], shape: tuple[int, int], rng: np.random.Generator) -> Floats:
@@ -236,8 +236,8 @@ def cells_to_repeat(results: Results, most_repeats: int) -> list[int]:
     if noise is None:
         return [cell for cell in members if cell in open_cells]
     at_stake = {
-        cell: standing.loss if cell in members else standing.gain
-        for cell, standing in standings(means, noise).items()
+        cell: chance.loss if cell in members else chance.gain
+        for cell, chance in estimate_front_chances(means, noise).items()
         if cell in open_cells
     }
     worth = [cell for cell, accuracy in at_stake.items() if accuracy > AT_STAKE]

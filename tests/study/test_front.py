@@ -20,8 +20,8 @@ from budgettune.study.front import (
     cell_means,
     cells_to_repeat,
     certainty_of,
+    estimate_front_chances,
     seed_noise,
-    standings,
 )
 from budgettune.study.handle import create_study
 from budgettune.text import parse_duration
@@ -37,7 +37,7 @@ def mean(seconds, accuracy, count=1):
 def front_chances(cells, deviation=0.01, freedom=200.0):
     spread = Spread(deviation=deviation, freedom=freedom)
     noise = SeedNoise(log_seconds=spread, accuracy=dict.fromkeys(cells, spread))
-    return {cell: standing.chance for cell, standing in standings(cells, noise).items()}
+    return {cell: chance.chance for cell, chance in estimate_front_chances(cells, noise).items()}
 
 
 # --- Chances --------------------------------------------------------------------------------------------------------
@@ -96,12 +96,12 @@ def test_equal_studies_get_equal_chances_and_members_agree_with_brute_force():
 def test_what_is_at_stake_is_the_mean_of_a_normal_beyond_zero():
     spread = Spread(deviation=0.01, freedom=1e6)
     cells = {0: mean(10.0, 0.8), 1: mean(20.0, 0.81)}
-    standing = standings(cells, SeedNoise(log_seconds=spread, accuracy=dict.fromkeys(cells, spread)))[1]
+    chance = estimate_front_chances(cells, SeedNoise(log_seconds=spread, accuracy=dict.fromkeys(cells, spread)))[1]
     deviation, z = 0.01 * math.sqrt(2), math.sqrt(0.5)
     density = math.exp(-z * z / 2) / math.sqrt(2 * math.pi)
     below = 0.5 * (1 + math.erf(-z / math.sqrt(2)))
-    assert standing.loss == pytest.approx(deviation * (density - z * below), rel=0.1)
-    assert standing.gain - standing.loss == pytest.approx(0.01, rel=0.1)
+    assert chance.loss == pytest.approx(deviation * (density - z * below), rel=0.1)
+    assert chance.gain - chance.loss == pytest.approx(0.01, rel=0.1)
 
 
 def test_noise_is_larger_where_networks_have_learnt_less():
