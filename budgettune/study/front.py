@@ -42,7 +42,7 @@ class Spread:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SeedNoise:
+class FrontNoise:
     """What seeds do.
 
     Attributes:
@@ -124,7 +124,7 @@ def cell_means(results: Results) -> dict[int, CellMean]:
     }
 
 
-def seed_noise(results: Results) -> SeedNoise | None:
+def seed_noise(results: Results) -> FrontNoise | None:
     """Return what seeds do; None where no cell has two repeats."""
     repeated = [np.array(each) for each in results.values() if len(each) > 1]
     if not repeated:
@@ -135,7 +135,7 @@ def seed_noise(results: Results) -> SeedNoise | None:
     squares = np.array([_squares(each[:, 1]) for each in repeated])
     known = np.array([each[:, 1].mean() for each in repeated])
     accuracies = np.array([np.mean([accuracy for _, accuracy in each]) for each in results.values()])
-    return SeedNoise(
+    return FrontNoise(
         log_seconds=Spread(deviation=max(log_seconds, TIMES), freedom=float(freedoms.sum())),
         accuracy=dict(zip(results, _noise_at(accuracies, known, squares, freedoms), strict=True)),
     )
@@ -174,7 +174,7 @@ def accuracy_interval(mean: CellMean, noise: Spread, confidence: float = 0.95) -
     return max(0.0, mean.accuracy - width), min(1.0, mean.accuracy + width)
 
 
-def estimate_front_chances(means: Mapping[int, CellMean], noise: SeedNoise) -> dict[int, FrontChance]:
+def estimate_front_chances(means: Mapping[int, CellMean], noise: FrontNoise) -> dict[int, FrontChance]:
     """Return how each cell stands against those that are faster, in the mean over all seeds.
 
     By draws of all means together: each is its cell's mean and an error that Student's t has, because the noise is an
