@@ -29,7 +29,7 @@ BORROWED = 4.0  # degrees of freedom that all cells together count for in the no
 
 
 @dataclass(frozen=True, kw_only=True)
-class Spread:
+class EstimatedDeviation:
     """An estimated standard deviation.
 
     Attributes:
@@ -50,8 +50,8 @@ class FrontNoise:
         accuracy: to the accuracy, by cell.
     """
 
-    log_seconds: Spread
-    accuracy: Mapping[int, Spread]
+    log_seconds: EstimatedDeviation
+    accuracy: Mapping[int, EstimatedDeviation]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +136,7 @@ def seed_noise(results: Results) -> FrontNoise | None:
     known = np.array([each[:, 1].mean() for each in repeated])
     accuracies = np.array([np.mean([accuracy for _, accuracy in each]) for each in results.values()])
     return FrontNoise(
-        log_seconds=Spread(deviation=max(log_seconds, TIMES), freedom=float(freedoms.sum())),
+        log_seconds=EstimatedDeviation(deviation=max(log_seconds, TIMES), freedom=float(freedoms.sum())),
         accuracy=dict(zip(results, _noise_at(accuracies, known, squares, freedoms), strict=True)),
     )
 
@@ -145,7 +145,7 @@ def _squares(values: Floats) -> float:
     return float(((values - values.mean()) ** 2).sum())
 
 
-def _noise_at(accuracies: Floats, known: Floats, squares: Floats, freedoms: Floats) -> list[Spread]:
+def _noise_at(accuracies: Floats, known: Floats, squares: Floats, freedoms: Floats) -> list[EstimatedDeviation]:
     """Return the noise of cells: that of cells about as accurate (a Gaussian window), moderated by that of all.
 
     Their squares count together, by degrees of freedom (Smyth, 2004, section 3).
@@ -165,10 +165,10 @@ def _noise_at(accuracies: Floats, known: Floats, squares: Floats, freedoms: Floa
     variances = (nearness @ squares + borrowed * pooled) / (near + borrowed)
     deviations = np.interp(accuracies, levels, np.maximum(np.sqrt(variances), POINTS)).tolist()
     behind = np.interp(accuracies, levels, near + borrowed).tolist()
-    return [Spread(deviation=own, freedom=freedom) for own, freedom in zip(deviations, behind, strict=True)]
+    return [EstimatedDeviation(deviation=own, freedom=freedom) for own, freedom in zip(deviations, behind, strict=True)]
 
 
-def accuracy_interval(mean: CellMean, noise: Spread, confidence: float = 0.95) -> tuple[float, float]:
+def accuracy_interval(mean: CellMean, noise: EstimatedDeviation, confidence: float = 0.95) -> tuple[float, float]:
     """Return the interval of a configuration's mean accuracy over all seeds, by Student's t."""
     width = float(stdtrit(noise.freedom, 0.5 + confidence / 2)) * noise.deviation / math.sqrt(mean.count)
     return max(0.0, mean.accuracy - width), min(1.0, mean.accuracy + width)
@@ -202,7 +202,7 @@ def estimate_front_chances(means: Mapping[int, CellMean], noise: FrontNoise) -> 
     return {cell: FrontChance(chance=row[0], gain=row[1], loss=row[2]) for cell, row in zip(means, rows, strict=True)}
 
 
-def _errors(spreads: Sequence[Spread], shape: tuple[int, int], rng: np.random.Generator) -> Floats:
+def _errors(spreads: Sequence[EstimatedDeviation], shape: tuple[int, int], rng: np.random.Generator) -> Floats:
     """Return draws of what deviations truly are: float64[shape]."""
     freedoms = np.array([spread.freedom for spread in spreads])
     deviations = np.array([spread.deviation for spread in spreads])

@@ -14,8 +14,8 @@ from budgettune.errors import SpecError
 from budgettune.spec.study_spec import StudySpec
 from budgettune.study.front import (
     CellMean,
+    EstimatedDeviation,
     FrontNoise,
-    Spread,
     accuracy_interval,
     cell_means,
     cells_to_repeat,
@@ -35,7 +35,7 @@ def mean(seconds, accuracy, count=1):
 
 
 def front_chances(cells, deviation=0.01, freedom=200.0):
-    spread = Spread(deviation=deviation, freedom=freedom)
+    spread = EstimatedDeviation(deviation=deviation, freedom=freedom)
     noise = FrontNoise(log_seconds=spread, accuracy=dict.fromkeys(cells, spread))
     return {cell: chance.chance for cell, chance in estimate_front_chances(cells, noise).items()}
 
@@ -94,7 +94,7 @@ def test_equal_studies_get_equal_chances_and_members_agree_with_brute_force():
 
 
 def test_what_is_at_stake_is_the_mean_of_a_normal_beyond_zero():
-    spread = Spread(deviation=0.01, freedom=1e6)
+    spread = EstimatedDeviation(deviation=0.01, freedom=1e6)
     cells = {0: mean(10.0, 0.8), 1: mean(20.0, 0.81)}
     chance = estimate_front_chances(cells, FrontNoise(log_seconds=spread, accuracy=dict.fromkeys(cells, spread)))[1]
     deviation, z = 0.01 * math.sqrt(2), math.sqrt(0.5)
