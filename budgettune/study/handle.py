@@ -273,7 +273,7 @@ class StudyHandle:
         message = redact(message[: 2 * LONGEST_MESSAGE])[:LONGEST_MESSAGE]
         return transactions.record_failure(self.engine, self.study_id, taken, kind, message, attempts)
 
-    # --- repair --------------------------------------------------------------------------------------------------------
+    # --- repair -------------------------------------------------------------------------------------------------------
 
     def reconcile(self, lease_seconds: float = LEASE_SECONDS) -> Reconciled:
         """Fail running trials without a sign of life for a lease, and queue every cell that has no trial.
