@@ -22,6 +22,7 @@ import numpy as np
 from budgettune.predict.regression import Average, Floats, Inputs, Ints, Posterior, Prior
 from budgettune.predict.workload import Workload
 from budgettune.records import StepProbe
+from budgettune.spec.tables import ALIGNMENT
 
 FIXED_SHARES = (0.01, 0.05, 0.1, 0.2, 0.4, 0.7)
 ARITHMETIC_SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -196,6 +197,6 @@ def _sizes(workloads: Sequence[Workload]) -> Floats:
 
 def _misalignment(workload: Workload) -> float:
     """Return 0 for aligned widths, 1 where fp32 is asked for, 2 where bf16 would be wanted."""
-    if workload.is_aligned:
+    if all(width % ALIGNMENT == 0 for width in workload.config.model.realised_widths):
         return 0.0
     return 1.0 if workload.config.train.precision == "fp32" else 2.0

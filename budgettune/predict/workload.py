@@ -26,9 +26,6 @@ LANES = 16
 USUAL_SHAPE = (3, 32, 10)
 """Taken for a set of your own: sizes only count against those of the same study."""
 
-ALIGNMENT = 8
-"""Channels that kernels like; `precision = "auto"` takes bf16 only where all widths are multiples of it."""
-
 LENGTH_KEYS = ("train.epochs", "train.budget")
 """Settings that say how long training goes on, and nothing else."""
 
@@ -114,11 +111,6 @@ class Workload:
     def batch(self) -> int:
         """Images per step."""
         return self.config.train.batch_size
-
-    @property
-    def is_aligned(self) -> bool:
-        """Whether all widths are multiples of what kernels like."""
-        return all(width % ALIGNMENT == 0 for width in self.config.model.realised_widths)
 
     @cached_property
     def kind(self) -> str:

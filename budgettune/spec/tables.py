@@ -92,6 +92,10 @@ class DataSpec(Table):
         return self
 
 
+ALIGNMENT = 8
+"""Channels that kernels like: `precision = "auto"` takes bf16 only where all widths are multiples of it."""
+
+
 def round_width(width: float, multiple: int) -> int:
     """Return a channel count near width.
 

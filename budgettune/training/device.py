@@ -16,6 +16,7 @@ import torch
 from budgettune.errors import OutOfMemory, UsageError
 from budgettune.machine.fingerprint import fingerprint
 from budgettune.records import MachineInfo
+from budgettune.spec.tables import ALIGNMENT
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 _NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
@@ -156,7 +157,7 @@ def pick_precision(precision: str, device: torch.device, widths: list[int] | Non
     """
     if precision != "auto":
         return precision
-    aligned = widths is not None and all(width % 8 == 0 for width in widths)
+    aligned = widths is not None and all(width % ALIGNMENT == 0 for width in widths)
     return "bf16" if aligned and has_fast_bf16(device) else "fp32"
 
 

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TypeVar
 
+from budgettune.spec.tables import ALIGNMENT
 from budgettune.training.profile.probe import ProbeResult
 
 Key = TypeVar("Key", bound=Hashable)
@@ -29,7 +30,6 @@ Key = TypeVar("Key", bound=Hashable)
 THRESHOLD = 1.25
 """Time over prediction from which it is a cliff. Aligned networks of one family scatter by up to 1.12 around it."""
 
-ALIGNMENT = 8
 _NEAREST = 4
 _DISTINCT = 1.1  # ratio of arithmetic below which two points say nothing about growth
 

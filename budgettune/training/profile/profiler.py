@@ -14,10 +14,10 @@ from budgettune.errors import OutOfMemory, UsageError
 from budgettune.machine.fingerprint import usable_cores
 from budgettune.machine.witness import witness_for
 from budgettune.spec.study_spec import StudySpec
-from budgettune.spec.tables import Scalar, is_code
+from budgettune.spec.tables import ALIGNMENT, Scalar, is_code
 from budgettune.training.data.load import ImageData
 from budgettune.training.device import Device, has_fast_bf16, pick_device, pick_precision
-from budgettune.training.profile.cliffs import ALIGNMENT, THRESHOLD, Verdict, judge, nearest_healthy
+from budgettune.training.profile.cliffs import THRESHOLD, Verdict, judge, nearest_healthy
 from budgettune.training.profile.probe import Probe, ProbeResult, probe_images
 from budgettune.training.profile.result import (
     Alarm,

@@ -8,8 +8,7 @@ from collections.abc import Callable, Sequence
 
 from budgettune.spec.documents import full_key
 from budgettune.spec.study_spec import StudySpec
-from budgettune.spec.tables import RangeSpec, Scalar, is_code
-from budgettune.training.profile.cliffs import ALIGNMENT
+from budgettune.spec.tables import ALIGNMENT, RangeSpec, Scalar, is_code
 
 POINTS_OF_A_RANGE = 5
 _SHAPING_KEYS = ("train.batch_size", "train.precision", "data.image_size")
