@@ -199,9 +199,9 @@ def profile(
     debug: Debug = False,
 ) -> None:
     """Time a step of every scale and batch size, and look into those that fall off a kernel cliff."""
+    from budgettune.cli.profile import render_profile
     from budgettune.spec.study_spec import load_spec
     from budgettune.training.profile.profiler import profile as run_profile
-    from budgettune.training.profile.result import render_profile
 
     with err.status("probing") as status:
         report = run_profile(

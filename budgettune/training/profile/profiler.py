@@ -27,11 +27,8 @@ from budgettune.training.profile.result import (
     explain,
     pair_kernels,
     remedy,
-    render_profile,
 )
 from budgettune.training.profile.space import aligned_twin, configurations, label_of
-
-__all__ = ["Alarm", "ProfileReport", "ProfileRow", "configurations", "profile", "render_profile"]
 
 _LANES = {"AVX512": 16, "AVX2": 8}  # 32-bit numbers in a vector
 

@@ -1,4 +1,4 @@
-"""What a profile found, as values, and how a terminal shows them."""
+"""What a profile found, as values and sentences."""
 
 from __future__ import annotations
 
@@ -6,24 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
 from budgettune.spec.tables import Scalar
 from budgettune.training.profile.cliffs import Verdict
 from budgettune.training.profile.kernels import Kernel
 from budgettune.training.profile.probe import ProbeResult
 from budgettune.training.profile.space import spelled
 
-KERNELS_SHOWN = 8
 NOTABLE_SHARE = 0.02
-
-_VERBS = {
-    "aligned twin": "its aligned twin predicts",
-    "neighbours": "its neighbours predict",
-    "other batches": "the same network at other batches predicts",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,79 +211,3 @@ def _dearest(pairs: Sequence[KernelPair]) -> str:
         return ""
     named = [f"{pair.name} ({pair.extra_ms:.1f} ms)" for pair in dearer[:3]]
     return f"No FFT, reference or fallback kernel; the same kernels take longer per FLOP, above all {', '.join(named)}."
-
-
-def render_profile(report: ProfileReport, console: Console) -> None:
-    """Print a report for people: the table, then each alarm with its kernels and remedies."""
-    console.print(_rows_table(report))
-    for line in report.skipped:
-        console.print(f"[yellow]skipped:[/] {escape(line)}")
-    if report.status == "disturbed":
-        console.print("[yellow]note:[/] something else used this machine meanwhile: repeat on a quiet one to be sure.")
-    if not report.alarms:
-        console.print("No kernel cliff: every configuration takes about the time that its arithmetic explains.")
-    for alarm in report.alarms:
-        _render_alarm(alarm, console)
-
-
-def _rows_table(report: ProfileReport) -> Table:
-    table = _table(f"{report.device}, {report.threads} threads", "configuration")
-    for name in ("params", "M mult-adds", "ms/step", "±", "GFLOP/s", "over prediction", ""):
-        table.add_column(name, justify="left" if name in ("params", "") else "right")
-    for row in report.rows:
-        excess, witness = row.verdict.excess, row.verdict.witness
-        table.add_row(
-            row.label,
-            ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in row.params.items()),
-            f"{row.result.multiply_adds / 1e6:.1f}",
-            f"{row.result.ms_median:.1f}",
-            f"{row.result.ms_mad:.1f}",
-            f"{row.result.flops_per_second / 1e9:.1f}",
-            "-" if excess is None else f"{excess:.2f}× ({witness})",
-            "[bold red]cliff[/]" if row.verdict.is_cliff else "",
-        )
-    return table
-
-
-def _render_alarm(alarm: Alarm, console: Console) -> None:
-    excess, witness = alarm.verdict.excess or 1.0, alarm.verdict.witness
-    console.print(f"\n[bold red]cliff:[/] {escape(alarm.label)} takes {excess:.2f}× what {_VERBS[witness]}")
-    if alarm.also:
-        console.print(f"the same at: {escape('; '.join(alarm.also))}")
-    console.print(escape(alarm.explanation))
-    console.print(_kernel_table(alarm))
-    if alarm.remedies:
-        console.print(_remedy_table(alarm))
-
-
-def _kernel_table(alarm: Alarm) -> Table:
-    table = _table(f"kernels per step, against {alarm.neighbour or 'nothing'}", "kernel")
-    for name in ("kind", "launches", "ms", "share", "extra ms"):
-        table.add_column(name, justify="left" if name == "kind" else "right")
-    for pair in alarm.kernels[:KERNELS_SHOWN]:
-        sides = zip(_kernel_cells(pair.own), _kernel_cells(pair.neighbour), strict=True)
-        against = (f"{own} : {neighbour}" for own, neighbour in sides)
-        table.add_row(escape(pair.name), pair.kind, *against, f"{pair.extra_ms:.1f}")
-    return table
-
-
-def _kernel_cells(kernel: Kernel | None) -> tuple[str, str, str]:
-    if kernel is None:
-        return "-", "-", "-"
-    return str(kernel.launches), f"{kernel.ms:.1f}", f"{kernel.share:.0%}"
-
-
-def _remedy_table(alarm: Alarm) -> Table:
-    table = _table("remedies", "change")
-    for name in ("widths", "ms/step", "speedup", "per FLOP"):
-        table.add_column(name, justify="right")
-    for tried in alarm.remedies:
-        speedups = (f"{tried.speedup:.2f}×", f"{tried.speedup_per_flop:.2f}×")
-        table.add_row(escape(tried.change), spelled(tried.widths), f"{tried.step_ms:.1f}", *speedups)
-    return table
-
-
-def _table(title: str, first: str) -> Table:
-    table = Table(title=escape(title), title_justify="left", box=None, pad_edge=False, header_style="bold")
-    table.add_column(first, overflow="fold")
-    return table

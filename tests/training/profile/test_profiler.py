@@ -7,14 +7,15 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
+from budgettune.cli.profile import render_profile
 from budgettune.errors import OutOfMemory, UsageError
 from budgettune.spec.study_spec import load_spec
 from budgettune.training.profile.cliffs import growth, judge, nearest_healthy
 from budgettune.training.profile.kernels import Kernel
 from budgettune.training.profile.probe import Probe, ProbeResult
-from budgettune.training.profile.profiler import configurations, profile, render_profile
+from budgettune.training.profile.profiler import profile
 from budgettune.training.profile.result import explain, pair_kernels, remedy, vector_fill
-from budgettune.training.profile.space import aligned_twin, label_of
+from budgettune.training.profile.space import aligned_twin, configurations, label_of
 
 WIDTHS = {1.0: (16, 32, 64), 1.1: (17, 35, 70), 1.2: (19, 38, 76), 1.3: (20, 41, 83), 1.4: (22, 44, 89)}
 MILLIONS = {1.0: 31.0, 1.1: 36.4, 1.2: 43.5, 1.3: 50.0, 1.4: 79.0}
