@@ -39,6 +39,7 @@ from torch import Tensor, nn
 
 from benchmarks.support import common
 from budgettune.spec.study_spec import StudySpec
+from budgettune.spec.trust import Trust
 from budgettune.storage.answers import trial_records
 from budgettune.study.handle import create_study, load_study
 from budgettune.training.data.load import load_data
@@ -167,7 +168,7 @@ def optunas_worker(url: str) -> None:
 
     def objective(trial: optuna.Trial) -> tuple[float, float]:
         params = {key: trial.suggest_categorical(key, values) for key, values in space.items()}
-        result = train(spec, params, seed=0, data=data, allow_import=["storm"]).result
+        result = train(spec, params, seed=0, data=data, trust=Trust(["storm"])).result
         return result.train_seconds, result.test_accuracy
 
     study = optuna.load_study(
@@ -308,7 +309,7 @@ def load_all() -> None:
     """Train once in this process: what that imports, in a second or two, its forks need not import again."""
     torch.set_num_threads(1)
     spec = StudySpec.from_document(SPEC)
-    train(spec, {"scale": 1.0, "prune_rate": 0.0}, seed=0, data=load_data(spec.data), allow_import=["storm"])
+    train(spec, {"scale": 1.0, "prune_rate": 0.0}, seed=0, data=load_data(spec.data), trust=Trust(["storm"]))
 
 
 @contextmanager

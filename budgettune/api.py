@@ -6,7 +6,6 @@ only study of the storage. Reading answers imports neither torch nor Optuna; onl
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -205,21 +204,20 @@ def train(
     allow_root: Collection[str] | None = None,
 ) -> Trained:
     """Train one configuration without recording it, and return `.result` and `.model`."""
-    from budgettune.spec.trust import allowed_folders
+    from budgettune.spec.trust import Trust
     from budgettune.training.session import train_one
 
     if isinstance(study, StudySpec):
-        spec, folders = study, None
+        spec, trust = study, Trust(allow_import)
     else:
-        spec, folders = study.spec, allowed_folders(allow_root, study.url)
+        spec, trust = study.spec, Trust.of_database(study.url, allow_import, allow_root)
     return train_one(
         spec,
         params or {},
         seed=seed,
         device=device,
         threads=threads,
-        allow_import=allow_import,
-        folders=folders,
+        trust=trust,
     )
 
 
@@ -335,18 +333,6 @@ def configuration(
         raise UsageError(f"study {study.name!r} has no trial {trial}: `budgettune study export` lists them")
     spec = study.spec.with_overrides(overrides)
     return spec, dict(records[0].params), records[0].seed or 0
-
-
-def allowed_packages(names: Iterable[str] | None) -> frozenset[str]:
-    """Return the packages that studies may import from: those named, else those in BUDGETTUNE_ALLOW_IMPORT."""
-    listed = names if names is not None else os.environ.get("BUDGETTUNE_ALLOW_IMPORT", "").split(",")
-    return frozenset(name.strip() for name in listed if name.strip())
-
-
-def allowed_roots(names: Iterable[str] | None) -> frozenset[str] | None:
-    """Return the folders named, else those in BUDGETTUNE_ALLOW_ROOT; None where neither says anything."""
-    listed = names if names is not None else os.environ.get("BUDGETTUNE_ALLOW_ROOT", "").split(os.pathsep)
-    return frozenset(name for name in listed if name) or None
 
 
 def _located_spec(study: StudyHandle | str | None, storage: str | None) -> tuple[Any, int, StudySpec]:

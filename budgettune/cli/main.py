@@ -113,6 +113,7 @@ def worker(
     Ctrl-C hands the running trial back; twice quits at once.
     SIGUSR1 lets it finish, then ends the worker.
     """
+    from budgettune.spec.trust import allowed_packages, allowed_roots
     from budgettune.worker import fleet
     from budgettune.worker.options import WorkerOptions
 
@@ -123,8 +124,8 @@ def worker(
         timeout_seconds=timeout,
         trial_timeout_seconds=trial_timeout,
         wait=wait,
-        allow_import=api.allowed_packages(allow_import),
-        allow_root=api.allowed_roots(allow_root),
+        allow_import=allowed_packages(allow_import),
+        allow_root=allowed_roots(allow_root),
         allow_mixed=allow_mixed,
     )
     members = fleet.members_here(options, processes)

@@ -33,6 +33,7 @@ from budgettune.text import format_duration
 if TYPE_CHECKING:
     from budgettune.comparison.result import Comparison
     from budgettune.spec.study_spec import StudySpec
+    from budgettune.spec.trust import Trust
 
 app = typer.Typer()
 
@@ -69,7 +70,7 @@ def train(
 
     Give --budget, --trial or settings with --set. Nothing is recorded in the study.
     """
-    from budgettune.spec.trust import allowed_folders
+    from budgettune.spec.trust import Trust, allowed_packages, allowed_roots
 
     if [trial is not None, bool(sets), budget is not None].count(True) != 1:
         raise typer.BadParameter("give one of --trial N, --set key=value and --budget 60s")
@@ -80,9 +81,9 @@ def train(
         answer, params = api.recommended(handle, budget)
         spec, trial_seed = handle.spec, handle.spec.sampler.seed
         _say(cli_predict.forecast(answer))
-    folders = allowed_folders(api.allowed_roots(allow_root), handle.url)
+    trust = Trust.of_database(handle.url, allowed_packages(allow_import), allowed_roots(allow_root))
     seed = trial_seed if seed is None else seed
-    result = _train(spec, params, seed, to, device, threads, api.allowed_packages(allow_import), folders)
+    result = _train(spec, params, seed, to, device, threads, trust)
     out.print(
         f"{to}: accuracy {result.test_accuracy:.2%} after {format_duration(result.train_seconds)}",
         highlight=False,
@@ -149,6 +150,7 @@ def compare(
     """Compare pruning strategies at equal training time, against full data and random subsets."""
     from budgettune.comparison.run import compare as run_comparison
     from budgettune.spec.study_spec import load_spec
+    from budgettune.spec.trust import allowed_packages
     from budgettune.worker.signals import StopFlag
 
     with StopFlag() as stop:
@@ -161,7 +163,7 @@ def compare(
             shuffle_labels=shuffle_labels,
             device=device,
             threads=threads,
-            allow_import=api.allowed_packages(allow_import),
+            allow_import=allowed_packages(allow_import),
             out=to,
             resume=resume,
             should_stop=lambda: stop.cuts_short,
@@ -201,6 +203,7 @@ def profile(
     """Time a step of every scale and batch size, and look into those that fall off a kernel cliff."""
     from budgettune.cli.profile import render_profile
     from budgettune.spec.study_spec import load_spec
+    from budgettune.spec.trust import Trust, allowed_packages
     from budgettune.training.profile.profiler import profile as run_profile
 
     with err.status("probing") as status:
@@ -212,7 +215,7 @@ def profile(
             steps=steps,
             remedies=not no_remedies,
             cudnn_benchmark=not no_cudnn_benchmark,
-            allow_import=api.allowed_packages(allow_import),
+            trust=Trust(allowed_packages(allow_import)),
             report_progress=status.update,
         )
     if form is Format.table:
@@ -230,8 +233,7 @@ def _train(
     to: Path,
     device: str,
     threads: int | None,
-    allow_import: frozenset[str],
-    folders: frozenset[Path] | None,
+    trust: Trust,
 ) -> Any:
     from budgettune.training.session import save_model, train_one
     from budgettune.worker.signals import StopFlag
@@ -244,8 +246,7 @@ def _train(
             seed=seed,
             device=device,
             threads=threads,
-            allow_import=allow_import,
-            folders=folders,
+            trust=trust,
             should_stop=lambda: stop.cuts_short,
         )
     save_model(to, trained, spec, params)

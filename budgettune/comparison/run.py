@@ -23,7 +23,7 @@ from budgettune.errors import BudgetTuneError, DataError, Interrupted, TrialFail
 from budgettune.records import TrialResult
 from budgettune.spec.study_spec import StudySpec, load_spec
 from budgettune.spec.tables import is_code
-from budgettune.spec.trust import import_code
+from budgettune.spec.trust import Trust
 from budgettune.text import format_duration, parse_duration
 from budgettune.training.data.load import ImageData, load_data
 from budgettune.training.device import pick_device
@@ -84,11 +84,12 @@ def compare(
     shared, chosen = shared_spec(spec), pick_device(device)
     machine, witness = prepare_process(chosen, threads)
     comparison = Comparison(spec=shared.to_document(), shuffle_labels=shuffle_labels, machine=machine)
+    trust = Trust(allow_import)
     for arm in arms:
         if is_code(arm.strategy):
-            import_code(arm.strategy, allow_import)  # better now than after an hour
-    data = with_wrong_labels(load_data(shared.data, allow_import=allow_import), shuffle_labels, shared.data.seed)
-    bench = _Bench(shared, data.to(chosen), chosen, witness, allow_import, should_stop)
+            trust.import_code(arm.strategy)  # better now than after an hour
+    data = with_wrong_labels(load_data(shared.data, trust=trust), shuffle_labels, shared.data.seed)
+    bench = _Bench(shared, data.to(chosen), chosen, witness, trust, should_stop)
     plan = turns(arms, budgets_seconds, [spec.trial_seed(0, number) for number in range(seeds)])
     say(f"{shared.data.name}, {label_of(shared)}")
     if spec.train.lr_schedule == "constant":
@@ -214,7 +215,7 @@ class _Bench:
     data: ImageData
     device: torch.device
     witness: Witness
-    allow_import: Collection[str]
+    trust: Trust
     should_stop: Callable[[], bool]
 
     def run(self, turn: Turn) -> Run:
@@ -242,7 +243,7 @@ class _Bench:
             seed=seed,
             data=self.data,
             device=self.device,
-            allow_import=self.allow_import,
+            trust=self.trust,
             witness=self.witness,
             should_stop=self.should_stop,
         ).result

@@ -1,89 +1,111 @@
-"""What a box lets a study name: packages to import code from, and folders to read and write files in.
+"""What this machine lets a study name: packages to import code from, and folders to read and write files in.
 
-A study may come from a shared database: nothing is imported, read or written that this box has not allowed.
+A study may come from a shared database, so nothing is imported, read or written that this machine has not allowed.
 """
 
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from budgettune.errors import BudgetTuneError, SpecError, UsageError
+from budgettune.spec.study_spec import StudySpec
 from budgettune.spec.tables import is_code
 
 
-def allowed_folders(named: Collection[str] | None, url: str) -> frozenset[Path] | None:
-    """Return the folders that a study may name files in; None for any.
+def allowed_packages(named: Iterable[str] | None) -> frozenset[str]:
+    """Return the packages that studies may import from: those named, else those in BUDGETTUNE_ALLOW_IMPORT."""
+    listed = named if named is not None else os.environ.get("BUDGETTUNE_ALLOW_IMPORT", "").split(",")
+    return frozenset(name.strip() for name in listed if name.strip())
 
-    Args:
-        named: by whoever runs this box; None where nothing was named.
-        url: of the database. One that is a file of this box is as trusted as the box; on a server anybody with its
-            password may have made the study, and it gets no folder but those below the working folder.
+
+def allowed_roots(named: Iterable[str] | None) -> frozenset[str] | None:
+    """Return the folders named, else those in BUDGETTUNE_ALLOW_ROOT; None where neither says anything."""
+    listed = named if named is not None else os.environ.get("BUDGETTUNE_ALLOW_ROOT", "").split(os.pathsep)
+    return frozenset(name for name in listed if name) or None
+
+
+@dataclass(frozen=True)
+class Trust:
+    """What this machine lets a study name.
+
+    Attributes:
+        packages: top packages that code may come from.
+        folders: that files may lie in or below; None for any.
     """
-    if named is None and url.startswith("sqlite"):
-        return None
-    here = Path.cwd().resolve()
-    below = [] if here == Path(here.anchor) else [here]  # a service that runs in / has not opened the whole disk
-    return frozenset([*below, *(Path(name).expanduser().resolve() for name in named or ())])
 
+    packages: Collection[str] = ()
+    folders: frozenset[Path] | None = None
 
-def check_paths(paths: Iterable[tuple[str, str | None]], allowed: frozenset[Path] | None) -> None:
-    """Refuse what lies outside the allowed folders, links followed.
+    @classmethod
+    def of_database(cls, url: str, packages: Collection[str] = (), roots: Collection[str] | None = None) -> Trust:
+        """Return what the studies of a database may name.
 
-    Args:
-        paths: name of each setting, and what it holds.
-        allowed: from `allowed_folders`.
+        Args:
+            url: of the database. One that is a file of this machine is as trusted as the machine; on a server anybody
+                with its password may have made the study, and it gets no folder but those below the working folder.
+            packages: named by whoever runs this machine.
+            roots: folders named likewise; None where nothing was named.
+        """
+        if roots is None and url.startswith("sqlite"):
+            return cls(packages)
+        here = Path.cwd().resolve()
+        below = [] if here == Path(here.anchor) else [here]  # a service that runs in / has not opened the whole disk
+        return cls(packages, frozenset([*below, *(Path(root).expanduser().resolve() for root in roots or ())]))
 
-    Raises:
-        UsageError: for the first one outside.
-    """
-    for key, text in paths:
-        if text is None or allowed is None:
-            continue
-        path = Path(text).expanduser().resolve()
-        if not any(path.is_relative_to(folder) for folder in allowed):
+    def import_code(self, name: str) -> Any:
+        """Return what `package.module:attribute` names.
+
+        Raises:
+            SpecError: where the name is not of that form, or there is no such module or attribute.
+            UsageError: where its top package is not allowed; nothing of it has been imported then.
+        """
+        if not is_code(name):
+            raise SpecError(f"{name!r} does not name code: write it as package.module:name")
+        module_name, _, attribute = name.partition(":")
+        package = module_name.partition(".")[0]
+        if package not in self.packages:
             raise UsageError(
-                f"{key}: the study names {text!r}, which this box has not opened to studies of a shared database: "
-                f"add --allow-root {path}, or set BUDGETTUNE_ALLOW_ROOT"
+                f"the study wants to run {name}, and this machine does not allow the package {package}: if you trust "
+                f"it, add --allow-import {package} or set BUDGETTUNE_ALLOW_IMPORT={package}"
             )
+        try:
+            module = importlib.import_module(module_name)
+        except BudgetTuneError:
+            raise
+        except Exception as error:  # a module runs any code while it is imported
+            reason = f"{type(error).__name__}: {error}"
+            raise SpecError(
+                f"{name}: cannot import {module_name} ({reason}): "
+                f"install it on this machine, or put its folder in PYTHONPATH"
+            ) from error
+        if not hasattr(module, attribute):
+            raise SpecError(f"{name}: module {module_name} has no {attribute}: correct the name in the study file")
+        return getattr(module, attribute)
 
+    def check_files(self, config: StudySpec) -> None:
+        """Refuse files that a study names outside the folders, links followed.
 
-def import_code(name: str, allow_import: Collection[str]) -> Any:
-    """Return what `package.module:attribute` names.
-
-    Args:
-        name: as the study file has it.
-        allow_import: top packages that this box allows, from --allow-import or BUDGETTUNE_ALLOW_IMPORT.
-
-    Raises:
-        SpecError: where the name is not of that form, or there is no such module or attribute.
-        UsageError: where its top package is not allowed; nothing of it has been imported then.
-    """
-    if not is_code(name):
-        raise SpecError(f"{name!r} does not name code: write it as package.module:name")
-    module_name, _, attribute = name.partition(":")
-    package = module_name.partition(".")[0]
-    if package not in allow_import:
-        raise UsageError(
-            f"the study wants to run {name}, and this machine does not allow the package {package}: if you trust it, "
-            f"add --allow-import {package} or set BUDGETTUNE_ALLOW_IMPORT={package}"
-        )
-    module = _import(module_name, name)
-    if not hasattr(module, attribute):
-        raise SpecError(f"{name}: module {module_name} has no {attribute}: correct the name in the study file")
-    return getattr(module, attribute)
-
-
-def _import(module_name: str, name: str) -> Any:
-    try:
-        return importlib.import_module(module_name)
-    except BudgetTuneError:
-        raise
-    except Exception as error:  # a module runs any code while it is imported
-        reason = f"{type(error).__name__}: {error}"
-        raise SpecError(
-            f"{name}: cannot import {module_name} ({reason}): "
-            f"install it on this machine, or put its folder in PYTHONPATH"
-        ) from error
+        Raises:
+            UsageError: for the first one outside.
+        """
+        if self.folders is None:
+            return
+        named = {
+            "data.root": config.data.root,
+            "data.cache": config.data.cache,
+            "pruning.scores": config.pruning.scores,
+        }
+        for key, text in named.items():
+            if text is None:
+                continue
+            path = Path(text).expanduser().resolve()
+            if not any(path.is_relative_to(folder) for folder in self.folders):
+                raise UsageError(
+                    f"{key}: the study names {text!r}, which this box has not opened to studies of a shared database: "
+                    f"add --allow-root {path}, or set BUDGETTUNE_ALLOW_ROOT"
+                )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch.nn import functional
 from budgettune.errors import SpecError
 from budgettune.spec.study_spec import StudySpec
 from budgettune.spec.tables import TrainSpec, is_code
-from budgettune.spec.trust import import_code
+from budgettune.spec.trust import Trust
 from budgettune.training.data.load import ImageData, augment, normalise
 from budgettune.training.device import Device, pick_precision
 from budgettune.training.pruning import Scores
@@ -45,14 +45,14 @@ class Batch:
         return len(self.indices)
 
 
-def build_model(config: StudySpec, data: ImageData, allow_import: Collection[str] = ()) -> nn.Module:
+def build_model(config: StudySpec, data: ImageData, trust: Trust = Trust()) -> nn.Module:
     """Return the model of a resolved spec, on the CPU, initialised from the global random state.
 
     Code of your own is called with num_classes, channels, image_size, scale and `[model] options` by name.
     """
     if not is_code(config.model.name):
         return ScalableResNet.from_spec(config.model, channels=data.channels, num_classes=data.num_classes)
-    model = import_code(config.model.name, allow_import)(
+    model = trust.import_code(config.model.name)(
         num_classes=data.num_classes,
         channels=data.channels,
         image_size=data.image_size,
@@ -98,14 +98,12 @@ class Learner:
         data: on the device.
         device: where it runs.
         seed: of augmentation.
-        allow_import: packages that code named in the spec may come from.
+        trust: which packages code named in the spec may come from.
     """
 
-    def __init__(
-        self, config: StudySpec, data: ImageData, device: Device, seed: int, allow_import: Collection[str]
-    ) -> None:
+    def __init__(self, config: StudySpec, data: ImageData, device: Device, seed: int, trust: Trust) -> None:
         self.config, self.data, self.device = config, data, device
-        model = build_model(config, data, allow_import)
+        model = build_model(config, data, trust)
         self.multiply_adds = count_multiply_adds(model, (data.channels, data.image_size, data.image_size))
         self.model = model.to(device.torch, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.architecture: dict[str, Any] = getattr(model, "architecture", {})

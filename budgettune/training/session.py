@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from budgettune.machine.witness import Witness, witness_for
 from budgettune.records import EpochRecord, MachineInfo, TrialResult
 from budgettune.spec.study_spec import StudySpec
 from budgettune.spec.tables import DataSpec
-from budgettune.spec.trust import check_paths
+from budgettune.spec.trust import Trust
 from budgettune.training.data.load import ImageData, load_data
 from budgettune.training.device import Device, pick_device
 from budgettune.training.trainer import Trained, train
@@ -27,7 +27,7 @@ class DataCache:
     """The last image set, on the device, kept between trials of one process."""
 
     device: torch.device
-    allow_import: Collection[str] = ()
+    trust: Trust = Trust()
     _spec: DataSpec | None = None
     _data: ImageData | None = None
 
@@ -37,7 +37,7 @@ class DataCache:
             return self._data, 0.0
         self._data = None  # never two sets in memory
         began = time.perf_counter()
-        self._data, self._spec = load_data(spec, allow_import=self.allow_import).to(self.device), spec
+        self._data, self._spec = load_data(spec, trust=self.trust).to(self.device), spec
         return self._data, time.perf_counter() - began
 
 
@@ -48,20 +48,6 @@ def undisturbed(spec: StudySpec, train_once: Callable[[], TrialResult]) -> tuple
     while result.status == "disturbed" and tries < most:
         tries, result = tries + 1, train_once()
     return tries, result
-
-
-def check_files(config: StudySpec, folders: frozenset[Path] | None) -> None:
-    """Refuse files that a study names outside the folders of `allowed_folders`.
-
-    Raises:
-        UsageError: for the first one.
-    """
-    named = (
-        ("data.root", config.data.root),
-        ("data.cache", config.data.cache),
-        ("pruning.scores", config.pruning.scores),
-    )
-    check_paths(named, folders)
 
 
 def prepare_process(device: torch.device, threads: int | None) -> tuple[MachineInfo, Witness]:
@@ -78,8 +64,7 @@ def train_one(
     seed: int = 0,
     device: str = "auto",
     threads: int | None = None,
-    allow_import: Collection[str] = (),
-    folders: frozenset[Path] | None = None,
+    trust: Trust = Trust(),
     should_stop: Callable[[], bool] = lambda: False,
     on_epoch: Callable[[EpochRecord], None] = lambda record: None,
 ) -> Trained:
@@ -91,16 +76,15 @@ def train_one(
         seed: of everything random.
         device: auto, cpu, cuda or cuda:N.
         threads: of the CPU; None for every usable core.
-        allow_import: packages that code named in the spec may come from.
-        folders: that it may name files in, from `allowed_folders`; None for any.
+        trust: what the spec may name.
         should_stop: asked before every step; true ends training with Interrupted.
         on_epoch: told each point of the curve.
     """
     chosen = pick_device(device)
     _, witness = prepare_process(chosen, threads)
     config = spec.resolve(params)
-    check_files(config, folders)
-    data, load_seconds = DataCache(chosen, allow_import).get(config.data)
+    trust.check_files(config)
+    data, load_seconds = DataCache(chosen, trust).get(config.data)
     return train(
         spec,
         params,
@@ -108,7 +92,7 @@ def train_one(
         data=data,
         device=chosen,
         load_seconds=load_seconds,
-        allow_import=allow_import,
+        trust=trust,
         witness=witness,
         should_stop=should_stop,
         on_epoch=on_epoch,

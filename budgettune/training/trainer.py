@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from statistics import median
 from typing import Any, Protocol
@@ -15,6 +15,7 @@ from torch import nn
 from budgettune.errors import BudgetUsedUp, Interrupted, NonFiniteLoss, OutOfMemory, SpecError
 from budgettune.records import EpochRecord, PhaseSeconds, TrialResult
 from budgettune.spec.study_spec import StudySpec
+from budgettune.spec.trust import Trust
 from budgettune.training.data.load import ImageData, ImageSet, augment
 from budgettune.training.device import Device, is_out_of_memory
 from budgettune.training.feed import Feed
@@ -63,7 +64,7 @@ def train(
     data: ImageData,
     device: torch.device | str = "cpu",
     load_seconds: float = 0.0,
-    allow_import: Collection[str] = (),
+    trust: Trust = Trust(),
     witness: Witness | None = None,
     clock: Callable[[], float] = time.perf_counter,
     should_stop: Callable[[], bool] = lambda: False,
@@ -83,7 +84,7 @@ def train(
         data: what `load_data(spec.data)` gave, on any device.
         device: to train on.
         load_seconds: what loading the data took, for the record.
-        allow_import: packages that code named in the spec may come from.
+        trust: which packages code named in the spec may come from.
         witness: of disturbance; without one the status is `unverified`.
         clock: seconds, monotonic.
         should_stop: asked before every step.
@@ -102,9 +103,7 @@ def train(
     target.prepare()
     try:
         with target.own_chance(seed):
-            run = TrainingRun(
-                config, data.to(target.torch), target, seed, Stopwatch(clock, target.synchronize), allow_import
-            )
+            run = TrainingRun(config, data.to(target.torch), target, seed, Stopwatch(clock, target.synchronize), trust)
             return run.train(load_seconds, witness, should_stop, on_epoch, ends_early)
     except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
@@ -128,17 +127,17 @@ class TrainingRun:
         device: Device,
         seed: int,
         watch: Stopwatch,
-        allow_import: Collection[str],
+        trust: Trust,
     ) -> None:
         if config.train.batch_size > len(data.train.labels):
             raise SpecError(
                 f"batch_size: {config.train.batch_size} is larger than the {len(data.train.labels)} training images"
             )
         self.config, self.data, self.device, self.seed, self.watch = config, data, device, seed, watch
-        self.allow_import = allow_import
+        self.trust = trust
         device.reset_peak_memory()
         with watch.aside("build"):
-            self.learner = Learner(config, data, device, seed, allow_import)
+            self.learner = Learner(config, data, device, seed, trust)
             # Of its own, so that how often a trial is evaluated does not change what it learns.
             self.held_out_generator = torch.Generator(device.torch).manual_seed(seed + 2)
             self.strategy = make_strategy(
@@ -146,7 +145,7 @@ class TrainingRun:
                 len(data.train.labels),
                 seed=seed + 1,
                 device=device.torch,
-                allow_import=allow_import,
+                trust=trust,
                 epochs=config.train.epochs,
             )
             self.passes = ModelPasses(self.learner, watch, seed, self._helper)
@@ -273,7 +272,7 @@ class TrainingRun:
         changes: dict[str, Any] = {"train.compile": False}
         if scale is not None:
             changes |= {"model.scale": scale, "model.width_scale": None, "model.depth_scale": None}
-        return Learner(self.config.resolve(changes), self.data, self.device, seed, self.allow_import)
+        return Learner(self.config.resolve(changes), self.data, self.device, seed, self.trust)
 
     def _warm_up(self) -> None:
         """Pay off the clock for every batch shape that the strategy expects, in training and in scoring."""

@@ -18,10 +18,10 @@ from budgettune.errors import (
 )
 from budgettune.records import EpochRecord, TrialResult
 from budgettune.spec.study_spec import StudySpec
-from budgettune.spec.trust import allowed_folders
+from budgettune.spec.trust import Trust
 from budgettune.study.handle import Claim, StudyHandle, load_study, study_names
 from budgettune.training.device import pick_device
-from budgettune.training.session import DataCache, check_files, prepare_process, undisturbed
+from budgettune.training.session import DataCache, prepare_process, undisturbed
 from budgettune.training.trainer import train
 from budgettune.worker.early_stop_judge import FinishedTrials, TrialJudge
 from budgettune.worker.options import WorkerOptions, WorkerSummary
@@ -95,8 +95,8 @@ class _Worker:
 
     def run(self) -> WorkerSummary:
         self.device = pick_device(self.options.device)
-        self.folders = allowed_folders(self.options.allow_root, self.url)
-        self.data = DataCache(self.device, self.options.allow_import)
+        self.trust = Trust.of_database(self.url, self.options.allow_import, self.options.allow_root)
+        self.data = DataCache(self.device, self.trust)
         self.machine, self.witness = prepare_process(self.device, self.options.threads)
         began = time.monotonic()
         while not self.stop.is_set and not self._is_spent(time.monotonic() - began):
@@ -235,7 +235,7 @@ class _Worker:
     def _train_once(self, study: StudyHandle, claim: Claim, should_stop: Callable[[], bool]) -> TrialResult:
         spec = study.spec
         config = spec.resolve(claim.params)
-        check_files(config, self.folders)
+        self.trust.check_files(config)
         data, load_seconds = self.data.get(config.data)
         judge = self._judge_of(study, claim)
         result = train(
@@ -245,7 +245,7 @@ class _Worker:
             data=data,
             device=self.device,
             load_seconds=load_seconds,
-            allow_import=self.options.allow_import,
+            trust=self.trust,
             witness=self.witness,
             should_stop=should_stop,
             on_epoch=lambda record: self.listener.epoch(claim, spec, record),

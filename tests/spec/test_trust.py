@@ -6,43 +6,44 @@ from pathlib import Path
 import pytest
 
 from budgettune.errors import SpecError, UsageError
-from budgettune.spec.trust import allowed_folders, check_paths, import_code
+from budgettune.spec.study_spec import StudySpec
+from budgettune.spec.trust import Trust
 
 SERVER = "postgresql://anna@db/budgettune"
 
 
-def check(text, allowed):
-    check_paths([("data.cache", None), ("data.root", text)], allowed)
+def check(text, trust):
+    trust.check_files(StudySpec.from_document({"name": "a", "data": {"name": "folder", "root": text}}))
 
 
 def test_a_database_of_this_box_is_trusted_unless_folders_are_named():
-    assert allowed_folders(None, "sqlite:///study.db") is None
-    check("/etc", None)
+    assert Trust.of_database("sqlite:///study.db").folders is None
+    check("/etc", Trust.of_database("sqlite:///study.db"))
     with pytest.raises(UsageError):
-        check("/etc", allowed_folders(["/srv/images"], "sqlite:///study.db"))
+        check("/etc", Trust.of_database("sqlite:///study.db", roots=["/srv/images"]))
 
 
 def test_a_study_of_a_server_gets_the_working_folder_and_what_was_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for fine in ("data", str(tmp_path / "data"), "deep/er/../data"):
-        check(fine, allowed_folders(None, SERVER))
+        check(fine, Trust.of_database(SERVER))
     for outside in ("/etc", "..", "data/../../etc", "~"):
         with pytest.raises(UsageError, match=r"data\.root: .*--allow-root"):
-            check(outside, allowed_folders(None, SERVER))
-    check("/etc/images", allowed_folders(["/etc"], SERVER))
+            check(outside, Trust.of_database(SERVER))
+    check("/etc/images", Trust.of_database(SERVER, roots=["/etc"]))
 
 
 def test_links_are_followed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").symlink_to("/etc")
     with pytest.raises(UsageError):
-        check("data", allowed_folders(None, SERVER))
+        check("data", Trust.of_database(SERVER))
 
 
 def test_a_service_that_runs_in_the_top_folder_has_opened_nothing(monkeypatch):
     monkeypatch.chdir(Path("/"))
     with pytest.raises(UsageError):
-        check("etc", allowed_folders(None, SERVER))
+        check("etc", Trust.of_database(SERVER))
 
 
 @pytest.fixture
@@ -63,14 +64,14 @@ def package(tmp_path, monkeypatch):
 
 def test_an_allowed_name_is_imported(package):
     package("bt_own", models="def build():\n    return 42\n")
-    assert import_code("bt_own.models:build", ["bt_own"])() == 42
+    assert Trust(["bt_own"]).import_code("bt_own.models:build")() == 42
 
 
 @pytest.mark.parametrize("allowed", [[], ["bt_other"], ["bt_secret.models"]])
 def test_a_package_that_is_not_allowed_is_never_run(package, allowed):
     package("bt_secret", models="raise SystemExit('ran')")
     with pytest.raises(UsageError, match="--allow-import bt_secret"):
-        import_code("bt_secret.models:build", allowed)
+        Trust(allowed).import_code("bt_secret.models:build")
     assert "bt_secret" not in sys.modules
 
 
@@ -86,4 +87,4 @@ def test_a_package_that_is_not_allowed_is_never_run(package, allowed):
 def test_a_name_that_cannot_work_says_why(package, name, message):
     package("bt_a", models="def build(): ...", broken="1 / 0")
     with pytest.raises(SpecError, match=message):
-        import_code(name, ["bt_a"])
+        Trust(["bt_a"]).import_code(name)

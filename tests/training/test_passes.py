@@ -10,6 +10,7 @@ from torch.utils.data import TensorDataset
 from budgettune.errors import BudgetUsedUp, Interrupted, SpecError
 from budgettune.spec.pruning import STRATEGIES, PruningSpec
 from budgettune.spec.study_spec import StudySpec, load_spec
+from budgettune.spec.trust import Trust
 from budgettune.training.data.load import ImageSet, load_data
 from budgettune.training.learner import Learner
 from budgettune.training.own_loop import PruningDataset
@@ -34,7 +35,7 @@ def data(spec):
 def run(spec, data, strategy, *overrides, seed=1, **kwargs):
     name = strategy if isinstance(strategy, str) else f"{__name__}:{strategy.__name__}"
     spec = spec.with_overrides([f"pruning.strategy={name}", *overrides])
-    return train(spec, seed=seed, data=data, allow_import=["tests"], **kwargs).result
+    return train(spec, seed=seed, data=data, trust=Trust(["tests"]), **kwargs).result
 
 
 class Asks(Strategy):

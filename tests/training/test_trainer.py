@@ -10,6 +10,7 @@ from torch import nn
 from budgettune.errors import Interrupted, NonFiniteLoss, OutOfMemory, SpecError
 from budgettune.records import TrialResult
 from budgettune.spec.study_spec import StudySpec, load_spec
+from budgettune.spec.trust import Trust
 from budgettune.training.data.load import load_data
 from budgettune.training.pruning import EpochPlan, Strategy
 from budgettune.training.pruning.baselines import StaleQuantile
@@ -29,7 +30,7 @@ def data(spec):
 
 
 def run(spec, data, *overrides, seed=1, **kwargs):
-    kwargs.setdefault("allow_import", ["tests"])
+    kwargs.setdefault("trust", Trust(["tests"]))
     return train(spec.with_overrides([*overrides, "search={}"]), seed=seed, data=data, **kwargs).result
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 
 from budgettune.errors import DataError
 from budgettune.spec.tables import DataSpec
+from budgettune.spec.trust import Trust
 from budgettune.text import message_of
 from budgettune.training.data.augment import augment, normalise
 from budgettune.training.data.cache import MappedImages
@@ -70,21 +71,21 @@ class ImageData:
         return replace(self, train=self.train.to(device), held_out=self.held_out.to(device))
 
 
-def load_data(spec: DataSpec, *, allow_import: Collection[str] = ()) -> ImageData:
+def load_data(spec: DataSpec, *, trust: Trust = Trust()) -> ImageData:
     """Read the images of a study.
 
     The same spec and files give the same images in the same order. No global random state is touched.
 
     Args:
         spec: `[data]` of the study.
-        allow_import: top packages that this box allows, for images from package.module:function.
+        trust: which packages images from package.module:function may come from.
 
     Raises:
         DataError: where files are missing, damaged or of the wrong shape; the message names the file and the fix.
         SpecError: where package.module:function cannot be imported.
         UsageError: where its package is not allowed.
     """
-    source = _read(spec, allow_import)
+    source = _read(spec, trust)
     train, held_out = _split(source, spec)
     if spec.image_size is not None:
         train, held_out = (_resized(part, spec.image_size) for part in (train, held_out))
@@ -102,10 +103,10 @@ def load_data(spec: DataSpec, *, allow_import: Collection[str] = ()) -> ImageDat
     )
 
 
-def _read(spec: DataSpec, allow_import: Collection[str]) -> SourceImages:
+def _read(spec: DataSpec, trust: Trust) -> SourceImages:
     reader = _READERS.get(spec.name)
     try:
-        return reader(spec) if reader else read_code(spec, allow_import)
+        return reader(spec) if reader else read_code(spec, trust)
     except OSError as error:
         raise DataError(f"{spec.name}: {message_of(error)}: check data.root and its permissions") from None
 

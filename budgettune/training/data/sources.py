@@ -7,7 +7,7 @@ import random
 import socket
 import sys
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from filelock import FileLock
 
 from budgettune.errors import BudgetTuneError, DataError
 from budgettune.spec.tables import DataSpec
-from budgettune.spec.trust import import_code
+from budgettune.spec.trust import Trust
 from budgettune.text import message_of
 from budgettune.training.data.images import SourceImages, as_labels, check_classes, hold_out, image_set
 
@@ -86,7 +86,7 @@ def read_cifar(spec: DataSpec) -> SourceImages:
     return SourceImages(train=train, test=test, num_classes=num_classes, flip=True)
 
 
-def read_code(spec: DataSpec, allow_import: Collection[str]) -> SourceImages:
+def read_code(spec: DataSpec, trust: Trust) -> SourceImages:
     """Call `package.module:function` with the DataSpec, and check what it returns.
 
     It returns (train_images, train_labels, test_images, test_labels): images as uint8 arrays or tensors
@@ -98,7 +98,7 @@ def read_code(spec: DataSpec, allow_import: Collection[str]) -> SourceImages:
         DataError: where it fails, or returns anything else.
     """
     with _random_state_kept():
-        parts = _call(import_code(spec.name, allow_import), spec)
+        parts = _call(trust.import_code(spec.name), spec)
     train_images, train_labels, test_images, test_labels = parts
     num_classes = int(as_labels(train_labels, f"{spec.name}: training part").max()) + 1
     train = image_set(train_images, train_labels, f"{spec.name}: training part", num_classes)

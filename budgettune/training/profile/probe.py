@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from statistics import fmean, median, pstdev
@@ -14,6 +14,7 @@ import torch
 from budgettune.errors import OutOfMemory, SpecError
 from budgettune.spec.study_spec import StudySpec
 from budgettune.spec.tables import IMAGE_SHAPES, DataSpec
+from budgettune.spec.trust import Trust
 from budgettune.training.data.load import ImageData, ImageSet, load_data
 from budgettune.training.device import Device, is_out_of_memory
 from budgettune.training.profile.kernels import Kernel, kernels_of
@@ -76,7 +77,7 @@ class Probe:
         data: at least batch_size images on the device, such as `probe_images` gives.
         device: where it runs.
         cudnn_benchmark: whether cuDNN measures its kernels, as in training, or trusts its heuristic.
-        allow_import: packages that code named in the spec may come from.
+        trust: which packages code named in the spec may come from.
         clock: seconds, monotonic.
 
     Raises:
@@ -91,7 +92,7 @@ class Probe:
         device: Device,
         *,
         cudnn_benchmark: bool = True,
-        allow_import: Collection[str] = (),
+        trust: Trust = Trust(),
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         batch = config.train.batch_size
@@ -107,7 +108,7 @@ class Probe:
                 device,
                 0,
                 Stopwatch(clock, device.synchronize),
-                allow_import,
+                trust,
             )
         self._indices = torch.arange(batch, device=device.torch)
         self._losses = torch.zeros((), device=device.torch)
@@ -166,20 +167,20 @@ class Probe:
             torch.backends.cudnn.benchmark = before
 
 
-def probe_images(spec: DataSpec, count: int, device: torch.device, allow_import: Collection[str] = ()) -> ImageData:
+def probe_images(spec: DataSpec, count: int, device: torch.device, trust: Trust = Trust()) -> ImageData:
     """Return images to probe with: random ones in the shape of a built-in set, else the set's own.
 
     Args:
         spec: `[data]` of the study.
         count: images that a built-in set is imitated with.
         device: to put them on.
-        allow_import: packages that the images may come from.
+        trust: which packages the images may come from.
 
     Raises:
         DataError: where a set that is not built in cannot be read.
     """
     if spec.name not in IMAGE_SHAPES:
-        return load_data(spec, allow_import=allow_import).to(device)
+        return load_data(spec, trust=trust).to(device)
     channels, size, num_classes = IMAGE_SHAPES[spec.name]
     size = spec.image_size or size
     generator = torch.Generator().manual_seed(spec.seed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,6 +15,7 @@ from budgettune.machine.fingerprint import usable_cores
 from budgettune.machine.witness import witness_for
 from budgettune.spec.study_spec import StudySpec
 from budgettune.spec.tables import ALIGNMENT, Scalar, is_code
+from budgettune.spec.trust import Trust
 from budgettune.training.data.load import ImageData
 from budgettune.training.device import Device, has_fast_bf16, pick_device, pick_precision
 from budgettune.training.profile.cliffs import THRESHOLD, Verdict, judge, nearest_healthy
@@ -43,7 +44,7 @@ def profile(
     remedies: bool = True,
     cudnn_benchmark: bool = True,
     threshold: float = THRESHOLD,
-    allow_import: Collection[str] = (),
+    trust: Trust = Trust(),
     report_progress: Callable[[str], None] = lambda line: None,
     make_probe: Callable[..., Probe] = Probe,
 ) -> ProfileReport:
@@ -62,7 +63,7 @@ def profile(
         remedies: time remedies for what is alarmed.
         cudnn_benchmark: False to probe as scripts do that leave it off; it is then tried as a remedy.
         threshold: time over prediction from which a configuration is alarmed.
-        allow_import: packages that code named in the spec may come from.
+        trust: which packages code named in the spec may come from.
         report_progress: told what happens, a line at a time.
         make_probe: builds a probe; a stand-in for tests.
 
@@ -75,7 +76,7 @@ def profile(
         raise UsageError(f"rounds {rounds}, steps {steps}: give at least 1 of each")
     target = Device(pick_device(device))
     target.prepare()
-    workshop = _Workshop(spec, target, cudnn_benchmark, allow_import, make_probe)
+    workshop = _Workshop(spec, target, cudnn_benchmark, trust, make_probe)
     with _threads(threads or usable_cores()):
         return _Profiler(workshop, rounds, steps, threshold, report_progress).report(remedies)
 
@@ -97,7 +98,7 @@ class _Workshop:
     spec: StudySpec
     device: Device
     cudnn_benchmark: bool
-    allow_import: Collection[str]
+    trust: Trust
     make_probe: Callable[..., Probe]
     images: dict[str, ImageData] = field(default_factory=dict)
 
@@ -122,7 +123,7 @@ class _Workshop:
             self._images_for(config),
             self.device,
             cudnn_benchmark=self.cudnn_benchmark if cudnn_benchmark is None else cudnn_benchmark,
-            allow_import=self.allow_import,
+            trust=self.trust,
         )
 
     def changes(self, config: StudySpec) -> dict[str, Callable[[], Probe]]:
@@ -145,7 +146,7 @@ class _Workshop:
     def _images_for(self, config: StudySpec) -> ImageData:
         key, count = config.data.model_dump_json(), config.train.batch_size
         if key not in self.images or len(self.images[key].train) < count:
-            self.images[key] = probe_images(config.data, count, self.device.torch, self.allow_import)
+            self.images[key] = probe_images(config.data, count, self.device.torch, self.trust)
         return self.images[key]
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-
 import torch
 
 from budgettune.errors import SpecError
 from budgettune.spec.pruning import PruningSpec
 from budgettune.spec.tables import is_code
-from budgettune.spec.trust import import_code
+from budgettune.spec.trust import Trust
 from budgettune.training.pruning.bandits import EpsilonGreedy, UpperConfidenceBound
 from budgettune.training.pruning.base import EpochPlan, Passes, Quota, Scorer, Scores, Selection, Strategy
 from budgettune.training.pruning.baselines import Full, PaperAsCoded, RandomSubset, StaleQuantile
@@ -63,7 +61,7 @@ def make_strategy(
     *,
     seed: int = 0,
     device: torch.device | str = "cpu",
-    allow_import: Collection[str] = (),
+    trust: Trust = Trust(),
     epochs: int | None = None,
 ) -> Strategy:
     """Return the strategy that a `[pruning]` table names, for `size` training samples.
@@ -73,7 +71,7 @@ def make_strategy(
         size: number of training samples.
         seed: of the strategy's own chance.
         device: of all tensors.
-        allow_import: packages that code of your own may come from.
+        trust: which packages code of your own may come from.
         epochs: of the run; None under a time budget.
 
     Raises:
@@ -81,7 +79,7 @@ def make_strategy(
     """
     if not is_code(spec.strategy):
         return REGISTRY[spec.strategy](size, spec, seed=seed, device=device, epochs=epochs)
-    kind = import_code(spec.strategy, allow_import)
+    kind = trust.import_code(spec.strategy)
     if not (isinstance(kind, type) and issubclass(kind, Strategy)):
         raise SpecError(f"pruning.strategy: {spec.strategy} must be a subclass of budgettune.training.pruning.Strategy")
     return kind(size, spec, seed=seed, device=device, epochs=epochs)

@@ -8,6 +8,7 @@ import torch
 
 from budgettune.errors import DataError, UsageError
 from budgettune.spec.tables import DataSpec
+from budgettune.spec.trust import Trust
 from budgettune.training.data.images import hold_out
 from budgettune.training.data.load import load_data
 from tests.support.image_files import IMAGES, fashion, idx, same, write_fashion
@@ -48,7 +49,7 @@ def own(tmp_path, monkeypatch):
         text = f"import random\nimport numpy as np\nimport torch\ndef load(spec):\n    {body}\n"
         (tmp_path / "bt_images.py").write_text(text)
         monkeypatch.setattr(sys, "dont_write_bytecode", True)
-        return load_data(DataSpec(name="bt_images:load", **settings), allow_import=allow)
+        return load_data(DataSpec(name="bt_images:load", **settings), trust=Trust(allow))
 
     yield load
     sys.modules.pop("bt_images", None)

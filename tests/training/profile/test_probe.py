@@ -8,6 +8,7 @@ import torch
 
 from budgettune.errors import SpecError
 from budgettune.spec.study_spec import load_spec
+from budgettune.spec.trust import Trust
 from budgettune.training.data.load import load_data
 from budgettune.training.device import Device
 from budgettune.training.profile import probe as probe_module
@@ -107,7 +108,7 @@ def my_images(spec):
 
 def test_a_set_of_your_own_is_read(config):
     spec = config.with_overrides([f"data.name={__name__}:my_images", "train.batch_size=8"])
-    data = probe_images(spec.data, 8, CPU, allow_import=["tests"])
+    data = probe_images(spec.data, 8, CPU, trust=Trust(["tests"]))
     assert data.num_classes == 4
     assert Probe(spec, data, Device("cpu")).measure(1).batch_size == 8
 
@@ -124,7 +125,7 @@ def my_model(num_classes, channels, image_size, scale):
 def test_a_model_of_your_own_can_be_probed(config):
     spec = config.with_overrides([f"model.name={__name__}:my_model"])
     data = probe_images(spec.data, 40, CPU)
-    assert Probe(spec, data, Device("cpu"), allow_import=["tests"]).measure(1).widths == (8, 8, 8)
+    assert Probe(spec, data, Device("cpu"), trust=Trust(["tests"])).measure(1).widths == (8, 8, 8)
 
 
 def test_kernels_of_a_step_are_named_and_their_shares_add_up(probe, capfd):

@@ -164,7 +164,7 @@ def test_only_unaligned_widths_have_a_twin():
 class SlowWhenNarrow:
     """Stands for a probe on a device where channels that are not multiples of 8 take three times as long in fp32."""
 
-    def __init__(self, config, data, box, *, cudnn_benchmark, allow_import):
+    def __init__(self, config, data, box, *, cudnn_benchmark, trust):
         if config.train.batch_size > 1_000:
             raise OutOfMemory("no memory left: a smaller batch_size would fit")
         self.config = config

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from budgettune.errors import SpecError
 from budgettune.spec.pruning import PROFILES, STRATEGIES, PruningSpec, expected_visits
+from budgettune.spec.trust import Trust
 from budgettune.training.pruning import REGISTRY, EpochPlan, Strategy, make_strategy
 from budgettune.training.pruning.baselines import drop_lowest
 from tests.support.simulation import World, make, play, spec_of
@@ -276,10 +277,10 @@ class Opposite(Strategy):
 
 def test_a_strategy_of_ones_own_is_found_where_its_package_is_allowed():
     spec = PruningSpec(strategy=f"{__name__}:Opposite", prune_rate=0.5)
-    strategy = make_strategy(spec, 4, allow_import=["tests"])
+    strategy = make_strategy(spec, 4, trust=Trust(["tests"]))
     assert strategy.plan(0, 0.0).indices.tolist() == [1, 0]
     with pytest.raises(SpecError, match="subclass"):
-        make_strategy(PruningSpec(strategy=f"{__name__}:make"), 4, allow_import=["tests"])
+        make_strategy(PruningSpec(strategy=f"{__name__}:make"), 4, trust=Trust(["tests"]))
 
 
 def test_a_strategy_refuses_a_rate_that_it_cannot_reach():
