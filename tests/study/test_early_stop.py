@@ -1,4 +1,4 @@
-"""Stopping by dominance: forecasts and verdicts on made-up curves, rows of stopped trials, a worker that stops one."""
+"""Stopping by dominance: forecasts and verdicts on made-up curves, rows of stopped trials."""
 
 import json
 from dataclasses import replace
@@ -9,12 +9,11 @@ import pytest
 
 from budgettune.cli.output import Format
 from budgettune.cli.study import study_show
-from budgettune.errors import SpecError, StorageError
+from budgettune.errors import SpecError
 from budgettune.predict.sampler.encoding import Encoding
 from budgettune.predict.sampler.history import history_of
-from budgettune.records import Slot, TrialRecord, TrialResult
+from budgettune.records import TrialRecord, TrialResult
 from budgettune.spec.study_spec import StudySpec, load_spec
-from budgettune.storage import answers as query
 from budgettune.storage.connection import writing
 from budgettune.storage.writes import end_trial
 from budgettune.study.early_stop import (
@@ -30,8 +29,6 @@ from budgettune.study.early_stop import (
 )
 from budgettune.study.handle import create_study
 from budgettune.study.sampling import search_space
-from budgettune.worker.early_stop_judge import FinishedTrials
-from budgettune.worker.loop import WorkerOptions, run_worker
 from tests.support.studies import curve, grid, let_lease_run_out, records, result, sampled, work_off
 
 
@@ -303,75 +300,3 @@ def test_a_damaged_note_is_no_stop(study, stopped):
 def test_settings_that_cannot_work_are_refused(setting):
     with pytest.raises(SpecError, match=f"stopping.{setting.partition('=')[0]}"):
         load_spec("digits").with_overrides([f"stopping.{setting}"])
-
-
-# --- Worker ---------------------------------------------------------------------------------------------------------
-
-
-class Clock:
-    seconds = 0.0
-
-    def __call__(self):
-        return self.seconds
-
-
-def test_finished_trials_are_read_once_as_they_come_and_an_absent_database_ends_no_trial(study, monkeypatch):
-    clock = Clock()
-    rivals = FinishedTrials(study, "cpu x2", clock)
-    work_off(study)
-    assert len(rivals.known()) == 4
-    asked = []
-
-    def away(*arguments, **options):
-        asked.append(options["leave_out"])
-        raise StorageError("away")
-
-    monkeypatch.setattr(query, "trial_records", away)
-    assert len(rivals.known()) == 4
-    assert asked == []
-    clock.seconds = 60.0
-    assert len(rivals.known()) == 4
-    assert asked == [{0, 1, 2, 3}]
-
-
-def test_rivals_come_from_the_same_kind_of_machine(study):
-    study.complete(study.claim(), result(device_name="cpu"))
-    study.complete(study.claim(), result(device_name="gpu"))
-    assert [rival.number for rival in FinishedTrials(study, "cpu x2").known()] == [0]
-    assert [rival.number for rival in FinishedTrials(study, None).known()] == [0]  # the other one is an extra
-
-
-OPTIONS = WorkerOptions(device="cpu", threads=1, allow_mixed=True)
-
-
-def made_up(number):
-    """Return a result far better and faster than real training, whose curve halves the error towards its end."""
-    epochs = curve(1e-4, 0.02 * (1 + number), epochs=30, start=0.04 * (1 + number))
-    return replace(result(1e-4, epochs[-1].accuracy), curve=epochs)
-
-
-@pytest.mark.parametrize("control", [0.0, 1.0])
-def test_a_worker_stops_a_dominated_trial_and_runs_a_control_to_its_end(sqlite_url, control):
-    rates = ", ".join(str(k / 20) for k in range(10))
-    overrides = [f"search={{prune_rate = [{rates}]}}", "pruning.strategy=random", "train.epochs=30"]
-    overrides += ["model.widths=[8, 8, 8]", "model.blocks=1", "data.train_size=600", "train.batch_size=200"]
-    study = create_study(
-        load_spec("digits").with_overrides([*overrides, "stopping.rule=dominance", f"stopping.control={control}"]),
-        sqlite_url,
-    )
-    for number in range(9):
-        study.complete(study.claim(), made_up(number))
-    assert run_worker(sqlite_url, None, OPTIONS).completed == 1
-    last = query.trial_records(study.engine, study.study_id)[-1]
-    assert study.verify().whole
-    assert study.is_finished()
-    summary = study.stopping()
-    if control:
-        assert (last.state, len(last.curve)) == ("COMPLETE", 30)
-        assert (summary.stopped, summary.controls, summary.wrong) == (0, 1, 0)
-    else:
-        assert (last.state, len(last.curve)) == ("PRUNED", 1)
-        assert last.stopped.startswith("after epoch 1")
-        assert (summary.stopped, summary.controls) == (1, 0)
-        assert study.verify().stopped == 1
-    assert Slot(9, 0) not in study.verify().missing

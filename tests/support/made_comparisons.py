@@ -2,10 +2,10 @@
 
 from budgettune.comparison.plan import shared_spec
 from budgettune.comparison.result import Arm, Comparison, Measured, Run
-from budgettune.records import MachineInfo
 from budgettune.spec.study_spec import load_spec
+from tests.support.studies import machine
 
-MACHINE = MachineInfo(hostname="box", device="cpu", device_name="Abacus", threads=2)
+MACHINE = machine("Abacus")
 DIGITS = load_spec("digits")
 FULL_AT = (0.80, 0.81, 0.79, 0.80, 0.80)
 BETTER = (0.85, 0.86, 0.85, 0.85, 0.86)

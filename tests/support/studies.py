@@ -16,26 +16,6 @@ RANGES = {"train.lr": {"low": 1e-4, "high": 1e-1, "log": True}, "batch_size": {"
 
 
 SPEC = StudySpec.from_document({"name": "ours", "search": {"scale": [1.0, 1.4], "prune_rate": [0.0, 0.3]}})
-RESULT = TrialResult(
-    train_seconds=2.0,
-    test_accuracy=0.5,
-    keep_fraction=1.0,
-    epochs=1,
-    steps=1,
-    samples=1,
-    parameters=1,
-    multiply_adds=1,
-    step_ms_median=1.0,
-    step_ms_mad=0.0,
-    peak_memory_mb=1.0,
-    final_lr=0.0,
-    seed=0,
-    precision="fp32",
-    weights_sha256="0",
-    curve=(),
-    phases=PhaseSeconds(),
-    machine=MachineInfo(hostname="box", device="cpu", device_name="cpu"),
-)
 
 
 def grid(name="study", search=SEARCH, **sampler):
@@ -47,7 +27,12 @@ def sampled(sampler="tpe", search=None, name="study", **options):
     return StudySpec.from_document({"name": name, "search": search, "sampler": {"name": sampler, **options}})
 
 
+def machine(device_name="cpu"):
+    return MachineInfo(hostname="box", device="cpu", device_name=device_name, threads=2)
+
+
 def result(train_seconds=10.0, test_accuracy=0.9, device_name="cpu"):
+    """Return what training gave, with a number that no JSON has."""
     epochs = [
         EpochRecord(epoch=epoch, train_seconds=5.0 * (epoch + 1), steps=4, samples=64, loss=0.5, accuracy=0.8)
         for epoch in range(2)
@@ -70,8 +55,11 @@ def result(train_seconds=10.0, test_accuracy=0.9, device_name="cpu"):
         weights_sha256="abc",
         curve=tuple(epochs),
         phases=PhaseSeconds(plan=0.1, step=9.0, observe=0.2),
-        machine=MachineInfo(hostname="box", device="cpu", device_name=device_name, threads=2),
+        machine=machine(device_name),
     )
+
+
+RESULT = result(2.0, 0.5)
 
 
 def let_lease_run_out(study):
@@ -99,3 +87,23 @@ def curve(seconds, error, *, epochs=10, start=0.9, noise=0.0, rng=None):
         EpochRecord(epoch=epoch, train_seconds=float(end), steps=1, samples=1, loss=1.0, accuracy=float(1.0 - each))
         for epoch, (end, each) in enumerate(zip(ends, errors, strict=True))
     )
+
+
+def statements_of(study, call):
+    """Return how many statements a call sends."""
+    sent = []
+
+    def note(_connection, _cursor, statement, *_):
+        sent.append(statement)
+
+    sa.event.listen(study.engine, "before_cursor_execute", note)
+    call()
+    sa.event.remove(study.engine, "before_cursor_execute", note)
+    return len([statement for statement in sent if not statement.startswith("BEGIN")])
+
+
+def lost_claim(study):
+    claim = study.claim()
+    let_lease_run_out(study)
+    assert study.reconcile().lost == 1
+    return claim

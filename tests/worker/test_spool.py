@@ -2,17 +2,16 @@
 
 import itertools
 import json
-import time
+from dataclasses import replace
 
 import pytest
 
 from budgettune.errors import StorageError
-from budgettune.records import MachineInfo, PhaseSeconds, TrialResult
 from budgettune.spec.study_spec import load_spec
 from budgettune.storage import answers as query
 from budgettune.study.handle import StudyHandle, create_study, delete_study
 from budgettune.worker.spool import Spool, Spooled, default_folder, pauses, storage_identity
-from budgettune.worker.watchdog import HUNG_STATUS, TrialLimit
+from tests.support.studies import result
 
 
 @pytest.fixture
@@ -25,15 +24,6 @@ def make(url, *overrides):
     return create_study(spec, url)
 
 
-def result(seed=0):
-    return TrialResult(
-        train_seconds=1.5, test_accuracy=0.9, keep_fraction=1.0, epochs=1, steps=6, samples=1536, parameters=10,
-        multiply_adds=10, step_ms_median=1.0, step_ms_mad=0.1, peak_memory_mb=1.0, final_lr=0.0, seed=seed,
-        precision="fp32", weights_sha256="0", curve=(), phases=PhaseSeconds(), batch_shapes=(256,),
-        machine=MachineInfo(hostname="h", device="cpu", device_name="c"),
-    )  # fmt: skip
-
-
 def away(*_, **__):
     raise StorageError("away")
 
@@ -41,8 +31,9 @@ def away(*_, **__):
 def test_a_file_holds_all_and_no_password(spool, sqlite_url):
     study = make(sqlite_url)
     claim = study.claim()
-    path = spool.keep(study, claim, result())
-    assert Spooled.from_json(path.read_text()).result == result()
+    finished = replace(result(), step_ms_mad=0.1, batch_shapes=(256,))
+    path = spool.keep(study, claim, finished)
+    assert Spooled.from_json(path.read_text()).result == finished
     assert Spooled.from_json(path.read_text()).claim == claim
     assert path.stat().st_mode & 0o077 == 0
     assert sorted(json.loads(path.read_text())) == [
@@ -136,14 +127,3 @@ def test_the_folder_is_the_users_own(monkeypatch):
 def test_pauses_grow_until_patience_is_over():
     clock = iter([0, 0, 1, 2, 3, 4, 5, 6, 11]).__next__
     assert list(pauses(10, clock)) == [0.5, 1, 2, 4, 8, 16, 30]
-
-
-def test_a_step_that_hangs_is_recorded_and_ends_the_process():
-    seen, ended = [], []
-    with TrialLimit(0.05, 0.05, record=seen.append, end_process=ended.append) as limit:
-        deadline = time.monotonic() + 10
-        while not ended and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert limit.is_over
-    assert ended == [HUNG_STATUS]
-    assert [error.kind for error in seen] == ["timeout"]
