@@ -79,21 +79,20 @@ def storage_url(request):
 @pytest.fixture
 def run(monkeypatch, capsys, tmp_path, sqlite_url):
     """Run `budgettune` in this process, in a folder of its own; return exit status, standard output, standard error."""
-    from budgettune.cli import main as cli
-    from budgettune.cli import output as render
+    from budgettune.cli import main, output
     from budgettune.cli.options import DebugSwitch
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("BUDGETTUNE_STORAGE", sqlite_url)
     monkeypatch.setattr(DebugSwitch, "is_on", False)
-    for console in (render.out, render.err):
+    for console in (output.out, output.err):
         monkeypatch.setattr(console, "width", 200)
 
     def command(*words):
         monkeypatch.setattr(sys, "argv", ["budgettune", *map(str, words)])
         capsys.readouterr()
         with pytest.raises(SystemExit) as leaving:
-            cli.main()
+            main.main()
         printed = capsys.readouterr()
         return leaving.value.code or 0, printed.out, printed.err
 

@@ -28,7 +28,7 @@ from typer.testing import CliRunner
 import budgettune as bt
 from benchmarks.support import synthetic
 from budgettune import api
-from budgettune.cli import main as cli
+from budgettune.cli.main import app
 from budgettune.errors import BudgetTuneError, SpecError, StorageError, StudyNotFound
 from budgettune.spec.study_spec import StudySpec
 from budgettune.storage import answers as query
@@ -77,7 +77,7 @@ def assert_one_line(text):
 
 def run(*words, **environment):
     """Run a command in this process; return its exit status, all that it printed, and standard output alone."""
-    done = CliRunner().invoke(cli.app, [str(word) for word in words], env=environment)
+    done = CliRunner().invoke(app, [str(word) for word in words], env=environment)
     if isinstance(done.exception, BudgetTuneError):
         assert_one_line(str(done.exception))
     elif done.exception is not None and not isinstance(done.exception, SystemExit):
@@ -511,7 +511,7 @@ def test_attributes_of_any_json_are_answered_or_complained_of_on_a_server(shared
 def test_studies_of_other_programs_are_named_as_such_by_every_command(pristine):
     url = f"sqlite:///{pristine}"
     for words in (*QUESTIONS, ["study", "delete", "--yes"], ["train", "--trial", "0"], ["worker"]):
-        done = CliRunner().invoke(cli.app, [*words, "--storage", url, "--", "theirs"])
+        done = CliRunner().invoke(app, [*words, "--storage", url, "--", "theirs"])
         assert done.exit_code == 1
         assert isinstance(done.exception, StudyNotFound)
         assert "was made by another program: name one of: healthy, grid, sampled" in str(done.exception)
@@ -531,7 +531,7 @@ def newer(sqlite_url):
 
 def test_a_study_of_a_newer_version_says_so_answers_and_leaves_others_alone(newer, caplog):
     for words in (["study", "show"], ["study", "verify"], ["study", "retry"], ["worker"], ["train", "--trial", "0"]):
-        done = CliRunner().invoke(cli.app, [*words, "--storage", newer, "grid"])
+        done = CliRunner().invoke(app, [*words, "--storage", newer, "grid"])
         assert "warp: unknown key" in str(done.exception)
         assert "open it with the budgettune that made it" in str(done.exception)
     status, printed, _ = run("study", "list", "--storage", newer)

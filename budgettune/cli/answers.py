@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from budgettune import api
-from budgettune.cli import output as render
 from budgettune.cli.options import (
     ANSWERS,
     CleanOnly,
@@ -21,7 +20,7 @@ from budgettune.cli.options import (
     duration,
     examples,
 )
-from budgettune.cli.output import Format, err, out
+from budgettune.cli.output import Format, err, hypervolume_line, out, print_json, print_trials, trial_document, warn
 from budgettune.records import TrialRecord
 
 if TYPE_CHECKING:
@@ -60,8 +59,8 @@ def best(
     kind, note = api.machines(study, device_name=device_name, storage=storage)
     records = api.best_under_budget(study, budget, top=top, device_name=kind, clean_only=clean_only, storage=storage)
     sure = api.certainty(study, device_name=kind, clean_only=clean_only, storage=storage)
-    render.note(note)
-    render.print_trials(records, form, also=lambda record: _accuracy_over_seeds(sure, record, form))
+    warn(note)
+    print_trials(records, form, also=lambda record: _accuracy_over_seeds(sure, record, form))
 
 
 def _accuracy_over_seeds(sure: Certainty | None, record: TrialRecord, form: Format) -> dict[str, Any]:
@@ -97,14 +96,14 @@ def front(
     records = api.pareto_front(study, device_name=kind, clean_only=clean_only, storage=storage)
     volume, reference = api.hypervolume_of(study, device_name=kind, clean_only=clean_only, storage=storage)
     sure = api.certainty(study, device_name=kind, clean_only=clean_only, storage=storage)
-    render.note(note)
+    warn(note)
     if form is Format.json:
-        documents = [{**render.trial_document(each), **_chance_on_front(sure, each, form)} for each in records]
-        render.print_json({"front": documents, "hypervolume": volume, "reference": reference})
+        documents = [{**trial_document(each), **_chance_on_front(sure, each, form)} for each in records]
+        print_json({"front": documents, "hypervolume": volume, "reference": reference})
         return
-    render.print_trials(records, form, also=lambda record: _chance_on_front(sure, record, form))
+    print_trials(records, form, also=lambda record: _chance_on_front(sure, record, form))
     if form is Format.table:
-        out.print(render.hypervolume_line(volume, reference), highlight=False)
+        out.print(hypervolume_line(volume, reference), highlight=False)
 
 
 @app.command(

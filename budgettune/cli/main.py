@@ -11,13 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 
 from budgettune import api
-from budgettune.cli import answers as cli_answers
-from budgettune.cli import output as render
-from budgettune.cli import recommend as cli_predict
-from budgettune.cli import study as cli_study
-from budgettune.cli import training as cli_training
+from budgettune.cli import answers, compare, profile, recommend, study, train
 from budgettune.cli.options import (
     ANSWERS,
     BEFORE,
@@ -36,7 +33,7 @@ from budgettune.cli.options import (
     studies_beginning,
     switch,
 )
-from budgettune.cli.output import Format, err, out
+from budgettune.cli.output import Format, err, hypervolume_line, out, print_rows, print_trials
 from budgettune.errors import BudgetTuneError
 from budgettune.text import format_duration
 
@@ -53,10 +50,9 @@ app = typer.Typer(
     "Durations are written 90s, 10m or 1h30m; a number alone means seconds. BUDGETTUNE_STORAGE names the database.\n"
     "Exit status: 0 done, 1 error, 2 wrong usage, 130 and 143 stopped by a signal.",
 )
-app.add_typer(cli_study.app, name="study", rich_help_panel=STUDIES)
-app.add_typer(cli_answers.app)
-app.add_typer(cli_predict.app)
-app.add_typer(cli_training.app)
+app.add_typer(study.app, name="study", rich_help_panel=STUDIES)
+for module in (answers, recommend, train, compare, profile):
+    app.add_typer(module.app)
 
 
 @app.command(
@@ -178,7 +174,7 @@ def doctor(form: FormatOption = Format.table, debug: Debug = False) -> None:
         else vars(fact)
         for fact in doctor_facts()
     ]
-    render.print_rows(rows, form)
+    print_rows(rows, form)
 
 
 @app.command(rich_help_panel=STUDIES, epilog=examples("demo", "demo --storage sqlite:///demo.db"))
@@ -186,16 +182,16 @@ def demo(threads: Threads = None, storage: Storage = None, debug: Debug = False)
     """Create, work, answer: a small grid on scikit-learn's digits, in one go."""
     from budgettune.worker.loop import WorkerOptions
 
-    study = api.create_study("digits", storage=storage, skip_if_exists=True)
-    summary = _work(study.name, WorkerOptions(device="cpu", threads=threads), storage)
-    out.print(f"study {study.name!r}: {summary.completed} trials trained now, {len(study.spec.cells())} in all\n")
-    members = api.pareto_front(study.name, storage=storage)
-    render.print_trials(members, Format.table, title="The Pareto front: nothing is both faster and more accurate")
-    out.print(render.hypervolume_line(*api.hypervolume_of(study.name, storage=storage)), highlight=False)
+    digits = api.create_study("digits", storage=storage, skip_if_exists=True)
+    summary = _work(digits.name, WorkerOptions(device="cpu", threads=threads), storage)
+    out.print(f"study {digits.name!r}: {summary.completed} trials trained now, {len(digits.spec.cells())} in all\n")
+    members = api.pareto_front(digits.name, storage=storage)
+    print_trials(members, Format.table, title="The Pareto front: nothing is both faster and more accurate")
+    out.print(hypervolume_line(*api.hypervolume_of(digits.name, storage=storage)), highlight=False)
     for member in (members[0], members[len(members) // 2], members[-1]):
         budget_seconds = 1.02 * (member.train_seconds or 0.0)
-        answer = api.best_under_budget(study.name, budget_seconds, storage=storage)
-        render.print_trials(answer, Format.table, title=f"\nThe best within {format_duration(budget_seconds)}")
+        answer = api.best_under_budget(digits.name, budget_seconds, storage=storage)
+        print_trials(answer, Format.table, title=f"\nThe best within {format_duration(budget_seconds)}")
     out.print(
         "\nNext: budgettune best digits --budget 5s; budgettune dashboard; "
         "budgettune study create fashion-mnist --set data.root=FOLDER",
@@ -242,15 +238,11 @@ def main() -> None:
     except BudgetTuneError as error:
         if DebugSwitch.is_on:
             raise
-        err.print(f"[red]error:[/] {render.escape(str(error))}", highlight=False, soft_wrap=True)
+        err.print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(1)
     except Exception as error:
         if DebugSwitch.is_on:
             raise
-        text = render.escape(f"{type(error).__name__}: {error}".splitlines()[0])
+        text = escape(f"{type(error).__name__}: {error}".splitlines()[0])
         err.print(f"[red]unexpected error:[/] {text} (--debug shows where)", highlight=False, soft_wrap=True)
         sys.exit(1)
-
-
-if __name__ == "__main__":
-    main()

@@ -7,10 +7,9 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -18,21 +17,8 @@ from budgettune.records import RECORD_COLUMNS, TrialRecord
 from budgettune.storage.writes import finite
 from budgettune.text import format_duration, one_line, plain, printable
 
-__all__ = [
-    "Format",
-    "cell",
-    "err",
-    "escape",
-    "hypervolume_line",
-    "note",
-    "out",
-    "param_columns",
-    "print_json",
-    "print_rows",
-    "print_trials",
-    "trial_document",
-    "trial_row",
-]
+if TYPE_CHECKING:
+    from budgettune.predict.recommend import Prediction, Recommendation
 
 
 class Screen(Console):
@@ -41,8 +27,8 @@ class Screen(Console):
     def print(self, *objects: Any, **options: Any) -> None:
         """Print as the base class does; a text is broken where it has a line break, and nowhere else."""
         soft_wrap = all(isinstance(item, str) for item in objects)
-        shown = (printable(item) if isinstance(item, str) else item for item in objects)
-        super().print(*shown, **{"soft_wrap": soft_wrap, **options})
+        texts = (printable(item) if isinstance(item, str) else item for item in objects)
+        super().print(*texts, **{"soft_wrap": soft_wrap, **options})
 
 
 out = Screen(emoji=False)
@@ -77,7 +63,7 @@ def print_rows(rows: Sequence[Mapping[str, Any]], form: Format, *, title: str | 
                 overflow="fold",
             )
         for row in rows:
-            table.add_row(*(Text(cell(row.get(key))) for key in keys))
+            table.add_row(*(Text(shown(row.get(key))) for key in keys))
         out.print(table)
 
 
@@ -86,7 +72,7 @@ def print_json(value: Any) -> None:
     sys.stdout.write(json.dumps(finite(value), indent=2, default=list) + "\n")
 
 
-def cell(value: Any) -> str:
+def shown(value: Any) -> str:
     """Return a value as a table shows it."""
     if value is None:
         return "-"
@@ -132,7 +118,7 @@ def print_trials(
         print_rows([{**trial_row(record, form), **also(record)} for record in records], form, title=title)
 
 
-def note(text: str | None) -> None:
+def warn(text: str | None) -> None:
     """Print a sentence that a user should not miss on standard error."""
     if text is not None:
         err.print(Text.assemble(("note: ", "yellow"), one_line(text)), highlight=False, soft_wrap=True)
@@ -142,3 +128,23 @@ def hypervolume_line(volume: float, reference: tuple[float, float]) -> str:
     """Return a hypervolume with its reference point, for people."""
     seconds, accuracy = reference
     return f"hypervolume {volume:.4g} (seconds × accuracy) against {format_duration(seconds)}, accuracy {accuracy:g}"
+
+
+def promise_line(answer: Recommendation) -> str:
+    """Return in one line what training an answer's choice until its deadline is expected to give."""
+    choice = answer.choice
+    return (
+        f"{answer.study}: {settings_text(choice.params)} until {format_duration(answer.budget_seconds)} are over, "
+        f"about {choice.epochs} epochs; predicted accuracy {accuracy_text(choice)}"
+    )
+
+
+def settings_text(params: Mapping[str, Any]) -> str:
+    """Return settings as people read them."""
+    shown = (f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in params.items())
+    return ", ".join(shown) or "the study's settings"
+
+
+def accuracy_text(prediction: Prediction) -> str:
+    """Return a predicted accuracy with its interval."""
+    return f"{prediction.accuracy:.2%} ({prediction.accuracy_low:.2%} to {prediction.accuracy_high:.2%})"

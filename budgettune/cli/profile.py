@@ -1,17 +1,23 @@
-"""How `budgettune profile` shows its report: a table of configurations, and two for each alarm."""
+"""`budgettune profile`: configurations that fall off a kernel cliff, and how they are shown."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from budgettune.cli.options import BEFORE, AllowImport, Debug, Device, FormatOption, Sets, Threads, examples, switch
+from budgettune.cli.output import Format, err, out, print_json, print_rows
+
 if TYPE_CHECKING:
     from budgettune.training.profile.kernels import Kernel
     from budgettune.training.profile.result import Alarm, ProfileReport
+
+app = typer.Typer()
 
 KERNELS_SHOWN = 8
 
@@ -20,6 +26,52 @@ _VERBS = {
     "neighbours": "its neighbours predict",
     "other batches": "the same network at other batches predicts",
 }
+
+
+@app.command(
+    rich_help_panel=BEFORE,
+    epilog=examples("profile mine.toml", "profile digits --rounds 1 --no-remedies"),
+)
+def profile(
+    spec: Annotated[str, typer.Argument(metavar="SPEC", help="TOML file, or the name of a bundled one.")] = "paper",
+    sets: Sets = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    rounds: Annotated[
+        int, typer.Option("--rounds", min=1, metavar="N", help="Turns that each configuration is timed in.")
+    ] = 3,
+    steps: Annotated[int, typer.Option("--steps", min=1, metavar="N", help="Steps timed in each turn.")] = 3,
+    no_remedies: Annotated[bool, switch("--no-remedies", help="Try no cures for what is alarmed.")] = False,
+    no_cudnn_benchmark: Annotated[
+        bool, switch("--no-cudnn-benchmark", help="Leave cudnn.benchmark off, as the paper's script does.")
+    ] = False,
+    allow_import: AllowImport = None,
+    form: FormatOption = Format.table,
+    debug: Debug = False,
+) -> None:
+    """Time a step of every scale and batch size, and look into those that fall off a kernel cliff."""
+    from budgettune.spec.study_spec import load_spec
+    from budgettune.spec.trust import Trust, allowed_packages
+    from budgettune.training.profile.profiler import profile as run_profile
+
+    with err.status("probing") as status:
+        report = run_profile(
+            load_spec(spec).with_overrides(sets or []),
+            device=device,
+            threads=threads,
+            rounds=rounds,
+            steps=steps,
+            remedies=not no_remedies,
+            cudnn_benchmark=not no_cudnn_benchmark,
+            trust=Trust(allowed_packages(allow_import)),
+            report_progress=status.update,
+        )
+    if form is Format.table:
+        render_profile(report, out)
+    elif form is Format.json:
+        print_json(report.to_json())
+    else:
+        print_rows([row.flat() for row in report.rows], form)
 
 
 def render_profile(report: ProfileReport, console: Console) -> None:

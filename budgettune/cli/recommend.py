@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from budgettune import api
-from budgettune.cli import output as render
 from budgettune.cli.options import ANSWERS, Debug, Device, FormatOption, Storage, Study, Threads, duration, examples
-from budgettune.cli.output import Format, err, out
+from budgettune.cli.output import Format, accuracy_text, err, out, print_json, print_rows, settings_text
 from budgettune.text import format_duration
 
 if TYPE_CHECKING:
@@ -60,9 +59,9 @@ def recommend(
         storage=storage,
     )
     if form is Format.json:
-        render.print_json(answer.to_json())
+        print_json(answer.to_json())
     elif form is Format.csv:
-        render.print_rows([_row(answer.choice)], form)
+        print_rows([_row(answer.choice)], form)
     else:
         for line in lines(answer):
             out.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -88,7 +87,7 @@ def lines(answer: Recommendation) -> Iterator[str]:
     yield ""
     yield f"train         {_spelled(answer.choice)}"
     yield f"  time        {_time(answer.choice)}, in time with {_percent(answer.choice.chance_in_time)}"
-    yield f"  accuracy    {_accuracy(answer.choice)}"
+    yield f"  accuracy    {accuracy_text(answer.choice)}"
     yield f"best that ran {_observed(answer)}"
     for text in answer.extrapolated:
         yield f"extrapolated  {text}"
@@ -98,31 +97,14 @@ def lines(answer: Recommendation) -> Iterator[str]:
         yield f"note          {note}"
 
 
-def forecast(answer: Recommendation) -> str:
-    """Return in one line what training an answer's choice until its deadline is expected to give."""
-    return (
-        f"{answer.study}: {_settings(answer.choice.params)} until {format_duration(answer.budget_seconds)} are over, "
-        f"about {answer.choice.epochs} epochs; predicted accuracy {_accuracy(answer.choice)}"
-    )
-
-
 def _spelled(prediction: Prediction) -> str:
     epochs = f"{prediction.epochs} epoch{'s' if prediction.epochs != 1 else ''}"
-    return f"{_settings(prediction.params)} for {epochs}"
-
-
-def _settings(params: Mapping[str, Any]) -> str:
-    shown = (f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in params.items())
-    return ", ".join(shown) or "the study's settings"
+    return f"{settings_text(prediction.params)} for {epochs}"
 
 
 def _time(prediction: Prediction) -> str:
     low, high = format_duration(prediction.seconds_low), format_duration(prediction.seconds_high)
     return f"{format_duration(prediction.seconds)} ({low} to {high})"
-
-
-def _accuracy(prediction: Prediction) -> str:
-    return f"{prediction.accuracy:.2%} ({prediction.accuracy_low:.2%} to {prediction.accuracy_high:.2%})"
 
 
 def _percent(share: float) -> str:
@@ -134,7 +116,7 @@ def _observed(answer: Recommendation) -> str:
     if trial is None or trial.train_seconds is None:
         return "nothing within the budget"
     return (
-        f"trial {trial.number} ({_settings(trial.params)}, {trial.epochs} epochs): "
+        f"trial {trial.number} ({settings_text(trial.params)}, {trial.epochs} epochs): "
         f"{format_duration(trial.train_seconds)}, {trial.test_accuracy:.2%}"
     )
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from budgettune import api
-from budgettune.cli import output as render
 from budgettune.cli.options import (
     HELP,
     Debug,
@@ -24,7 +23,7 @@ from budgettune.cli.options import (
     studies_beginning,
     switch,
 )
-from budgettune.cli.output import Format, err, out
+from budgettune.cli.output import Format, err, out, print_json, print_rows
 from budgettune.errors import UsageError
 from budgettune.storage.connection import storage_url
 from budgettune.text import format_duration
@@ -108,7 +107,7 @@ def study_list(form: FormatOption = Format.table, storage: Storage = None, debug
     from budgettune.study.handle import list_studies
 
     summaries = list_studies(storage_url(storage))
-    render.print_rows([_summary_row(summary, form) for summary in summaries], form)
+    print_rows([_summary_row(summary, form) for summary in summaries], form)
     for fault in (summary.fault for summary in summaries if summary.fault):
         err.print(f"note: {fault}", highlight=False, markup=False)
 
@@ -136,7 +135,7 @@ def study_show(
         return
     summary, stopping = handle.summary(), handle.stopping()
     if form is Format.json:
-        render.print_json(
+        print_json(
             {
                 **_summary_row(summary, form),
                 "given_up": [vars(one) for one in summary.given_up],
@@ -145,7 +144,7 @@ def study_show(
             }
         )
         return
-    render.print_rows([_summary_row(summary, form)], form)
+    print_rows([_summary_row(summary, form)], form)
     for one in summary.given_up:
         err.print(f"given up: {one}", highlight=False, markup=False)
     if stopping is not None and form is Format.table:
@@ -159,7 +158,7 @@ def study_verify(
     """Check that each cell and repeat has exactly one finished trial; exit status 1 unless so."""
     verification = api.load_study(study, storage=storage).verify()
     if form is Format.json:
-        render.print_json(verification.to_json())
+        print_json(verification.to_json())
     else:
         out.print(verification.describe(), highlight=False, markup=False)
     if not verification.whole:
@@ -218,7 +217,7 @@ def study_delete(
 
 def _watch(handle: StudyHandle, every_seconds: float, form: Format) -> None:
     """Stay until nothing is left; leave with 130 or 143 where a signal ended it."""
-    from budgettune.cli.watch import watch
+    from budgettune.cli.live import watch
     from budgettune.worker.signals import StopFlag
 
     if form is not Format.table:

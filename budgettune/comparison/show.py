@@ -1,16 +1,36 @@
-"""A comparison in words: a row per strategy, and what the seeds can and cannot tell. No torch, no terminal."""
+"""A comparison as table rows, sentences and a figure. No torch, no terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from budgettune.comparison.decision import decide
-from budgettune.comparison.result import Comparison, Standing
-from budgettune.comparison.significance import Estimate, pooled_deviation, smallest_detectable, smallest_exact_p
+from budgettune.comparison.result import FULL, Comparison, Standing
+from budgettune.comparison.significance import (
+    ALPHA,
+    Estimate,
+    pooled_deviation,
+    smallest_detectable,
+    smallest_exact_p,
+)
+from budgettune.files import write_text
+from budgettune.text import format_duration
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 MORE_SEEDS = (5, 10, 20, 40)
 LARGEST_P_SHOWN = 0.001
+ROW_PIXELS, GAP_PIXELS, FRAME_PIXELS = 24, 90, 180
+LINE_COLOR, SEED_COLOR = "#475569", "#94a3b8"
+COLORS = {"better": "#1d4ed8", "worse": "#c2410c", "no different": LINE_COLOR}
+TITLE = (
+    "Pruning strategies at equal training time: means, 95% intervals and single seeds<br>"
+    "<sup>blue: better than full beyond chance; red: worse; grey: these seeds show no difference</sup>"
+)
 
 
 def table_rows(standings: Sequence[Standing]) -> list[dict[str, Any]]:
@@ -82,3 +102,129 @@ def _p(value: float | None) -> str | None:
 
 def _percent(value: float | None, digits: int) -> str | None:
     return None if value is None else f"{value:.{digits}%}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mark:
+    """One arm in a panel, in percent and points.
+
+    Attributes:
+        mean: over seeds.
+        half: of its 95% interval; None where it is not known.
+        seeds: the single values.
+        verdict: better or worse than full beyond chance, after correction; or no different.
+        note: shown where the pointer rests on it.
+    """
+
+    label: str
+    mean: float
+    half: float | None
+    seeds: tuple[float, ...]
+    verdict: str
+    note: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """One budget: accuracy of each arm, and its difference from full."""
+
+    budget_seconds: float
+    accuracy: tuple[Mark, ...]
+    against_full: tuple[Mark, ...]
+
+
+def panels(comparison: Comparison) -> tuple[Panel, ...]:
+    """Return the values of the figure, a panel per budget; an arm whose runs all failed is in none."""
+    return tuple(_panel(budget, comparison.standings(budget)) for budget in comparison.budgets)
+
+
+def draw(values: Sequence[Panel]) -> go.Figure:
+    """Return the drawing: a row per budget, accuracy on the left, differences from full on the right."""
+    from plotly.subplots import make_subplots
+
+    titles = [
+        title
+        for panel in values
+        for title in (f"accuracy at {format_duration(panel.budget_seconds)}, %", "difference from full, points")
+    ]
+    heights = [ROW_PIXELS * (len(panel.accuracy) + 1) for panel in values]
+    inner = sum(heights) + GAP_PIXELS * (len(values) - 1)
+    figure = make_subplots(
+        rows=len(values),
+        cols=2,
+        shared_yaxes=True,
+        row_heights=heights,
+        subplot_titles=titles,
+        horizontal_spacing=0.03,
+        vertical_spacing=GAP_PIXELS / inner if len(values) > 1 else 0,
+    )
+    for row, panel in enumerate(values, start=1):
+        for column, marks in enumerate((panel.accuracy, panel.against_full), start=1):
+            _draw_marks(figure, marks, row, column)
+        figure.add_vline(x=0, line_dash="dot", line_color=LINE_COLOR, row=row, col=2)
+    figure.update_yaxes(autorange="reversed")
+    figure.update_layout(height=inner + FRAME_PIXELS, showlegend=False, template="plotly_white", title=TITLE)
+    return figure
+
+
+def write_figure(path: Path, comparison: Comparison) -> None:
+    """Write the figure as one HTML page that needs nothing else.
+
+    Raises:
+        UsageError: where it cannot be written.
+    """
+    write_text(path, draw(panels(comparison)).to_html(include_plotlyjs=True))
+
+
+def _panel(budget_seconds: float, standings: Sequence[Standing]) -> Panel:
+    full = next((row.by_seed for row in standings if row.arm == FULL), {})
+    accuracy, against_full = [], []
+    for row in standings:
+        if row.accuracy is not None:
+            accuracy.append(_mark(row, row.accuracy, list(row.by_seed.values())))
+        if row.against_full is not None:
+            differences = [row.by_seed[seed] - full[seed] for seed in row.by_seed if seed in full]
+            against_full.append(_mark(row, row.against_full.difference, differences))
+    return Panel(budget_seconds=budget_seconds, accuracy=tuple(accuracy), against_full=tuple(against_full))
+
+
+def _mark(row: Standing, found: Estimate, values: Sequence[float]) -> Mark:
+    p = row.corrected_p
+    note = f"{row.realised_prune_rate or 0:.0%} pruned, {row.epochs or 0:.3g} epochs, overhead {row.overhead or 0:.2%}"
+    return Mark(
+        label=str(row.arm),
+        mean=100 * found.mean,
+        half=None if found.high is None else 100 * (found.high - found.mean),
+        seeds=tuple(100 * value for value in values),
+        verdict=_verdict(row),
+        note=note if p is None else f"{note}, p {p:.2g}",
+    )
+
+
+def _verdict(row: Standing) -> str:
+    if row.against_full is None or row.corrected_p is None or row.corrected_p > ALPHA:
+        return "no different"
+    return "better" if row.against_full.difference.mean > 0 else "worse"
+
+
+def _draw_marks(figure: go.Figure, marks: Sequence[Mark], row: int, column: int) -> None:
+    figure.add_scatter(
+        x=[mark.mean for mark in marks],
+        y=[mark.label for mark in marks],
+        error_x={"array": [mark.half or 0.0 for mark in marks], "color": LINE_COLOR},
+        mode="markers",
+        marker={"color": [COLORS[mark.verdict] for mark in marks], "size": 10, "symbol": "diamond"},
+        text=[mark.note for mark in marks],
+        hovertemplate="%{y}: %{x:.2f}<br>%{text}<extra></extra>",
+        row=row,
+        col=column,
+    )
+    figure.add_scatter(
+        x=[value for mark in marks for value in mark.seeds],
+        y=[mark.label for mark in marks for _ in mark.seeds],
+        mode="markers",
+        marker={"color": SEED_COLOR, "size": 7, "symbol": "circle-open"},
+        hovertemplate="%{y}: %{x:.2f}<extra></extra>",
+        row=row,
+        col=column,
+    )

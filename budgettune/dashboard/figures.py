@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol
 
-from budgettune.dashboard.renewal import Pace, Renewed
+from budgettune.dashboard.shared_view import Refreshed, RefreshPace
 from budgettune.records import TrialRecord
 
 PATIENCE_SECONDS = 0.3
@@ -54,26 +54,28 @@ class LiveFigures:
         read: Callable[[int], Sequence[TrialRecord]],
         make: FigureMaker,
         *,
-        pace: Callable[[], Pace] = lambda: Pace(share=1 / 50, shortest_seconds=10.0),
+        pace: Callable[[], RefreshPace] = lambda: RefreshPace(share=1 / 50, shortest_seconds=10.0),
     ) -> None:
         self._read = read
         self._make = make
         self._pace = pace
         self._finished: dict[int, int] = {}
-        self._kept: dict[int, Renewed[_Figures]] = {}
+        self._kept: dict[int, Refreshed[_Figures]] = {}
 
     def of(self, study_id: int, finished: int) -> list[dict[str, str]]:
-        """Return the latest figures of a study as optuna-dashboard's page takes them, and see that they are renewed.
+        """Return the latest figures of a study as optuna-dashboard's page takes them, and see that they are refreshed.
 
         Args:
             study_id: which.
             finished: how many of its trials have ended.
         """
         self._finished[study_id] = finished
-        renew = partial(self._renew, study_id)
-        return self._kept.setdefault(study_id, Renewed(renew, self._pace(), PATIENCE_SECONDS, _Figures())).get().entries
+        make = partial(self._refresh, study_id)
+        return (
+            self._kept.setdefault(study_id, Refreshed(make, self._pace(), PATIENCE_SECONDS, _Figures())).get().entries
+        )
 
-    def _renew(self, study_id: int, old: _Figures | None) -> _Figures:
+    def _refresh(self, study_id: int, old: _Figures | None) -> _Figures:
         shown, finished = old or _Figures(), self._finished[study_id]
         if shown.finished == finished:
             return shown

@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import json
 import re
+import threading
+import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from urllib.parse import parse_qs
 from wsgiref.util import setup_testing_defaults
 
 from budgettune.dashboard.access import READING
-from budgettune.dashboard.renewal import Pace, Renewed
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -29,8 +30,95 @@ OPEN_STATES = ("Running", "Waiting")
 PATIENCE_SECONDS = 0.3
 """For which a poll waits for what is new; a large study's comes with the next poll."""
 
+Value = TypeVar("Value")
 Figures = Callable[[int, int], list[dict[str, str]]]
 """From a study's id and its number of finished trials to entries of `plotly_graph_objects`."""
+
+
+@dataclass
+class RefreshPace:
+    """Says when work is due again: after a rest of so many times what it took (the first time apart).
+
+    Attributes:
+        share: of one core's time that the work may take.
+        shortest_seconds: of a rest.
+        clock: seconds that only ever grow.
+    """
+
+    share: float = 1 / 20
+    shortest_seconds: float = 1.0
+    clock: Callable[[], float] = time.monotonic
+    _due_at: float = field(default=float("-inf"), init=False)
+    _has_worked: bool = field(default=False, init=False)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the rest is over."""
+        return self.clock() >= self._due_at
+
+    def rest(self, began: float) -> None:
+        """Note that work ends now which began at some moment of the clock."""
+        ended = self.clock()
+        # The first time loads libraries and reads everything: it says nothing about the next.
+        rest_seconds = (ended - began) * (1 / self.share - 1) if self._has_worked else 0.0
+        self._has_worked = True
+        self._due_at = ended + max(self.shortest_seconds, rest_seconds)
+
+
+class Refreshed(Generic[Value]):
+    """A value that is made by a thread, one at a time, when somebody asks and it is due.
+
+    Who asks gets the latest value without waiting long for the next; only the first of all is waited for.
+
+    Args:
+        make: from the value before (None at first) to the next.
+        pace: says when the next is due.
+        patience_seconds: for which somebody who has a value to go on with waits for a newer one.
+        value: to begin with, where there is one.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[Value | None], Value],
+        pace: RefreshPace,
+        patience_seconds: float,
+        value: Value | None = None,
+    ) -> None:
+        self._make = make
+        self._pace = pace
+        self._patience_seconds = patience_seconds
+        self._value = value
+        self._error: Exception | None = None
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+
+    def get(self) -> Value:
+        """Return the latest value.
+
+        Raises:
+            Exception: what making it raised last, until making it works again.
+        """
+        with self._lock:
+            if self._thread is None and self._pace.is_due:
+                self._thread = threading.Thread(target=self._refresh, name="refresh", daemon=True)
+                self._thread.start()
+            thread = self._thread
+        if thread is not None:
+            thread.join(None if self._value is None else self._patience_seconds)
+        if self._error is not None:
+            raise self._error
+        assert self._value is not None  # the first was waited for
+        return self._value
+
+    def _refresh(self) -> None:
+        began = self._pace.clock()
+        try:
+            self._value, self._error = self._make(self._value), None
+        except Exception as error:
+            self._error = error
+        with self._lock:
+            self._pace.rest(began)
+            self._thread = None
 
 
 class _NotAnswered(Exception):
@@ -70,12 +158,12 @@ class SharedViews:
     """
 
     def __init__(
-        self, app: WSGIApplication, figures: Figures | None = None, *, pace: Callable[[], Pace] = Pace
+        self, app: WSGIApplication, figures: Figures | None = None, *, pace: Callable[[], RefreshPace] = RefreshPace
     ) -> None:
         self._app = app
         self._figures = figures
         self._pace = pace
-        self._views: dict[int, Renewed[_Snapshot]] = {}
+        self._views: dict[int, Refreshed[_Snapshot]] = {}
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Answer one request: from the view where it is a poll of a study, else from the dashboard."""
@@ -94,8 +182,8 @@ class SharedViews:
 
     def _body(self, study_id: int, after: int) -> bytes:
         views = self._views
-        renew = partial(_renewed, self._app, self._figures, study_id)
-        snapshot = views.setdefault(study_id, Renewed(renew, self._pace(), PATIENCE_SECONDS))
+        make = partial(_snapshot, self._app, self._figures, study_id)
+        snapshot = views.setdefault(study_id, Refreshed(make, self._pace(), PATIENCE_SECONDS))
         try:
             return snapshot.get().after(after)
         except _NotAnswered:
@@ -112,14 +200,14 @@ def _study_and_after(environ: WSGIEnvironment) -> tuple[int, int] | None:
     return int(match[1]), int(after)
 
 
-def _renewed(app: WSGIApplication, figures: Figures | None, study_id: int, old: _Snapshot | None) -> _Snapshot:
+def _snapshot(app: WSGIApplication, figures: Figures | None, study_id: int, old: _Snapshot | None) -> _Snapshot:
     """Return the study as it is now; of the trials that were settled before, only the last is asked for again."""
     start = max(old.settled - 1, 0) if old is not None else 0
     document = json.loads(_ask(app, study_id, start))
     states = [trial["state"] for trial in document["trials"]]
     fresh = [json.dumps(trial).encode() for trial in document.pop("trials")]
     if old is not None and old.settled and old.trials[start] != next(iter(fresh), None):
-        return _renewed(app, figures, study_id, None)  # it was deleted, and another made under the same id
+        return _snapshot(app, figures, study_id, None)  # it was deleted, and another made under the same id
     unsettled = next((place for place, state in enumerate(states) if state in OPEN_STATES), len(states))
     if figures is not None:
         finished = start + sum(state not in OPEN_STATES for state in states)

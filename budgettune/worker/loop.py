@@ -16,15 +16,14 @@ from budgettune.errors import (
     TrialFailed,
     UsageError,
 )
-from budgettune.records import EpochRecord, TrialResult
-from budgettune.spec.study_spec import StudySpec
+from budgettune.records import TrialResult
 from budgettune.spec.trust import Trust
 from budgettune.study.handle import Claim, StudyHandle, load_study, study_names
 from budgettune.training.device import pick_device
 from budgettune.training.session import DataCache, prepare_process, undisturbed
 from budgettune.training.trainer import train
 from budgettune.worker.early_stop_judge import FinishedTrials, TrialJudge
-from budgettune.worker.options import WorkerOptions, WorkerSummary
+from budgettune.worker.options import Listener, WorkerOptions, WorkerSummary
 from budgettune.worker.probing import probe_study
 from budgettune.worker.signals import StopFlag
 from budgettune.worker.spool import Spool, pauses
@@ -34,22 +33,6 @@ logger = logging.getLogger(__name__)
 
 FAILURES_IN_A_ROW = 5
 """Unexpected failures after which a worker blames itself or the study's code, and stops using up attempts."""
-
-
-class Listener:
-    """Told what a worker does, for progress on a terminal; does nothing by itself."""
-
-    def claimed(self, study: StudyHandle, claim: Claim) -> None:
-        """Note that a trial begins."""
-
-    def epoch(self, claim: Claim, spec: StudySpec, record: EpochRecord) -> None:
-        """Note one more epoch."""
-
-    def completed(self, study: StudyHandle, claim: Claim, result: TrialResult) -> None:
-        """Note a finished trial."""
-
-    def failed(self, claim: Claim, reason: str) -> None:
-        """Note a failed or returned trial."""
 
 
 def run_worker(

@@ -1,8 +1,15 @@
-"""How a worker runs and what it did, as values that a parent process can read without loading torch."""
+"""How a worker runs, what it did and whom it tells, for those who load no torch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from budgettune.records import EpochRecord, TrialResult
+
+if TYPE_CHECKING:
+    from budgettune.spec.study_spec import StudySpec
+    from budgettune.study.handle import Claim, StudyHandle
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,3 +57,19 @@ class WorkerSummary:
     completed: int
     failed: int
     signal_number: int | None
+
+
+class Listener:
+    """Told what a worker does, for progress on a terminal; does nothing by itself."""
+
+    def claimed(self, study: StudyHandle, claim: Claim) -> None:
+        """Note that a trial begins."""
+
+    def epoch(self, claim: Claim, spec: StudySpec, record: EpochRecord) -> None:
+        """Note one more epoch."""
+
+    def completed(self, study: StudyHandle, claim: Claim, result: TrialResult) -> None:
+        """Note a finished trial."""
+
+    def failed(self, claim: Claim, reason: str) -> None:
+        """Note a failed or returned trial."""

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from budgettune import api
-from budgettune.cli import main as cli
+from budgettune.cli import main, study
 from budgettune.spec.study_spec import load_spec
 from budgettune.study.handle import create_study
 from tests.support.documents import parse
@@ -41,7 +41,7 @@ def words_of(group):
     return typer.main.get_command(group).commands
 
 
-@pytest.mark.parametrize("group", [cli.app, cli.cli_study.app])
+@pytest.mark.parametrize("group", [main.app, study.app])
 def test_every_command_and_every_option_has_a_help_text(group):
     for name, command in words_of(group).items():
         assert command.help, name
@@ -50,8 +50,8 @@ def test_every_command_and_every_option_has_a_help_text(group):
 
 
 COMMANDS = [
-    *([name] for name in words_of(cli.app) if name != "study"),
-    *(["study", name] for name in words_of(cli.cli_study.app)),
+    *([name] for name in words_of(main.app) if name != "study"),
+    *(["study", name] for name in words_of(study.app)),
 ]
 
 
@@ -237,7 +237,7 @@ def test_a_study_that_is_there_is_refused_or_left_alone(run):
 def test_debug_shows_the_traceback(run, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["budgettune", "best", "--budget", "1m", "--debug"])
     with pytest.raises(Exception, match="study create"):
-        cli.main()
+        main.main()
 
 
 def test_scales_that_build_the_same_network_are_named_at_creation(run):

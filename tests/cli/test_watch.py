@@ -15,8 +15,8 @@ import time
 import pytest
 from rich.console import Console
 
+from budgettune.cli.live import drawn, look, watch
 from budgettune.cli.text_plot import ASCII, Glyphs, scatter
-from budgettune.cli.watch import drawn, look, watch
 from budgettune.records import TrialRecord
 from budgettune.study.handle import create_study
 from budgettune.study.summary import trials_per_hour

@@ -4,10 +4,9 @@ import json
 
 import pytest
 
-from budgettune.comparison.figure import draw, panels, write_figure
 from budgettune.comparison.plan import Turn, arms_of, budgets_of, shared_spec, turns, with_turn
 from budgettune.comparison.result import FULL, Arm, read_comparison, write_comparison
-from budgettune.comparison.show import sentences, table_rows
+from budgettune.comparison.show import draw, panels, sentences, table_rows, write_figure
 from budgettune.errors import UsageError
 from budgettune.spec.pruning import STRATEGIES
 from tests.support.made_comparisons import ALIKE, BETTER, DIGITS, FULL_AT, comparison, joined, run

@@ -13,8 +13,7 @@ from budgettune.dashboard import app as dashboard
 from budgettune.dashboard import figures as live_figures
 from budgettune.dashboard.figures import LiveFigures
 from budgettune.dashboard.live_storage import LiveStorage
-from budgettune.dashboard.renewal import Pace
-from budgettune.dashboard.shared_view import SharedViews
+from budgettune.dashboard.shared_view import RefreshPace, SharedViews
 from budgettune.storage.connection import open_storage
 from budgettune.study.handle import create_study
 from tests.support.studies import RESULT, SPEC
@@ -67,7 +66,7 @@ def now():
 @pytest.fixture
 def paced(now):
     """Return what puts a shared view around a study."""
-    return lambda app, **more: SharedViews(app, pace=lambda: Pace(clock=lambda: now[0]), **more)
+    return lambda app, **more: SharedViews(app, pace=lambda: RefreshPace(clock=lambda: now[0]), **more)
 
 
 def test_all_visitors_share_one_look_until_the_next_is_due(paced, now):
@@ -137,7 +136,7 @@ def test_a_slow_look_keeps_no_poll_waiting(paced, now):
 
 def test_the_longer_a_look_takes_the_longer_until_the_next():
     now = [0.0]
-    pace = Pace(share=1 / 20, clock=lambda: now[0])
+    pace = RefreshPace(share=1 / 20, clock=lambda: now[0])
     began, now[0] = 0.0, 2.0
     pace.rest(began)  # the first look of all loads libraries: it does not count
     now[0] = 3.0
@@ -234,7 +233,7 @@ def figures(now, monkeypatch):
         return [go.Figure(layout={"title": str(len(records))})]
 
     def around(records):
-        pace = lambda: Pace(shortest_seconds=10.0, clock=lambda: now[0])  # noqa: E731
+        pace = lambda: RefreshPace(shortest_seconds=10.0, clock=lambda: now[0])  # noqa: E731
         return LiveFigures(lambda study_id: records, make, pace=pace)
 
     return around, made

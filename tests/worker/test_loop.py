@@ -14,7 +14,8 @@ from budgettune.spec.study_spec import load_spec
 from budgettune.storage import answers as query
 from budgettune.study.handle import StudyHandle, create_study, load_study
 from budgettune.training.session import train_one
-from budgettune.worker.loop import Listener, WorkerOptions, run_worker
+from budgettune.worker.loop import run_worker
+from budgettune.worker.options import Listener, WorkerOptions
 from budgettune.worker.signals import StopFlag
 from tests.support.processes import command, wait_until
 

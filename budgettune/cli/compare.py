@@ -1,0 +1,135 @@
+"""`budgettune compare`: pruning strategies at equal training time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from budgettune.cli.options import (
+    BEFORE,
+    AllowImport,
+    Debug,
+    Device,
+    FormatOption,
+    Sets,
+    Threads,
+    duration,
+    examples,
+    switch,
+)
+from budgettune.cli.output import Format, err, out, print_json, print_rows
+from budgettune.text import format_duration
+
+if TYPE_CHECKING:
+    from budgettune.comparison.result import Comparison
+
+app = typer.Typer()
+
+
+@app.command(
+    rich_help_panel=BEFORE,
+    epilog=examples(
+        "compare mine.toml --budget 30s --seeds 5 --out mine.json",
+        "compare digits --budget 2s --strategies stale-quantile,infobatch",
+        "compare mine.toml --budget 30s --out mine.json --resume",
+    ),
+)
+def compare(
+    spec: Annotated[str, typer.Argument(metavar="SPEC", help="TOML file, or the name of a bundled one.")] = "paper",
+    budgets: Annotated[
+        list[float] | None,
+        typer.Option(
+            "--budget",
+            parser=duration,
+            metavar="DURATION",
+            help="Training time of each run, such as 30s (repeatable); the spec's train.budget where left out.",
+        ),
+    ] = None,
+    seeds: Annotated[
+        int, typer.Option("--seeds", min=2, metavar="N", help="Runs of each strategy, the same seeds for all.")
+    ] = 5,
+    strategies: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--strategies",
+            metavar="A,B,C",
+            help="Beside full and random (repeatable); those that the spec searches where left out, else all.",
+        ),
+    ] = None,
+    prune_rates: Annotated[
+        list[float] | None,
+        typer.Option(
+            "--prune-rate", metavar="RATE", help="For all but full (repeatable); the spec's where left out, else 0.3."
+        ),
+    ] = None,
+    shuffle_labels: Annotated[
+        float,
+        typer.Option(
+            "--shuffle-labels", min=0, max=1, metavar="SHARE", help="Share of the training labels that is made wrong."
+        ),
+    ] = 0.0,
+    to: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="File for all runs as JSON, written anew after each.")
+    ] = None,
+    figure: Annotated[
+        Path | None, typer.Option("--figure", metavar="FILE", help="File for the figure, one self-contained HTML page.")
+    ] = None,
+    resume: Annotated[bool, switch("--resume", help="Go on with the runs in --out; failed ones again.")] = False,
+    sets: Sets = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    allow_import: AllowImport = None,
+    form: FormatOption = Format.table,
+    debug: Debug = False,
+) -> None:
+    """Compare pruning strategies at equal training time, against full data and random subsets."""
+    from budgettune.comparison.run import compare as run_comparison
+    from budgettune.spec.study_spec import load_spec
+    from budgettune.spec.trust import allowed_packages
+    from budgettune.worker.signals import StopFlag
+
+    with StopFlag() as stop:
+        comparison = run_comparison(
+            load_spec(spec).with_overrides(sets or []),
+            budgets or (),
+            seeds=seeds,
+            strategies=[name.strip() for names in strategies or () for name in names.split(",") if name.strip()],
+            prune_rates=prune_rates or (),
+            shuffle_labels=shuffle_labels,
+            device=device,
+            threads=threads,
+            allow_import=allowed_packages(allow_import),
+            out=to,
+            resume=resume,
+            should_stop=lambda: stop.cuts_short,
+            say=_say,
+        )
+    _show_comparison(comparison, form)
+    if figure is not None and comparison.runs:
+        from budgettune.comparison.show import write_figure
+
+        write_figure(figure, comparison)
+    if stop.signal_number is not None:
+        _say("stopped before the end" + ("" if to is None else f": add --resume to go on with {to}"))
+        raise typer.Exit(128 + stop.signal_number)
+
+
+def _show_comparison(comparison: Comparison, form: Format) -> None:
+    from budgettune.comparison.show import sentences, table_rows
+
+    if form is Format.json:
+        print_json(comparison.to_document())
+    elif form is Format.csv:
+        print_rows(comparison.rows(), form)
+    else:
+        for budget in comparison.budgets:
+            title = f"\n{format_duration(budget)} of training, mean over seeds ± half the 95% interval"
+            print_rows(table_rows(comparison.standings(budget)), form, title=title)
+            for sentence in sentences(comparison, budget):
+                out.print(sentence, highlight=False, markup=False, soft_wrap=True)
+
+
+def _say(line: str) -> None:
+    err.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,112 @@
+"""`budgettune train`: one configuration of a study, trained and kept as a file."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from budgettune import api
+from budgettune.cli.options import (
+    ANSWERS,
+    AllowImport,
+    AllowRoot,
+    Debug,
+    Device,
+    Sets,
+    Storage,
+    Study,
+    Threads,
+    duration,
+    examples,
+)
+from budgettune.cli.output import err, out, promise_line
+from budgettune.text import format_duration
+
+if TYPE_CHECKING:
+    from budgettune.spec.study_spec import StudySpec
+    from budgettune.spec.trust import Trust
+
+app = typer.Typer()
+
+
+@app.command(
+    rich_help_panel=ANSWERS,
+    epilog=examples("train --budget 60s", "train --trial 3 --out best.pt", "train mine --set scale=1.2"),
+)
+def train(
+    study: Study = None,
+    to: Annotated[Path, typer.Option("--out", metavar="FILE", help="File for weights, params and result.")] = Path(
+        "model.pt"
+    ),
+    trial: Annotated[
+        int | None,
+        typer.Option("--trial", min=0, metavar="N", help="Number of the trial whose params and seed to take."),
+    ] = None,
+    sets: Sets = None,
+    budget: Annotated[
+        float | None,
+        typer.Option("--budget", parser=duration, metavar="60s", help="What `recommend` says, until the time is up."),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", min=0, metavar="N", help="In place of the trial's or the study's.")
+    ] = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    allow_import: AllowImport = None,
+    allow_root: AllowRoot = None,
+    storage: Storage = None,
+    debug: Debug = False,
+) -> None:
+    """Train one configuration of a study and keep the model.
+
+    Give --budget, --trial or settings with --set. Nothing is recorded in the study.
+    """
+    from budgettune.spec.trust import Trust, allowed_packages, allowed_roots
+
+    if [trial is not None, bool(sets), budget is not None].count(True) != 1:
+        raise typer.BadParameter("give one of --trial N, --set key=value and --budget 60s")
+    handle = api.load_study(study, storage=storage)
+    if budget is None:
+        spec, params, trial_seed = api.configuration(handle, trial, sets or [])
+    else:
+        answer, params = api.recommended(handle, budget)
+        spec, trial_seed = handle.spec, handle.spec.sampler.seed
+        err.print(promise_line(answer), highlight=False, markup=False, soft_wrap=True)
+    trust = Trust.of_database(handle.url, allowed_packages(allow_import), allowed_roots(allow_root))
+    seed = trial_seed if seed is None else seed
+    result = _train(spec, params, seed, to, device, threads, trust)
+    out.print(
+        f"{to}: accuracy {result.test_accuracy:.2%} after {format_duration(result.train_seconds)}",
+        highlight=False,
+        markup=False,
+    )
+
+
+def _train(
+    spec: StudySpec,
+    params: dict[str, Any],
+    seed: int,
+    to: Path,
+    device: str,
+    threads: int | None,
+    trust: Trust,
+) -> Any:
+    from budgettune.training.session import save_model, train_one
+    from budgettune.worker.signals import StopFlag
+
+    show = err.status("training") if err.is_terminal else nullcontext()
+    with StopFlag() as stop, show:
+        trained = train_one(
+            spec,
+            params,
+            seed=seed,
+            device=device,
+            threads=threads,
+            trust=trust,
+            should_stop=lambda: stop.cuts_short,
+        )
+    save_model(to, trained, spec, params)
+    return trained.result
