@@ -22,7 +22,7 @@ import budgettune as bt
 from benchmarks.support import common
 from budgettune.records import TrialRecord
 from budgettune.spec.study_spec import StudySpec
-from budgettune.storage.answers import hypervolume
+from budgettune.study.pareto import hypervolume
 
 SAMPLERS = ("cost", "tpe")
 SHARES = (0.25, 0.5, 1.0)

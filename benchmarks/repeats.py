@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from benchmarks.support import common, own_table
 from benchmarks.support.own_table import Floats, Grid
 from budgettune.spec.tables import MOST_REPEATS
-from budgettune.storage.answers import hypervolume, undominated
 from budgettune.study.front import cell_means, cells_to_repeat, certainty_of
+from budgettune.study.pareto import hypervolume, undominated
 
 TABLE = Path(__file__).parent / "tables" / "fashion-table.json.xz"
 SURE, DOUBTED = 0.9, 0.1

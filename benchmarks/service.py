@@ -69,7 +69,7 @@ def ours(url: str, cells: int) -> tuple[Callable[[], object], Counter]:
     study, result = load_study(url), synthetic.result(random.Random(0))
 
     def one_trial() -> None:
-        study.machine_kind()  # as the worker asks, before it claims
+        study.machine_key()  # as the worker asks, before it claims
         claim = study.claim()
         assert claim is not None
         study.complete(claim, result)

@@ -26,9 +26,11 @@ import numpy as np
 from benchmarks.support import common
 from budgettune.errors import UsageError
 from budgettune.records import EpochRecord, TrialRecord
-from budgettune.storage import answers as query
 from budgettune.storage.connection import open_engine
+from budgettune.storage.studies import find_study
+from budgettune.storage.trials import trial_records
 from budgettune.study.early_stop import Progress, Rival, is_control, judge
+from budgettune.study.pareto import hypervolume
 
 CONFIDENCES = (0.8, 0.9, 0.95, 0.99)
 Rule = Callable[[Sequence[EpochRecord], int, Sequence[Rival]], bool]
@@ -121,7 +123,7 @@ def lost_share(finished: Sequence[Recorded], all_trials: Sequence[Recorded], *, 
 
     everything = points(all_trials)
     reference = max(seconds for seconds, _ in everything), min(accuracy for _, accuracy in everything)
-    return 1.0 - query.hypervolume(points(finished), reference) / query.hypervolume(everything, reference)
+    return 1.0 - hypervolume(points(finished), reference) / hypervolume(everything, reference)
 
 
 def _point(trial: Recorded) -> tuple[float, float]:
@@ -169,7 +171,7 @@ def recorded(url: str, study: str | None) -> list[Recorded]:
         UsageError: where there are not enough.
     """
     engine = open_engine(url)
-    records = query.trial_records(engine, query.find_study(engine, study).study_id, states={"COMPLETE"})
+    records = trial_records(engine, find_study(engine, study).study_id, states={"COMPLETE"})
     trials = [Recorded(each, rival) for each in records if not each.extra and (rival := Rival.of(each)) is not None]
     if len(trials) < 20:
         raise UsageError(f"{len(trials)} finished trials with curves are too few for a replay: let the study finish")

@@ -40,7 +40,7 @@ from torch import Tensor, nn
 from benchmarks.support import common
 from budgettune.spec.study_spec import StudySpec
 from budgettune.spec.trust import Trust
-from budgettune.storage.answers import trial_records
+from budgettune.storage.trials import trial_records
 from budgettune.study.handle import create_study, load_study
 from budgettune.training.data.load import load_data
 from budgettune.training.trainer import train

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from budgettune.predict.recommend import Recommendation
     from budgettune.records import TrialRecord, TrialResult
     from budgettune.spec.study_spec import StudySpec, load_spec
-    from budgettune.storage.answers import hypervolume
+    from budgettune.study.pareto import hypervolume
     from budgettune.worker.loop import WorkerOptions
 
 _HOME = {
@@ -41,7 +41,7 @@ _HOME = {
     "best_under_budget": "api",
     "compare": "comparison.run",
     "create_study": "api",
-    "hypervolume": "storage.answers",
+    "hypervolume": "study.pareto",
     "load_spec": "spec.study_spec",
     "load_study": "api",
     "pareto_front": "api",

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 from budgettune.errors import UsageError
 from budgettune.records import TrialRecord
 from budgettune.spec.study_spec import StudySpec, load_spec
-from budgettune.storage import answers as query
-from budgettune.storage.connection import open_engine, storage_url
+from budgettune.storage import answers, trials
+from budgettune.storage.connection import open_engine, reading, storage_url
+from budgettune.storage.studies import ANY_MACHINE, comparable_machine_key, find_study, machine_keys, read_probes
+from budgettune.study import pareto
 from budgettune.text import parse_duration
 
 if TYPE_CHECKING:
@@ -82,7 +84,7 @@ def run_worker(
 def trial_records(study: StudyHandle | str | None = None, *, storage: str | None = None) -> list[TrialRecord]:
     """Return every trial of a study with its curve, phases and machine, in order of number."""
     engine, study_id = locate(study, storage)
-    return query.trial_records(engine, study_id)
+    return trials.trial_records(engine, study_id)
 
 
 def best_under_budget(
@@ -110,8 +112,8 @@ def best_under_budget(
     """
     budget_seconds = _budget_seconds(budget)
     engine, study_id = locate(study, storage)
-    kind = query.comparable_kind(engine, study_id, device_name)
-    return query.best_under_budget(engine, study_id, budget_seconds, top=top, device_name=kind, clean_only=clean_only)
+    kind = comparable_machine_key(engine, study_id, device_name)
+    return answers.best_under_budget(engine, study_id, budget_seconds, top=top, device_name=kind, clean_only=clean_only)
 
 
 def _budget_seconds(budget: str | float) -> float:
@@ -130,8 +132,8 @@ def pareto_front(
 ) -> list[TrialRecord]:
     """Return the finished trials that no other one beats in both time and accuracy, fastest first."""
     engine, study_id = locate(study, storage)
-    kind = query.comparable_kind(engine, study_id, device_name)
-    return query.pareto_front(engine, study_id, device_name=kind, clean_only=clean_only)
+    kind = comparable_machine_key(engine, study_id, device_name)
+    return pareto.pareto_front(engine, study_id, device_name=kind, clean_only=clean_only)
 
 
 def recommend(
@@ -167,7 +169,6 @@ def recommend(
     """
     from budgettune.predict.recommend import Ask
     from budgettune.predict.recommend import recommend as answer
-    from budgettune.storage.probes import read_probes
 
     ask = Ask(_budget_seconds(budget), confidence)
     engine, study_id, spec = _located_spec(study, storage)
@@ -178,8 +179,8 @@ def recommend(
             engine, study_id, spec, limit_seconds=_budget_seconds(probe), device=device, threads=threads, say=say
         )
         device_name = device_name or here
-    device_name = device_name or query.comparable_kind(engine, study_id)
-    records = query.trial_records(engine, study_id)
+    device_name = device_name or comparable_machine_key(engine, study_id)
+    records = trials.trial_records(engine, study_id)
     return answer(spec, records, ask, device_name=device_name, probes=read_probes(engine, study_id))
 
 
@@ -234,10 +235,10 @@ def hypervolume_of(
     times accuracy, and is comparable with another's only at an equal reference.
     """
     engine, study_id = locate(study, storage)
-    kind = query.comparable_kind(engine, study_id, device_name)
-    points = query.objective_points(engine, study_id, device_name=kind, clean_only=clean_only)
-    reference = (1.1 * max((seconds for seconds, _ in points), default=0.0), 0.0)
-    return query.hypervolume(points, reference), reference
+    kind = comparable_machine_key(engine, study_id, device_name)
+    points = answers.objective_points(engine, study_id, device_name=kind, clean_only=clean_only)
+    reference = pareto.hypervolume_reference(seconds for seconds, _ in points)
+    return pareto.hypervolume(points, reference), reference
 
 
 def certainty(
@@ -249,8 +250,8 @@ def certainty(
 ) -> Certainty | None:
     """Return how sure a study's front and accuracies are, by its repeats; None where none of its cells has two."""
     engine, study_id = locate(study, storage)
-    kind = query.comparable_kind(engine, study_id, device_name)
-    results = query.repeated_results(engine, study_id, device_name=kind, clean_only=clean_only)
+    kind = comparable_machine_key(engine, study_id, device_name)
+    results = answers.repeated_results(engine, study_id, device_name=kind, clean_only=clean_only)
     if all(len(repeats) < 2 for repeats in results.values()):
         return None
     from budgettune.study.front import certainty_of
@@ -266,12 +267,13 @@ def machines(
     The sentence is None where the study's times come from one kind of machine, or one was asked for.
     """
     engine, study_id = locate(study, storage)
-    names = query.device_names(engine, study_id) if device_name in (None, query.ANY_KIND) else []
-    if len(names) < 2:
-        return device_name or query.ANY_KIND, None
-    if device_name == query.ANY_KIND:
+    with reading(engine) as connection:
+        names = sorted(machine_keys(connection, study_id))
+    if len(names) < 2 or device_name not in (None, ANY_MACHINE):
+        return device_name or ANY_MACHINE, None
+    if device_name == ANY_MACHINE:
         return device_name, f"these times come from different kinds of machine: {'; '.join(names)}"
-    own = query.comparable_kind(engine, study_id) or query.ANY_KIND
+    own = comparable_machine_key(engine, study_id) or ANY_MACHINE
     others = "; ".join(name for name in names if name != own)
     return own, f"times of {own} only; the study also holds {others}: --device-name chooses, any takes all"
 
@@ -328,7 +330,7 @@ def configuration(
     """
     if trial is None:
         return study.spec.with_overrides([*overrides, "sampler.name=grid"]).resolve({}), {}, study.spec.sampler.seed
-    records = query.trial_records(study.engine, study.study_id, numbers=[trial], documents=False)
+    records = trials.trial_records(study.engine, study.study_id, numbers=[trial], documents=False)
     if not records:
         raise UsageError(f"study {study.name!r} has no trial {trial}: `budgettune study export` lists them")
     spec = study.spec.with_overrides(overrides)
@@ -340,7 +342,7 @@ def _located_spec(study: StudyHandle | str | None, storage: str | None) -> tuple
     if study is not None and not isinstance(study, str):
         return study.engine, study.study_id, study.spec
     engine = open_engine(storage_url(storage))
-    row = query.find_study(engine, study)
+    row = find_study(engine, study)
     return engine, row.study_id, row.read_spec()
 
 
@@ -349,4 +351,4 @@ def locate(study: StudyHandle | str | None, storage: str | None) -> tuple[Any, i
     if study is not None and not isinstance(study, str):
         return study.engine, study.study_id
     engine = open_engine(storage_url(storage))
-    return engine, query.find_study(engine, study).study_id
+    return engine, find_study(engine, study).study_id

@@ -31,9 +31,10 @@ from budgettune import api
 from budgettune.cli.main import app
 from budgettune.errors import BudgetTuneError, SpecError, StorageError, StudyNotFound
 from budgettune.spec.study_spec import StudySpec
-from budgettune.storage import answers as query
+from budgettune.storage.answers import best_under_budget
 from budgettune.storage.connection import open_engine, open_storage, writing
 from budgettune.storage.schema import study_user_attributes, trial_params, trial_user_attributes, trials
+from budgettune.storage.trials import trial_records
 from budgettune.study.export import export
 from budgettune.study.handle import (
     Claim,
@@ -325,8 +326,8 @@ def scratch(tmp_path_factory):
 def healthy_answers(url):
     """Return what the healthy study says."""
     with load_study(url, "healthy") as study:
-        records = query.trial_records(study.engine, study.study_id)
-        best = query.best_under_budget(study.engine, study.study_id, 1e6)
+        records = trial_records(study.engine, study.study_id)
+        best = best_under_budget(study.engine, study.study_id, 1e6)
         return records, best, study.verify(), study.counts(), study.is_finished()
 
 
@@ -569,7 +570,7 @@ def test_a_claim_without_its_params_is_never_run(study_of_a_grid):
     assert sorted(claim.cell for claim in claims) == [0, 1, 2, 3]
     assert all(claim.params == study.spec.cells()[claim.cell] for claim in claims)
     assert [claim.attempt for claim in claims if claim.cell == 0] == [2]
-    [record] = query.trial_records(study.engine, study.study_id, states={"FAIL"})
+    [record] = trial_records(study.engine, study.study_id, states={"FAIL"})
     assert record.failure == "damaged: its params are not those that are searched"
 
 

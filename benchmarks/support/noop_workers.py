@@ -77,7 +77,7 @@ def work_ours(url: str, ready: Callable[[], object]) -> None:
     with load_study(url) as study:
         ready()
         while (claim := study.claim()) is not None:
-            study.machine_kind()  # as the worker asks, before it claims
+            study.machine_key()  # as the worker asks, before it claims
             with Heartbeat(study, claim, HEARTBEAT_SECONDS):
                 study.complete(claim, result)
 

@@ -20,8 +20,8 @@ from budgettune.predict.run_time import TimeModel
 from budgettune.predict.workload import Workload, Workloads
 from budgettune.records import MachineInfo, StepProbe, TrialRecord
 from budgettune.spec.study_spec import StudySpec
-from budgettune.storage import answers as query
-from budgettune.storage.probes import add_probes, read_probes
+from budgettune.storage.connection import reading
+from budgettune.storage.studies import add_probes, machine_keys, read_probes
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -78,7 +78,8 @@ def of_study(study: str, storage: str | None) -> Table:
     handle = api.load_study(study, storage=storage)
     trials = [trial for trial in api.trial_records(handle) if trial.state == "COMPLETE" and not trial.extra]
     wanted = len(handle.spec.cells()) * handle.spec.sampler.repeats
-    kinds = query.device_names(handle.engine, handle.study_id)
+    with reading(handle.engine) as connection:
+        kinds = machine_keys(connection, handle.study_id)
     if len(trials) != wanted or len(kinds) != 1:
         raise UsageError(f"{len(trials)} of {wanted} trials on {len(kinds)} kinds of machine: finish the study on one")
     machine = trials[0].machine

@@ -23,7 +23,7 @@ from budgettune.records import (
 from budgettune.spec.study_spec import StudySpec
 from budgettune.spec.tables import RangeSpec
 from budgettune.storage.connection import writing
-from budgettune.storage.slots import note_machine_kind
+from budgettune.storage.studies import add_machine_key
 from budgettune.storage.writes import NewTrial, StoredParam, insert_trials
 from budgettune.study.handle import StudyHandle, create_study
 from budgettune.study.ledger import Queued
@@ -172,7 +172,7 @@ def make_study(
     study = create_study(StudySpec.from_document(document), url)
     space, rng = search_space(study.spec), random.Random(trials)
     with writing(study.engine) as connection:
-        note_machine_kind(connection, study.study_id, machines[0].key)
+        add_machine_key(connection, study.study_id, machines[0].key)
     for first in range(0, trials, ROWS_PER_TRANSACTION):
         points = [_point(study.spec, rng) for _ in range(first, min(first + ROWS_PER_TRANSACTION, trials))]
         rows = []

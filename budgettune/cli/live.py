@@ -23,7 +23,8 @@ from rich.text import Text
 from budgettune.cli.output import shown
 from budgettune.cli.text_plot import ASCII, Glyphs, Point, scatter
 from budgettune.records import EpochRecord, TrialRecord, TrialResult
-from budgettune.storage import answers
+from budgettune.storage.answers import latest_trials, objective_points
+from budgettune.study.pareto import pareto_front
 from budgettune.study.summary import StudySummary, trials_per_hour
 from budgettune.text import format_duration, one_line
 from budgettune.worker.options import Listener
@@ -139,12 +140,12 @@ def look(study: StudyHandle) -> Look:
     """Return how a study stands."""
     engine, study_id = study.engine, study.study_id
     summary = study.summary()
-    latest = answers.latest_trials(engine, study_id, LATEST)
-    front = answers.pareto_front(engine, study_id)
+    latest = latest_trials(engine, study_id, LATEST)
+    front = pareto_front(engine, study_id)
     return Look(
         summary=summary,
         per_hour=trials_per_hour(latest) if summary.states["RUNNING"] else None,
-        points=tuple(answers.objective_points(engine, study_id)),
+        points=tuple(objective_points(engine, study_id)),
         front=tuple((each.train_seconds or 0.0, each.test_accuracy or 0.0) for each in front),
         newest=latest[0] if latest else None,
     )

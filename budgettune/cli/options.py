@@ -9,8 +9,8 @@ import typer
 
 from budgettune.cli.output import Format
 from budgettune.errors import BudgetTuneError
-from budgettune.storage import answers
 from budgettune.storage.connection import open_engine, storage_url
+from budgettune.storage.studies import all_studies
 from budgettune.text import parse_duration
 
 HELP = {"help_option_names": ["-h", "--help"]}
@@ -50,7 +50,7 @@ def duration(text: str) -> float:
 def studies_beginning(context: typer.Context, incomplete: str) -> list[str]:
     """Return the names of studies that a shell may complete to; none where the database cannot be asked."""
     try:
-        rows = answers.studies(open_engine(storage_url(context.params.get("storage"))))
+        rows = all_studies(open_engine(storage_url(context.params.get("storage"))))
     except BudgetTuneError:
         return []
     return [row.name for row in rows if row.spec_json is not None and row.name.startswith(incomplete)]

@@ -24,9 +24,10 @@ from budgettune.dashboard.shared_view import SharedViews
 from budgettune.dashboard.webserver import listen
 from budgettune.errors import UsageError
 from budgettune.records import TrialRecord
-from budgettune.storage import answers as query
 from budgettune.storage.connection import open_engine, open_storage
 from budgettune.storage.driver_errors import redact
+from budgettune.storage.studies import all_studies
+from budgettune.storage.trials import trial_records
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
@@ -68,8 +69,8 @@ def make_app(
 def _records(url: str, study_id: int) -> list[TrialRecord]:
     """Return the trials of a study; none of one that another program made."""
     engine = open_engine(url)
-    is_ours = any(row.study_id == study_id and row.spec_json is not None for row in query.studies(engine))
-    return query.trial_records(engine, study_id, documents=False) if is_ours else []
+    is_ours = any(row.study_id == study_id and row.spec_json is not None for row in all_studies(engine))
+    return trial_records(engine, study_id, documents=False) if is_ours else []
 
 
 def serve(

@@ -14,9 +14,8 @@ from budgettune.report.forecast import Forecast, forecast
 from budgettune.report.page import build_page
 from budgettune.report.view import Overview
 from budgettune.spec.study_spec import StudySpec
-from budgettune.storage import answers as query
-from budgettune.storage.probes import read_probes
-from budgettune.storage.slots import stopping_notes
+from budgettune.storage.studies import all_studies, read_probes
+from budgettune.storage.trials import stopping_notes, trial_records
 from budgettune.study.export import opened
 
 if TYPE_CHECKING:
@@ -60,8 +59,8 @@ def write_report(
     """
     if (figure is None) != (format == "html"):
         raise UsageError("--figure NAME goes with --format png or svg, and they with it; the page has all figures")
-    study = next(row for row in query.studies(engine) if row.study_id == study_id)
-    spec, records = _spec(study.spec_json), query.trial_records(engine, study_id)
+    study = next(row for row in all_studies(engine) if row.study_id == study_id)
+    spec, records = _spec(study.spec_json), trial_records(engine, study_id)
     search = None if spec is None else spec.search
     notes = stopping_notes(engine, study_id)
     values = contents(study.name, records, search, device_name=device_name, clean_only=clean_only, stopping=notes)

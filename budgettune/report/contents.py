@@ -78,7 +78,7 @@ def contents(
         search: the search space of its spec.
         device_name: only that kind of machine.
         clean_only: only times that nothing is known to have disturbed.
-        stopping: notes of `budgettune.storage.slots.stopping_notes`.
+        stopping: notes of `budgettune.storage.trials.stopping_notes`.
 
     Raises:
         UsageError: where no finished trial is of that kind of machine.

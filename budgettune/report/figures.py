@@ -67,7 +67,7 @@ FORECASTS: dict[str, Callable[[Forecast], go.Figure]] = {
 
 
 STOPPING = "stopping"
-"""The figure of trials that were stopped early, from `storage.slots.stopping_notes`; of all machines together."""
+"""The figure of trials that were stopped early, from `storage.trials.stopping_notes`; of all machines together."""
 
 
 def draw(

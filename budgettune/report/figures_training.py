@@ -238,7 +238,7 @@ def stopping(notes: Sequence[Mapping[str, Any]]) -> go.Figure:
     """Return what trials that were stopped early took, and what they would have taken to their end, one on the other.
 
     Args:
-        notes: on a study's trials, as `budgettune.storage.slots.stopping_notes` returns them.
+        notes: on a study's trials, as `budgettune.storage.trials.stopping_notes` returns them.
 
     Raises:
         NothingToDraw: where no trial was stopped.

@@ -15,6 +15,7 @@ from budgettune.records import TrialRecord
 from budgettune.report.axes import Axis, Groups, grouped
 from budgettune.report.runs import configuration_key
 from budgettune.report.view import Overview, objectives
+from budgettune.study.pareto import hypervolume_reference
 
 FEWEST_FOR_IMPORTANCE = 10
 FEW_FOR_IMPORTANCE = 40
@@ -47,7 +48,7 @@ def hypervolume_history(view: Overview) -> History:
 
     The reference is that of `front`: 1.1 times the slowest trial, at accuracy 0.
     """
-    reference = (1.1 * float(view.seconds.max()), 0.0)
+    reference = hypervolume_reference([float(view.seconds.max())])
     in_order = sorted(view.trials, key=lambda trial: (trial.completed_at or "", trial.number))
     front: list[tuple[float, float]] = []
     steps: list[Progress] = []

@@ -14,7 +14,7 @@ from budgettune.errors import NothingToDraw, UsageError
 from budgettune.records import TrialRecord
 from budgettune.report.axes import Axis, Search, searched_axes, value_text
 from budgettune.spec.documents import full_key
-from budgettune.storage.answers import undominated
+from budgettune.study.pareto import undominated
 from budgettune.text import format_duration
 
 UNKNOWN_MACHINE = "unknown machine"

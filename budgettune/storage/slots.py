@@ -13,11 +13,8 @@ import sqlalchemy as sa
 from budgettune.records import TAKEN, Slot, SlotRow
 from budgettune.storage.connection import reading
 from budgettune.storage.schema import (
-    KINDS_ATTRIBUTE,
-    SPEC_ATTRIBUTE,
     is_finite,
     plain_text,
-    study_user_attributes,
     trial_heartbeats,
     trial_params,
     trial_user_attributes,
@@ -26,7 +23,6 @@ from budgettune.storage.schema import (
     utc_in,
 )
 from budgettune.storage.trials import failure_pair, is_whole, parse_json, read_attributes, stopping_note, whole_number
-from budgettune.storage.writes import set_study_attribute
 
 LOOKED_AT = 50  # open rows, to see whether any is of a cell
 SLOT_ATTRIBUTES = ("cell", "repeat", "attempt", "failure", "extra", "late_of", "stopping")
@@ -79,14 +75,8 @@ def has_open_row(engine: sa.Engine, study_id: int) -> bool:
     return any(is_whole(row.get("cell")) and is_whole(row.get("repeat")) for row in found.values())
 
 
-def slot_rows(engine: sa.Engine, study_id: int) -> list[SlotRow]:
+def slot_rows(connection: sa.Connection, study_id: int) -> list[SlotRow]:
     """Return what decisions need to know of every trial of a cell."""
-    with reading(engine) as connection:
-        return read_slot_rows(connection, study_id)
-
-
-def read_slot_rows(connection: sa.Connection, study_id: int) -> list[SlotRow]:
-    """Return the same inside a transaction."""
     attribute = trial_user_attributes
     pairs = (
         sa.select(attribute.c.trial_id, attribute.c.key, attribute.c.value_json)
@@ -144,84 +134,6 @@ def _seconds(on_the_clock: float | None, start: str | None, last_sign: str | Non
         return max(0.0, (datetime.fromisoformat(str(last_sign)) - datetime.fromisoformat(str(start))).total_seconds())
     except ValueError:  # it has not begun, or another tool runs it
         return 0.0
-
-
-def stopping_notes(engine: sa.Engine, study_id: int) -> list[Mapping[str, Any]]:
-    """Return what rows say of trials that were stopped early, or that ran on as controls; in their order."""
-    attribute = trial_user_attributes
-    query = (
-        sa.select(attribute.c.value_json)
-        .join(trials, trials.c.trial_id == attribute.c.trial_id)
-        .where(trials.c.study_id == study_id, attribute.c.key == "stopping")
-        .order_by(trials.c.number)
-    )
-    with reading(engine) as connection:
-        notes = [stopping_note(parse_json(text)) for text in connection.execute(query).scalars()]
-    return [note for note in notes if note is not None]
-
-
-def machine_kind(engine: sa.Engine, study_id: int) -> str | None:
-    """Return the kind of machine that a study's times come from: the spec's, else the first finished trial's."""
-    with reading(engine) as connection:
-        return read_machine_kind(connection, study_id)
-
-
-def read_machine_kind(connection: sa.Connection, study_id: int) -> str | None:
-    """Return the same inside a transaction."""
-    asked = _asked_kind(_study_attribute(connection, study_id, SPEC_ATTRIBUTE))
-    return asked if asked is not None else next(iter(read_machine_kinds(connection, study_id)), None)
-
-
-def machine_kinds(engine: sa.Engine, study_id: int) -> list[str]:
-    """Return every kind of machine that a study's times come from, in order of its first result."""
-    with reading(engine) as connection:
-        return read_machine_kinds(connection, study_id)
-
-
-def read_machine_kinds(connection: sa.Connection, study_id: int) -> list[str]:
-    """Return the same inside a transaction.
-
-    Workers keep the list with the study. To find it in the trials takes a page of the disk for each of them.
-    """
-    noted = _study_attribute(connection, study_id, KINDS_ATTRIBUTE)
-    if isinstance(noted, list):
-        return [name for name in noted if isinstance(name, str)]
-    attribute = trial_user_attributes
-    query = (
-        sa.select(attribute.c.value_json)
-        .join(trials, trials.c.trial_id == attribute.c.trial_id)
-        .where(trials.c.study_id == study_id, trials.c.state == "COMPLETE", attribute.c.key == "device_name")
-        .group_by(attribute.c.value_json)
-        .order_by(sa.func.min(trials.c.datetime_complete), sa.func.min(trials.c.number))
-    )
-    return [name for name in map(parse_json, connection.execute(query).scalars()) if isinstance(name, str)]
-
-
-def note_machine_kind(connection: sa.Connection, study_id: int, name: str) -> None:
-    """Add a kind to the list that a study keeps. The caller holds the study's lock."""
-    kinds = read_machine_kinds(connection, study_id)
-    if name not in kinds or _study_attribute(connection, study_id, KINDS_ATTRIBUTE) is None:
-        set_study_attribute(connection, study_id, KINDS_ATTRIBUTE, list(dict.fromkeys([*kinds, name])))
-
-
-def _study_attribute(connection: sa.Connection, study_id: int, key: str) -> Any:
-    table = study_user_attributes
-    query = sa.select(table.c.value_json).where(table.c.study_id == study_id, table.c.key == key)
-    return parse_json(connection.execute(query).scalar())
-
-
-def has_repeats(engine: sa.Engine, study_id: int) -> bool:
-    """Whether a study asks for more than one trial per cell."""
-    with reading(engine) as connection:
-        spec = _study_attribute(connection, study_id, SPEC_ATTRIBUTE)
-    sampler = spec.get("sampler") if isinstance(spec, dict) else None
-    return isinstance(sampler, dict) and sampler.get("repeats", 1) != 1
-
-
-def _asked_kind(spec: Any) -> str | None:
-    machine = spec.get("machine") if isinstance(spec, dict) else None
-    name = machine.get("device_name") if isinstance(machine, dict) else None
-    return name if isinstance(name, str) else None
 
 
 def _slot_row(

@@ -31,7 +31,8 @@ from budgettune.storage.schema import (
     trials,
     utc_in,
 )
-from budgettune.storage.slots import note_machine_kind, read_machine_kind, read_slot_rows
+from budgettune.storage.slots import slot_rows
+from budgettune.storage.studies import add_machine_key, own_machine_key
 from budgettune.storage.trials import is_whole, read_attributes, read_params
 from budgettune.storage.writes import (
     NewTrial,
@@ -192,9 +193,9 @@ def record_result(
     taken: TakenTrial,
     attributes: Mapping[str, Any],
     values: tuple[float, float] | None,
-    kind: str | None = None,
+    machine_key: str | None = None,
     *,
-    is_noted: bool = False,
+    is_known: bool = False,
 ) -> bool:
     """Store a result; return whether it is the one that counts for its cell and repeat.
 
@@ -207,17 +208,17 @@ def record_result(
         taken: the trial.
         attributes: of its result.
         values: seconds and accuracy; None for a trial that was stopped early.
-        kind: of machine that counts; None asks the study.
-        is_noted: whether the study is known to have this result's kind in its list.
+        machine_key: of the kind of machine that counts; None asks the study.
+        is_known: whether the study's list of kinds holds this result's already.
     """
     ended = _ended(values)
     with writing(engine) as connection:
         if not lock_study(connection, study_id):
             return False  # deleted meanwhile
-        if not is_noted:
-            note_machine_kind(connection, study_id, attributes["device_name"])
+        if not is_known:
+            add_machine_key(connection, study_id, attributes["device_name"])
         state = lock_trial(connection, taken.trial_id)
-        fits = (kind or read_machine_kind(connection, study_id)) in (None, attributes.get("device_name"))
+        fits = (machine_key or own_machine_key(connection, study_id)) in (None, attributes.get("device_name"))
         if state == "RUNNING" and fits:
             end_trial(connection, taken.trial_id, ended, attributes, values)
             return True
@@ -240,7 +241,7 @@ def _record_late(
 ) -> bool:
     """Keep the result of a trial that was taken for lost: for its cell where that still waits, else as an extra."""
     attributes = {**attributes, "late_of": taken.number}
-    rows = [row for row in read_slot_rows(connection, study_id) if row.slot == taken.slot]
+    rows = [row for row in slot_rows(connection, study_id) if row.slot == taken.slot]
     delivered = next((row for row in rows if row.late_of == taken.number), None)
     if delivered is not None:
         return not delivered.extra
@@ -281,7 +282,7 @@ def record_failure(
         return True
 
 
-# --- Repair -----------------------------------------------------------------------------------------------------
+# --- Repair ---------------------------------------------------------------------------------------------------------
 
 
 def repair(
@@ -302,7 +303,7 @@ def repair(
         if not lock_study(connection, study_id):
             return Reconciled(lost=0, queued=0, given_up=0)
         lost = 0 if lease_seconds is None else _fail_lost(connection, study_id, lease_seconds)
-        new_trials, given_up = decide(read_slot_rows(connection, study_id))
+        new_trials, given_up = decide(slot_rows(connection, study_id))
         insert_trials(connection, study_id, new_trials)
     return Reconciled(lost=lost, queued=len(new_trials), given_up=given_up)
 
@@ -345,7 +346,7 @@ def reserve(engine: sa.Engine, study_id: int, decide: Callable[[list[SlotRow]], 
     Its number seeds the draw, so the row comes first; the study's lock keeps the count from overshooting.
     """
     with writing(engine) as connection:
-        new = decide(read_slot_rows(connection, study_id)) if lock_study(connection, study_id) else None
+        new = decide(slot_rows(connection, study_id)) if lock_study(connection, study_id) else None
         if new is None:
             return None
         [(trial_id, number)] = insert_trials(connection, study_id, [new])

@@ -140,6 +140,20 @@ def _record(
     )
 
 
+def stopping_notes(engine: sa.Engine, study_id: int) -> list[Mapping[str, Any]]:
+    """Return what rows say of trials that were stopped early, or that ran on as controls; in their order."""
+    attribute = trial_user_attributes
+    query = (
+        sa.select(attribute.c.value_json)
+        .join(trials, trials.c.trial_id == attribute.c.trial_id)
+        .where(trials.c.study_id == study_id, attribute.c.key == "stopping")
+        .order_by(trials.c.number)
+    )
+    with reading(engine) as connection:
+        notes = [stopping_note(parse_json(text)) for text in connection.execute(query).scalars()]
+    return [note for note in notes if note is not None]
+
+
 def read_params(connection: sa.Connection, trial_ids: Sequence[int]) -> defaultdict[int, dict[str, Any]]:
     """Return the params of trials as they were sampled, by trial id."""
     table = trial_params

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from budgettune.errors import BudgetTuneError, UsageError
 from budgettune.files import replacing
 from budgettune.records import RECORD_COLUMNS, TrialRecord
-from budgettune.storage import answers as query
+from budgettune.storage.answers import param_names
+from budgettune.storage.trials import record_batches
 from budgettune.storage.writes import json_text
 from budgettune.text import plain, printable
 
@@ -55,11 +56,11 @@ def param_column(name: str) -> str:
 
 
 def _write_csv(engine: Engine, study_id: int, file: BinaryIO) -> None:
-    params = query.param_names(engine, study_id)
+    params = param_names(engine, study_id)
     text = io.TextIOWrapper(file, encoding="utf-8", newline="")
     writer = csv.DictWriter(text, [*RECORD_COLUMNS, *map(param_column, params)], lineterminator="\n")
     writer.writeheader()
-    for records in query.record_batches(engine, study_id, documents=False):
+    for records in record_batches(engine, study_id, documents=False):
         writer.writerows(flat_row(record, params) for record in records)
     text.flush()
     text.detach()
@@ -67,7 +68,7 @@ def _write_csv(engine: Engine, study_id: int, file: BinaryIO) -> None:
 
 def _write_json(engine: Engine, study_id: int, file: BinaryIO) -> None:
     separator = "[\n"
-    for records in query.record_batches(engine, study_id):
+    for records in record_batches(engine, study_id):
         for record in records:
             file.write((separator + json_text(record.to_json())).encode())
             separator = ",\n"
@@ -80,8 +81,8 @@ def _write_parquet(engine: Engine, study_id: int, file: BinaryIO) -> None:
         import pyarrow  # noqa: F401
     except ImportError:
         raise BudgetTuneError("Parquet needs two packages more: pip install 'budgettune[parquet]'") from None
-    params = query.param_names(engine, study_id)
-    batches = query.record_batches(engine, study_id, documents=False)
+    params = param_names(engine, study_id)
+    batches = record_batches(engine, study_id, documents=False)
     rows = [flat_row(record, params) for records in batches for record in records]
     frame = pd.DataFrame(rows, columns=[*RECORD_COLUMNS, *map(param_column, params)])
     frame.to_parquet(file, engine="pyarrow", index=False)

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any, Self
 from budgettune.errors import BudgetTuneError, SpecError, StudyExists
 from budgettune.records import HANDED_BACK, Slot, SlotRow, TrialResult, trial_attributes
 from budgettune.spec.study_spec import StudySpec
-from budgettune.storage import answers as query
 from budgettune.storage import slots, transactions
-from budgettune.storage.connection import Engine, open_engine, open_storage
+from budgettune.storage.answers import state_counts
+from budgettune.storage.connection import Engine, open_engine, open_storage, reading
 from budgettune.storage.driver_errors import redact, translated
+from budgettune.storage.studies import find_study, own_machine_key
 from budgettune.storage.transactions import Reconciled, TakenTrial
 from budgettune.storage.writes import NewTrial
 from budgettune.study.dashboard_note import study_note
@@ -132,7 +133,7 @@ def load_study(url: str, name: str | None = None) -> StudyHandle:
 
 
 def _handle(url: str, engine: Engine, name: str | None) -> StudyHandle:
-    row = query.find_study(engine, name)
+    row = find_study(engine, name)
     return StudyHandle(row.read_spec(), url, row.study_id, engine)
 
 
@@ -143,7 +144,7 @@ def delete_study(url: str, name: str) -> None:
         StudyNotFound: where there is no such study of ours.
     """
     engine = open_engine(url)
-    transactions.delete_study(engine, query.find_study(engine, name).study_id)
+    transactions.delete_study(engine, find_study(engine, name).study_id)
 
 
 class StudyHandle:
@@ -161,8 +162,8 @@ class StudyHandle:
         self.url = url
         self.study_id = study_id
         self.engine = engine
-        self._kind: str | None = None
-        self._noted_kinds: set[str] = set()
+        self._machine_key: str | None = None
+        self._known_machine_keys: set[str] = set()
         self._taken_up_to = 0
         self._last_tally: slots.Tally | None = None
         self._given_up = 0
@@ -238,7 +239,7 @@ class StudyHandle:
 
         A late result (the trial was taken for lost) still counts where its cell has no other trial running or
         complete; else it is kept as a trial marked `extra`. So is a result from another kind of machine than
-        `machine_kind`, unless kinds may be mixed; its cell is queued again. A trial that was stopped early counts, and
+        `machine_key`, unless kinds may be mixed; its cell is queued again. A trial that was stopped early counts, and
         keeps its curve and the reason in place of objectives. Objectives that are not finite fail the trial. Calling
         this again after a StorageError is safe.
         """
@@ -246,12 +247,13 @@ class StudyHandle:
             self.fail(claim, "non-finite-result", f"{result.train_seconds} s, accuracy {result.test_accuracy}")
             return False
         values = None if result.is_stopped else (result.train_seconds, result.test_accuracy)
-        own_kind, attributes = result.machine.key, trial_attributes(result)
-        kind, is_noted = own_kind if allow_mixed else self._kind, own_kind in self._noted_kinds
+        key, attributes = result.machine.key, trial_attributes(result)
+        machine_key = key if allow_mixed else self._machine_key
+        is_known = key in self._known_machine_keys
         counts = transactions.record_result(
-            self.engine, self.study_id, claim.taken(), attributes, values, kind, is_noted=is_noted
+            self.engine, self.study_id, claim.taken(), attributes, values, machine_key, is_known=is_known
         )
-        self._noted_kinds.add(own_kind)
+        self._known_machine_keys.add(key)
         return counts
 
     def fail(self, claim: Claim, kind: str, message: str) -> bool:
@@ -305,14 +307,16 @@ class StudyHandle:
         self._last_tally = None
         return transactions.repair(self.engine, self.study_id, None, decide).queued
 
-    def machine_kind(self) -> str | None:
+    def machine_key(self) -> str | None:
         """Return the kind of machine that the study's times come from: `[machine]`, else the first finished trial's."""
-        self._kind = self._kind or slots.machine_kind(self.engine, self.study_id)
-        return self._kind
+        if self._machine_key is None:
+            with reading(self.engine) as connection:
+                self._machine_key = own_machine_key(connection, self.study_id)
+        return self._machine_key
 
     def counts(self) -> dict[str, int]:
         """Return the number of trials in each state."""
-        return query.state_counts(self.engine, self.study_id)
+        return state_counts(self.engine, self.study_id)
 
     def summary(self) -> StudySummary:
         """Return the study in a line, as `list_studies` does."""
@@ -336,7 +340,8 @@ class StudyHandle:
         return not may_wait and self._cells().left_count() == 0
 
     def _cells(self) -> Ledger:
-        return Ledger(self.spec, slots.slot_rows(self.engine, self.study_id))
+        with reading(self.engine) as connection:
+            return Ledger(self.spec, slots.slot_rows(connection, self.study_id))
 
     # --- sampled points ---------------------------------------------------------------------------------------------
 

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING
 from budgettune.errors import StorageError, StudyNotFound
 from budgettune.records import TrialRecord
 from budgettune.spec.study_spec import StudySpec
-from budgettune.storage import answers as query
-from budgettune.storage.connection import Engine, open_engine
-from budgettune.storage.slots import slot_rows, stopping_notes
+from budgettune.storage.answers import objective_points, state_counts
+from budgettune.storage.connection import Engine, open_engine, reading
+from budgettune.storage.slots import slot_rows
+from budgettune.storage.studies import StudyRow, all_studies, machine_keys
+from budgettune.storage.trials import stopping_notes
 from budgettune.study.ledger import GivenUp, Ledger
 
 if TYPE_CHECKING:
@@ -58,7 +60,7 @@ def study_names(url: str) -> list[str]:
         StudyNotFound: where there is none.
         StorageError: where there are some, and none of them can be read.
     """
-    rows = [row for row in query.studies(open_engine(url)) if row.spec_json is not None]
+    rows = [row for row in all_studies(open_engine(url)) if row.spec_json is not None]
     if not rows:
         raise StudyNotFound("there is no study yet: make one with `budgettune study create`")
     faults = {row.name: _read(row)[1] for row in rows}
@@ -75,7 +77,7 @@ def _warn_once(text: str) -> None:
     logger.warning("%s", text)
 
 
-def _read(row: query.StudyRow) -> tuple[StudySpec | None, str | None]:
+def _read(row: StudyRow) -> tuple[StudySpec | None, str | None]:
     """Return a study's spec, or why it cannot be read."""
     try:
         return row.read_spec(), None
@@ -86,7 +88,7 @@ def _read(row: query.StudyRow) -> tuple[StudySpec | None, str | None]:
 def list_studies(url: str) -> list[StudySummary]:
     """Return every study in order of creation, with its state and an estimate of the time left."""
     engine = open_engine(url)
-    rows = [row for row in query.studies(engine) if row.spec_json is not None]
+    rows = [row for row in all_studies(engine) if row.spec_json is not None]
     return [summary_of(engine, row.study_id, row.name, *_read(row)) for row in rows]
 
 
@@ -118,15 +120,18 @@ def summary_of(
     engine: Engine, study_id: int, name: str, spec: StudySpec | None, fault: str | None = None
 ) -> StudySummary:
     """Return one study in a line."""
-    states = query.state_counts(engine, study_id)
-    seconds = query.train_seconds(engine, study_id)
-    cells = None if spec is None else Ledger(spec, slot_rows(engine, study_id))
+    states = state_counts(engine, study_id)
+    seconds = [taken for taken, _ in objective_points(engine, study_id)]
+    with reading(engine) as connection:
+        rows = [] if spec is None else slot_rows(connection, study_id)
+        devices = sorted(machine_keys(connection, study_id))
+    cells = None if spec is None else Ledger(spec, rows)
     left = None if cells is None else cells.left_count()
     return StudySummary(
         name=name,
         cells=None if cells is None else cells.wanted_count(),
         states=states,
-        devices=tuple(query.device_names(engine, study_id)),
+        devices=tuple(devices),
         train_seconds=sum(seconds),
         seconds_left=_seconds_left(seconds, left, workers=states["RUNNING"]),
         given_up=() if cells is None else cells.given_up(),

@@ -10,7 +10,7 @@ from dataclasses import replace
 from budgettune.errors import StorageError
 from budgettune.records import EpochRecord, TrialResult
 from budgettune.spec.study_spec import StudySpec
-from budgettune.storage import answers as query
+from budgettune.storage.trials import trial_records
 from budgettune.study.early_stop import Progress, Rival, StopVerdict, is_control, judge, note_of
 from budgettune.study.handle import Claim, StudyHandle
 
@@ -46,7 +46,7 @@ class FinishedTrials:
 
     def _read_new(self) -> None:
         engine, study_id = self._study.engine, self._study.study_id
-        records = query.trial_records(engine, study_id, states={"COMPLETE"}, leave_out=self._numbers_read)
+        records = trial_records(engine, study_id, states={"COMPLETE"}, leave_out=self._numbers_read)
         self._numbers_read |= {record.number for record in records}
         fair = (record for record in records if not record.extra and self._kind in (None, record.device_name))
         self._rivals += tuple(rival for rival in map(Rival.of, fair) if rival is not None)

@@ -138,7 +138,7 @@ class _Worker:
 
     def _fits(self, study: StudyHandle) -> bool:
         """Whether a study's times come from machines of this kind; where it was named and they do not, say so."""
-        kind = None if self.options.allow_mixed else study.machine_kind()
+        kind = None if self.options.allow_mixed else study.machine_key()
         if kind in (None, self.machine.key):
             return True
         refusal = (

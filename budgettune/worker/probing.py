@@ -15,8 +15,8 @@ from budgettune.predict.predictor import unmeasured
 from budgettune.predict.workload import Workload
 from budgettune.records import StepProbe
 from budgettune.spec.study_spec import StudySpec
-from budgettune.storage import answers as query
-from budgettune.storage.probes import add_probes, read_probes
+from budgettune.storage.studies import add_probes, read_probes
+from budgettune.storage.trials import trial_records
 from budgettune.training.device import Device, pick_device
 from budgettune.training.profile.probe import Probe, probe_images
 
@@ -82,7 +82,7 @@ def probe_study(
         StudyNotFound: where the study was deleted meanwhile.
     """
     kind = Device(device).machine().key
-    records = query.trial_records(engine, study_id, documents=False)
+    records = trial_records(engine, study_id, documents=False)
     known = read_probes(engine, study_id).get(kind, [])
     ends = time.perf_counter() + limit_seconds
     found = probe_steps(

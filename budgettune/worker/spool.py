@@ -20,7 +20,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from budgettune.errors import StorageError, StudyNotFound
 from budgettune.records import TrialResult
-from budgettune.storage import answers as query
+from budgettune.storage.trials import trial_records
 from budgettune.study.handle import Claim, StudyHandle, load_study
 
 logger = logging.getLogger(__name__)
@@ -177,7 +177,7 @@ def _is_of(study: StudyHandle, spooled: Spooled) -> bool:
     claim = spooled.claim
     if (study.study_id, _spec_hash(study)) != (spooled.study_id, spooled.spec):
         return False
-    records = query.trial_records(study.engine, study.study_id, numbers=[claim.number], documents=False)
+    records = trial_records(study.engine, study.study_id, numbers=[claim.number], documents=False)
     if [(record.cell, record.repeat, record.seed) for record in records] != [(claim.cell, claim.repeat, claim.seed)]:
         return False
     return study.storage.get_trial_id_from_study_id_trial_number(study.study_id, claim.number) == claim.trial_id

@@ -9,8 +9,9 @@ import optuna
 import pytest
 
 from budgettune.spec.study_spec import load_spec
-from budgettune.storage import answers as query
+from budgettune.storage.trials import trial_records
 from budgettune.study.handle import create_study
+from budgettune.study.pareto import pareto_front
 from budgettune.worker.loop import WorkerOptions, run_worker
 
 
@@ -36,7 +37,7 @@ def test_optunas_command_line_shows_our_trials_and_our_front(study):
     trials = json.loads(optuna_command("trials", *words))
     assert [trial["state"] for trial in trials].count("COMPLETE") == 3
     best = {trial["number"] for trial in json.loads(optuna_command("best-trials", *words))}
-    assert best == {record.number for record in query.pareto_front(study.engine, study.study_id)}
+    assert best == {record.number for record in pareto_front(study.engine, study.study_id)}
 
 
 def test_optunas_library_reads_objectives_params_and_distributions(study):
@@ -44,10 +45,10 @@ def test_optunas_library_reads_objectives_params_and_distributions(study):
     assert loaded.metric_names == ["train_seconds", "test_accuracy"]
     assert [direction.name for direction in loaded.directions] == ["MINIMIZE", "MAXIMIZE"]
     frame = [(trial.number, trial.values) for trial in loaded.get_trials(states=[optuna.trial.TrialState.COMPLETE])]
-    ours = query.trial_records(study.engine, study.study_id, states=["COMPLETE"])
+    ours = trial_records(study.engine, study.study_id, states=["COMPLETE"])
     assert frame == [(record.number, [record.train_seconds, record.test_accuracy]) for record in ours]
     waiting = loaded.get_trials(states=[optuna.trial.TrialState.WAITING])[0]
     assert set(waiting.params) == set(waiting.distributions) == {"scale", "batch_size"}
     assert {trial.number for trial in loaded.best_trials} == {
-        record.number for record in query.pareto_front(study.engine, study.study_id)
+        record.number for record in pareto_front(study.engine, study.study_id)
     }

@@ -16,7 +16,7 @@ from budgettune.predict.predictor import SAMPLE, candidate_workloads
 from budgettune.predict.recommend import LONGEST_FACTOR, Ask, recommend
 from budgettune.predict.workload import Workloads
 from budgettune.records import StepProbe
-from budgettune.storage.probes import PREFIX, add_probes, read_probes
+from budgettune.storage.studies import PROBES_PREFIX, add_probes, read_probes
 from budgettune.text import format_duration
 from budgettune.worker.options import WorkerOptions
 from budgettune.worker.probing import probe_study
@@ -276,7 +276,7 @@ def test_what_others_wrote_in_place_of_probes_is_left_out(url, text, tmp_path):
     with sqlite3.connect(tmp_path / "copy.db") as database:
         database.execute(
             "INSERT INTO study_user_attributes (study_id, key, value_json) VALUES (?, ?, ?)",
-            (handle.study_id, PREFIX + "This", text),
+            (handle.study_id, PROBES_PREFIX + "This", text),
         )
     database.close()
     assert read_probes(handle.engine, handle.study_id) == {"This": []}

@@ -26,7 +26,9 @@ from budgettune.report.runs import (
 from budgettune.report.search import accuracy_map, best_cell, hypervolume_history, importances
 from budgettune.report.view import finished, label_rows, of_machine, overview, shown_rows
 from budgettune.spec.tables import RangeSpec
-from budgettune.storage import answers as query
+from budgettune.storage.answers import best_under_budget
+from budgettune.storage.trials import trial_records
+from budgettune.study.pareto import hypervolume, pareto_front
 
 # Few values, so that ties are common.
 SIXTHS = st.integers(0, 6).map(lambda n: n / 6)
@@ -68,17 +70,17 @@ def test_the_answer_at_a_budget_is_the_most_accurate_trial_that_fits(points, bud
 
 def test_the_answers_are_those_of_best(sqlite_url):
     with make_study(sqlite_url, 40) as study:
-        records = query.trial_records(study.engine, study.study_id)
+        records = trial_records(study.engine, study.study_id)
         assert len(records) == 40
         found = answers(overview(records), "synthetic")
         for budget_seconds in np.geomspace(30, 200, 40):
             fitting = [answer.number for answer in found if answer.seconds <= budget_seconds]
             try:
-                best = query.best_under_budget(study.engine, study.study_id, budget_seconds)[0].number
+                best = best_under_budget(study.engine, study.study_id, budget_seconds)[0].number
             except NothingWithinBudget:
                 best = None
             assert (fitting[-1] if fitting else None) == best
-        front = query.pareto_front(study.engine, study.study_id)
+        front = pareto_front(study.engine, study.study_id)
         assert [record.number for record in overview(records).front] == [record.number for record in front]
 
 
@@ -279,7 +281,7 @@ def test_realised_pruning_is_what_was_not_kept():
 def test_the_hypervolume_grows_to_that_of_the_front(points):
     history = hypervolume_history(overview(trials_at(points)))
     for step in history.steps:
-        assert step.volume == pytest.approx(query.hypervolume(points[: step.trials], history.reference))
+        assert step.volume == pytest.approx(hypervolume(points[: step.trials], history.reference))
         assert step.compute_seconds == pytest.approx(sum(seconds for seconds, _ in points[: step.trials]))
     assert history.steps[-1].trials == len(points)
 

@@ -11,10 +11,13 @@ from optuna.trial import TrialState, create_trial
 
 from budgettune.errors import NothingWithinBudget, StudyNotFound, UsageError
 from budgettune.spec.study_spec import StudySpec
-from budgettune.storage import answers as query
+from budgettune.storage.answers import best_under_budget, objective_points, param_names, state_counts
 from budgettune.storage.connection import open_engine, open_storage, writing
 from budgettune.storage.schema import TABLES_OF_A_TRIAL, trials
+from budgettune.storage.studies import all_studies, comparable_machine_key, find_study
+from budgettune.storage.trials import record_batches, trial_records
 from budgettune.study.handle import create_study
+from budgettune.study.pareto import hypervolume, pareto_front
 
 SPEC = {"name": "ours", "search": {"scale": [1.0, 1.4], "batch_size": [100, 200]}}
 
@@ -44,27 +47,27 @@ def numbers(records):
 def test_the_best_is_the_most_accurate_that_fits_the_budget(study):
     for seconds, accuracy in [(10, 0.5), (20, 0.7), (30, 0.9)]:
         add(study, seconds, accuracy)
-    best = query.best_under_budget(study.engine, study.study_id, 20)
+    best = best_under_budget(study.engine, study.study_id, 20)
     assert [(record.train_seconds, record.test_accuracy) for record in best] == [(20, 0.7)]
 
 
 def test_ties_go_to_the_faster_then_to_the_lower_number(study):
     for seconds, accuracy in [(3, 0.9), (2, 0.9), (2, 0.9), (1, 0.1)]:
         add(study, seconds, accuracy)
-    assert numbers(query.best_under_budget(study.engine, study.study_id, 9, top=3)) == [1, 2, 0]
+    assert numbers(best_under_budget(study.engine, study.study_id, 9, top=3)) == [1, 2, 0]
 
 
 def test_a_budget_below_the_fastest_names_the_fastest(study):
     add(study, 10, 0.5)
     with pytest.raises(NothingWithinBudget, match=r"the fastest takes 10\.0s") as caught:
-        query.best_under_budget(study.engine, study.study_id, 9.99)
+        best_under_budget(study.engine, study.study_id, 9.99)
     assert caught.value.fastest_seconds == 10
 
 
 def test_a_study_without_finished_trials_says_so(study):
     add(study, None, None, TrialState.FAIL)
     with pytest.raises(NothingWithinBudget, match="no finished trial yet"):
-        query.best_under_budget(study.engine, study.study_id, 10)
+        best_under_budget(study.engine, study.study_id, 10)
 
 
 def test_only_the_named_kind_of_machine_counts(study):
@@ -72,20 +75,20 @@ def test_only_the_named_kind_of_machine_counts(study):
     add(study, 2, 0.5, device_name="cpu x2")
     add(study, 3, 0.6)
     ask = {"device_name": "cpu x2"}
-    assert numbers(query.best_under_budget(study.engine, study.study_id, 9, **ask)) == [1]
-    assert numbers(query.pareto_front(study.engine, study.study_id, device_name="GPU – “fast”")) == [0]
-    assert query.objective_points(study.engine, study.study_id, **ask) == [(2, 0.5)]
+    assert numbers(best_under_budget(study.engine, study.study_id, 9, **ask)) == [1]
+    assert numbers(pareto_front(study.engine, study.study_id, device_name="GPU – “fast”")) == [0]
+    assert objective_points(study.engine, study.study_id, **ask) == [(2, 0.5)]
     with pytest.raises(NothingWithinBudget):
-        query.best_under_budget(study.engine, study.study_id, 9, device_name="cpu' OR '1'='1")
+        best_under_budget(study.engine, study.study_id, 9, device_name="cpu' OR '1'='1")
 
 
 def test_no_more_than_top_are_returned_and_at_least_one_is_asked_for(study):
     for accuracy in (0.1, 0.2, 0.3):
         add(study, 1, accuracy)
-    assert numbers(query.best_under_budget(study.engine, study.study_id, 1, top=2)) == [2, 1]
-    assert len(query.best_under_budget(study.engine, study.study_id, 1, top=99)) == 3
+    assert numbers(best_under_budget(study.engine, study.study_id, 1, top=2)) == [2, 1]
+    assert len(best_under_budget(study.engine, study.study_id, 1, top=99)) == 3
     with pytest.raises(UsageError, match="top must be at least 1"):
-        query.best_under_budget(study.engine, study.study_id, 1, top=0)
+        best_under_budget(study.engine, study.study_id, 1, top=0)
 
 
 # --- Against brute force --------------------------------------------------------------------------------------------
@@ -138,7 +141,7 @@ def test_best_equals_a_look_at_every_trial(shared, points, budget_seconds, top):
     fitting = [point for point in usable(points) if point[0] <= budget_seconds]
     expected = [number for *_, number in sorted(fitting, key=lambda point: (-point[1], point[0], point[2]))][:top]
     try:
-        found = numbers(query.best_under_budget(shared.engine, shared.study_id, budget_seconds, top=top))
+        found = numbers(best_under_budget(shared.engine, shared.study_id, budget_seconds, top=top))
     except NothingWithinBudget as nothing:
         assert nothing.fastest_seconds == min((seconds for seconds, *_ in usable(points)), default=None)
         found = []
@@ -155,7 +158,7 @@ def test_front_equals_a_look_at_every_pair(shared, points):
         for mine in candidates
         if not any(other[0] <= mine[0] and other[1] >= mine[1] and other[:2] != mine[:2] for other in candidates)
     }
-    front = query.pareto_front(shared.engine, shared.study_id)
+    front = pareto_front(shared.engine, shared.study_id)
     assert set(numbers(front)) == expected
     assert [(record.train_seconds, record.number) for record in front] == sorted(
         (record.train_seconds, record.number) for record in front
@@ -172,7 +175,7 @@ def test_hypervolume_equals_the_count_of_dominated_unit_squares(points, referenc
         for x in range(reference[0])
         for y in range(reference[1], 7)
     )
-    assert query.hypervolume(points, reference) == squares
+    assert hypervolume(points, reference) == squares
 
 
 @given(st.lists(st.tuples(st.floats(0, 100), st.floats(0, 1)), max_size=10))
@@ -182,12 +185,12 @@ def test_hypervolume_equals_optunas(points):
     from optuna._hypervolume import compute_hypervolume
 
     expected = compute_hypervolume(np.array(losses), np.array([101.0, 0.0])) if points else 0.0
-    assert query.hypervolume(points, (101.0, 0.0)) == pytest.approx(expected)
+    assert hypervolume(points, (101.0, 0.0)) == pytest.approx(expected)
 
 
 def test_points_that_are_not_finite_add_no_volume():
     points = [(1.0, 0.5), (math.nan, 1.0), (0.0, math.inf), (-math.inf, 0.9), (0.5, math.nan)]
-    assert query.hypervolume(points, (2.0, 0.0)) == 0.5
+    assert hypervolume(points, (2.0, 0.0)) == 0.5
 
 
 # --- Records --------------------------------------------------------------------------------------------------------
@@ -203,18 +206,18 @@ def test_params_come_back_as_they_were_sampled(study):
         "lr": FloatDistribution(1e-4, 1e-1, log=True),
     }
     add(study, 1, 0.5, params=params, distributions=distributions)
-    [record] = query.trial_records(study.engine, study.study_id)
+    [record] = trial_records(study.engine, study.study_id)
     assert dict(record.params) == params
     assert list(record.params) == list(params)
     assert [type(value) for value in record.params.values()] == [type(value) for value in params.values()]
-    assert query.param_names(study.engine, study.study_id) == list(params)
+    assert param_names(study.engine, study.study_id) == list(params)
 
 
 def test_records_hold_times_states_and_failures(study):
     add(study, 1, 0.5)
     add(study, None, None, TrialState.FAIL, failure={"kind": "out-of-memory", "message": "no room"})
     add(study, None, None, TrialState.FAIL, failure="as another program wrote it")
-    complete, failed, odd = query.trial_records(study.engine, study.study_id)
+    complete, failed, odd = trial_records(study.engine, study.study_id)
     assert (complete.state, complete.failure) == ("COMPLETE", None)
     assert complete.started_at <= complete.completed_at
     assert complete.completed_at.endswith("+00:00")
@@ -226,16 +229,15 @@ def test_records_can_be_chosen_by_state_and_number(study):
     for state in (TrialState.COMPLETE, TrialState.FAIL, TrialState.COMPLETE):
         add(study, 1, 0.5, state)
     ask = (study.engine, study.study_id)
-    assert numbers(query.trial_records(*ask, states={"COMPLETE"})) == [0, 2]
-    assert numbers(query.trial_records(*ask, numbers=[2, 1, 77])) == [1, 2]
-    assert query.trial_records(*ask, states=[]) == []
-    assert [len(batch) for batch in query.record_batches(*ask)] == [3]
+    assert numbers(trial_records(*ask, states={"COMPLETE"})) == [0, 2]
+    assert numbers(trial_records(*ask, numbers=[2, 1, 77])) == [1, 2]
+    assert trial_records(*ask, states=[]) == []
+    assert [len(batch) for batch in record_batches(*ask)] == [3]
 
 
 def test_counts_name_every_state(study):
     add(study, 1, 0.5)
-    assert query.waiting_trial_ids(study.engine, study.study_id, 9) == []
-    assert query.state_counts(study.engine, study.study_id) == {
+    assert state_counts(study.engine, study.study_id) == {
         "RUNNING": 0, "COMPLETE": 1, "PRUNED": 0, "FAIL": 0, "WAITING": 0,
     }  # fmt: skip
 
@@ -260,10 +262,10 @@ NAMES += ["epochs", "keep_fraction", "extra", "late_of"]
 def test_attributes_that_are_not_what_we_wrote_break_no_answer(shared, attributes, seconds, accuracy):
     refill(shared, [])
     add(shared, seconds, accuracy, **attributes)
-    for record in query.trial_records(shared.engine, shared.study_id):
+    for record in trial_records(shared.engine, shared.study_id):
         json.dumps(record.to_json(), allow_nan=False)
-    query.pareto_front(shared.engine, shared.study_id)
-    query.device_names(shared.engine, shared.study_id)
+    pareto_front(shared.engine, shared.study_id)
+    comparable_machine_key(shared.engine, shared.study_id)
     shared.reconcile()
     shared.verify()
     assert shared.claim() is None or shared.spec.sampler.name != "grid"
@@ -293,14 +295,14 @@ def test_broken_rows_are_left_out_and_the_rest_is_answered(sqlite_url):
         with writing(study.engine) as connection:
             for statement in statements:
                 connection.execute(sa.text(statement))
-        records = query.trial_records(study.engine, study.study_id)
+        records = trial_records(study.engine, study.study_id)
         assert [record.number for record in records if record.train_seconds == 1.0] == [1, 5, 6, 7]
         assert (records[7].started_at, records[7].params, records[7].curve) == (None, {}, ())
         assert (records[7].phases, records[7].machine) == (None, None)
-        best = query.best_under_budget(study.engine, study.study_id, 1.0, top=99)
+        best = best_under_budget(study.engine, study.study_id, 1.0, top=99)
         assert {record.number for record in best} <= {7}
-        assert numbers(query.pareto_front(study.engine, study.study_id)) == [7]
-        assert query.state_counts(study.engine, study.study_id)["COMPLETE"] == 8
+        assert numbers(pareto_front(study.engine, study.study_id)) == [7]
+        assert state_counts(study.engine, study.study_id)["COMPLETE"] == 8
         study.reconcile()
 
 
@@ -311,8 +313,8 @@ def test_not_a_number_in_postgresql_is_left_out(postgresql_url):
         with writing(study.engine) as connection:
             connection.execute(sa.text("UPDATE trial_values SET value = 'NaN' WHERE value = 0.3"))
             connection.execute(sa.text("UPDATE trial_values SET value = 'Infinity' WHERE value = 0.2"))
-        assert numbers(query.pareto_front(study.engine, study.study_id)) == [0]
-        assert query.train_seconds(study.engine, study.study_id) == [1.0]
+        assert numbers(pareto_front(study.engine, study.study_id)) == [0]
+        assert objective_points(study.engine, study.study_id) == [(1.0, 0.1)]
 
 
 # --- Studies --------------------------------------------------------------------------------------------------------
@@ -323,17 +325,17 @@ def test_studies_of_other_programs_are_never_taken_for_ours(storage_url):
     optuna.create_study(storage=storage, study_name="theirs")
     engine = open_engine(storage_url)
     with pytest.raises(StudyNotFound, match="0 studies: make one with `budgettune study create`"):
-        query.find_study(engine)
+        find_study(engine)
     create_study(StudySpec.from_document(SPEC), storage_url)
-    assert query.find_study(engine).name == "ours"
+    assert find_study(engine).name == "ours"
     with pytest.raises(StudyNotFound, match="'theirs' was made by another program: name one of: ours"):
-        query.find_study(engine, "theirs")
+        find_study(engine, "theirs")
     with pytest.raises(StudyNotFound, match="'nobody' is not in the storage"):
-        query.find_study(engine, "nobody")
+        find_study(engine, "nobody")
     create_study(StudySpec.from_document({**SPEC, "name": "second"}), storage_url)
     with pytest.raises(StudyNotFound, match="2 studies: name one of: ours, second"):
-        query.find_study(engine)
-    assert [(row.name, row.spec_json is None) for row in query.studies(engine)] == [
+        find_study(engine)
+    assert [(row.name, row.spec_json is None) for row in all_studies(engine)] == [
         ("theirs", True), ("ours", False), ("second", False),
     ]  # fmt: skip
     storage.engine.dispose()

@@ -7,11 +7,11 @@ import pytest
 import sqlalchemy as sa
 
 from budgettune.records import Slot
-from budgettune.storage import answers as query
 from budgettune.storage.connection import writing
 from budgettune.storage.schema import (
     trial_user_attributes,
 )
+from budgettune.storage.trials import trial_records
 from budgettune.study.handle import create_study
 from tests.support.studies import grid, records, result, statements_of, work_off
 
@@ -30,7 +30,7 @@ def test_a_result_is_stored_whole_and_shown_to_every_optuna_tool(study):
 
     claim = study.claim()
     assert study.complete(claim, result()) is True
-    [record] = query.trial_records(study.engine, study.study_id, states={"COMPLETE"})
+    [record] = trial_records(study.engine, study.study_id, states={"COMPLETE"})
     assert (record.train_seconds, record.test_accuracy, record.status) == (10.0, 0.9, "unverified")
     assert (record.cell, record.repeat, record.attempt, record.seed) == (0, 0, 1, claim.seed)
     assert record.prune_seconds == pytest.approx(0.3)

@@ -7,7 +7,6 @@ import sqlalchemy as sa
 
 from budgettune.errors import SpecError, StorageError, StudyExists, StudyNotFound
 from budgettune.spec.study_spec import StudySpec
-from budgettune.storage import answers as query
 from budgettune.storage import transactions
 from budgettune.storage.connection import open_engine, reading, writing
 from budgettune.storage.schema import (
@@ -16,6 +15,7 @@ from budgettune.storage.schema import (
     studies,
     trials,
 )
+from budgettune.storage.studies import all_studies
 from budgettune.study.dashboard_note import study_note
 from budgettune.study.handle import create_study, delete_study, list_studies, load_study
 from tests.support.studies import grid, records, result, work_off
@@ -77,7 +77,7 @@ def test_a_study_is_made_whole_or_not_at_all(sqlite_url, monkeypatch):
     monkeypatch.setattr(transactions, "insert_trials", killed)
     with pytest.raises(KeyboardInterrupt):
         create_study(grid(), sqlite_url)
-    assert query.studies(open_engine(sqlite_url)) == []
+    assert all_studies(open_engine(sqlite_url)) == []
 
 
 def test_the_study_file_in_a_studys_note_makes_the_same_study():

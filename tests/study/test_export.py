@@ -11,7 +11,6 @@ import pytest
 import sqlalchemy as sa
 
 from budgettune.errors import BudgetTuneError, UsageError
-from budgettune.storage import answers as query
 from budgettune.storage.connection import reading
 from budgettune.storage.schema import (
     trial_user_attributes,
@@ -75,7 +74,7 @@ def test_a_dash_is_standard_output(study, capfdbinary, out):
 def test_a_failed_export_leaves_the_old_file(study, tmp_path, monkeypatch):
     out = tmp_path / "trials.csv"
     out.write_text("old")
-    monkeypatch.setattr(query, "record_batches", lambda *_, **__: 1 // 0)
+    monkeypatch.setattr("budgettune.study.export.record_batches", lambda *_, **__: 1 // 0)
     with pytest.raises(ZeroDivisionError):
         export(study.engine, study.study_id, "csv", out)
     assert out.read_text() == "old"

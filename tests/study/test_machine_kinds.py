@@ -6,17 +6,23 @@ import sqlalchemy as sa
 from budgettune import api
 from budgettune.errors import UsageError
 from budgettune.spec.study_spec import StudySpec
-from budgettune.storage import answers as query
-from budgettune.storage.connection import writing
+from budgettune.storage.connection import reading, writing
+from budgettune.storage.studies import comparable_machine_key, machine_keys
 from budgettune.study.handle import create_study, load_study
+from budgettune.study.pareto import pareto_front
 from tests.support.studies import let_lease_run_out, records, result, statements_of, work_off
+
+
+def keys_of(study):
+    with reading(study.engine) as connection:
+        return machine_keys(connection, study.study_id)
 
 
 def test_the_first_finished_trial_says_which_machine_counts_and_other_times_are_kept_as_extras(study):
     first, second = study.claim(), study.claim()
-    assert study.machine_kind() is None
+    assert study.machine_key() is None
     assert study.complete(first, result(device_name="fast")) is True
-    assert study.machine_kind() == "fast x2"
+    assert study.machine_key() == "fast x2"
     other = load_study(study.url)  # a worker that knows nothing of the first one's kind
     assert other.complete(second, result(device_name="slow")) is False
     assert other.complete(second, result(device_name="slow")) is False
@@ -43,17 +49,17 @@ def test_kinds_are_looked_up_with_the_study_and_not_in_each_of_its_trials(study)
 
     for device_name in ("fast", "slow"):
         study.complete(study.claim(), result(device_name=device_name), allow_mixed=True)
-    assert query.device_names(study.engine, study.study_id) == ["fast x2", "slow x2"]
-    assert statements_of(study, lambda: query.device_names(study.engine, study.study_id)) == 1
+    assert keys_of(study) == ["fast x2", "slow x2"]
+    assert statements_of(study, lambda: keys_of(study)) == 1
     with writing(study.engine) as connection:  # as before the list was kept
         table = study_user_attributes
         connection.execute(sa.delete(table).where(table.c.key == "budgettune:machine_kinds"))
-    assert load_study(study.url).machine_kind() == "fast x2"
-    assert query.device_names(study.engine, study.study_id) == ["fast x2", "slow x2"]
+    assert load_study(study.url).machine_key() == "fast x2"
+    assert keys_of(study) == ["fast x2", "slow x2"]
     later = load_study(study.url)
     later.complete(later.claim(), result(device_name="third"), allow_mixed=True)
-    assert statements_of(study, lambda: query.device_names(study.engine, study.study_id)) == 1
-    assert query.device_names(study.engine, study.study_id) == ["fast x2", "slow x2", "third x2"]
+    assert statements_of(study, lambda: keys_of(study)) == 1
+    assert keys_of(study) == ["fast x2", "slow x2", "third x2"]
 
 
 def test_a_late_result_of_another_machine_takes_no_cell(study):
@@ -69,7 +75,7 @@ def test_a_late_result_of_another_machine_takes_no_cell(study):
 def test_a_spec_may_name_the_machine(storage_url):
     spec = StudySpec.from_document({"name": "s", "search": {"scale": [1.0]}, "machine": {"device_name": "fast x2"}})
     study = create_study(spec, storage_url)
-    assert study.machine_kind() == "fast x2"
+    assert study.machine_key() == "fast x2"
     assert study.complete(study.claim(), result(device_name="slow")) is False
     assert study.complete(study.claim(), result(device_name="fast")) is True
     assert study.verify().whole
@@ -79,8 +85,8 @@ def test_answers_hold_the_times_of_one_kind_of_machine_unless_all_are_asked_for(
     for device_name, seconds in (("fast", 10.0), ("slow", 5.0)):
         study.complete(study.claim(), result(seconds, device_name=device_name), allow_mixed=True)
     for asked, fastest in ((None, 10.0), ("slow x2", 5.0), ("any", 5.0)):
-        kind = query.comparable_kind(study.engine, study.study_id, asked)
-        front = query.pareto_front(study.engine, study.study_id, device_name=kind)
+        kind = comparable_machine_key(study.engine, study.study_id, asked)
+        front = pareto_front(study.engine, study.study_id, device_name=kind)
         assert front[0].train_seconds == fastest
     with pytest.raises(UsageError, match="'fast x2', 'slow x2'"):
-        query.comparable_kind(study.engine, study.study_id, "unknown")
+        comparable_machine_key(study.engine, study.study_id, "unknown")

@@ -7,9 +7,9 @@ import sqlalchemy as sa
 
 from budgettune.records import EpochRecord, MachineInfo, PhaseSeconds, TrialResult
 from budgettune.spec.study_spec import StudySpec
-from budgettune.storage import answers as query
 from budgettune.storage.connection import writing
 from budgettune.storage.schema import trial_heartbeats, utc_in
+from budgettune.storage.trials import trial_records
 
 SEARCH = {"scale": [1.0, 1.4], "prune_rate": [0.0, 0.3]}
 RANGES = {"train.lr": {"low": 1e-4, "high": 1e-1, "log": True}, "batch_size": {"low": 16, "high": 64, "step": 8}}
@@ -69,7 +69,7 @@ def let_lease_run_out(study):
 
 
 def records(study):
-    return query.trial_records(study.engine, study.study_id)
+    return trial_records(study.engine, study.study_id)
 
 
 def work_off(study, **values):

@@ -7,7 +7,7 @@ import pytest
 from budgettune.errors import StorageError
 from budgettune.records import Slot
 from budgettune.spec.study_spec import load_spec
-from budgettune.storage import answers as query
+from budgettune.storage.trials import trial_records
 from budgettune.study.handle import create_study
 from budgettune.worker.early_stop_judge import FinishedTrials
 from budgettune.worker.loop import WorkerOptions, run_worker
@@ -39,7 +39,7 @@ def test_finished_trials_are_read_once_as_they_come_and_an_absent_database_ends_
         asked.append(options["leave_out"])
         raise StorageError("away")
 
-    monkeypatch.setattr(query, "trial_records", away)
+    monkeypatch.setattr("budgettune.worker.early_stop_judge.trial_records", away)
     assert len(rivals.known()) == 4
     assert asked == []
     clock.seconds = 60.0
@@ -75,7 +75,7 @@ def test_a_worker_stops_a_dominated_trial_and_runs_a_control_to_its_end(sqlite_u
     for number in range(9):
         study.complete(study.claim(), made_up(number))
     assert run_worker(sqlite_url, None, OPTIONS).completed == 1
-    last = query.trial_records(study.engine, study.study_id)[-1]
+    last = trial_records(study.engine, study.study_id)[-1]
     assert study.verify().whole
     assert study.is_finished()
     summary = study.stopping()

@@ -11,7 +11,7 @@ from torch import nn
 from budgettune import api
 from budgettune.errors import BudgetTuneError, DataError, StorageError, StudyNotFound, UsageError
 from budgettune.spec.study_spec import load_spec
-from budgettune.storage import answers as query
+from budgettune.storage.trials import trial_records
 from budgettune.study.handle import StudyHandle, create_study, load_study
 from budgettune.training.session import train_one
 from budgettune.worker.loop import run_worker
@@ -44,7 +44,7 @@ def test_a_worker_fills_a_study_with_whole_records(storage_url):
     summary = run_worker(storage_url, study.name, OPTIONS)
     assert (summary.completed, summary.failed) == (4, 0)
     assert study.verify().whole
-    for record in query.trial_records(study.engine, study.study_id):
+    for record in trial_records(study.engine, study.study_id):
         assert record.state == "COMPLETE"
         assert record.seed == study.spec.trial_seed(record.cell, 0)
         assert 0 < record.test_accuracy < 1
@@ -108,7 +108,7 @@ def test_code_that_always_fails_stops_the_worker_before_it_uses_up_every_attempt
     study = make(sqlite_url, f"model.name={__name__}:Broken", "sampler.repeats=3")
     with pytest.raises(BudgetTuneError, match=r"5 trials in a row failed .* a mistake of the user's"):
         run_worker(sqlite_url, None, OPTIONS)
-    failures = [r.failure for r in query.trial_records(study.engine, study.study_id, states=["FAIL"])]
+    failures = [r.failure for r in trial_records(study.engine, study.study_id, states=["FAIL"])]
     assert failures == ["error: ZeroDivisionError: a mistake of the user's"] * 5
 
 
@@ -120,7 +120,7 @@ def test_a_box_that_cannot_take_part_hands_the_trial_back_and_says_why(sqlite_ur
     with pytest.raises(DataError):
         run_worker(sqlite_url, "other", OPTIONS)
     for handle in (study, other):
-        waiting = query.trial_records(handle.engine, handle.study_id, states=["WAITING"])
+        waiting = trial_records(handle.engine, handle.study_id, states=["WAITING"])
         assert [record.attempt for record in waiting] == [1, 1, 1, 1]
 
 
@@ -192,7 +192,7 @@ def test_a_database_that_stops_answering_for_a_while_ends_no_worker(sqlite_url, 
 def test_a_trial_that_takes_too_long_is_recorded_as_failed(sqlite_url):
     study = make(sqlite_url, "search={scale = [1.0]}", "train.epochs=100000", "sampler.max_attempts=1")
     assert run_worker(sqlite_url, None, WorkerOptions(device="cpu", trial_timeout_seconds=0.5)).failed == 1
-    (record,) = query.trial_records(study.engine, study.study_id)
+    (record,) = trial_records(study.engine, study.study_id)
     assert record.failure.startswith("timeout: took longer than 0.5s")
     assert study.is_finished()
 
@@ -230,7 +230,7 @@ def test_a_disturbed_trial_is_repeated_where_the_study_asks_for_it(sqlite_url, m
     monkeypatch.setattr(Witness, "stop", lambda self: (next(verdicts), {}))
     study = make(sqlite_url, "search={scale = [1.0]}", "clock.on_disturbed=repeat")
     run_worker(sqlite_url, None, OPTIONS)
-    (record,) = query.trial_records(study.engine, study.study_id)
+    (record,) = trial_records(study.engine, study.study_id)
     assert record.status == "clean"
 
 
@@ -239,7 +239,7 @@ def test_sampled_studies_end_at_their_number_of_points_without_repeating_one(sql
     search = 'search={prune_rate = {low = 0.0, high = 0.5}, "train.lr" = {low = 1e-4, high = 1e-2, log = true}}'
     study = make(sqlite_url, search, f"sampler.name={sampler}", "sampler.trials=5")
     run_worker(sqlite_url, None, OPTIONS)
-    points = [tuple(r.params.values()) for r in query.trial_records(study.engine, study.study_id)]
+    points = [tuple(r.params.values()) for r in trial_records(study.engine, study.study_id)]
     assert len(points) == len(set(points)) == 5
     assert study.is_finished()
 
@@ -253,7 +253,7 @@ def test_a_signal_hands_the_cell_back_and_ends_the_worker_soon(storage_url, numb
     worker.send_signal(number)
     assert worker.wait(30) == status
     assert study.counts() == {"RUNNING": 0, "COMPLETE": 0, "PRUNED": 0, "FAIL": 1, "WAITING": 4}
-    waiting = query.trial_records(study.engine, study.study_id, states=["WAITING"])
+    waiting = trial_records(study.engine, study.study_id, states=["WAITING"])
     assert {record.attempt for record in waiting} == {1}
     worker.stderr.close()
 
@@ -264,7 +264,7 @@ def test_two_workers_share_a_study_and_no_cell_runs_twice(storage_url):
     for worker in workers:
         errors = worker.communicate(timeout=120)[1]
         assert worker.returncode == 0, errors
-    records = query.trial_records(study.engine, study.study_id)
+    records = trial_records(study.engine, study.study_id)
     assert sorted(record.cell for record in records) == list(range(12))
     assert {record.state for record in records} == {"COMPLETE"}
 

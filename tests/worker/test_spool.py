@@ -8,7 +8,7 @@ import pytest
 
 from budgettune.errors import StorageError
 from budgettune.spec.study_spec import load_spec
-from budgettune.storage import answers as query
+from budgettune.storage.answers import state_counts
 from budgettune.study.handle import StudyHandle, create_study, delete_study
 from budgettune.worker.spool import Spool, Spooled, default_folder, pauses, storage_identity
 from tests.support.studies import result
@@ -107,7 +107,7 @@ def test_damaged_files_and_those_of_a_study_made_anew_are_set_aside(spool, sqlit
     anew = make(sqlite_url, "train.epochs=7")
     path.with_name(path.name + ".set-aside").replace(path)
     assert spool.deliver_all(sqlite_url) == 0
-    assert query.state_counts(anew.engine, anew.study_id)["COMPLETE"] == 0
+    assert state_counts(anew.engine, anew.study_id)["COMPLETE"] == 0
 
 
 def test_a_box_that_takes_no_file_delivers_all_the_same(tmp_path, sqlite_url):

@@ -1,0 +1,215 @@
+"""Studies by name, and what a study keeps beside its trials: its spec, its kinds of machine, its step probes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+
+from budgettune.errors import SpecError, StorageError, StudyNotFound, UsageError
+from budgettune.records import StepProbe
+from budgettune.spec.study_spec import StudySpec
+from budgettune.storage.connection import reading, writing
+from budgettune.storage.schema import (
+    KINDS_ATTRIBUTE,
+    SPEC_ATTRIBUTE,
+    plain_text,
+    studies,
+    study_user_attributes,
+    trial_user_attributes,
+    trials,
+)
+from budgettune.storage.trials import parse_json
+from budgettune.storage.writes import lock_study, set_study_attribute
+from budgettune.text import shortened
+
+ANY_MACHINE = "any"
+"""In place of a device name: times of all kinds of machine, side by side."""
+
+PROBES_PREFIX = "budgettune:probes:"
+"""Of the user attributes that keep probes; the kind of machine follows, as `MachineInfo.key` has it."""
+
+
+@dataclass(frozen=True)
+class StudyRow:
+    """A study as the database has it.
+
+    Attributes:
+        spec_json: the study file; None for a study of another program.
+    """
+
+    study_id: int
+    name: str
+    spec_json: str | None
+
+    def read_spec(self) -> StudySpec:
+        """Return the study file, under the name that the database has: another program may have copied the study.
+
+        Raises:
+            StorageError: where this budgettune cannot read it.
+        """
+        try:
+            spec = StudySpec.from_json(self.spec_json or "")
+        except SpecError as error:
+            name = shortened(repr(self.name))
+            raise StorageError(f"study {name}: {error}: open it with the budgettune that made it") from None
+        return spec.model_copy(update={"name": self.name})
+
+
+def all_studies(engine: sa.Engine) -> list[StudyRow]:
+    """Return every study of the database in order of creation, those of other programs too."""
+    attributes = study_user_attributes
+    is_spec = sa.and_(attributes.c.study_id == studies.c.study_id, attributes.c.key == SPEC_ATTRIBUTE)
+    query = (
+        sa.select(studies.c.study_id, plain_text(studies.c.study_name), attributes.c.value_json)
+        .outerjoin(attributes, is_spec)
+        .order_by(studies.c.study_id)
+    )
+    with reading(engine) as connection:
+        return [StudyRow(key, name, _spec_json(parse_json(text))) for key, name, text in connection.execute(query)]
+
+
+def _spec_json(value: Any) -> str | None:
+    return value if isinstance(value, str) else json.dumps(value) if isinstance(value, dict) else None
+
+
+def find_study(engine: sa.Engine, name: str | None = None) -> StudyRow:
+    """Return the study of that name, or the only one.
+
+    Raises:
+        StudyNotFound: where there is none, where there are several and no name is given, or another program made it.
+    """
+    found = all_studies(engine)
+    ours = [row for row in found if row.spec_json is not None]
+    names = ", ".join(shortened(row.name) for row in ours[:20])
+    if name is None:
+        if len(ours) == 1:
+            return ours[0]
+        hint = f"name one of: {names}" if ours else "make one with `budgettune study create`"
+        raise StudyNotFound(f"the storage holds {len(ours)} studies: {hint}")
+    row = next((row for row in found if row.name == name), None)
+    if row is not None and row.spec_json is not None:
+        return row
+    fault = "was made by another program" if row is not None else "is not in the storage"
+    hint = f"name one of: {names}" if ours else "make one with `budgettune study create`"
+    raise StudyNotFound(f"study {shortened(repr(name))} {fault}: {hint}")
+
+
+def study_attribute(connection: sa.Connection, study_id: int, key: str) -> Any:
+    """Return a user attribute of a study, None where it is missing or no JSON."""
+    table = study_user_attributes
+    query = sa.select(table.c.value_json).where(table.c.study_id == study_id, table.c.key == key)
+    return parse_json(connection.execute(query).scalar())
+
+
+# --- Kinds of machine -----------------------------------------------------------------------------------------------
+
+
+def machine_keys(connection: sa.Connection, study_id: int) -> list[str]:
+    """Return every kind of machine that a study's times come from, in order of its first result.
+
+    Workers keep the list with the study. To find it in the trials takes a page of the disk for each of them.
+    """
+    kept = study_attribute(connection, study_id, KINDS_ATTRIBUTE)
+    if isinstance(kept, list):
+        return [name for name in kept if isinstance(name, str)]
+    attribute = trial_user_attributes
+    query = (
+        sa.select(attribute.c.value_json)
+        .join(trials, trials.c.trial_id == attribute.c.trial_id)
+        .where(trials.c.study_id == study_id, trials.c.state == "COMPLETE", attribute.c.key == "device_name")
+        .group_by(attribute.c.value_json)
+        .order_by(sa.func.min(trials.c.datetime_complete), sa.func.min(trials.c.number))
+    )
+    return [name for name in map(parse_json, connection.execute(query).scalars()) if isinstance(name, str)]
+
+
+def own_machine_key(connection: sa.Connection, study_id: int) -> str | None:
+    """Return the kind of machine whose times count in a study: the spec's, else the first finished trial's."""
+    spec = study_attribute(connection, study_id, SPEC_ATTRIBUTE)
+    machine = spec.get("machine") if isinstance(spec, dict) else None
+    asked = machine.get("device_name") if isinstance(machine, dict) else None
+    return asked if isinstance(asked, str) else next(iter(machine_keys(connection, study_id)), None)
+
+
+def add_machine_key(connection: sa.Connection, study_id: int, key: str) -> None:
+    """Add a kind to the list that a study keeps. The caller holds the study's lock."""
+    keys = machine_keys(connection, study_id)
+    if key not in keys or study_attribute(connection, study_id, KINDS_ATTRIBUTE) is None:
+        set_study_attribute(connection, study_id, KINDS_ATTRIBUTE, list(dict.fromkeys([*keys, key])))
+
+
+def comparable_machine_key(engine: sa.Engine, study_id: int, device_name: str | None = None) -> str | None:
+    """Return the kind of machine whose times an answer may compare; None where all may.
+
+    Args:
+        engine: from `open_engine`.
+        study_id: from `find_study`.
+        device_name: what a user asked for; None for the study's own kind where it holds several, ANY_MACHINE for all.
+
+    Raises:
+        UsageError: where the study has no time of that kind.
+    """
+    if device_name == ANY_MACHINE:
+        return None
+    with reading(engine) as connection:
+        names = sorted(machine_keys(connection, study_id))
+        if device_name is not None and names and device_name not in names:
+            raise UsageError(f"no finished trial ran on {device_name!r}: choose one of {', '.join(map(repr, names))}")
+        return own_machine_key(connection, study_id) if device_name is None and len(names) > 1 else device_name
+
+
+# --- Step probes ----------------------------------------------------------------------------------------------------
+
+
+def read_probes(engine: sa.Engine, study_id: int) -> dict[str, list[StepProbe]]:
+    """Return the probes of a study by kind of machine; what is not as we write it is left out."""
+    with reading(engine) as connection:
+        return _read_probes(connection, study_id)
+
+
+def add_probes(engine: sa.Engine, study_id: int, device_name: str, probes: Sequence[StepProbe]) -> None:
+    """Keep probes of one kind of machine beside those that are there; of one step the newest stands.
+
+    Raises:
+        StudyNotFound: where the study is gone.
+    """
+    with writing(engine) as connection:
+        if not lock_study(connection, study_id):
+            raise StudyNotFound("the study was deleted meanwhile: make it again, then probe again")
+        known = _read_probes(connection, study_id).get(device_name, [])
+        merged = {probe.step: probe for probe in (*known, *probes)}
+        documents = [probe.to_json() for probe in merged.values()]
+        set_study_attribute(connection, study_id, PROBES_PREFIX + device_name, documents)
+
+
+def _read_probes(connection: sa.Connection, study_id: int) -> dict[str, list[StepProbe]]:
+    table = study_user_attributes
+    query = sa.select(table.c.key, table.c.value_json).where(
+        table.c.study_id == study_id, table.c.key.startswith(PROBES_PREFIX, autoescape=True)
+    )
+    return {key.removeprefix(PROBES_PREFIX): _probes(parse_json(text)) for key, text in connection.execute(query)}
+
+
+def _probes(documents: Any) -> list[StepProbe]:
+    found = [_probe(document) for document in documents] if isinstance(documents, list) else []
+    return [probe for probe in found if probe is not None]
+
+
+def _probe(document: Any) -> StepProbe | None:
+    try:
+        probe = StepProbe(**document)
+    except TypeError:
+        return None
+    numbers = (probe.ms_mean, probe.ms_error, probe.steps, probe.seconds)
+    is_ours = isinstance(probe.params, dict) and isinstance(probe.step, str) and all(map(_is_amount, numbers))
+    return probe if is_ours and probe.ms_mean > 0 and probe.steps > 0 else None
+
+
+def _is_amount(value: Any) -> bool:
+    """Whether a value is a number from 0 up; JSON as Python reads it has NaN and infinities too."""
+    return isinstance(value, (int, float)) and 0 <= value <= sys.float_info.max
