@@ -31,7 +31,7 @@ from budgettune.spec.pruning import STRATEGIES, PruningSpec
 from budgettune.spec.study_spec import StudySpec
 from budgettune.training.data.load import ImageData, ImageSet
 from budgettune.training.device import Device, pick_device
-from budgettune.training.pruning import REGISTRY, Scores, Strategy, make_strategy
+from budgettune.training.pruning import Scores, Strategy, make_strategy, strategy_class
 from budgettune.training.stopwatch import Stopwatch
 from budgettune.training.trainer import train
 
@@ -176,7 +176,7 @@ def cost_rows(options: argparse.Namespace, step_seconds: float) -> list[dict[str
     between = torch.zeros(CACHE_BYTES, dtype=torch.uint8, device=device)
     rows = []
     for size in options.sizes:
-        names = [name for name in options.strategies if size <= SMALL_SET or not REGISTRY[name].needs_model]
+        names = [name for name in options.strategies if size <= SMALL_SET or not strategy_class(name).needs_model]
         found: dict[str, list[dict[str, float]]] = {name: [] for name in names}
         helped = dict.fromkeys(names, 0.0)
         table = Table(size, device)

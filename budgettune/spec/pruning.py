@@ -2,9 +2,10 @@
 
 It means the fraction of a run's sample visits that are dropped, in expectation, for every strategy.
 
-A strategy does not drop alike in all epochs: some are kept whole, some thinned less. Its *profile* says, for an epoch
-and a progress in [0, 1], what part of its largest drop it makes there. From that follow the largest drop that a rate
-asks for, the rates that can be reached at all, and the visits to expect. No torch: a study is refused before it runs.
+A strategy does not drop alike in all epochs: some are kept whole, some thinned less. Its *drop share* says, for an
+epoch and a progress in [0, 1], what part of its largest drop it makes there. From that follow the largest drop that a
+rate asks for, the rates that can be reached at all, and the visits to expect. No torch: a study is refused before it
+runs.
 
 Two exceptions: `full` keeps everything whatever the rate, so that it can be searched beside the others; and
 `paper-as-coded` takes the rate as its script does, for each epoch between refreshes.
@@ -15,6 +16,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Annotated, Literal, Self
 
@@ -23,29 +25,89 @@ from pydantic import Field, model_validator
 from budgettune.errors import SpecError
 from budgettune.spec.tables import Table, code_or
 
-STRATEGIES = (
-    "full",
-    "random",
-    "stale-quantile",
-    "paper-as-coded",
-    "selective-backprop",
-    "stale-selective-backprop",
-    "infobatch",
-    "epsilon-greedy",
-    "ucb",
-    "seta",
-    "kakurenbo",
-    "el2n",
-    "grand",
-    "forgetting",
-    "ccs",
-    "prototypes",
-    "reference-model",
-    "rho-loss",
-    "craig",
-    "batch-coreset",
-)
-"""Names of the strategies that come with the package, as `training.pruning` registers them."""
+DropShare = Callable[["PruningSpec", int, float], float]
+Parts = tuple[tuple[float, float], ...]
+
+HIDING_STAGES = ((0.3, 1.0), (0.6, 0.8), (0.8, 0.6), (1.0, 0.4))
+"""KAKURENBO's fractions (Nguyen et al. 2023): until this progress, this part of the largest one."""
+
+LARGEST_CHANCE = 0.95
+"""InfoBatch drops a sample with at most this probability: a weight above 20 would be noise and no gradient."""
+
+BELOW_MEAN = 1 - math.exp(-1)
+"""Share of samples below the mean loss that InfoBatch counts on: that of an exponential distribution."""
+
+TICKS = 1_000  # of progress, where the number of epochs is unknown
+
+
+def _everywhere(spec: PruningSpec, epoch: int, progress: float) -> float:
+    return 1.0
+
+
+def _nowhere(spec: PruningSpec, epoch: int, progress: float) -> float:
+    return 0.0
+
+
+def _after_the_first_epoch(spec: PruningSpec, epoch: int, progress: float) -> float:
+    return float(epoch > 0)
+
+
+def _between_refreshes(spec: PruningSpec, epoch: int, progress: float) -> float:
+    return float(epoch % spec.refresh_every > 0)
+
+
+def _until_delta(spec: PruningSpec, epoch: int, progress: float) -> float:
+    return float(epoch > 0 and progress < spec.delta)
+
+
+def _then_at_random(spec: PruningSpec, epoch: int, progress: float) -> float:
+    return float(epoch > 0) * (1.0 if progress < spec.delta else spec.random_share)
+
+
+def _in_stages(spec: PruningSpec, epoch: int, progress: float) -> float:
+    return float(epoch > 0) * next((part for end, part in HIDING_STAGES if progress < end), HIDING_STAGES[-1][1])
+
+
+def _once_scored(spec: PruningSpec, epoch: int, progress: float) -> float:
+    return float(spec.scores is not None or (epoch > 0 and progress >= spec.score_until))
+
+
+@dataclass(frozen=True)
+class BundledStrategy:
+    """A strategy that comes with the package.
+
+    Attributes:
+        path: of its class as module:Class in `training.pruning`; text, because reading a study file loads no torch.
+        drop_share: what part of its largest drop it makes in an epoch; the same in all where left out.
+    """
+
+    path: str
+    drop_share: DropShare = _everywhere
+
+
+STRATEGIES = {
+    "full": BundledStrategy("baselines:Full", _nowhere),
+    "random": BundledStrategy("baselines:RandomSubset"),
+    "stale-quantile": BundledStrategy("baselines:StaleQuantile", _between_refreshes),
+    "paper-as-coded": BundledStrategy("baselines:PaperAsCoded", _between_refreshes),
+    "selective-backprop": BundledStrategy("selective:SelectiveBackprop", _after_the_first_epoch),
+    "stale-selective-backprop": BundledStrategy("selective:StaleSelectiveBackprop", _after_the_first_epoch),
+    "infobatch": BundledStrategy("infobatch:InfoBatch", _until_delta),
+    "epsilon-greedy": BundledStrategy("bandits:EpsilonGreedy", _after_the_first_epoch),
+    "ucb": BundledStrategy("bandits:UpperConfidenceBound", _after_the_first_epoch),
+    "seta": BundledStrategy("seta:SeTa", _then_at_random),
+    "kakurenbo": BundledStrategy("kakurenbo:Kakurenbo", _in_stages),
+    "el2n": BundledStrategy("static:El2n"),
+    "grand": BundledStrategy("static:Grand"),
+    "forgetting": BundledStrategy("scored_in_passing:Forgetting", _once_scored),
+    "ccs": BundledStrategy("scored_in_passing:CoverageCentric", _once_scored),
+    "prototypes": BundledStrategy("scored_in_passing:Prototypes", _once_scored),
+    "reference-model": BundledStrategy("static:ReferenceModel"),
+    "rho-loss": BundledStrategy("batches:RhoLoss"),
+    "craig": BundledStrategy("batches:Craig"),
+    "batch-coreset": BundledStrategy("batches:BatchCoreset"),
+}
+"""By the name that a study file gives them: a new one is a file in `training.pruning` and a line here."""
 
 
 class PruningSpec(Table):
@@ -116,74 +178,10 @@ class PruningSpec(Table):
         return self
 
 
-Profile = Callable[[PruningSpec, int, float], float]
-Parts = tuple[tuple[float, float], ...]
-
-HIDING_STAGES = ((0.3, 1.0), (0.6, 0.8), (0.8, 0.6), (1.0, 0.4))
-"""KAKURENBO's fractions (Nguyen et al. 2023): until this progress, this part of the largest one."""
-
-LARGEST_CHANCE = 0.95
-"""InfoBatch drops a sample with at most this probability: a weight above 20 would be noise and no gradient."""
-
-BELOW_MEAN = 1 - math.exp(-1)
-"""Share of samples below the mean loss that InfoBatch counts on: that of an exponential distribution."""
-
-TICKS = 1_000  # of progress, where the number of epochs is unknown
-
-
-def _everywhere(spec: PruningSpec, epoch: int, progress: float) -> float:
-    return 1.0
-
-
-def _nowhere(spec: PruningSpec, epoch: int, progress: float) -> float:
-    return 0.0
-
-
-def _after_the_first_epoch(spec: PruningSpec, epoch: int, progress: float) -> float:
-    return float(epoch > 0)
-
-
-def _between_refreshes(spec: PruningSpec, epoch: int, progress: float) -> float:
-    return float(epoch % spec.refresh_every > 0)
-
-
-def _until_delta(spec: PruningSpec, epoch: int, progress: float) -> float:
-    return float(epoch > 0 and progress < spec.delta)
-
-
-def _then_at_random(spec: PruningSpec, epoch: int, progress: float) -> float:
-    return float(epoch > 0) * (1.0 if progress < spec.delta else spec.random_share)
-
-
-def _in_stages(spec: PruningSpec, epoch: int, progress: float) -> float:
-    return float(epoch > 0) * next((part for end, part in HIDING_STAGES if progress < end), HIDING_STAGES[-1][1])
-
-
-def _once_scored(spec: PruningSpec, epoch: int, progress: float) -> float:
-    return float(spec.scores is not None or (epoch > 0 and progress >= spec.score_until))
-
-
-PROFILES: dict[str, Profile] = {
-    "full": _nowhere,
-    "stale-quantile": _between_refreshes,
-    "paper-as-coded": _between_refreshes,
-    "selective-backprop": _after_the_first_epoch,
-    "stale-selective-backprop": _after_the_first_epoch,
-    "infobatch": _until_delta,
-    "epsilon-greedy": _after_the_first_epoch,
-    "ucb": _after_the_first_epoch,
-    "seta": _then_at_random,
-    "kakurenbo": _in_stages,
-    "forgetting": _once_scored,
-    "ccs": _once_scored,
-    "prototypes": _once_scored,
-}
-"""Strategies that do not drop alike in all epochs; all others, and code of your own, do."""
-
-
-def profile(spec: PruningSpec, epoch: int, progress: float) -> float:
-    """Return what part of its largest drop a strategy makes in an epoch, in [0, 1]."""
-    return PROFILES.get(spec.strategy, _everywhere)(spec, epoch, progress)
+def drop_share(spec: PruningSpec, epoch: int, progress: float) -> float:
+    """Return what part of its largest drop a strategy makes in an epoch, in [0, 1]; code of your own always all."""
+    bundled = STRATEGIES.get(spec.strategy)
+    return _everywhere(spec, epoch, progress) if bundled is None else bundled.drop_share(spec, epoch, progress)
 
 
 def largest_drop(spec: PruningSpec, epochs: int | None) -> float:
@@ -211,27 +209,10 @@ def rate_limit(spec: PruningSpec, epochs: int | None) -> float:
     return _rate(_parts(_without_rate(spec), epochs), _ceiling(spec), epochs)
 
 
-def expected_visits_at(spec: PruningSpec, size: int, epochs: int | None, epoch: int, progress: float) -> int:
-    """Return how many of size samples an epoch is expected to visit: at least one.
-
-    Args:
-        spec: the `[pruning]` table.
-        size: number of training samples.
-        epochs: of the run, None under a time budget.
-        epoch: 0-based.
-        progress: share of training that lies behind when the epoch begins.
-    """
-    return _visits(spec, largest_drop(spec, epochs), size, epoch, progress)
-
-
 def expected_visits(spec: PruningSpec, size: int, epochs: int) -> list[int]:
     """Return how many of size samples each epoch of a run is expected to visit."""
     drop = largest_drop(spec, epochs)
-    return [_visits(spec, drop, size, epoch, epoch / epochs) for epoch in range(epochs)]
-
-
-def _visits(spec: PruningSpec, drop: float, size: int, epoch: int, progress: float) -> int:
-    return max(1, size - round(drop * profile(spec, epoch, progress) * size))
+    return [_visits(size, drop * drop_share(spec, epoch, epoch / epochs)) for epoch in range(epochs)]
 
 
 def epoch_sizes(spec: PruningSpec, size: int, epochs: int | None) -> tuple[int, ...]:
@@ -239,8 +220,16 @@ def epoch_sizes(spec: PruningSpec, size: int, epochs: int | None) -> tuple[int, 
     if epochs is not None:
         return tuple(dict.fromkeys([size, *expected_visits(spec, size, epochs)]))
     drop = largest_drop(spec, None)
-    parts = dict.fromkeys(profile(spec, epoch, progress) for epoch, progress in _ticks(spec))
-    return tuple(dict.fromkeys([size, *(max(1, size - round(drop * part * size)) for part in parts)]))
+    shares = dict.fromkeys(
+        drop_share(spec, epoch, (tick + 0.5) / TICKS)
+        for tick in range(TICKS)
+        for epoch in range(spec.refresh_every + 1)
+    )
+    return tuple(dict.fromkeys([size, *(_visits(size, drop * share) for share in shares)]))
+
+
+def _visits(size: int, drop: float) -> int:
+    return max(1, size - round(drop * size))
 
 
 def _ceiling(spec: PruningSpec) -> float:
@@ -251,7 +240,7 @@ def _ceiling(spec: PruningSpec) -> float:
 
 
 def _without_rate(spec: PruningSpec) -> PruningSpec:
-    """Return a key that equal profiles share."""
+    """Return the spec as a key that equal drop shares have in common."""
     return spec.model_copy(update={"prune_rate": 0.0})
 
 
@@ -259,19 +248,14 @@ def _without_rate(spec: PruningSpec) -> PruningSpec:
 def _parts(spec: PruningSpec, epochs: int | None) -> Parts:
     """Return (part of the largest drop, its share of the epochs; of the time, where epochs are unknown)."""
     if epochs is not None:
-        counted = Counter(profile(spec, epoch, epoch / epochs) for epoch in range(epochs))
+        counted = Counter(drop_share(spec, epoch, epoch / epochs) for epoch in range(epochs))
         return tuple((part, count / epochs) for part, count in counted.items())
     cycle = spec.refresh_every
     means = Counter(
-        sum(profile(spec, cycle + epoch, (tick + 0.5) / TICKS) for epoch in range(cycle)) / cycle
+        sum(drop_share(spec, cycle + epoch, (tick + 0.5) / TICKS) for epoch in range(cycle)) / cycle
         for tick in range(TICKS)
     )
     return tuple((part, count / TICKS) for part, count in means.items())
-
-
-def _ticks(spec: PruningSpec) -> list[tuple[int, float]]:
-    """Return all (epoch, progress) that are different to a profile."""
-    return [(epoch, (tick + 0.5) / TICKS) for tick in range(TICKS) for epoch in range(spec.refresh_every + 1)]
 
 
 def _rate(parts: Parts, drop: float, epochs: int | None) -> float:

@@ -8,11 +8,10 @@ from budgettune.errors import SpecError
 from budgettune.spec.pruning import (
     STRATEGIES,
     PruningSpec,
+    drop_share,
     epoch_sizes,
     expected_visits,
-    expected_visits_at,
     largest_drop,
-    profile,
     rate_limit,
 )
 from budgettune.spec.study_spec import StudySpec, load_spec
@@ -52,7 +51,7 @@ def test_a_rate_is_reached_or_refused_with_what_can_be(name, rate, epochs, refre
 def test_many_epochs_tend_to_what_a_budget_is_planned_with(name):
     spec = PruningSpec(strategy=name, prune_rate=0.3)
     in_time = largest_drop(spec, None)
-    # Under a budget the stages of a profile are stretches of time, and the thin ones hold more epochs.
+    # Under a budget the stages of a drop share are stretches of time, and the thin ones hold more epochs.
     assert in_time <= largest_drop(spec, 1_000) + 1e-3
     assert in_time == pytest.approx(largest_drop(spec, 1_000), rel=0.1)
 
@@ -61,9 +60,9 @@ def test_many_epochs_tend_to_what_a_budget_is_planned_with(name):
 @pytest.mark.parametrize("rate", [0.2, 0.45])
 def test_a_run_of_a_given_time_drops_the_rate_where_time_goes_by_visits(name, rate):
     spec, size, seconds = PruningSpec(strategy=name, prune_rate=rate), 1_000, 2_000.0
-    elapsed, visits, epochs = 0.0, 0, 0
+    drop, elapsed, visits, epochs = largest_drop(spec, None), 0.0, 0, 0
     while elapsed < seconds:  # a full epoch takes a second
-        now = expected_visits_at(spec, size, None, epochs, elapsed / seconds)
+        now = size - round(drop * drop_share(spec, epochs, elapsed / seconds) * size)
         visits, epochs, elapsed = visits + now, epochs + 1, elapsed + now / size
     assert 1 - visits / size / epochs == pytest.approx(rate, abs=0.003)
 
@@ -95,7 +94,7 @@ def test_two_keep_a_meaning_of_their_own():
 def test_code_of_ones_own_is_taken_to_prune_every_epoch():
     spec = PruningSpec(strategy="mine.rules:Rule", prune_rate=0.3)
     assert expected_visits(spec, 100, 3) == [70] * 3
-    assert profile(spec, 0, 0.0) == 1
+    assert drop_share(spec, 0, 0.0) == 1
 
 
 def test_an_epoch_is_never_expected_to_be_empty():

@@ -14,7 +14,7 @@ from budgettune.spec.trust import Trust
 from budgettune.training.data.load import ImageSet, load_data
 from budgettune.training.learner import Learner
 from budgettune.training.own_loop import PruningDataset
-from budgettune.training.pruning import REGISTRY, EpochPlan, Quota, Selection, Strategy, make_strategy
+from budgettune.training.pruning import EpochPlan, Quota, Selection, Strategy, make_strategy, strategy_class
 from budgettune.training.trainer import train
 
 ALL = torch.arange
@@ -208,7 +208,7 @@ class TestBudget:
         assert result.final_lr == 0
         assert result.curve[-1].accuracy is not None
 
-    @pytest.mark.parametrize("name", [name for name in STRATEGIES if REGISTRY[name].needs_model])
+    @pytest.mark.parametrize("name", [name for name in STRATEGIES if strategy_class(name).needs_model])
     def test_every_strategy_that_looks_at_the_model_keeps_the_budget(self, spec, data, clock, name):
         result = run(spec, data, name, "prune_rate=0.3", "train.budget=6", clock=clock)
         assert abs(result.train_seconds - 6) < 0.5
@@ -362,11 +362,11 @@ def test_every_strategy_trains_and_repeats_itself(spec, data, name):
     else:
         assert one.keep_fraction == pytest.approx(1 - asked, abs=0.04)
     assert bool(one.scored_samples or one.helper_samples) == (
-        REGISTRY[name].needs_model and name not in ("forgetting", "ccs")
+        strategy_class(name).needs_model and name not in ("forgetting", "ccs")
     )
 
 
-@pytest.mark.parametrize("name", [name for name in STRATEGIES if REGISTRY[name].needs_model])
+@pytest.mark.parametrize("name", [name for name in STRATEGIES if strategy_class(name).needs_model])
 def test_a_data_set_of_ones_own_refuses_strategies_that_look_at_the_model(name):
     strategy = make_strategy(PruningSpec(strategy=name, prune_rate=0.3), 20, epochs=6)
     with pytest.raises(ValueError, match=r"looks at the model, which only `budgettune\.train` can show it"):

@@ -1,26 +1,18 @@
-"""Data-pruning strategies: one short file per family, one line here per name."""
+"""Data-pruning strategies: one short file per family. `spec.pruning.STRATEGIES` names them."""
 
 from __future__ import annotations
+
+import importlib
 
 import torch
 
 from budgettune.errors import SpecError
-from budgettune.spec.pruning import PruningSpec
+from budgettune.spec.pruning import STRATEGIES, PruningSpec
 from budgettune.spec.tables import is_code
 from budgettune.spec.trust import Trust
-from budgettune.training.pruning.bandits import EpsilonGreedy, UpperConfidenceBound
 from budgettune.training.pruning.base import EpochPlan, Passes, Quota, Scorer, Scores, Selection, Strategy
-from budgettune.training.pruning.baselines import Full, PaperAsCoded, RandomSubset, StaleQuantile
-from budgettune.training.pruning.batches import BatchCoreset, Craig, RhoLoss
-from budgettune.training.pruning.infobatch import InfoBatch
-from budgettune.training.pruning.kakurenbo import Kakurenbo
-from budgettune.training.pruning.scored_in_passing import CoverageCentric, Forgetting, Prototypes
-from budgettune.training.pruning.selective import SelectiveBackprop, StaleSelectiveBackprop
-from budgettune.training.pruning.seta import SeTa
-from budgettune.training.pruning.static import El2n, Grand, ReferenceModel
 
 __all__ = [
-    "REGISTRY",
     "EpochPlan",
     "Passes",
     "Quota",
@@ -29,30 +21,8 @@ __all__ = [
     "Selection",
     "Strategy",
     "make_strategy",
+    "strategy_class",
 ]
-
-REGISTRY: dict[str, type[Strategy]] = {
-    "full": Full,
-    "random": RandomSubset,
-    "stale-quantile": StaleQuantile,
-    "paper-as-coded": PaperAsCoded,
-    "selective-backprop": SelectiveBackprop,
-    "stale-selective-backprop": StaleSelectiveBackprop,
-    "infobatch": InfoBatch,
-    "epsilon-greedy": EpsilonGreedy,
-    "ucb": UpperConfidenceBound,
-    "seta": SeTa,
-    "kakurenbo": Kakurenbo,
-    "el2n": El2n,
-    "grand": Grand,
-    "forgetting": Forgetting,
-    "ccs": CoverageCentric,
-    "prototypes": Prototypes,
-    "reference-model": ReferenceModel,
-    "rho-loss": RhoLoss,
-    "craig": Craig,
-    "batch-coreset": BatchCoreset,
-}
 
 
 def make_strategy(
@@ -77,9 +47,21 @@ def make_strategy(
     Raises:
         SpecError: where code of your own is named that is not a Strategy.
     """
-    if not is_code(spec.strategy):
-        return REGISTRY[spec.strategy](size, spec, seed=seed, device=device, epochs=epochs)
-    kind = trust.import_code(spec.strategy)
+    return strategy_class(spec.strategy, trust)(size, spec, seed=seed, device=device, epochs=epochs)
+
+
+def strategy_class(name: str, trust: Trust = Trust()) -> type[Strategy]:
+    """Return the class that a name or package.module:Class stands for, imported now.
+
+    Raises:
+        SpecError: where code of your own is not a Strategy, or cannot be imported.
+        UsageError: where its package is not allowed.
+    """
+    if not is_code(name):
+        module, _, attribute = STRATEGIES[name].path.partition(":")
+        bundled: type[Strategy] = getattr(importlib.import_module(f"{__name__}.{module}"), attribute)
+        return bundled
+    kind = trust.import_code(name)
     if not (isinstance(kind, type) and issubclass(kind, Strategy)):
-        raise SpecError(f"pruning.strategy: {spec.strategy} must be a subclass of budgettune.training.pruning.Strategy")
-    return kind(size, spec, seed=seed, device=device, epochs=epochs)
+        raise SpecError(f"pruning.strategy: {name} must be a subclass of budgettune.training.pruning.Strategy")
+    return kind

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from budgettune.errors import SpecError
-from budgettune.spec.pruning import PruningSpec, epoch_sizes, largest_drop, profile
+from budgettune.spec.pruning import PruningSpec, epoch_sizes, largest_drop
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ class Strategy(ABC):
 
     def drop_count(self, epoch: int, progress: float) -> int:
         """Return how many samples an epoch is to drop for the asked rate; 0 where the strategy keeps it whole."""
-        part = profile(self.spec, epoch, progress)
+        part = drop_share(self.spec, epoch, progress)
         return min(self.size - 1, round(self.largest_drop * part * self.size))
 
     @property
