@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from budgettune.errors import SpecError
-from budgettune.spec.pruning import PruningSpec, epoch_sizes, largest_drop
+from budgettune.spec.pruning import PruningSpec, drop_share, epoch_sizes, largest_drop
 
 
 @dataclass(frozen=True)
