@@ -1,4 +1,4 @@
-"""Results on their way to the database, as files of this box: a finished measurement outlives whatever fails.
+"""The spool: results on their way to the database, as files of this box, so that they outlive whatever fails.
 
 A worker writes each result here before it delivers it, and removes the file once the database has confirmed. What a
 killed worker or a database that was away leaves behind is delivered by the next worker on the box.
@@ -19,6 +19,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from budgettune.errors import StorageError, StudyNotFound
+from budgettune.files import replacing
 from budgettune.records import TrialResult
 from budgettune.storage.trials import trial_records
 from budgettune.study.handle import Claim, StudyHandle, load_study
@@ -78,7 +79,8 @@ class Spool:
         path = self.folder / f"{storage}-{study.study_id}-{claim.trial_id}.json"
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _write_whole(path, spooled.to_json())
+            with replacing(path, mode=0o600, survives_power_loss=True) as file:
+                file.write(spooled.to_json().encode())
         except (OSError, TypeError, ValueError) as error:
             logger.warning("result of trial %d has no local copy: %s", claim.number, error)
             return None
@@ -116,7 +118,7 @@ class Spool:
         while True:
             try:
                 counts = study.complete(claim, result, allow_mixed=allow_mixed)
-                remove(path)
+                _remove(path)
                 return counts
             except StorageError as error:
                 logger.warning("result of trial %d not recorded yet: %s", claim.number, error)
@@ -156,7 +158,7 @@ def _deliver_file(path: Path, url: str) -> bool:
         if not _is_of(study, spooled):
             return _set_aside(path, f"study {spooled.study!r} was made anew since")
         counts = study.complete(spooled.claim, spooled.result, allow_mixed=spooled.allow_mixed)
-    remove(path)
+    _remove(path)
     number = spooled.claim.number
     logger.warning("delivered the result of trial %d of %r%s", number, spooled.study, "" if counts else " as an extra")
     return True
@@ -191,28 +193,11 @@ def _set_aside(path: Path, reason: str) -> bool:
     return False
 
 
-def remove(path: Path | None) -> None:
+def _remove(path: Path | None) -> None:
     """Remove a file whose result the database has; one that stays is delivered again, which changes nothing."""
     if path is not None:
         with suppress(OSError):
             path.unlink(missing_ok=True)
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Write a file that is there whole or not at all, whatever ends the process or the power."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        with open(partial, "w", encoding="utf-8", opener=_private) as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, mode=0o600)
 
 
 def pauses(patience_seconds: float, clock: Callable[[], float] = time.monotonic) -> Iterator[float]:
