@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from budgettune.records import TrialRecord, TrialResult
     from budgettune.spec.study_spec import StudySpec, load_spec
     from budgettune.study.pareto import hypervolume
-    from budgettune.worker.loop import WorkerOptions
+    from budgettune.worker.options import WorkerOptions
 
 _HOME = {
     "BudgetTuneError": "errors",
@@ -37,7 +37,7 @@ _HOME = {
     "StudySpec": "spec.study_spec",
     "TrialRecord": "records",
     "TrialResult": "records",
-    "WorkerOptions": "worker.loop",
+    "WorkerOptions": "worker.options",
     "best_under_budget": "api",
     "compare": "comparison.run",
     "create_study": "api",

@@ -180,7 +180,7 @@ def doctor(form: FormatOption = Format.table, debug: Debug = False) -> None:
 @app.command(rich_help_panel=STUDIES, epilog=examples("demo", "demo --storage sqlite:///demo.db"))
 def demo(threads: Threads = None, storage: Storage = None, debug: Debug = False) -> None:
     """Create, work, answer: a small grid on scikit-learn's digits, in one go."""
-    from budgettune.worker.loop import WorkerOptions
+    from budgettune.worker.options import WorkerOptions
 
     digits = api.create_study("digits", storage=storage, skip_if_exists=True)
     summary = _work(digits.name, WorkerOptions(device="cpu", threads=threads), storage)

@@ -1,4 +1,4 @@
-"""Several workers on one box: a child process per GPU, or as many as asked for on the CPU, started again when they die.
+"""Fleets: a worker process per GPU, or as many as asked for on the CPU, started again when they die.
 
 The parent loads neither torch nor Optuna. Children take their orders on standard input, whose end tells them that the
 parent is gone; the database's URL goes to them through the environment, because everybody may read a command line.
@@ -102,7 +102,8 @@ def plan_fleet(options: WorkerOptions, processes: int | None, gpus: Sequence[str
     if options.device.startswith("cuda") or (on_gpus and count > len(gpus)):
         raise UsageError("--processes is for CPUs, and a GPU takes one worker: add --device cpu, or leave it out")
     shared = replace(options, threads=options.threads or max(1, cores // count))
-    shares = [_share(options.trials, count, index) for index in range(count)]
+    trials = options.trials
+    shares = [None if trials is None else trials // count + (index < trials % count) for index in range(count)]
     if on_gpus:
         return [
             Member(f"gpu {gpu}", replace(shared, device="cuda", trials=share), {"CUDA_VISIBLE_DEVICES": gpu})
@@ -111,10 +112,6 @@ def plan_fleet(options: WorkerOptions, processes: int | None, gpus: Sequence[str
     return [
         Member(f"worker {index}", replace(shared, device="cpu", trials=share)) for index, share in enumerate(shares)
     ]
-
-
-def _share(trials: int | None, count: int, index: int) -> int | None:
-    return None if trials is None else trials // count + (index < trials % count)
 
 
 def members_here(options: WorkerOptions, processes: int | None) -> list[Member]:
@@ -128,24 +125,9 @@ def worker_command(study: str | None, *, drain: bool, debug: bool) -> WorkerComm
 
     def command(member: Member, seconds_gone: float) -> list[str]:
         options = member.options
-        timeout = options.timeout_seconds
-        pairs = {
-            "--device": options.device,
-            "--threads": options.threads,
-            "--trials": options.trials,
-            "--timeout": None if timeout is None else f"{max(1e-3, timeout - seconds_gone):.3f}",
-            "--trial-timeout": options.trial_timeout_seconds,
-        }
-        words = [word for name, value in pairs.items() if value is not None for word in (name, str(value))]
-        words += [word for package in sorted(options.allow_import) for word in ("--allow-import", package)]
-        words += [word for folder in sorted(options.allow_root or ()) for word in ("--allow-root", folder)]
-        flags = {
-            "--wait": options.wait,
-            "--allow-mixed": options.allow_mixed,
-            "--drain": drain,
-            "--debug": debug,
-        }
-        words += [name for name, is_on in flags.items() if is_on]
+        if options.timeout_seconds is not None:
+            options = replace(options, timeout_seconds=max(1e-3, options.timeout_seconds - seconds_gone))
+        words = [*options.words(), *["--drain"] * drain, *["--debug"] * debug]
         return [sys.executable, "-m", "budgettune", "worker", *words, *([] if study is None else ["--", study])]
 
     return command
@@ -255,15 +237,15 @@ def run_fleet(
     children = [Child(member, say) for member in members]
     environment = {**os.environ, "BUDGETTUNE_STORAGE": url}
     stop.before_exit = lambda: _kill(children)
-    began, told = clock(), b""
+    began, last_order = clock(), b""
     while any(child.outcome is None for child in children):
         order = _order(stop)
-        if order != told:
-            told = order
+        if order != last_order:
+            last_order = order
             for child in children:
                 child.order(order)
         for child in children:
-            child.tend(command, environment, clock() - began, stopping=bool(told))
+            child.tend(command, environment, clock() - began, stopping=bool(last_order))
         time.sleep(POLL_SECONDS)
     if stop.signal_number is not None:
         return 128 + stop.signal_number

@@ -1,8 +1,8 @@
-"""How a worker runs, what it did and whom it tells, for those who load no torch."""
+"""Options, listener and summary of a worker, for those who load no torch."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 from budgettune.records import EpochRecord, TrialResult
@@ -48,6 +48,19 @@ class WorkerOptions:
     lease_seconds: float = 60.0
     patience_seconds: float = 600.0
     hang_grace_seconds: float = 30.0
+
+    def words(self) -> list[str]:
+        """Return the options of `budgettune worker` that ask for what differs from the defaults."""
+        words = []
+        for option in fields(self):
+            name, value = "--" + option.name.removesuffix("_seconds").replace("_", "-"), getattr(self, option.name)
+            if value is True:
+                words.append(name)
+            elif isinstance(value, frozenset):
+                words += [word for each in sorted(value) for word in (name, each)]
+            elif value != option.default:
+                words += [name, str(value)]
+        return words
 
 
 @dataclass(frozen=True, kw_only=True)

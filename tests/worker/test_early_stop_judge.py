@@ -10,7 +10,8 @@ from budgettune.spec.study_spec import load_spec
 from budgettune.storage.trials import trial_records
 from budgettune.study.handle import create_study
 from budgettune.worker.early_stop_judge import FinishedTrials
-from budgettune.worker.loop import WorkerOptions, run_worker
+from budgettune.worker.loop import run_worker
+from budgettune.worker.options import WorkerOptions
 from tests.support.studies import curve, grid, result, work_off
 
 
