@@ -6,7 +6,7 @@ A `TrialResult` is what training returns; a `TrialRecord` is one row of a study 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, NamedTuple, Self
 
@@ -287,6 +287,18 @@ NUMERIC_ATTRIBUTES = (
 
 RECORD_COLUMNS = tuple(f.name for f in fields(TrialRecord) if f.name not in ("params", "curve", "phases", "machine"))
 """The flat columns of a TrialRecord, in order, for tables and CSV (params come as columns of their own)."""
+
+
+def param_column(name: str) -> str:
+    """Return the column of a param, with a prefix where the record has a column of that name."""
+    return f"params.{name}" if name in RECORD_COLUMNS else name
+
+
+def flat_row(record: TrialRecord, params: Iterable[str] | None = None) -> dict[str, Any]:
+    """Return a record as one flat row, with columns for the params of that name, or for its own."""
+    names = record.params if params is None else params
+    columns = {name: getattr(record, name) for name in RECORD_COLUMNS}
+    return columns | {param_column(name): record.params.get(name) for name in names}
 
 
 def trial_attributes(result: TrialResult) -> dict[str, Any]:

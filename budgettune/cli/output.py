@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from budgettune.records import RECORD_COLUMNS, TrialRecord
+from budgettune.records import RECORD_COLUMNS, TrialRecord, flat_row
 from budgettune.storage.writes import finite
 from budgettune.text import format_duration, one_line, plain, printable
 
@@ -82,7 +82,7 @@ def shown(value: Any) -> str:
 def trial_row(record: TrialRecord, form: Format) -> dict[str, Any]:
     """Return one trial: short and rounded for people, complete for programs."""
     if form is not Format.table:
-        return {**{name: getattr(record, name) for name in RECORD_COLUMNS}, **param_columns(record)}
+        return flat_row(record)
     return {
         "trial": record.number,
         "time": None if record.train_seconds is None else format_duration(record.train_seconds),
@@ -97,11 +97,6 @@ def trial_row(record: TrialRecord, form: Format) -> dict[str, Any]:
 def trial_document(record: TrialRecord) -> dict[str, Any]:
     """Return one trial as a JSON object with its params in an object of their own."""
     return {name: getattr(record, name) for name in RECORD_COLUMNS} | {"params": dict(record.params)}
-
-
-def param_columns(record: TrialRecord) -> dict[str, Any]:
-    """Return a trial's params as columns, prefixed where they would hide a column of the record."""
-    return {(f"params.{name}" if name in RECORD_COLUMNS else name): value for name, value in record.params.items()}
 
 
 def print_trials(

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from budgettune.errors import BudgetTuneError, UsageError
 from budgettune.files import replacing
-from budgettune.records import RECORD_COLUMNS, TrialRecord
+from budgettune.records import RECORD_COLUMNS, flat_row, param_column
 from budgettune.storage.answers import param_names
 from budgettune.storage.trials import record_batches
 from budgettune.storage.writes import json_text
-from budgettune.text import plain, printable
+from budgettune.text import plain
 
 if TYPE_CHECKING:
     from budgettune.storage.connection import Engine
@@ -44,24 +44,24 @@ def export(engine: Engine, study_id: int, format: str, out: str | Path | None = 
         writers[format](engine, study_id, file)
 
 
-def flat_row(record: TrialRecord, params: list[str]) -> dict[str, Any]:
-    """Return a record as one flat row; a param whose name is taken gets the prefix `params.`."""
-    columns = {name: plain(getattr(record, name)) for name in RECORD_COLUMNS}
-    return {**columns, **{param_column(name): plain(record.params.get(name)) for name in params}}
-
-
-def param_column(name: str) -> str:
-    """Return the column of a param."""
-    return f"params.{name}" if name in RECORD_COLUMNS else printable(name)
+def _flat_rows(engine: Engine, study_id: int) -> tuple[list[str], Iterator[dict[str, Any]]]:
+    """Return the columns and the rows of a table of all trials, their texts fit for a terminal and for any encoding."""
+    params = param_names(engine, study_id)
+    batches = record_batches(engine, study_id, documents=False)
+    rows = (
+        {plain(column): plain(value) for column, value in flat_row(record, params).items()}
+        for records in batches
+        for record in records
+    )
+    return [*RECORD_COLUMNS, *(plain(param_column(name)) for name in params)], rows
 
 
 def _write_csv(engine: Engine, study_id: int, file: BinaryIO) -> None:
-    params = param_names(engine, study_id)
+    columns, rows = _flat_rows(engine, study_id)
     text = io.TextIOWrapper(file, encoding="utf-8", newline="")
-    writer = csv.DictWriter(text, [*RECORD_COLUMNS, *map(param_column, params)], lineterminator="\n")
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
-    for records in record_batches(engine, study_id, documents=False):
-        writer.writerows(flat_row(record, params) for record in records)
+    writer.writerows(rows)
     text.flush()
     text.detach()
 
@@ -81,10 +81,8 @@ def _write_parquet(engine: Engine, study_id: int, file: BinaryIO) -> None:
         import pyarrow  # noqa: F401
     except ImportError:
         raise BudgetTuneError("Parquet needs two packages more: pip install 'budgettune[parquet]'") from None
-    params = param_names(engine, study_id)
-    batches = record_batches(engine, study_id, documents=False)
-    rows = [flat_row(record, params) for records in batches for record in records]
-    frame = pd.DataFrame(rows, columns=[*RECORD_COLUMNS, *map(param_column, params)])
+    columns, rows = _flat_rows(engine, study_id)
+    frame = pd.DataFrame(list(rows), columns=columns)
     frame.to_parquet(file, engine="pyarrow", index=False)
 
 

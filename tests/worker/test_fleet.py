@@ -55,7 +55,7 @@ def test_the_command_line_holds_every_option_and_no_url():
     options = WorkerOptions(device="cpu", threads=2, timeout_seconds=10, wait=True, allow_import=frozenset(["mine"]))
     words = fleet.worker_command("s", drain=True, debug=False)(Member("a", options), 4.0)
     text = " ".join(words[3:])
-    assert text == "worker --device cpu --threads 2 --timeout 6.0 --allow-import mine --wait --drain -- s"
+    assert text == "worker --device cpu --threads 2 --timeout 6.0 --wait --allow-import mine --drain -- s"
 
 
 def run(scripts, stop=None):
