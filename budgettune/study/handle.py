@@ -215,7 +215,7 @@ class StudyHandle:
         return None
 
     def _take(self) -> TakenTrial | None:
-        if self.spec.sampler.total is not None and self._cells().is_spent:
+        if self.spec.sampler.total is not None and self._ledger().is_spent:
             return None
         taken = self._take_waiting()
         if taken is None and self.spec.sampler.name != "grid":
@@ -289,8 +289,8 @@ class StudyHandle:
             return Reconciled(lost=0, queued=0, given_up=self._given_up)
 
         def decide(rows: list[SlotRow]) -> tuple[list[NewTrial], int]:
-            cells = Ledger(self.spec, rows)
-            return new_trials(self.spec, cells.to_queue()), len(cells.given_up())
+            ledger = Ledger(self.spec, rows)
+            return new_trials(self.spec, ledger.to_queue()), len(ledger.given_up())
 
         done = transactions.repair(self.engine, self.study_id, lease_seconds, decide)
         self._last_tally, self._given_up = (None if done.lost or done.queued else tally), done.given_up
@@ -300,9 +300,8 @@ class StudyHandle:
         """Queue cells again that were given up (all, or one); return how many rows were added."""
 
         def decide(rows: list[SlotRow]) -> tuple[list[NewTrial], int]:
-            cells = Ledger(self.spec, rows)
-            again = [cells.queued(failed.slot, attempt=1) for failed in cells.given_up(cell)]
-            return new_trials(self.spec, again), 0
+            ledger = Ledger(self.spec, rows)
+            return new_trials(self.spec, [ledger.queued(failed.slot, attempt=1) for failed in ledger.given_up(cell)]), 0
 
         self._last_tally = None
         return transactions.repair(self.engine, self.study_id, None, decide).queued
@@ -328,7 +327,7 @@ class StudyHandle:
 
     def verify(self) -> Verification:
         """Return which cells and repeats lack a complete trial, have more than one, or were given up."""
-        return self._cells().verify()
+        return self._ledger().verify()
 
     def is_finished(self) -> bool:
         """Whether every cell and repeat is complete or given up, or the study's total is used up and nothing runs.
@@ -337,9 +336,9 @@ class StudyHandle:
         """
         # What still waits when a total is used up never runs.
         may_wait = self.spec.sampler.total is None and slots.has_open_row(self.engine, self.study_id)
-        return not may_wait and self._cells().left_count() == 0
+        return not may_wait and self._ledger().left_count() == 0
 
-    def _cells(self) -> Ledger:
+    def _ledger(self) -> Ledger:
         with reading(self.engine) as connection:
             return Ledger(self.spec, slots.slot_rows(connection, self.study_id))
 

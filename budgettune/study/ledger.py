@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -121,7 +121,9 @@ class Ledger:
 
     def __init__(self, spec: StudySpec, rows: Iterable[SlotRow]) -> None:
         rows = sorted(rows, key=lambda row: row.number)
-        self.is_spent = spec.sampler.total is not None and spent_seconds(rows) >= spec.sampler.total
+        delivered = {row.late_of for row in rows}  # a late result and the lost trial that it is of count once
+        seconds = sum(row.seconds for row in rows if row.number not in delivered)
+        self.is_spent = spec.sampler.total is not None and seconds >= spec.sampler.total
         self._repeats, self._most_repeats = spec.sampler.first_repeats, spec.sampler.most_repeats
         self._max_attempts = spec.sampler.max_attempts
         self._is_grid = spec.sampler.name == "grid"
@@ -130,16 +132,13 @@ class Ledger:
         self._source: dict[int, int] = {}  # cell -> a trial that has its params
         for row in rows:
             if self._is_wanted(row.slot):
-                self._add(row)
+                if not row.extra:
+                    self._rows[row.slot].append(row)
+                if row.has_params:
+                    self._source[row.slot.cell] = row.trial_id
 
     def _is_wanted(self, slot: Slot) -> bool:
         return 0 <= slot.cell < (self._limit or math.inf) and 0 <= slot.repeat < self._most_repeats
-
-    def _add(self, row: SlotRow) -> None:
-        if not row.extra:
-            self._rows[row.slot].append(row)
-        if row.has_params:
-            self._source[row.slot.cell] = row.trial_id
 
     # --- one slot ---------------------------------------------------------------------------------------------------
 
@@ -173,9 +172,6 @@ class Ledger:
     def _done_count(self, slot: Slot) -> int:
         return sum(row.is_done for row in self._rows.get(slot, ()))
 
-    def _is_stopped(self, slot: Slot) -> bool:
-        return any(row.is_stopped for row in self._rows.get(slot, ()))
-
     # --- all slots --------------------------------------------------------------------------------------------------
 
     def _cells(self) -> Iterable[int]:
@@ -199,27 +195,29 @@ class Ledger:
 
     @cached_property
     def _doubtful(self) -> frozenset[int]:
-        """Ledger that need one repeat more, once all that was begun is done and every cell has a result."""
+        """Cells that need one repeat more, once all that was begun is done and every cell has a result."""
         if self._most_repeats == self._repeats or self.is_spent or len(self._begun) < (self._limit or math.inf):
             return frozenset()
         if not all(self.is_done(Slot(cell, repeat)) for cell, depth in self._begun.items() for repeat in range(depth)):
             return frozenset()
         from budgettune.study.front import cells_to_repeat
 
-        results = self._results()
-        return frozenset(cells_to_repeat(results, self._most_repeats))
-
-    def _results(self) -> dict[int, list[tuple[float, float]]]:
-        """Return seconds and accuracy of each complete repeat, of the cells whose repeats all are."""
         results: defaultdict[int, list[tuple[float, float]]] = defaultdict(list)
         for slot, rows in self._rows.items():
             results[slot.cell] += [(row.seconds, row.accuracy) for row in rows if row.accuracy is not None]
-        return {cell: repeats for cell, repeats in results.items() if len(repeats) == self._begun[cell]}
+        whole = {cell: repeats for cell, repeats in results.items() if len(repeats) == self._begun[cell]}
+        return frozenset(cells_to_repeat(whole, self._most_repeats))
 
     def given_up(self, cell: int | None = None) -> tuple[GivenUp, ...]:
         """Return the slots (of one cell, or all) that failed too often, with their reasons."""
-        slots = (slot for slot in self._slots(self._cells()) if cell in (None, slot.cell) and self.is_given_up(slot))
-        return tuple(GivenUp(*slot, reasons=_reasons(self._rows[slot])) for slot in slots)
+        given_up = []
+        for slot in self._slots(self._cells()):
+            if cell in (None, slot.cell) and self.is_given_up(slot):
+                tries = (
+                    row.failure or ("unknown", "no reason was recorded") for row in self._rows[slot] if row.uses_attempt
+                )
+                given_up.append(GivenUp(*slot, reasons=tuple(f"{kind}: {message}" for kind, message in tries)))
+        return tuple(given_up)
 
     def to_queue(self) -> list[Queued]:
         """Return the slots that need a new row now."""
@@ -259,7 +257,7 @@ class Ledger:
         cells = self._cells() if self._limit is None or self.is_spent else range(self._limit)
         done = {slot: self._done_count(slot) for slot in self._slots(cells) if not self._is_dropped(slot)}
         single = [slot for slot, count in done.items() if count == 1]
-        stopped = sum(self._is_stopped(slot) for slot in single)
+        stopped = sum(any(row.is_stopped for row in self._rows[slot]) for slot in single)
         given_up = self.given_up()
         without = {failed.slot for failed in given_up}
         return Verification(
@@ -270,17 +268,6 @@ class Ledger:
             given_up=given_up,
             stopped=stopped,
         )
-
-
-def spent_seconds(rows: Collection[SlotRow]) -> float:
-    """Return the seconds that trials took so far; a late result and the lost trial that it is of count once."""
-    delivered = {row.late_of for row in rows}
-    return sum(row.seconds for row in rows if row.number not in delivered)
-
-
-def _reasons(rows: Iterable[SlotRow]) -> tuple[str, ...]:
-    failures = (row.failure or ("unknown", "no reason was recorded") for row in rows if row.uses_attempt)
-    return tuple(f"{kind}: {message}" for kind, message in failures)
 
 
 def new_trials(spec: StudySpec, queue: Sequence[Queued]) -> list[NewTrial]:
