@@ -378,13 +378,13 @@ class StudyHandle:
             self.engine,
             self.study_id,
             reserved.trial_id,
-            lambda seen: sampling.unseen(space, proposal, seen, seed),
+            lambda known: sampling.fresh_point(space, proposal, known, seed),
             [Queued(Slot(cell, repeat), attempt=1).row_keys(self.spec) for repeat in repeats],
         )
 
     @cached_property
     def _sampler_storage(self) -> BaseStorage:
         """Optuna's storage behind a cache of finished trials, so that a draw reads only what is new."""
-        from budgettune.study import sampling
+        import optuna
 
-        return sampling.cached(self.storage)
+        return optuna.storages.get_storage(self.storage)

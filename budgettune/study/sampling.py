@@ -57,23 +57,19 @@ class SeededPerTrial(BaseSampler):
         return self._inner
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        """Hand on to the trial's own sampler, as do the others."""
         self._for(trial).before_trial(study, trial)
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """Return the params that are drawn together."""
         return self._for(trial).infer_relative_search_space(study, trial)
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """Draw the params that are drawn together."""
         return self._for(trial).sample_relative(study, trial, search_space)
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        """Draw one param by itself."""
         return self._for(trial).sample_independent(study, trial, param_name, param_distribution)
 
 
@@ -124,18 +120,20 @@ def grid_params(spec: StudySpec) -> list[tuple[StoredParam, ...]]:
     return [tuple(stored[name][value] for name, value in point.items()) for point in spec.cells()]
 
 
-def cached(storage: BaseStorage) -> BaseStorage:
-    """Return a storage that keeps finished trials in memory."""
-    return optuna.storages.get_storage(storage)
-
-
 def propose(
     storage: BaseStorage, study_name: str, spec: SamplerSpec, trial_id: int, space: Mapping[str, BaseDistribution]
 ) -> dict[str, Any]:
     """Return the point that the study's sampler draws for a trial that exists and has no params yet."""
     # A new study object each time: it keeps the trials that it first saw.
     study = optuna.load_study(study_name=study_name, storage=storage, sampler=_sampler(spec, space))
-    return draw(study, storage.get_trial(trial_id), space)
+    trial, sampler = storage.get_trial(trial_id), study.sampler
+    sampler.before_trial(study, trial)
+    together = sampler.infer_relative_search_space(study, trial)
+    params = sampler.sample_relative(study, trial, {name: space[name] for name in together if name in space})
+    return {
+        name: params[name] if name in params else sampler.sample_independent(study, trial, name, distribution)
+        for name, distribution in space.items()
+    }
 
 
 def _sampler(spec: SamplerSpec, space: Mapping[str, BaseDistribution]) -> BaseSampler:
@@ -147,21 +145,8 @@ def _sampler(spec: SamplerSpec, space: Mapping[str, BaseDistribution]) -> BaseSa
     return CostSampler(spec.seed, space=space, max_seconds=spec.max_seconds, total_seconds=spec.total, trials=trials)
 
 
-def draw(study: optuna.Study, trial: FrozenTrial, space: Mapping[str, BaseDistribution]) -> dict[str, Any]:
-    """Return the next point by the study's sampler, for a trial that exists and has no params yet."""
-    sampler = study.sampler
-    sampler.before_trial(study, trial)
-    together = sampler.infer_relative_search_space(study, trial)
-    together = {name: space[name] for name in together if name in space}
-    params = sampler.sample_relative(study, trial, together)
-    return {
-        name: params[name] if name in params else sampler.sample_independent(study, trial, name, distribution)
-        for name, distribution in space.items()
-    }
-
-
-def unseen(
-    space: Mapping[str, BaseDistribution], proposal: Mapping[str, Any], seen: set[Point], seed: int
+def fresh_point(
+    space: Mapping[str, BaseDistribution], proposal: Mapping[str, Any], known: set[Point], seed: int
 ) -> tuple[StoredParam, ...]:
     """Return the proposal, or (where the study has run that very point) a random one that it has not.
 
@@ -169,12 +154,16 @@ def unseen(
     proposal stands.
     """
     stored = stored_params(space, proposal)
-    if point_of(stored) not in seen:
+    if _point_of(stored) not in known:
         return stored
     rng = random.Random(seed)
     candidates = (stored_params(space, point) for point in _points(space, rng))
-    fresh = [point for point in candidates if point_of(point) not in seen]
+    fresh = [point for point in candidates if _point_of(point) not in known]
     return rng.choice(fresh) if fresh else stored
+
+
+def _point_of(params: Sequence[StoredParam]) -> Point:
+    return tuple(sorted((param.name, param.value) for param in params))
 
 
 def _points(space: Mapping[str, BaseDistribution], rng: random.Random) -> Iterator[dict[str, Any]]:
@@ -185,11 +174,6 @@ def _points(space: Mapping[str, BaseDistribution], rng: random.Random) -> Iterat
     else:
         points = ([rng.choice(values) for values in axes] for _ in range(RANDOM_VALUES))
     return (dict(zip(space, values, strict=True)) for values in points)
-
-
-def point_of(params: Sequence[StoredParam]) -> Point:
-    """Return the names and stored values of params, in order of the names."""
-    return tuple(sorted((param.name, param.value) for param in params))
 
 
 def _values(distribution: BaseDistribution, rng: random.Random) -> Sequence[Any]:
