@@ -41,10 +41,9 @@ from budgettune.study.handle import (
     StudyHandle,
     create_study,
     delete_study,
-    list_studies,
     load_study,
-    study_names,
 )
+from budgettune.study.summary import list_studies, study_names
 from budgettune.text import one_line, parse_duration, printable
 
 ESCAPE = "\x1b]0;owned\x07"

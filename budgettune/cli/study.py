@@ -29,7 +29,8 @@ from budgettune.storage.connection import storage_url
 from budgettune.text import format_duration
 
 if TYPE_CHECKING:
-    from budgettune.study.handle import StudyHandle, StudySummary
+    from budgettune.study.handle import StudyHandle
+    from budgettune.study.summary import StudySummary
 
 app = typer.Typer(
     no_args_is_help=True, context_settings=HELP, help="Create, list, show, check, export, delete studies."
@@ -104,7 +105,7 @@ def study_create(
 @app.command("list", epilog=examples("study list", "study list --format json"))
 def study_list(form: FormatOption = Format.table, storage: Storage = None, debug: Debug = False) -> None:
     """List the studies of a database."""
-    from budgettune.study.handle import list_studies
+    from budgettune.study.summary import list_studies
 
     summaries = list_studies(storage_url(storage))
     print_rows([_summary_row(summary, form) for summary in summaries], form)

@@ -23,30 +23,13 @@ from budgettune.storage.studies import find_study, own_machine_key
 from budgettune.storage.transactions import Reconciled, TakenTrial
 from budgettune.storage.writes import NewTrial
 from budgettune.study.dashboard_note import study_note
-from budgettune.study.export import export
-from budgettune.study.ledger import GivenUp, Ledger, Queued, Verification, new_trials
-from budgettune.study.summary import StudySummary, list_studies, stopping_of, study_names, summary_of
+from budgettune.study.ledger import Ledger, Queued, Verification, new_trials
+from budgettune.study.summary import StudySummary, summary_of
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage, RDBStorage
 
     from budgettune.study.early_stop import StoppingSummary
-
-__all__ = [
-    "Claim",
-    "GivenUp",
-    "Reconciled",
-    "Slot",
-    "StudyHandle",
-    "StudySummary",
-    "Verification",
-    "create_study",
-    "delete_study",
-    "export",
-    "list_studies",
-    "load_study",
-    "study_names",
-]
 
 LEASE_SECONDS = 60.0
 LONGEST_MESSAGE = 2_000  # characters of a failure that a row keeps
@@ -91,16 +74,13 @@ def create_study(spec: StudySpec, url: str, *, skip_if_exists: bool = False) -> 
         StorageError: where the database cannot be used.
         SpecError: where a database cannot keep the name.
     """
-    _check_name(spec.name)
+    if "\0" in spec.name or any("\ud800" <= character <= "\udfff" for character in spec.name):
+        raise SpecError(f"name: {spec.name!r} holds a character that a database cannot keep: leave it out")
     engine = open_engine(url, create=True)
     first_trials = new_trials(spec, Ledger(spec, ()).to_queue())
     study_id = transactions.insert_study(engine, spec.name, spec.to_json(), first_trials, note=study_note(spec))
     if study_id is not None:
         return StudyHandle(spec, url, study_id, engine)
-    return _reopen(spec, url, engine, skip_if_exists)
-
-
-def _reopen(spec: StudySpec, url: str, engine: Engine, skip_if_exists: bool) -> StudyHandle:
     handle = _handle(url, engine, spec.name)
     if not skip_if_exists:
         raise StudyExists(f"study {spec.name!r} is there already: choose another --name, or add --skip-if-exists")
@@ -110,12 +90,6 @@ def _reopen(spec: StudySpec, url: str, engine: Engine, skip_if_exists: bool) -> 
         )
     handle.reconcile()
     return handle
-
-
-def _check_name(name: str) -> None:
-    """Refuse what a database cannot keep as text."""
-    if "\0" in name or any("\ud800" <= character <= "\udfff" for character in name):
-        raise SpecError(f"name: {name!r} holds a character that a database cannot keep: leave it out")
 
 
 def load_study(url: str, name: str | None = None) -> StudyHandle:
@@ -181,7 +155,6 @@ class StudyHandle:
 
     @property
     def name(self) -> str:
-        """The study's name."""
         return self.spec.name
 
     @cached_property
@@ -323,7 +296,11 @@ class StudyHandle:
 
     def stopping(self) -> StoppingSummary | None:
         """Return what stopping trials early did, None where the study lets all trials run to their end."""
-        return None if self.spec.stopping.rule == "none" else stopping_of(self.engine, self.study_id)
+        if self.spec.stopping.rule == "none":
+            return None
+        from budgettune.study.early_stop import summary_of_notes
+
+        return summary_of_notes(slots.stopping_notes(self.engine, self.study_id))
 
     def verify(self) -> Verification:
         """Return which cells and repeats lack a complete trial, have more than one, or were given up."""

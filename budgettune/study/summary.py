@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 from budgettune.errors import StorageError, StudyNotFound
 from budgettune.records import TrialRecord
@@ -17,11 +16,7 @@ from budgettune.storage.answers import objective_points, state_counts
 from budgettune.storage.connection import Engine, open_engine, reading
 from budgettune.storage.slots import slot_rows
 from budgettune.storage.studies import StudyRow, all_studies, machine_keys
-from budgettune.storage.trials import stopping_notes
 from budgettune.study.ledger import GivenUp, Ledger
-
-if TYPE_CHECKING:
-    from budgettune.study.early_stop import StoppingSummary
 
 logger = logging.getLogger(__name__)
 
@@ -125,30 +120,19 @@ def summary_of(
     with reading(engine) as connection:
         rows = [] if spec is None else slot_rows(connection, study_id)
         devices = sorted(machine_keys(connection, study_id))
-    cells = None if spec is None else Ledger(spec, rows)
-    left = None if cells is None else cells.left_count()
+    ledger = None if spec is None else Ledger(spec, rows)
+    seconds_left, left = None, None if ledger is None else ledger.left_count()
+    if left == 0:
+        seconds_left = 0.0
+    elif left is not None and seconds:
+        seconds_left = statistics.median(seconds) * left / max(1, states["RUNNING"])
     return StudySummary(
         name=name,
-        cells=None if cells is None else cells.wanted_count(),
+        cells=None if ledger is None else ledger.wanted_count(),
         states=states,
         devices=tuple(devices),
         train_seconds=sum(seconds),
-        seconds_left=_seconds_left(seconds, left, workers=states["RUNNING"]),
-        given_up=() if cells is None else cells.given_up(),
+        seconds_left=seconds_left,
+        given_up=() if ledger is None else ledger.given_up(),
         fault=fault,
     )
-
-
-def stopping_of(engine: Engine, study_id: int) -> StoppingSummary:
-    """Return what stopping trials early did in a study."""
-    from budgettune.study.early_stop import summary_of_notes
-
-    return summary_of_notes(stopping_notes(engine, study_id))
-
-
-def _seconds_left(train_seconds: Sequence[float], left: int | None, workers: int) -> float | None:
-    if left == 0:
-        return 0.0
-    if left is None or not train_seconds:
-        return None
-    return statistics.median(train_seconds) * left / max(1, workers)

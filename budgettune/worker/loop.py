@@ -18,7 +18,8 @@ from budgettune.errors import (
 )
 from budgettune.records import TrialResult
 from budgettune.spec.trust import Trust
-from budgettune.study.handle import Claim, StudyHandle, load_study, study_names
+from budgettune.study.handle import Claim, StudyHandle, load_study
+from budgettune.study.summary import study_names
 from budgettune.training.device import pick_device
 from budgettune.training.session import DataCache, prepare_process, undisturbed
 from budgettune.training.trainer import train

@@ -17,7 +17,8 @@ from budgettune.storage.schema import (
 )
 from budgettune.storage.studies import all_studies
 from budgettune.study.dashboard_note import study_note
-from budgettune.study.handle import create_study, delete_study, list_studies, load_study
+from budgettune.study.handle import create_study, delete_study, load_study
+from budgettune.study.summary import list_studies
 from tests.support.studies import grid, records, result, work_off
 
 

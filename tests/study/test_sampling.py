@@ -6,7 +6,8 @@ import pytest
 
 from budgettune.errors import BudgetTuneError
 from budgettune.storage import transactions
-from budgettune.study.handle import create_study, list_studies
+from budgettune.study.handle import create_study
+from budgettune.study.summary import list_studies
 from tests.support.studies import SEARCH, let_lease_run_out, records, result, sampled, work_off
 
 

@@ -7,8 +7,9 @@ from budgettune.errors import SpecError
 from budgettune.records import Slot, SlotRow
 from budgettune.storage.connection import writing
 from budgettune.storage.schema import trial_heartbeats, trials, utc_in
-from budgettune.study.handle import create_study, list_studies
+from budgettune.study.handle import create_study
 from budgettune.study.ledger import Ledger
+from budgettune.study.summary import list_studies
 from tests.support.studies import let_lease_run_out, records, result, sampled, work_off
 
 
