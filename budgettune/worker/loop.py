@@ -1,4 +1,4 @@
-"""The program that turns open trials into records: claim, train, record, until told to stop."""
+"""The loop of a worker: claim a trial, train it, record it, until nothing is left or somebody asks to stop."""
 
 from __future__ import annotations
 
@@ -202,16 +202,14 @@ class _Worker:
             options.hang_grace_seconds,
             record=lambda error: study.fail(claim, error.kind, str(error)),
         ) as limit:
-            try:
-                return self._train(study, claim, lambda: self.stop.cuts_short or limit.is_over)
+            try:  # again, where the study asks for it and something disturbed the clock
+                tries, result = undisturbed(
+                    study.spec, lambda: self._train_once(study, claim, lambda: self.stop.cuts_short or limit.is_over)
+                )
             except Interrupted:
                 if self.stop.cuts_short:
                     raise
                 raise limit.error() from None
-
-    def _train(self, study: StudyHandle, claim: Claim, should_stop: Callable[[], bool]) -> TrialResult:
-        """Train a claim; again, where the study asks for it and something disturbed the clock."""
-        tries, result = undisturbed(study.spec, lambda: self._train_once(study, claim, should_stop))
         if tries > 1:
             logger.info("trial %d was disturbed: trained %d times", claim.number, tries)
         return result

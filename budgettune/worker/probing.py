@@ -1,4 +1,4 @@
-"""Time the steps of a study that nobody has timed on this kind of machine, and keep what they took with the study."""
+"""Probes of a study: steps that nobody has timed on this kind of machine, timed here and kept with the study."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def probe_here(
     """Probe a study in this process; return the kind of machine that this is.
 
     Args:
-        engine: from `open_engine`.
-        study_id: from `find_study`.
+        engine: of the database.
+        study_id: of the study.
         spec: of the study.
         limit_seconds: after which no further probe begins.
         device: auto, cpu, cuda or cuda:N.
         threads: of the CPU; None for every usable core.
-        say: told what happens, a line at a time.
+        say: takes what happens, a line at a time.
 
     Raises:
         StudyNotFound: where the study was deleted meanwhile.
@@ -69,31 +69,21 @@ def probe_study(
 ) -> list[StepProbe]:
     """Probe what neither a finished trial nor a probe of this kind of machine has timed; return the new probes.
 
-    Args:
-        engine: from `open_engine`.
-        study_id: from `find_study`.
-        spec: of the study.
-        device: to train on; the threads are those that the process has.
-        limit_seconds: after which no further probe begins.
-        should_stop: asked before each probe.
-        say: told what happens, a line at a time.
-
-    Raises:
-        StudyNotFound: where the study was deleted meanwhile.
+    As `probe_here`, on a device whose threads are set; `should_stop` is asked before each probe.
     """
     kind = Device(device).machine().key
     records = trial_records(engine, study_id, documents=False)
     known = read_probes(engine, study_id).get(kind, [])
     ends = time.perf_counter() + limit_seconds
-    found = probe_steps(
+    probes = probe_steps(
         unmeasured(spec, records, known, kind),
         device,
         should_stop=lambda: should_stop() or time.perf_counter() >= ends,
         say=say,
     )
-    if found:
-        add_probes(engine, study_id, kind, found)
-    return found
+    if probes:
+        add_probes(engine, study_id, kind, probes)
+    return probes
 
 
 def probe_steps(
@@ -107,24 +97,18 @@ def probe_steps(
 
     They come in an order that spreads over the search space, so that a probe cut short still says something of all.
     What does not fit into memory is left out.
-
-    Args:
-        workloads: of different steps.
-        device: to train on; the threads are those that the process has.
-        should_stop: asked before each probe.
-        say: told what happens, a line at a time.
     """
-    target, found = Device(device), []
+    target, probes = Device(device), []
     target.prepare()  # as training does
     for place, index in enumerate(np.random.default_rng(0).permutation(len(workloads))):
         if should_stop():
             break
         say(f"probe {place + 1} of {len(workloads)}: {workloads[index].step}")
         try:
-            found.append(_probe(workloads[index], target))
+            probes.append(_probe(workloads[index], target))
         except OutOfMemory as error:
             say(f"left out: {error}")
-    return found
+    return probes
 
 
 def _probe(workload: Workload, device: Device) -> StepProbe:

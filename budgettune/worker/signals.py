@@ -1,4 +1,4 @@
-"""How a process is told to stop: politely first, then at once; by signals, or by the process that started it."""
+"""Requests to stop a process: politely first, then at once; by signals, or by the process that started it."""
 
 from __future__ import annotations
 
@@ -19,10 +19,6 @@ ORPHAN_SECONDS = 30.0
 """For which an orphan may take to hand its trial back."""
 
 
-def _nothing() -> None:
-    pass
-
-
 class StopFlag:
     """Set by the first SIGINT or SIGTERM, or by `request`; a second signal ends the process at once.
 
@@ -39,7 +35,7 @@ class StopFlag:
 
     def __init__(self, *, drains: bool = False) -> None:
         self.signal_number: int | None = None
-        self.before_exit: Callable[[], object] = _nothing
+        self.before_exit: Callable[[], object] = lambda: None
         self._drains = drains
         self._was_signalled = False
         self._no_more = threading.Event()

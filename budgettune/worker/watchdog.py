@@ -97,7 +97,9 @@ class TrialLimit:
             hung_seconds = self._seconds + self._grace_seconds
             threading.Thread(target=self._watch, args=(hung_seconds,), name="trial-limit", daemon=True).start()
             # A step that hangs without letting go of the interpreter stops our thread too; this one runs below it.
-            _dump_and_exit_later(hung_seconds + 2 * RECORDING_SECONDS)
+            with suppress(Exception):  # standard error without a file behind it
+                last_seconds = hung_seconds + 2 * RECORDING_SECONDS
+                faulthandler.dump_traceback_later(last_seconds, exit=True, file=sys.__stderr__ or sys.stderr)
         return self
 
     def __exit__(
@@ -123,8 +125,3 @@ class TrialLimit:
             self._record(self.error())
         except Exception as error:  # the lease runs out instead
             logger.warning("the end of a hung trial is not recorded: %s", error)
-
-
-def _dump_and_exit_later(seconds: float) -> None:
-    with suppress(Exception):  # standard error without a file behind it
-        faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__ or sys.stderr)
