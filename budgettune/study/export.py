@@ -47,13 +47,13 @@ def export(engine: Engine, study_id: int, format: str, out: str | Path | None = 
 def _flat_rows(engine: Engine, study_id: int) -> tuple[list[str], Iterator[dict[str, Any]]]:
     """Return the columns and the rows of a table of all trials, their texts fit for a terminal and for any encoding."""
     params = param_names(engine, study_id)
-    batches = record_batches(engine, study_id, documents=False)
+    columns = {column: plain(column) for column in (*RECORD_COLUMNS, *map(param_column, params))}
     rows = (
-        {plain(column): plain(value) for column, value in flat_row(record, params).items()}
-        for records in batches
+        {columns[column]: plain(value) for column, value in flat_row(record, params).items()}
+        for records in record_batches(engine, study_id, documents=False)
         for record in records
     )
-    return [*RECORD_COLUMNS, *(plain(param_column(name)) for name in params)], rows
+    return list(columns.values()), rows
 
 
 def _write_csv(engine: Engine, study_id: int, file: BinaryIO) -> None:

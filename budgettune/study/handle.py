@@ -21,6 +21,7 @@ from budgettune.storage.connection import Engine, open_engine, open_storage, rea
 from budgettune.storage.driver_errors import redact, translated
 from budgettune.storage.studies import find_study, own_machine_key
 from budgettune.storage.transactions import Reconciled, TakenTrial
+from budgettune.storage.trials import stopping_notes
 from budgettune.storage.writes import NewTrial
 from budgettune.study.dashboard_note import study_note
 from budgettune.study.ledger import Ledger, Queued, Verification, new_trials
@@ -300,7 +301,7 @@ class StudyHandle:
             return None
         from budgettune.study.early_stop import summary_of_notes
 
-        return summary_of_notes(slots.stopping_notes(self.engine, self.study_id))
+        return summary_of_notes(stopping_notes(self.engine, self.study_id))
 
     def verify(self) -> Verification:
         """Return which cells and repeats lack a complete trial, have more than one, or were given up."""
