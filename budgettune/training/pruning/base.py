@@ -241,6 +241,20 @@ class Strategy(ABC):
         return torch.randperm(size, generator=self.generator, device=self.device)
 
 
+class RemembersLosses(Strategy):
+    """A strategy with the loss of each sample when it was last trained on, float32 [size]; NaN for those unseen."""
+
+    state: tuple[str, ...] = ("losses",)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.losses = torch.full((self.size,), torch.nan, device=self.device)
+
+    def observe(self, indices: Tensor, losses: Tensor, logits: Tensor | None = None) -> None:
+        """Remember the losses."""
+        self.losses[indices] = losses
+
+
 class Quota:
     """How many of each batch of candidates to keep, so that rounding never accumulates over an epoch.
 

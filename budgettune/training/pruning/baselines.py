@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from budgettune.training.pruning.base import EpochPlan, Strategy
+from budgettune.training.pruning.base import EpochPlan, RemembersLosses, Strategy
 
 
 class Full(Strategy):
@@ -18,7 +18,6 @@ class Full(Strategy):
     """
 
     def plan(self, epoch: int, progress: float) -> EpochPlan:
-        """Keep everything, whatever the prune rate says."""
         return EpochPlan()
 
 
@@ -36,7 +35,6 @@ class RandomSubset(Strategy):
         self.queue = torch.empty(0, dtype=torch.int64, device=self.device)
 
     def plan(self, epoch: int, progress: float) -> EpochPlan:
-        """Keep the next keep_count samples of the walk, or of a fresh permutation."""
         if self.keep_count == self.size:
             return EpochPlan()
         if self.spec.replacement:
@@ -84,7 +82,7 @@ def drop_lowest(losses: Tensor, drop: int, generator: torch.Generator) -> Tensor
     return keep
 
 
-class StaleQuantile(Strategy):
+class StaleQuantile(RemembersLosses):
     """Drop the lowest last-seen losses; every refresh_every epochs, from the first on, keep all.
 
     What Chang and Chen (2024, section 4.1) describe, after Stale Selective Backprop (Jiang et al. 2019): the table
@@ -92,23 +90,10 @@ class StaleQuantile(Strategy):
     subset drops an approximate share, this drops an exact one.
     """
 
-    state = ("losses",)
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.losses = torch.full((self.size,), torch.nan, device=self.device)
-
     def plan(self, epoch: int, progress: float) -> EpochPlan:
-        """Keep everything in refresh epochs, else the samples with the highest losses."""
-        drop = self.drop_count(epoch, progress)
-        if not drop:
+        if not (drop := self.drop_count(epoch, progress)):
             return EpochPlan()
-        keep = drop_lowest(self.losses, drop, self.generator)
-        return EpochPlan(keep.nonzero().squeeze(1))
-
-    def observe(self, indices: Tensor, losses: Tensor, logits: Tensor | None = None) -> None:
-        """Remember the losses."""
-        self.losses[indices] = losses
+        return EpochPlan(drop_lowest(self.losses, drop, self.generator).nonzero().squeeze(1))
 
 
 class PaperAsCoded(Strategy):
@@ -133,7 +118,6 @@ class PaperAsCoded(Strategy):
         self.kept: Tensor | None = None
 
     def plan(self, epoch: int, progress: float) -> EpochPlan:
-        """Keep everything in refresh epochs; in the first one after, choose; in the others, keep that choice."""
         if epoch % self.spec.refresh_every == 0:
             self.kept = None
             return EpochPlan()
@@ -143,7 +127,6 @@ class PaperAsCoded(Strategy):
         return EpochPlan(self.kept)
 
     def observe(self, indices: Tensor, losses: Tensor, logits: Tensor | None = None) -> None:
-        """Keep the losses aside until the table is written."""
         self.recent[indices] = losses
 
     def _at_least_the_threshold(self) -> Tensor:

@@ -18,11 +18,9 @@ class _ChoosesInBatches(Strategy):
 
     @property
     def candidates(self) -> float:
-        """Candidates for each place."""
         return 1 / (1 - self.largest_drop) if self.keep_count < self.size else 1.0
 
     def plan(self, epoch: int, progress: float) -> EpochPlan:
-        """Offer everything."""
         self.quota = Quota(1 - self.largest_drop)
         return EpochPlan()
 
@@ -48,11 +46,9 @@ class RhoLoss(_ChoosesInBatches):
 
     @property
     def helper_scales(self) -> tuple[float | None, ...]:
-        """The small one."""
         return (self.spec.helper_scale,)
 
     def prepare(self, passes: Passes) -> None:
-        """Find the irreducible losses."""
         super().prepare(passes)
         if self.spec.scores is not None:
             self.irreducible = read_scores(self.spec.scores, self.size).to(self.device)
@@ -60,7 +56,6 @@ class RhoLoss(_ChoosesInBatches):
             self.irreducible = held_out_losses(self)
 
     def select(self, candidates: Scores) -> Selection:
-        """Keep the candidates with the highest reducible loss."""
         assert self.irreducible is not None  # prepare found them wherever there are candidates
         reducible = candidates.losses - self.irreducible[candidates.indices]
         return Selection(keep_by_score(reducible, self.drop_of(candidates), "hard", self.generator))
@@ -77,7 +72,6 @@ class BatchCoreset(_ChoosesInBatches):
     """
 
     def select(self, candidates: Scores) -> Selection:
-        """Keep the medoids of every class in the batch."""
         gradients, drop = softmax_error(candidates.logits, candidates.labels), self.drop_of(candidates)
         return Selection(*weighted_coreset(gradients, candidates.labels, drop, generator=self.generator))
 
@@ -99,11 +93,13 @@ class Craig(Strategy):
     weights: Tensor | None = None
 
     def plan(self, epoch: int, progress: float) -> EpochPlan:
-        """Choose anew where it is due; else keep the last choice."""
         if self.keep_count < self.size and (self.kept is None or epoch % self.spec.reselect_every == 0):
-            seen = self.passes.score()
-            gradients, drop = softmax_error(seen.logits, seen.labels), self.size - self.keep_count
+            scores = self.passes.score()
             self.kept, self.weights = weighted_coreset(
-                gradients, seen.labels, drop, generator=self.generator, each_step=self.passes.check
+                softmax_error(scores.logits, scores.labels),
+                scores.labels,
+                self.size - self.keep_count,
+                generator=self.generator,
+                each_step=self.passes.check,
             )
         return EpochPlan(self.kept, self.weights)

@@ -12,10 +12,6 @@ from torch.nn.functional import normalize, one_hot
 _BLOCK_VALUES = 16 * 2**20  # coordinates, or distances, that are held at a time: 64 MiB
 
 
-def _nothing() -> None:
-    """Let the greedy choice go on."""
-
-
 def weighted_coreset(
     points: Tensor,
     groups: Tensor,
@@ -23,7 +19,7 @@ def weighted_coreset(
     *,
     epsilon: float = 0.1,
     generator: torch.Generator,
-    each_step: Callable[[], None] = _nothing,
+    each_step: Callable[[], None] = lambda: None,
 ) -> tuple[Tensor, Tensor]:
     """Return medoids of each group and weights in proportion to their clusters, when `drop` points go.
 
@@ -58,7 +54,7 @@ def medoids(
     *,
     epsilon: float = 0.1,
     generator: torch.Generator,
-    each_step: Callable[[], None] = _nothing,
+    each_step: Callable[[], None] = lambda: None,
 ) -> tuple[Tensor, Tensor]:
     """Return medoids of each group, and how many points of the group are nearest to each.
 
@@ -111,16 +107,8 @@ def _stochastic_greedy(
 ) -> tuple[Tensor, Tensor]:
     """Choose in every row at once; a row's first `quota` picks count, the steps that it takes after them do not.
 
-    Args:
-        points: float32 [rows, members, dimensions], of which a row's first `size` count.
-        sizes: int64 [rows].
-        quotas: int64 [rows], at least 1.
-        epsilon: as for medoids.
-        generator: as for medoids.
-        each_step: as for medoids.
-
-    Returns:
-        int64 [rows, max(quotas)] of places in the row, and the sizes of their clusters.
+    Of points, float32 [rows, members, dimensions], a row's first `size` count. Returns int64 [rows, max(quotas)] of
+    places in the row, and the sizes of their clusters.
     """
     rows, members, _ = points.shape
     device, steps = points.device, int(quotas.max())

@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 
 from budgettune.spec.pruning import LARGEST_CHANCE
-from budgettune.training.pruning.base import EpochPlan, Strategy
+from budgettune.training.pruning.base import EpochPlan, RemembersLosses
 
 
-class InfoBatch(Strategy):
+class InfoBatch(RemembersLosses):
     """Of m samples whose last loss lies below the mean, keep k at random with weight m / k (Qin et al. 2023).
 
     A sample below the mean is kept with probability k / m, so that the weighted gradient of an epoch has the
     expectation of the full one. From progress `delta` on nothing is dropped, whatever delta times the epochs comes to.
-    The first epoch drops nothing either: scores start at infinity. With `criterion = "random"` all samples stand
+    The first epoch drops nothing either. With `criterion = "random"` all samples stand
     where else only those below the mean do.
 
     In the paper k / m is a parameter (a half); here it follows from the prune rate. The share below the mean is known
@@ -27,17 +27,14 @@ class InfoBatch(Strategy):
     no whole number; it seeds numpy's global generator; it rounds k down while the weight knows nothing of it.
     """
 
-    state = ("scores", "owed")
+    state = ("losses", "owed")
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.scores = torch.full((self.size,), torch.inf, device=self.device)
         self.owed = 0
 
     def plan(self, epoch: int, progress: float) -> EpochPlan:
-        """Thin the samples that can be dropped, to the count that the prune rate asks for."""
-        drop = self.drop_count(epoch, progress)
-        if not drop:
+        if not (drop := self.drop_count(epoch, progress)):
             return EpochPlan()
         droppable = self._droppable()
         candidates = droppable.nonzero().squeeze(1)
@@ -52,14 +49,10 @@ class InfoBatch(Strategy):
         weights[len(others) :] = len(candidates) / len(kept)
         return EpochPlan(torch.cat([others, kept]), weights)
 
-    def observe(self, indices: Tensor, losses: Tensor, logits: Tensor | None = None) -> None:
-        """Remember the losses, unweighted."""
-        self.scores[indices] = losses
-
     def _droppable(self) -> Tensor:
         """Return a mask of the samples below the mean; never of those whose loss is unseen or not finite."""
         if self.spec.criterion == "random":
             return torch.ones(self.size, dtype=torch.bool, device=self.device)
-        comparable = self.scores.isfinite()
-        scores = self.scores.double()  # in which the mean of equal scores is that score
-        return comparable & (scores < scores.where(comparable, 0).sum() / comparable.sum())
+        comparable = self.losses.isfinite()
+        losses = self.losses.double()  # in which the mean of equal losses is that loss
+        return comparable & (losses < losses.where(comparable, 0).sum() / comparable.sum())

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from budgettune.training.pruning.base import EpochPlan, Strategy
+from budgettune.training.pruning.base import EpochPlan, RemembersLosses
 from budgettune.training.pruning.baselines import drop_lowest
 
 
-class Kakurenbo(Strategy):
+class Kakurenbo(RemembersLosses):
     """Hide the F·N lowest losses, but move back whoever is not classified correctly with confidence.
 
     Nguyen et al. (2023): F falls in stages (to 0.8, 0.6 and 0.4 of the largest from progress 0.3, 0.6 and 0.8 on);
@@ -29,16 +29,14 @@ class Kakurenbo(Strategy):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.losses = torch.full((self.size,), torch.nan, device=self.device)
         self.is_sure = torch.zeros(self.size, dtype=torch.bool, device=self.device)
         self.hidden = torch.empty(0, dtype=torch.int64, device=self.device)
         self.owed = 0
 
     def plan(self, epoch: int, progress: float) -> EpochPlan:
-        """Look at what was hidden, then hide what is learnt."""
         if len(self.hidden):
-            found = self.passes.score(self.hidden)
-            self.observe(found.indices, found.losses, found.logits)
+            scores = self.passes.score(self.hidden)
+            self.observe(scores.indices, scores.losses, scores.logits)
         wanted = self.drop_count(epoch, progress)
         if wanted:
             wanted = min(self.size - self.keep_count, wanted + self.owed)
@@ -52,8 +50,7 @@ class Kakurenbo(Strategy):
         return EpochPlan(kept, lr_factor=self.size / len(kept))
 
     def observe(self, indices: Tensor, losses: Tensor, logits: Tensor | None = None) -> None:
-        """Remember losses, and whether the prediction is right and confident."""
-        self.losses[indices] = losses
+        super().observe(indices, losses)
         if logits is not None:
             confidence, predicted = logits.float().softmax(dim=1).max(dim=1)
             self.is_sure[indices] = (predicted == self.passes.labels[indices]) & (confidence >= self.spec.confidence)

@@ -31,7 +31,6 @@ class Forgetting(ScoredInPassing):
         self.forgotten = torch.zeros(self.size, device=self.device)
 
     def observe(self, indices: Tensor, losses: Tensor, logits: Tensor | None = None) -> None:
-        """Count who was correct and is not any more."""
         if logits is None or self.kept is not None:
             return
         correct = logits.argmax(dim=1) == self.passes.labels[indices]
@@ -40,8 +39,7 @@ class Forgetting(ScoredInPassing):
         self.was_learnt[indices] |= correct
 
     def scores(self) -> Tensor:
-        """Return the counts, and one more than any count for samples that were never learnt."""
-        return self.forgotten.where(self.was_learnt, self.forgotten.max() + 1)
+        return self.forgotten.where(self.was_learnt, self.forgotten.max() + 1)  # never learnt ranks hardest
 
 
 class CoverageCentric(ScoredInPassing):
@@ -62,18 +60,15 @@ class CoverageCentric(ScoredInPassing):
         self.visits = torch.zeros(self.size, device=self.device)
 
     def observe(self, indices: Tensor, losses: Tensor, logits: Tensor | None = None) -> None:
-        """Add up the margins."""
         if logits is None or self.kept is not None:
             return
         self.margins[indices] += negative_margin(logits, self.passes.labels[indices])
         self.visits[indices] += 1
 
     def scores(self) -> Tensor:
-        """Return the mean margin of every sample, and NaN for those not seen."""
-        return self.margins / self.visits
+        return self.margins / self.visits  # NaN for those not seen
 
     def choose(self, scores: Tensor, drop: int) -> Tensor:
-        """Return the samples to keep, stratum by stratum."""
         return keep_by_strata(scores, drop, cut=self.spec.cutoff, strata=self.spec.strata, generator=self.generator)
 
 
@@ -89,7 +84,5 @@ class Prototypes(ScoredInPassing):
     """
 
     def scores(self) -> Tensor:
-        """Return the distances to the nearest centre."""
-        seen = self.passes.score()
         clusters = self.spec.clusters or self.passes.num_classes
-        return spherical_kmeans(seen.features, clusters, generator=self.generator)
+        return spherical_kmeans(self.passes.score().features, clusters, generator=self.generator)

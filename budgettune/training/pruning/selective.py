@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from budgettune.training.pruning.base import EpochPlan, Scores, Selection, Strategy
+from budgettune.training.pruning.base import EpochPlan, RemembersLosses, Scores, Selection, Strategy
 
 
-def standing(values: Tensor, among: Tensor, chance: Tensor) -> Tensor:
-    """Return where values stand in the distribution of others, in [0, 1].
+def rank_share(values: Tensor, among: Tensor, chance: Tensor) -> Tensor:
+    """Return the share of others that lie below each value, in [0, 1].
 
     It is the empirical distribution function with each of its steps spread evenly over its height, so that the
-    standing of one of `among` is uniform on [0, 1] whatever their distribution, ties included.
+    share of one of `among` is uniform on [0, 1] whatever their distribution, ties included.
 
     Args:
         values: float32 [n], finite.
@@ -46,7 +46,7 @@ def draw(losses: Tensor, among: Tensor, beta: float, generator: torch.Generator)
     if not len(among):
         return torch.ones_like(comparable)
     chance = torch.rand(2, len(losses), generator=generator, device=losses.device)
-    keep = chance[1] < standing(losses.nan_to_num(), among, chance[0]) ** beta
+    keep = chance[1] < rank_share(losses.nan_to_num(), among, chance[0]) ** beta
     keep |= ~comparable
     if not keep.any():  # rare but for tiny sets
         keep[losses.argmax()] = True
@@ -62,7 +62,7 @@ class SelectiveBackprop(Strategy):
 
     β follows from the prune rate: a share of s = 1 / (β + 1) is kept where the last losses are distributed as the next
     ones. They lie a little higher, because the model learns, and fewer are kept. After each epoch β is therefore
-    multiplied by the odds k / (1 − k) of what it kept over the odds of s, which is exact where standings are
+    multiplied by the odds k / (1 − k) of what it kept over the odds of s, which is exact where rank shares are
     distributed as a power.
 
     How many are kept is decided on the device, and the host asks: on a GPU it waits once per batch of candidates.
@@ -80,18 +80,15 @@ class SelectiveBackprop(Strategy):
 
     @property
     def candidates(self) -> float:
-        """As many as leave one batch in expectation."""
         return 1 / (1 - self.largest_drop)
 
     def plan(self, epoch: int, progress: float) -> EpochPlan:
-        """Go through everything, without a choice in the first epoch."""
         if self.offered > self.kept > 0:
             self.beta *= self.kept / (self.offered - self.kept) / self.odds
         self.offered = self.kept = 0
         return EpochPlan(select=self.drop_count(epoch, progress) > 0)
 
     def select(self, candidates: Scores) -> Selection:
-        """Draw by the standing of each loss among the last, those of the candidates included."""
         losses = candidates.losses
         self.history = torch.cat([self.history, losses[losses.isfinite()]])[-self.spec.history :]
         positions = draw(losses, self.history, self.beta, self.generator).nonzero().squeeze(1)
@@ -100,7 +97,7 @@ class SelectiveBackprop(Strategy):
         return Selection(positions)
 
 
-class StaleSelectiveBackprop(Strategy):
+class StaleSelectiveBackprop(RemembersLosses):
     """The same draw for a whole epoch, from losses that are brought up to date every rescore_every epochs.
 
     Stale-SB of Jiang et al. (2019): the forward passes of selection are made in every n-th epoch only (n = 3), and
@@ -109,16 +106,13 @@ class StaleSelectiveBackprop(Strategy):
     """
 
     needs_model = True
-    state = ("losses",)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.beta = self.largest_drop / (1 - self.largest_drop)
-        self.losses = torch.full((self.size,), torch.nan, device=self.device)
         self.is_first = True
 
     def plan(self, epoch: int, progress: float) -> EpochPlan:
-        """Draw each sample by its stored loss."""
         self.is_first = epoch == 0
         if not self.drop_count(epoch, progress):
             return EpochPlan()
@@ -128,6 +122,5 @@ class StaleSelectiveBackprop(Strategy):
         return EpochPlan(draw(self.losses, among, self.beta, self.generator).nonzero().squeeze(1))
 
     def observe(self, indices: Tensor, losses: Tensor, logits: Tensor | None = None) -> None:
-        """Remember the losses of the first epoch; later ones come from scoring."""
         if self.is_first:
-            self.losses[indices] = losses
+            super().observe(indices, losses)

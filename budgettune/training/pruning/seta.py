@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from budgettune.training.pruning.base import EpochPlan, Strategy
+from budgettune.training.pruning.base import EpochPlan, RemembersLosses
 
 ROUNDS = 20  # of k-means on a line; it has settled long before
 
@@ -33,7 +31,7 @@ def group_starts(ordered: Tensor, groups: int) -> Tensor:
     return edges[:-1]
 
 
-class SeTa(Strategy):
+class SeTa(RemembersLosses):
     """Drop some at random, order the rest by loss, and keep a window that begins one group later each epoch.
 
     Zhou, Gao and Wang (2025), "Scale efficient training for large datasets": random pruning first, then groups of
@@ -44,16 +42,8 @@ class SeTa(Strategy):
     it keeps; groups say where it may begin. Of what is dropped, `random_share` is dropped at random.
     """
 
-    state = ("losses",)
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.losses = torch.full((self.size,), torch.inf, device=self.device)
-
     def plan(self, epoch: int, progress: float) -> EpochPlan:
-        """Keep the window of this epoch, or at the end a random subset."""
-        drop = self.drop_count(epoch, progress)
-        if not drop:
+        if not (drop := self.drop_count(epoch, progress)):
             return EpochPlan()
         order = self.permutation(self.size)
         if progress >= self.spec.delta:
@@ -72,7 +62,3 @@ class SeTa(Strategy):
         starts = group_starts(finite, self.spec.groups)
         starts = torch.cat([starts[starts < latest], starts.new_tensor([latest])]).unique()
         return int(starts[turn % len(starts)])
-
-    def observe(self, indices: Tensor, losses: Tensor, logits: Tensor | None = None) -> None:
-        """Remember the losses."""
-        self.losses[indices] = losses

@@ -23,14 +23,12 @@ class Static(Strategy):
     kept: Tensor | None = None
 
     def prepare(self, passes: Passes) -> None:
-        """Choose by the user's scores, where there are any."""
         super().prepare(passes)
         if self.spec.scores is not None:
             scores = read_scores(self.spec.scores, self.size)
             self.kept = self.choose(scores.to(self.device), self.size - self.keep_count)
 
     def plan(self, epoch: int, progress: float) -> EpochPlan:
-        """Keep what was chosen, and everything until then."""
         return EpochPlan(self.kept)
 
     @abstractmethod
@@ -46,7 +44,6 @@ class ScoredAhead(Static):
     """Static, with scores that are computed on the clock before training begins."""
 
     def prepare(self, passes: Passes) -> None:
-        """Score and choose, where there is anything to drop and the user has not scored."""
         super().prepare(passes)
         if self.kept is None and self.keep_count < self.size:
             self.kept = self.choose(self.scores(), self.size - self.keep_count)
@@ -60,7 +57,6 @@ class ScoredInPassing(Static):
     """
 
     def plan(self, epoch: int, progress: float) -> EpochPlan:
-        """Keep everything until the scores are ripe, then choose once."""
         if self.kept is None and (drop := self.drop_count(epoch, progress)):
             self.kept = self.choose(self.scores(), drop)
         return super().plan(epoch, progress)
@@ -70,7 +66,6 @@ class _ScoredByShortRuns(ScoredAhead):
     """The mean score over helper_runs models of the trial's own kind, each trained for helper_epochs on everything."""
 
     def scores(self) -> Tensor:
-        """Train the helpers one after the other, and score with each."""
         runs, total = self.spec.helper_runs, torch.zeros(self.size, device=self.device)
         for number in range(runs):
             helper = self.passes.train_helper(epochs=self.spec.helper_epochs, number=number, budget_share=0.25 / runs)
@@ -79,7 +74,7 @@ class _ScoredByShortRuns(ScoredAhead):
 
     @staticmethod
     @abstractmethod
-    def score_of(seen: Scores) -> Tensor:
+    def score_of(scores: Scores) -> Tensor:
         """Return the score of every sample under one helper."""
 
 
@@ -94,9 +89,8 @@ class El2n(_ScoredByShortRuns):
     """
 
     @staticmethod
-    def score_of(seen: Scores) -> Tensor:
-        """Return the norms of softmax − onehot."""
-        return el2n(seen.logits, seen.labels)
+    def score_of(scores: Scores) -> Tensor:
+        return el2n(scores.logits, scores.labels)
 
 
 class Grand(_ScoredByShortRuns):
@@ -109,9 +103,8 @@ class Grand(_ScoredByShortRuns):
     """
 
     @staticmethod
-    def score_of(seen: Scores) -> Tensor:
-        """Return the norms of the last layer's gradients."""
-        return last_layer_grad_norm(seen.logits, seen.labels, seen.features)
+    def score_of(scores: Scores) -> Tensor:
+        return last_layer_grad_norm(scores.logits, scores.labels, scores.features)
 
 
 def held_out_losses(strategy: Strategy) -> Tensor:
@@ -143,9 +136,7 @@ class ReferenceModel(ScoredAhead):
 
     @property
     def helper_scales(self) -> tuple[float | None, ...]:
-        """The small one."""
         return (self.spec.helper_scale,)
 
     def scores(self) -> Tensor:
-        """Return the losses under the reference models."""
         return held_out_losses(self)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from budgettune.spec.pruning import LARGEST_CHANCE
 from budgettune.training.pruning.bandits import EpsilonGreedy, UpperConfidenceBound
 from budgettune.training.pruning.infobatch import InfoBatch
-from budgettune.training.pruning.selective import draw, standing
+from budgettune.training.pruning.selective import draw, rank_share
 from budgettune.training.pruning.seta import group_starts
 from tests.support.simulation import World, make, play
 
@@ -30,7 +30,7 @@ def kept(plan, size: int) -> list[int]:
 class TestSelectiveBackprop:
     @given(values=losses_of, among=losses_of)
     def test_a_standing_lies_on_the_step_of_the_distribution_function(self, values, among):
-        low, high = (standing(torch.tensor(values), torch.tensor(among), torch.tensor([c])) for c in (0.0, 1.0))
+        low, high = (rank_share(torch.tensor(values), torch.tensor(among), torch.tensor([c])) for c in (0.0, 1.0))
         assert low.tolist() == pytest.approx([sum(a < v for a in among) / len(among) for v in values])
         assert high.tolist() == pytest.approx([sum(a <= v for a in among) / len(among) for v in values])
 
