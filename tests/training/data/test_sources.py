@@ -101,7 +101,7 @@ def test_one_missing_file_is_a_clear_error_too(tmp_path):
 def test_sets_of_the_real_size_load(tmp_path):
     write_fashion(tmp_path, train=60_000, test=10_000)
     data = fashion(tmp_path)
-    assert (len(data.train), len(data.test)) == (60_000, 10_000)
+    assert (len(data.train), len(data.held_out)) == (60_000, 10_000)
 
 
 @pytest.mark.fashion

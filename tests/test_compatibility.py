@@ -1,0 +1,213 @@
+"""What earlier versions left is read unchanged: databases, study files, spool files, comparisons, exports.
+
+The files in fixtures/before_house were made by the commands of commit d2560ba (fixtures/before_house/make_fixtures.py),
+and expected.json holds what the budgettune of that commit answered about them.
+"""
+
+import json
+import re
+import tomllib
+
+import pytest
+
+import budgettune as bt
+
+# All that is not public: what reads a file of `budgettune compare --out`, and what reads one of the spool.
+from budgettune.comparison.result import read_comparison
+from budgettune.worker.spool import Spooled
+from tests.fixtures.before_house import answers
+from tests.fixtures.before_house.answers import HERE, SPECS, SPOOLED_NUMBER, SPOOLED_STUDY, STUDIES, House
+
+EXPECTED = json.loads((HERE / "expected.json").read_text(encoding="utf-8"))
+EXACT, CLOSE = 1e-9, 1e-5  # relative; the latter where models are fitted
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory):
+    """Return a copy of the fixtures that is only read."""
+    return House(tmp_path_factory.mktemp("house"))
+
+
+@pytest.fixture
+def fresh(tmp_path):
+    """Return a copy of the fixtures that may be changed."""
+    return House(tmp_path)
+
+
+def assert_same(found, expected, rel=EXACT, path="answer"):
+    """Compare JSON values to the last key; floats may differ by what another processor rounds differently."""
+    if isinstance(expected, dict) and isinstance(found, dict):
+        assert list(found) == list(expected), path
+        for key, value in expected.items():
+            assert_same(found[key], value, rel, f"{path}.{key}")
+    elif isinstance(expected, list) and isinstance(found, list):
+        assert len(found) == len(expected), path
+        for index, value in enumerate(expected):
+            assert_same(found[index], value, rel, f"{path}[{index}]")
+    elif isinstance(expected, float):
+        assert found == pytest.approx(expected, rel=rel, abs=1e-12), path
+    else:
+        assert found == expected and type(found) is type(expected), path
+
+
+# --- Study files ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_study_files_say_what_they_said(house, name):
+    assert answers.spec_answers(house, name) == EXPECTED["specs"][name]
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_specs_of_a_database_are_read(name):
+    document = EXPECTED["specs"][name]["document"]
+    spec = bt.StudySpec.from_json(json.dumps(document))
+    assert spec.to_document() == document
+    assert json.loads(spec.to_json()) == document
+
+
+@pytest.mark.parametrize("name", answers.CREATED)
+def test_a_new_study_has_the_rows_that_it_had(fresh, name):
+    found, expected = answers.created_rows(fresh, name), EXPECTED["created"][name]
+    assert list(found) == list(expected)
+    for table, rows in expected.items():
+        assert list(map(meaning, found[table])) == list(map(meaning, rows)), table
+
+
+def meaning(row):
+    """Return a row; where it is the study's page in the dashboard, with its TOML parsed: a library writes that now."""
+    if not str(row[0]).startswith("dashboard:note_str"):
+        return row
+    before, toml, after = re.split("```(?:toml)?", json.loads(row[1]))
+    return [row[0], before, tomllib.loads(toml), after]
+
+
+def test_evidence_decides_as_it_did():
+    [decided] = [
+        json.loads(text)["pruning"]
+        for key, text in EXPECTED["created"]["auto"]["study_user_attributes"]
+        if key == "budgettune:spec"
+    ]
+    assert decided["evidence"] == "comparison.json"  # the test above makes the same rows of it
+    assert decided["decided"]
+
+
+# --- Databases ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_records_are_read_unchanged(house, study):
+    assert house.records(study) == EXPECTED["records"][study]
+
+
+def test_the_database_holds_a_trial_of_every_kind():
+    records = [record for study in STUDIES for record in EXPECTED["records"][study]]
+    assert {record["state"] for record in records} == {"COMPLETE", "RUNNING", "WAITING", "FAIL", "PRUNED"}
+    assert {record["status"] for record in records} == {"clean", "disturbed", "unverified", None}
+    assert any(record["stopped"] for record in records)
+    assert any(record["attempt"] == 2 for record in records)
+    assert EXPECTED["recommendation"]["basis"]["probe_seconds"] > 0
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_studies_answer_as_they_did(house, study):
+    assert_same(answers.study_answers(house, study), EXPECTED["studies"][study])
+
+
+def test_studies_are_listed_as_they_were(house):
+    assert_same(json.loads(house.command("study", "list", "--format", "json")), EXPECTED["list"])
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_commands_print_what_they_printed(house, study):
+    assert_same(answers.command_answers(house, study), EXPECTED["commands"][study], CLOSE)
+
+
+def test_trials_and_a_kept_probe_recommend_what_they_did(house):
+    assert_same(answers.recommendation(house), EXPECTED["recommendation"], CLOSE)
+
+
+@pytest.mark.parametrize("study", list(EXPECTED["report"]))
+def test_reports_hold_what_they_held(house, study):
+    assert_same(answers.report_data(house, study), EXPECTED["report"][study])
+
+
+# --- Exports --------------------------------------------------------------------------------------------------------
+
+
+def test_exports_are_written_as_they_were(house):
+    assert answers.export(house, "search", "csv") == EXPECTED["csv"]
+    assert answers.export(house, answers.EXPORTED, "json") == (HERE / "export.json").read_text(encoding="utf-8")
+
+
+def test_exported_records_are_read():
+    documents = json.loads((HERE / "export.json").read_text(encoding="utf-8"))
+    records = [bt.TrialRecord.from_json(document) for document in documents]
+    assert answers.plain([record.to_json() for record in records]) == documents
+    assert documents == EXPECTED["records"][answers.EXPORTED]
+
+
+# --- Work goes on ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_claims_continue_where_they_stopped(fresh, study):
+    assert_same(answers.claims(fresh, study), EXPECTED["claims"][study])
+
+
+def test_what_was_given_up_can_be_tried_again(fresh):
+    assert answers.plain(answers.retried(fresh)) == EXPECTED["retried"]
+
+
+# --- The spool ------------------------------------------------------------------------------------------------------
+
+
+def spool_file():
+    """Return the one file of the old spool."""
+    [path] = (HERE / "spool").iterdir()
+    return path
+
+
+def test_spool_files_are_read_and_written_unchanged():
+    text = spool_file().read_text(encoding="utf-8")
+    spooled, document = Spooled.from_json(text), json.loads(text)
+    assert spooled.to_json() == text
+    assert spooled.claim.number == SPOOLED_NUMBER
+    assert spooled.study == SPOOLED_STUDY
+    result = bt.TrialResult.from_json(document["result"])
+    assert result == spooled.result
+    assert answers.plain(result.to_json()) == document["result"]
+    assert spool_file().name == f"{spooled.storage}-{spooled.study_id}-{spooled.claim.trial_id}.json"
+
+
+@pytest.mark.parametrize(("key", "late"), [("delivered", False), ("delivered_late", True)])
+def test_a_worker_delivers_an_old_spool_file(fresh, key, late):
+    assert answers.plain(answers.delivery(fresh, late=late)) == EXPECTED[key]
+    assert list(fresh.spool.iterdir()) == []
+
+
+# --- Comparisons ----------------------------------------------------------------------------------------------------
+
+
+def test_comparisons_are_read_and_stand_as_they_did():
+    path = HERE / "comparison.json"
+    document = json.loads(path.read_text(encoding="utf-8"))
+    comparison = read_comparison(path)
+    assert list(comparison.budgets) == [0.2, 0.4]
+    assert any(run["failure"] for run in document["runs"] if "failure" in run)
+    assert_same(answers.plain(comparison.to_document()), document)  # with the standings, which are computed anew
+
+
+def test_comparisons_are_resumed(fresh):
+    """Nothing but the kind of machine may keep a comparison from being resumed; on its own, its failed runs run."""
+    path = fresh.folder / "comparison.json"
+    before = json.loads(path.read_text(encoding="utf-8"))
+    words = ["--budget", "0.2s", "--budget", "0.4s", "--prune-rate", 0.3, "--prune-rate", 0.9, "--seeds", 3]
+    words += ["--strategies", "stale-quantile", "--out", path, "--resume", "--device", "cpu", "--threads", 1]
+    done = fresh.run("compare", "grid.toml", *words)
+    if done.returncode:
+        assert re.search(r"what differs: the machine \([^()]*(\([^()]*\)[^()]*)* there, .* here\): ", done.stderr)
+        return
+    assert "6 runs to do, 24 of 30 done before" in done.stderr
+    after = json.loads(path.read_text(encoding="utf-8"))
+    assert sorted(map(str, after["runs"])) == sorted(map(str, before["runs"]))
