@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
+from budgettune.study.pareto import undominated
+
 Floats = NDArray[np.float64]
 
 DRAWS = 2_000
@@ -185,7 +187,7 @@ def estimate_front_chances(means: Mapping[int, CellMean], noise: FrontNoise) -> 
     rng = np.random.default_rng(SEED)
     counts = np.sqrt([mean.count for mean in means.values()])
     spreads = [noise.accuracy[cell] for cell in means]
-    found, left = np.zeros((3, len(means))), DRAWS
+    sums, left = np.zeros((3, len(means))), DRAWS
     while left:
         shape = (min(left, max(1, DRAWS_AT_ONCE // len(means))), len(means))
         # Noise of times is one estimate for all cells: so is its error.
@@ -196,9 +198,9 @@ def estimate_front_chances(means: Mapping[int, CellMean], noise: FrontNoise) -> 
             np.clip(np.array([mean.accuracy for mean in means.values()]) + errors, 0.0, 1.0),
         )
         ends = np.isinf(lead)  # the fastest has nothing to be compared with
-        found += [(lead > 0).sum(0), np.where(ends, 0.0, lead).clip(min=0).sum(0), (-lead).clip(min=0).sum(0)]
+        sums += [(lead > 0).sum(0), np.where(ends, 0.0, lead).clip(min=0).sum(0), (-lead).clip(min=0).sum(0)]
         left -= shape[0]
-    rows = (found / DRAWS).T.tolist()
+    rows = (sums / DRAWS).T.tolist()
     return {cell: FrontChance(chance=row[0], gain=row[1], loss=row[2]) for cell, row in zip(means, rows, strict=True)}
 
 
@@ -231,10 +233,10 @@ def cells_to_repeat(results: Results, most_repeats: int) -> list[int]:
     Until some cell has a second repeat nothing tells what seeds do: those on the front as observed get one.
     """
     means, noise = cell_means(results), seed_noise(results)
-    members = _observed_front(means)
+    members = {row[2] for row in undominated(sorted((m.log_seconds, -m.accuracy, cell) for cell, m in means.items()))}
     open_cells = {cell for cell, mean in means.items() if mean.count < most_repeats}
     if noise is None:
-        return [cell for cell in members if cell in open_cells]
+        return [cell for cell in means if cell in members & open_cells]
     at_stake = {
         cell: chance.loss if cell in members else chance.gain
         for cell, chance in estimate_front_chances(means, noise).items()
@@ -242,9 +244,3 @@ def cells_to_repeat(results: Results, most_repeats: int) -> list[int]:
     }
     worth = [cell for cell, accuracy in at_stake.items() if accuracy > AT_STAKE]
     return sorted(worth, key=lambda cell: (-at_stake[cell], cell))
-
-
-def _observed_front(means: Mapping[int, CellMean]) -> list[int]:
-    seconds = np.array([[mean.log_seconds for mean in means.values()]])
-    accuracy = np.array([[mean.accuracy for mean in means.values()]])
-    return [cell for cell, lead in zip(means, _lead(seconds, accuracy)[0], strict=True) if lead > 0]

@@ -7,6 +7,7 @@ trials early, one that it stopped takes the place of a complete one.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from types import TracebackType
@@ -261,24 +262,23 @@ class StudyHandle:
         may_grow = self.spec.sampler.is_auto  # a result, too, may ask for more
         if self._last_tally is not None and tally.nothing_came_open_since(self._last_tally) and not may_grow:
             return Reconciled(lost=0, queued=0, given_up=self._given_up)
-
-        def decide(rows: list[SlotRow]) -> tuple[list[NewTrial], int]:
-            ledger = Ledger(self.spec, rows)
-            return new_trials(self.spec, ledger.to_queue()), len(ledger.given_up())
-
-        done = transactions.repair(self.engine, self.study_id, lease_seconds, decide)
+        done = self._repair(lease_seconds, Ledger.to_queue)
         self._last_tally, self._given_up = (None if done.lost or done.queued else tally), done.given_up
         return done
 
     def retry(self, cell: int | None = None) -> int:
         """Queue cells again that were given up (all, or one); return how many rows were added."""
+        self._last_tally = None
+        return self._repair(
+            None, lambda ledger: [ledger.queued(failed.slot, attempt=1) for failed in ledger.given_up(cell)]
+        ).queued
 
+    def _repair(self, lease_seconds: float | None, choose: Callable[[Ledger], list[Queued]]) -> Reconciled:
         def decide(rows: list[SlotRow]) -> tuple[list[NewTrial], int]:
             ledger = Ledger(self.spec, rows)
-            return new_trials(self.spec, [ledger.queued(failed.slot, attempt=1) for failed in ledger.given_up(cell)]), 0
+            return new_trials(self.spec, choose(ledger)), len(ledger.given_up())
 
-        self._last_tally = None
-        return transactions.repair(self.engine, self.study_id, None, decide).queued
+        return transactions.repair(self.engine, self.study_id, lease_seconds, decide)
 
     def machine_key(self) -> str | None:
         """Return the kind of machine that the study's times come from: `[machine]`, else the first finished trial's."""

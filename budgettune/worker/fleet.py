@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from budgettune.errors import UsageError
 from budgettune.machine.fingerprint import usable_cores
@@ -49,19 +50,12 @@ class Member:
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Aftermath:
-    """What follows from the end of a child.
+class Aftermath(NamedTuple):
+    """What follows from the end of a child."""
 
-    Attributes:
-        action: done, restart or give-up.
-        early_deaths: in a row, this one included.
-        pause_seconds: before the restart.
-    """
-
-    action: str
-    early_deaths: int = 0
-    pause_seconds: float = 0.0
+    action: str  # done, restart or give-up
+    early_deaths: int = 0  # in a row, this one included
+    pause_seconds: float = 0.0  # before the restart
 
 
 def after_end(status: int, lived_seconds: float, early_deaths: int) -> Aftermath:
