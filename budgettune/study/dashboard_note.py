@@ -43,7 +43,6 @@ def _axis(axis: tuple[Any, ...] | RangeSpec) -> str:
 
 
 def _study_file(document: Mapping[str, Any]) -> str:
-    """Return a study's document as a study file."""
     import tomlkit  # needed where a study is made, and by no other command
 
     def inline(value: Any) -> Any:

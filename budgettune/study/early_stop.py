@@ -86,7 +86,6 @@ class Rival:
         )
 
     def at(self, share: float) -> tuple[float, float]:
-        """Return its seconds and its level when it was so far."""
         seconds = np.interp(share, self.shares, self.seconds_so_far)
         return float(seconds), float(np.interp(share, self.shares, self.levels))
 
@@ -195,7 +194,6 @@ def _next_observation(design: Floats, outcomes: Floats, at: Floats, confidence: 
 
 
 def _levels(curve: Iterable[EpochRecord]) -> Floats:
-    """Return the level at each evaluated epoch."""
     each = [_level(epoch.accuracy) for epoch in curve if epoch.accuracy is not None]
     return np.array([np.mean(each[max(0, end - RECENT) : end]) for end in range(1, len(each) + 1)])
 

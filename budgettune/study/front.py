@@ -115,7 +115,6 @@ def certainty_of(results: Results) -> Certainty | None:
 
 
 def cell_means(results: Results) -> dict[int, CellMean]:
-    """Return each cell's means."""
     return {
         cell: CellMean(
             count=len(repeats),

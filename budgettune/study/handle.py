@@ -58,7 +58,6 @@ class Claim:
     seed: int
 
     def taken(self) -> TakenTrial:
-        """Return the row behind this claim."""
         attributes = {"cell": self.cell, "repeat": self.repeat, "attempt": self.attempt, "seed": self.seed}
         return TakenTrial(self.trial_id, self.number, self.params, attributes)
 
@@ -288,7 +287,6 @@ class StudyHandle:
         return self._machine_key
 
     def counts(self) -> dict[str, int]:
-        """Return the number of trials in each state."""
         return state_counts(self.engine, self.study_id)
 
     def summary(self) -> StudySummary:

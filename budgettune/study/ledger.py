@@ -39,7 +39,6 @@ class GivenUp:
 
     @property
     def slot(self) -> Slot:
-        """The cell and repeat."""
         return Slot(self.cell, self.repeat)
 
     def __str__(self) -> str:
@@ -86,11 +85,9 @@ class Verification:
 
     @property
     def whole(self) -> bool:
-        """Whether nothing is missing, doubled or given up."""
         return not (self.missing or self.doubled or self.given_up)
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
         return {
             "whole": self.whole,
             "cells": self.cells,
@@ -151,7 +148,6 @@ class Ledger:
         return self._is_grid or cell in self._source
 
     def next_attempt(self, slot: Slot) -> int:
-        """Return the number of the next try of a slot."""
         rows = self._rows.get(slot)
         return rows[-1].next_attempt if rows else 1
 
@@ -227,7 +223,6 @@ class Ledger:
         return [self.queued(slot, self.next_attempt(slot)) for slot in slots if not self.is_given_up(slot)]
 
     def queued(self, slot: Slot, attempt: int) -> Queued:
-        """Return a new try of a slot."""
         return Queued(slot, attempt, None if self._is_grid else self._source[slot.cell])
 
     def to_draw(self) -> Queued | None:
@@ -253,7 +248,6 @@ class Ledger:
         return None if wanted is None else wanted - begun.count(True)
 
     def verify(self) -> Verification:
-        """Return what is missing, doubled and given up."""
         cells = self._cells() if self._limit is None or self.is_spent else range(self._limit)
         done = {slot: self._done_count(slot) for slot in self._slots(cells) if not self._is_dropped(slot)}
         single = [slot for slot, count in done.items() if count == 1]

@@ -74,7 +74,6 @@ class SeededPerTrial(BaseSampler):
 
 
 def draw_seed(study_seed: int, number: int) -> int:
-    """Return the seed of one draw."""
     digest = hashlib.sha256(f"draw/{study_seed}/{number}".encode()).digest()
     return int.from_bytes(digest[:4], "big")
 

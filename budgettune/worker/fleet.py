@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -157,11 +158,9 @@ class Child:
     def order(self, word: bytes) -> None:
         """Write an order to the child's standard input; one that has just died needs none."""
         if self._process is not None and self._process.stdin is not None:
-            try:
+            with suppress(OSError):
                 self._process.stdin.write(word + b"\n")
                 self._process.stdin.flush()
-            except OSError:
-                return
 
     def kill(self) -> None:
         """End the child at once; its lease expires by itself."""

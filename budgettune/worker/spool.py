@@ -51,7 +51,6 @@ class Spooled:
     allow_mixed: bool = False
 
     def to_json(self) -> str:
-        """Return the contents of a spool file."""
         return json.dumps({**vars(self), "claim": asdict(self.claim), "result": self.result.to_json()})
 
     @classmethod

@@ -82,11 +82,9 @@ class TrialLimit:
 
     @property
     def is_over(self) -> bool:
-        """Whether the trial's time is up."""
         return self._seconds is not None and time.monotonic() - self._began > self._seconds
 
     def error(self) -> TrialTimeout:
-        """Return the error that stands for a trial out of time."""
         return TrialTimeout(
             f"took longer than {format_duration(self._seconds or 0.0)}: allow more with --trial-timeout, or less work"
         )
