@@ -100,20 +100,16 @@ def fit_seed_noise(finals: Sequence[EpochPoint]) -> SeedNoise:
     batch = median(float(point.workload.batch) for point in finals)
     middle = median(point.samples / (point.workload.batch + batch) for point in finals)
     unit = SeedNoise(scale=1.0, middle=middle, critical_batch=batch, repeats=0)
+    # Repeats are of equal configuration and (but for a strategy's chance) of equal length.
+    repeats: defaultdict[tuple[int, int], list[EpochPoint]] = defaultdict(list)
+    for point in finals:
+        repeats[point.workload.number, round(20 * math.log(point.samples))].append(point)
     squares, freedom = 0.0, 0
-    for group in _repeats(finals):
+    for group in repeats.values():
         centre = sum(point.logit for point in group) / len(group)
         squares += sum((point.logit - centre) ** 2 / unit.of(point) for point in group)
         freedom += len(group) - 1
     return replace(unit, scale=(PRIOR_WEIGHT + squares) / (PRIOR_WEIGHT + freedom), repeats=freedom)
-
-
-def _repeats(finals: Sequence[EpochPoint]) -> list[list[EpochPoint]]:
-    """Return trials of equal configuration and (but for a strategy's chance) equal length."""
-    groups: defaultdict[tuple[int, int], list[EpochPoint]] = defaultdict(list)
-    for point in finals:
-        groups[point.workload.number, round(20 * math.log(point.samples))].append(point)
-    return list(groups.values())
 
 
 @dataclass(frozen=True)
@@ -146,9 +142,10 @@ def _accuracy(logits: Floats) -> Floats:
 
 @dataclass(frozen=True)
 class _Observations:
-    """Points as arrays.
+    """Points of curves as arrays.
 
     Attributes:
+        values: float64[n], logits about their level.
         seeds: float64[n], variance of the seed's effect.
         helpers: float64[n], factor on the deviation of early points, 0 for final ones.
         trials: int64[n].
@@ -163,19 +160,11 @@ class _Observations:
     finals: NDArray[np.bool_]
 
     def first(self, count: int) -> _Observations:
-        """Return the first points."""
         some = np.arange(min(count, len(self.values)))
-        return _Observations(
-            rows=self.rows.take(some),
-            values=self.values[some],
-            seeds=self.seeds[some],
-            helpers=self.helpers[some],
-            trials=self.trials[some],
-            finals=self.finals[some],
-        )
+        return _Observations(*(getattr(self, name)[some] for name in self.__dataclass_fields__))
 
     def noise(self, helper: float) -> Floats:
-        """Return the covariance of the points' noise: float64[n, n]."""
+        """Return the covariance of the points' noise, helper being its deviation for early points: float64[n, n]."""
         shared = SAME_TRIAL * np.sqrt(np.outer(self.seeds, self.seeds))
         noise: Floats = shared * (self.trials[:, None] == self.trials[None, :])
         noise[np.diag_indices_from(noise)] = self.seeds + (helper * self.helpers) ** 2
@@ -184,7 +173,7 @@ class _Observations:
 
 @dataclass(frozen=True)
 class _Model:
-    """One way to see the points: a shape of the law of length, and how much is left to the two remainders."""
+    """A shape of the law of length, and how much is left to the two remainders."""
 
     shape: Shape
     middle_length: float
@@ -201,11 +190,8 @@ class AccuracyModel:
 
     Attributes:
         seed_noise: how far runs of one configuration lie apart.
-        calibration: factor on variances, from how the model does on configurations that it is not told of.
+        calibration: factor on variances, from how well the model predicts configurations that it does not know.
     """
-
-    seed_noise: SeedNoise
-    calibration: float
 
     def __init__(self, workloads: Workloads, records: Sequence[TrialRecord]) -> None:
         # Shuffled, so that any beginning is a fair sample.
@@ -216,12 +202,12 @@ class AccuracyModel:
         self._features = Features(workloads.spec, [point.workload for point in finals])
         self._level = float(np.mean([point.logit for point in finals]))
         self._middle_batch = float(median(point.workload.batch for point in finals))
-        rows = self._features.rows([(point.workload, point.samples, point.still_to_fall) for point in points])
+        rows = self._features.design([(point.workload, point.samples, point.still_to_fall) for point in points])
         is_final = np.array([point.is_final for point in points])
         lengths = rows.lengths(self._middle_batch)
         # The shorter the run, the wilder its beginning.
         wildness = np.maximum(1.0, np.median(lengths[is_final]) / lengths)
-        seen = _Observations(
+        all_points = _Observations(
             rows=rows,
             values=np.array([point.logit for point in points]) - self._level,
             seeds=np.array([self.seed_noise.of(point) for point in points]),
@@ -229,16 +215,15 @@ class AccuracyModel:
             trials=np.array([point.trial for point in points]),
             finals=is_final,
         )
-        self._fit(seen, _models(rows.take(np.flatnonzero(is_final)), self._middle_batch))
-
-    def _fit(self, seen: _Observations, models: Sequence[_Model]) -> None:
-        """Settle on some points what each way of seeing is worth; then have each hear all."""
-        some, middle = seen.first(MOST_SEARCHED), models[len(models) // 2]
+        # Models are weighted on some of the points; those whose weight counts are then fitted to all.
+        models, some = _models(rows[np.flatnonzero(is_final)], self._middle_batch), all_points.first(MOST_SEARCHED)
+        middle = models[len(models) // 2]
         helper = max(HELPERS, key=lambda helper: self._posterior(some, middle, helper).log_evidence)
         tried = Average([self._posterior(some, model, helper) for model in models])
         self._models = [models[index] for index in tried.kept]
-        self._average = Average([self._posterior(seen, model, helper) for model in self._models], weights=tried.weights)
-        self.calibration = _calibration(self._average.best, seen)
+        fitted = [self._posterior(all_points, model, helper) for model in self._models]
+        self._average = Average(fitted, weights=tried.weights)
+        self.calibration = _calibration(self._average.best, all_points)
 
     def predict(self, runs: Sequence[RunLength]) -> AccuracyForecasts:
         """Return the accuracies of runs of some epochs.
@@ -246,7 +231,7 @@ class AccuracyModel:
         Raises:
             SpecError: where a strategy cannot reach its prune rate in so few epochs.
         """
-        rows = self._features.rows([(workload, float(workload.visits(epochs)), 0.0) for workload, epochs in runs])
+        rows = self._features.design([(workload, float(workload.visits(epochs)), 0.0) for workload, epochs in runs])
         offsets = np.zeros(len(runs))
         means, variances = self._average.predict(lambda index: (self._inputs(rows, self._models[index]), offsets))
         means = means + self._level
@@ -259,28 +244,27 @@ class AccuracyModel:
     def _inputs(self, rows: DesignRows, model: _Model) -> Inputs:
         return self._features.inputs(rows, model.shape, model.middle_length)
 
-    def _posterior(self, seen: _Observations, model: _Model, helper: float) -> Posterior:
+    def _posterior(self, points: _Observations, model: _Model, helper: float) -> Posterior:
         means, deviations = self._features.priors
         prior = Prior(means, deviations, model.smooth, model.own)
-        return Posterior(prior, self._inputs(seen.rows, model), seen.values, seen.noise(helper))
+        return Posterior(prior, self._inputs(points.rows, model), points.values, points.noise(helper))
 
 
 def _models(finals: DesignRows, middle_batch: float) -> list[_Model]:
+    critical_batches = [factor * middle_batch for factor in CRITICAL_BATCHES]
     return [
         _Model(Shape(bend, critical), float(np.median(finals.lengths(critical))), smooth, own)
-        for bend, critical, smooth, own in product(
-            BENDS, [factor * middle_batch for factor in CRITICAL_BATCHES], SMOOTH, OWN
-        )
+        for bend, critical, smooth, own in product(BENDS, critical_batches, SMOOTH, OWN)
     ]
 
 
-def _calibration(posterior: Posterior, seen: _Observations) -> float:
+def _calibration(posterior: Posterior, points: _Observations) -> float:
     """Return how far final points lie from what all other configurations say, in variances of the model."""
     groups: defaultdict[int, list[int]] = defaultdict(list)
-    for index, number in enumerate(seen.rows.ids.tolist()):
+    for index, number in enumerate(points.rows.ids.tolist()):
         groups[number].append(index)
     if len(groups) < LEAST_CALIBRATED:
         return 1.0
-    squares = [posterior.surprise(np.array(rows), seen.finals[rows]) for rows in groups.values()]
+    squares = [posterior.surprise(np.array(rows), points.finals[rows]) for rows in groups.values()]
     trimmed = sum(min(LARGEST_SURPRISE, square) for square in squares)
     return max(LEAST_CALIBRATION, (CALIBRATION_WEIGHT + trimmed) / (CALIBRATION_WEIGHT + len(squares)))

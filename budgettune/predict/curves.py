@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from budgettune.predict.workload import Workload, Workloads
+from budgettune.predict.workload import Workload, Workloads, visited_samples
 from budgettune.records import EpochRecord, TrialRecord
 from budgettune.spec.tables import TRAINING_IMAGES, DataSpec
 
@@ -84,7 +84,7 @@ def points_of(workloads: Workloads, record: TrialRecord) -> list[EpochPoint]:
     last = EpochPoint(
         trial=record.number,
         workload=workload,
-        samples=float(sum(epoch.samples for epoch in record.curve)),
+        samples=float(visited_samples(record)),
         still_to_fall=0.0,
         accuracy=record.test_accuracy,
         test_images=test_images(workload.config.data),
@@ -95,9 +95,9 @@ def points_of(workloads: Workloads, record: TrialRecord) -> list[EpochPoint]:
 
 def _helpers(last: EpochPoint, curve: Sequence[EpochRecord]) -> list[EpochPoint]:
     schedule = last.workload.config.train.lr_schedule
-    seen = list(accumulate(epoch.samples for epoch in curve))
+    visited = list(accumulate(epoch.samples for epoch in curve))
     # By samples, which is by epochs where nothing is pruned and close to the clock where the budget is one of time.
-    progress = [count / seen[-1] for count in seen]
+    progress = [count / visited[-1] for count in visited]
     places = [
         index
         for index, (share, epoch) in enumerate(zip(progress, curve, strict=True))

@@ -48,8 +48,7 @@ class DesignRows:
     """Points or candidates before a shape is chosen; all arrays are as long.
 
     Attributes:
-        columns: float64[n, d], of the trend, but for growth.
-        sizes: float64[n], logs of multiply-adds about their middle.
+        columns: float64[n, d], of the trend, but for growth; the second is the log of multiply-adds about its middle.
         samples: float64[n], visited.
         batches: float64[n].
         axes: float64[n, k], in length scales.
@@ -57,14 +56,12 @@ class DesignRows:
     """
 
     columns: Floats
-    sizes: Floats
     samples: Floats
     batches: Floats
     axes: Floats
     ids: Ints
 
-    def take(self, rows: Ints) -> DesignRows:
-        """Return some of the rows."""
+    def __getitem__(self, rows: Ints) -> DesignRows:
         return DesignRows(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
 
     def lengths(self, critical_batch: float) -> Floats:
@@ -89,7 +86,7 @@ class Features:
         self._middle_size = (min(sizes) + max(sizes)) / 2
         self._size_range = max(LEAST_SIZE_RANGE, max(sizes) - min(sizes))
         self._strategies = list(dict.fromkeys(workload.config.pruning.strategy for workload in workloads))
-        self._rows: dict[int, tuple[list[float], list[float]]] = {}
+        self._described: dict[int, tuple[list[float], list[float]]] = {}
 
     @cached_property
     def priors(self) -> tuple[Floats, Floats]:
@@ -102,16 +99,15 @@ class Features:
         means, deviations = zip(*pairs, strict=True)
         return np.array(means), np.array(deviations)
 
-    def rows(self, runs: Sequence[tuple[Workload, float, float]]) -> DesignRows:
+    def design(self, runs: Sequence[tuple[Workload, float, float]]) -> DesignRows:
         """Return the rows of (workload, samples visited, share of the learning rate still to fall)."""
         columns, places = [], []
         for workload, samples, still_to_fall in runs:
-            trend, axes = self._of(workload)
+            trend, axes = self._describe(workload)
             columns.append([*trend[:2], still_to_fall, *trend[2:]])
             places.append([*axes, math.log(samples) / LENGTH_SCALE])
         return DesignRows(
             columns=np.array(columns),
-            sizes=np.array([_log_size(workload) - self._middle_size for workload, _, _ in runs]),
             samples=np.array([samples for _, samples, _ in runs]),
             batches=np.array([float(workload.batch) for workload, _, _ in runs]),
             axes=np.array(places),
@@ -119,43 +115,29 @@ class Features:
         )
 
     def inputs(self, rows: DesignRows, shape: Shape, middle_length: float) -> Inputs:
-        """Return rows as a shape sees them.
-
-        Args:
-            rows: from `rows`.
-            shape: of the law of length.
-            middle_length: by the shape's critical batch, of a middling run: the unit of lengths.
-        """
+        """Return rows by a shape's law of length; middle_length, of a middling run, is the unit of lengths."""
         lengths = rows.lengths(shape.critical_batch) / middle_length
         growth = (1 - lengths**-shape.bend) / shape.bend
-        return Inputs(np.column_stack([rows.columns, growth, growth * rows.sizes]), rows.axes, rows.ids)
+        return Inputs(np.column_stack([rows.columns, growth, growth * rows.columns[:, 1]]), rows.axes, rows.ids)
 
-    def _of(self, workload: Workload) -> tuple[list[float], list[float]]:
+    def _describe(self, workload: Workload) -> tuple[list[float], list[float]]:
         """Return a workload's columns (the learning rate's left out) and its place (length left out)."""
-        if workload.number not in self._rows:
-            self._rows[workload.number] = (self._columns(workload), self._place(workload))
-        return self._rows[workload.number]
-
-    def _columns(self, workload: Workload) -> list[float]:
-        pruning = workload.config.pruning
-        rate = 0.0 if pruning.strategy == "full" else pruning.prune_rate
-        is_known = pruning.strategy in self._strategies
-        columns = [1.0, _log_size(workload) - self._middle_size]
-        columns += [rate * (pruning.strategy == name) for name in self._strategies] + [rate * (not is_known)]
-        columns += [self._depth(workload)] * self._by_depth
-        for axis in self._axes:
-            columns += _axis_columns(axis, axis.places(workload.value(axis.key)))
-        return columns
-
-    def _place(self, workload: Workload) -> list[float]:
-        size = (_log_size(workload) - self._middle_size) / self._size_range
-        places = [size] + [self._depth(workload)] * self._by_depth
-        for axis in self._axes:
-            places += axis.places(workload.value(axis.key))
-        return [place / AXIS_SCALE for place in places]
-
-    def _depth(self, workload: Workload) -> float:
-        return math.log(workload.arithmetic.layers) - math.log(10)
+        if workload.number not in self._described:
+            pruning, size = workload.config.pruning, _log_size(workload) - self._middle_size
+            rate = 0.0 if pruning.strategy == "full" else pruning.prune_rate
+            is_known = pruning.strategy in self._strategies
+            depth = [math.log(workload.arithmetic.layers) - math.log(10)] * self._by_depth
+            columns = [1.0, size, *(rate * (pruning.strategy == name) for name in self._strategies)]
+            columns += [rate * (not is_known), *depth]
+            places = [size / self._size_range, *depth]
+            for axis in self._axes:
+                own = axis.places(workload.value(axis.key))
+                places += own
+                # A line or a parabola, because a learning rate has a best one.
+                powers = own if axis.choices else [own[0] - 0.5, (own[0] - 0.5) ** 2]
+                columns += powers[: len(_axis_deviations(axis))]
+            self._described[workload.number] = columns, [place / AXIS_SCALE for place in places]
+        return self._described[workload.number]
 
 
 def _log_size(workload: Workload) -> float:
@@ -169,11 +151,3 @@ def _axis_deviations(axis: SearchAxis) -> list[float]:
     if axis.key == "pruning.prune_rate":
         return []  # each strategy has a column of its own
     return [BATCH] if axis.key == "train.batch_size" else [NUMBER, NUMBER]
-
-
-def _axis_columns(axis: SearchAxis, places: Sequence[float]) -> list[float]:
-    """Return what an axis adds to the trend: its choices, or a line, or a parabola (a learning rate has a best one)."""
-    if axis.choices:
-        return list(places)
-    centred = places[0] - 0.5
-    return [centred, centred**2][: len(_axis_deviations(axis))]

@@ -1,9 +1,9 @@
-"""What the models say of trials that they were not told of: the check that an interval has to pass."""
+"""Predictions of trials that the models do not know: the check that an interval has to pass."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -78,43 +78,38 @@ def held_out(
     share = len(numbers) / len(distinct)
     chosen = distinct[: max(FOLDS, int(MOST_TRIALS / share))]
     taken = [record for record in whole.timed if numbers[record.number] in chosen]
-    found = []
+    predictions: list[HeldOut] = []
     for fold in np.array_split(chosen, FOLDS):
         shown = [record for record in taken if numbers[record.number] not in fold]
         predictor = Predictor(spec, shown, device_name=whole.device_name, probes=probes)
-        found += _told(predictor, [record for record in taken if numbers[record.number] in fold])
-    return sorted(found, key=lambda one: one.number)
+        predictions += _predictions(predictor, [record for record in taken if numbers[record.number] in fold])
+    return sorted(predictions, key=lambda one: one.number)
 
 
-def _told(predictor: Predictor, records: Sequence[TrialRecord]) -> list[HeldOut]:
-    """Return what a model says of trials that it does not know."""
+def _predictions(predictor: Predictor, records: Sequence[TrialRecord]) -> Iterator[HeldOut]:
     runs = [(predictor.workloads.of(record.params), len(record.curve)) for record in records]
     times = predictor.time_model.of([workload for workload, _ in runs])
     forecasts = predictor.accuracy_model.predict(runs)
     means, low, high = forecasts.expected(), forecasts.quantile(TAIL), forecasts.quantile(1 - TAIL)
     deviations = np.sqrt(forecasts.variances + forecasts.seeds)
-    found = []
     for index, (record, (_, epochs), time) in enumerate(zip(records, runs, times, strict=True)):
         timing = time.at(epochs)
         assert record.train_seconds is not None and record.test_accuracy is not None
         accuracy = min(1 - 1e-6, max(1e-6, record.test_accuracy))
         away = (logit(accuracy) - forecasts.means[index]) / deviations[index]
-        found.append(
-            HeldOut(
-                number=record.number,
-                seconds=record.train_seconds,
-                predicted_seconds=timing.median_seconds,
-                seconds_low=timing.quantile(TAIL),
-                seconds_high=timing.quantile(1 - TAIL),
-                seconds_place=timing.chance_within(record.train_seconds),
-                accuracy=record.test_accuracy,
-                predicted_accuracy=float(means[index]),
-                accuracy_low=float(low[index]),
-                accuracy_high=float(high[index]),
-                accuracy_place=_NORMAL.cdf(float(away)),
-            )
+        yield HeldOut(
+            number=record.number,
+            seconds=record.train_seconds,
+            predicted_seconds=timing.median_seconds,
+            seconds_low=timing.quantile(TAIL),
+            seconds_high=timing.quantile(1 - TAIL),
+            seconds_place=timing.chance_within(record.train_seconds),
+            accuracy=record.test_accuracy,
+            predicted_accuracy=float(means[index]),
+            accuracy_low=float(low[index]),
+            accuracy_high=float(high[index]),
+            accuracy_place=_NORMAL.cdf(float(away)),
         )
-    return found
 
 
 def coverage(places: Sequence[float], level: float) -> float:

@@ -13,13 +13,16 @@ from budgettune.errors import UsageError
 from budgettune.predict.accuracy import AccuracyModel
 from budgettune.predict.curves import points_of
 from budgettune.predict.run_time import TimeModel
-from budgettune.predict.workload import Workload, Workloads
+from budgettune.predict.workload import Workload, Workloads, visited_samples
 from budgettune.records import StepProbe, TrialRecord
 from budgettune.spec.study_spec import StudySpec
 from budgettune.spec.tables import IMAGE_SHAPES, RangeSpec, Scalar, is_code
 
 ENOUGH_TRIALS = 6
 ENOUGH_CONFIGURATIONS = 4
+
+LONGEST_FACTOR = 4.0
+"""Times the longest training that ran: beyond it the law of length is not trusted."""
 
 SAMPLE = 1_000
 """Points of a search space with ranges or more cells than that; what ran is added to them."""
@@ -67,20 +70,24 @@ class Predictor:
                 f"trials of {self.configurations} configurations, {ENOUGH_TRIALS} of {ENOUGH_CONFIGURATIONS} are "
                 f"needed: `budgettune worker` runs more, `budgettune best --budget` answers from what ran"
             )
-        self.device_name = device_name or _usual(self.finished)
+        ran_on = Counter(record.device_name for record in self.finished)
+        self.device_name = device_name or ran_on.most_common(1)[0][0]
         self.probes = list((probes or {}).get(self.device_name or "", ()))
         self.timed = [record for record in self.finished if record.device_name == self.device_name]
         if not self.timed and not self.probes:
-            kinds = "; ".join(sorted({str(record.device_name) for record in self.finished}))
+            kinds = "; ".join(sorted(map(str, ran_on)))
             raise UsageError(
                 f"nothing of study {spec.name!r} was timed on {self.device_name!r}: probe there with "
                 f"`budgettune recommend --probe 30s`, or name one of: {kinds}"
             )
 
+    def most_epochs(self, workload: Workload) -> int:
+        """Return the epochs beyond which a workload's accuracy is not predicted."""
+        return max(1, round(LONGEST_FACTOR * self._longest_visits / workload.images))
+
     @cached_property
-    def longest_visits(self) -> int:
-        """Samples that the longest finished trial visited."""
-        return max(sum(epoch.samples for epoch in record.curve) for record in self.finished)
+    def _longest_visits(self) -> int:
+        return max(map(visited_samples, self.finished))
 
     @property
     def noise_ceiling(self) -> float:
@@ -94,18 +101,12 @@ class Predictor:
 
     @cached_property
     def time_model(self) -> TimeModel:
-        """Times on this kind of machine."""
         return TimeModel(self.workloads, self.timed, self.probes)
 
     @cached_property
     def accuracy_model(self) -> AccuracyModel:
         """Accuracies, from trials of all machines."""
         return AccuracyModel(self.workloads, self.finished)
-
-
-def _usual(records: Sequence[TrialRecord]) -> str | None:
-    """Return the kind of machine that most trials ran on."""
-    return Counter(record.device_name for record in records).most_common(1)[0][0]
 
 
 def candidate_workloads(workloads: Workloads, records: Sequence[TrialRecord]) -> list[Workload]:
@@ -121,8 +122,8 @@ def candidate_workloads(workloads: Workloads, records: Sequence[TrialRecord]) ->
     ran = [record.params for record in records if record.state == "COMPLETE"]
     broken = [record.params for record in records if (record.failure or "").startswith(LASTING)]
     failing = {workloads.find(params) for params in broken} - {workloads.find(params) for params in ran}
-    found = dict.fromkeys(workloads.find(params) for params in [*points, *ran])
-    return [workload for workload in found if workload is not None and workload not in failing]
+    distinct = dict.fromkeys(workloads.find(params) for params in [*points, *ran])
+    return [workload for workload in distinct if workload is not None and workload not in failing]
 
 
 def unmeasured(

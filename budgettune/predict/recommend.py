@@ -11,15 +11,13 @@ from typing import Any
 import numpy as np
 
 from budgettune.errors import NothingFits, UsageError
-from budgettune.predict.predictor import Predictor, candidate_workloads
-from budgettune.predict.regression import Floats, on_one_thread
+from budgettune.predict.predictor import LONGEST_FACTOR, Predictor, candidate_workloads
+from budgettune.predict.regression import on_one_thread
 from budgettune.predict.run_time import UNKNOWN_COST, WorkloadTime
 from budgettune.predict.search_axes import outside, search_axes
+from budgettune.predict.workload import visited_samples
 from budgettune.records import StepProbe, TrialRecord
 from budgettune.spec.study_spec import StudySpec
-
-LONGEST_FACTOR = 4.0
-"""Times the longest training that ran: beyond it the law of length is not trusted."""
 
 TAIL = 0.05  # on either side of an interval
 LEAST_GAIN = 0.0005  # in accuracy, from which a next trial is worth naming
@@ -173,16 +171,25 @@ def recommend(
     predictor = Predictor(spec, records, device_name=device_name, probes=probes)
     candidates = Candidates(predictor, ask)
     best = candidates.best
+    in_time = [record for record in predictor.timed if (record.train_seconds or math.inf) <= ask.budget_seconds]
     return Recommendation(
         study=spec.name,
         budget_seconds=ask.budget_seconds,
         confidence=ask.confidence,
         device_name=predictor.device_name,
         choice=candidates.prediction(best),
-        observed=_best_observed(predictor, ask),
-        extrapolated=tuple(_extrapolated(predictor, *candidates.runs[best])),
+        observed=max(in_time, key=lambda record: record.test_accuracy or 0.0, default=None),
+        extrapolated=tuple(_extrapolations(predictor, *candidates.runs[best])),
         next_trial=candidates.worth_knowing(),
-        basis=_basis(predictor, candidates.seed_deviation(best)),
+        basis=Basis(
+            trials=len(predictor.finished),
+            configurations=predictor.configurations,
+            repeats=predictor.accuracy_model.seed_noise.repeats,
+            seed_points=100 * candidates.seed_deviation(best),
+            noise_ceiling=predictor.noise_ceiling,
+            step_times=len(predictor.time_model.steps.measured),
+            probe_seconds=sum(probe.seconds for probe in predictor.probes),
+        ),
         notes=tuple(_notes(predictor, *candidates.runs[best])),
     )
 
@@ -195,8 +202,9 @@ class Candidates:
         ask: the question.
 
     Attributes:
-        runs: candidate_workloads with their times, and epochs.
+        runs: times of the candidates, and the epochs that fit.
         expected: float64[len(runs)], accuracies.
+        best: index of the run to train.
 
     Raises:
         NothingFits: where there is none.
@@ -205,17 +213,16 @@ class Candidates:
     def __init__(self, predictor: Predictor, ask: Ask) -> None:
         self.ask = ask
         times = predictor.time_model.of(candidate_workloads(predictor.workloads, predictor.records))
-        longest = [_longest(predictor, time, ask) for time in times]
-        self.runs = [(time, epochs) for time, epochs in zip(times, longest, strict=True) if epochs is not None]
+        self.runs = [
+            (time, epochs)
+            for time in times
+            if (epochs := time.longest(ask.budget_seconds, ask.confidence, predictor.most_epochs(time.workload)))
+        ]
         if not self.runs:
             raise NothingFits(ask.budget_seconds, ask.confidence, _fastest(times, ask.confidence))
         self._forecasts = predictor.accuracy_model.predict([(time.workload, epochs) for time, epochs in self.runs])
         self.expected = self._forecasts.expected()
-
-    @property
-    def best(self) -> int:
-        """Index of the run to train."""
-        return int(np.argmax(self.expected))
+        self.best = int(np.argmax(self.expected))
 
     def prediction(self, index: int) -> Prediction:
         """Return what is predicted of a run."""
@@ -251,28 +258,15 @@ class Candidates:
         learnt = means * (1 - means) * variances / np.sqrt(variances + self._forecasts.seeds)
         rivals = np.full(len(means), means[self.best])
         rivals[self.best] = np.delete(means, self.best).max()
-        gains = _expected_gain(np.abs(means - rivals), learnt)
+        # How far a normal variable is expected to pass a rival that is so far away from its mean.
+        scaled = np.abs(means - rivals) / np.maximum(learnt, 1e-12)
+        density = np.exp(-0.5 * scaled**2) / math.sqrt(2 * math.pi)
+        beyond = np.array([_NORMAL.cdf(-value) for value in scaled])
+        gains = learnt * (density - scaled * beyond)
         index = int(np.argmax(gains))
         if gains[index] < LEAST_GAIN:
             return None
         return NextTrial(prediction=self.prediction(index), gain=float(gains[index]))
-
-
-def _expected_gain(distances: Floats, deviations: Floats) -> Floats:
-    """Return how far a normal variable is expected to pass a rival that is so far away from its mean: float64[n]."""
-    scaled = distances / np.maximum(deviations, 1e-12)
-    density = np.exp(-0.5 * scaled**2) / math.sqrt(2 * math.pi)
-    beyond = np.array([_NORMAL.cdf(-value) for value in scaled])
-    gains: Floats = deviations * (density - scaled * beyond)
-    return gains
-
-
-def _longest(predictor: Predictor, time: WorkloadTime, ask: Ask) -> int | None:
-    return time.longest(ask.budget_seconds, ask.confidence, _most_epochs(predictor, time))
-
-
-def _most_epochs(predictor: Predictor, time: WorkloadTime) -> int:
-    return max(1, round(LONGEST_FACTOR * predictor.longest_visits / time.workload.images))
 
 
 def _fastest(times: Sequence[WorkloadTime], confidence: float) -> float:
@@ -281,37 +275,18 @@ def _fastest(times: Sequence[WorkloadTime], confidence: float) -> float:
     return min(time.at(epochs).quantile(confidence) for time, epochs in zip(times, shortest, strict=True))
 
 
-def _best_observed(predictor: Predictor, ask: Ask) -> TrialRecord | None:
-    """Return the most accurate finished trial of this kind of machine within the budget."""
-    within = [one for one in predictor.timed if (one.train_seconds or math.inf) <= ask.budget_seconds]
-    return max(within, key=lambda record: record.test_accuracy or 0.0, default=None)
-
-
-def _extrapolated(predictor: Predictor, time: WorkloadTime, epochs: int) -> Iterator[str]:
+def _extrapolations(predictor: Predictor, time: WorkloadTime, epochs: int) -> Iterator[str]:
     """Yield sentences on what lies outside all that ran."""
-    yield from outside(
-        search_axes(predictor.workloads.spec), time.workload.params, [record.params for record in predictor.finished]
-    )
-    visits = [sum(epoch.samples for epoch in record.curve) for record in predictor.finished]
+    ran = [record.params for record in predictor.finished]
+    yield from outside(search_axes(predictor.workloads.spec), time.workload.params, ran)
+    visits = [visited_samples(record) for record in predictor.finished]
     wanted = time.workload.visits(epochs)
     if not min(visits) <= wanted <= 1.001 * max(visits):
         lengths = sorted({len(record.curve) for record in predictor.finished})
-        ran = f"{lengths[0]}" if len(lengths) == 1 else f"{lengths[0]} to {lengths[-1]}"
-        yield f"{epochs} epochs are {wanted:,.0f} sample visits; trials of {ran} epochs ran"
+        trained = f"{lengths[0]}" if len(lengths) == 1 else f"{lengths[0]} to {lengths[-1]}"
+        yield f"{epochs} epochs are {wanted:,.0f} sample visits; trials of {trained} epochs ran"
     if not time.is_measured:
         yield f"the step ({time.workload.step}) was never timed"
-
-
-def _basis(predictor: Predictor, seed_deviation: float) -> Basis:
-    return Basis(
-        trials=len(predictor.finished),
-        configurations=predictor.configurations,
-        repeats=predictor.accuracy_model.seed_noise.repeats,
-        seed_points=100 * seed_deviation,
-        noise_ceiling=predictor.noise_ceiling,
-        step_times=len(predictor.time_model.steps.measured),
-        probe_seconds=sum(probe.seconds for probe in predictor.probes),
-    )
 
 
 def _notes(predictor: Predictor, time: WorkloadTime, epochs: int) -> Iterator[str]:
@@ -322,7 +297,7 @@ def _notes(predictor: Predictor, time: WorkloadTime, epochs: int) -> Iterator[st
         yield f"{elsewhere} of {len(predictor.finished)} trials ran elsewhere: they tell of accuracy, not of time"
     if disturbed := sum(record.status == "disturbed" for record in predictor.timed):
         yield f"{disturbed} of {len(predictor.timed)} times are marked disturbed"
-    if epochs >= _most_epochs(predictor, time):
+    if epochs >= predictor.most_epochs(time.workload):
         yield f"longer training is not predicted: {epochs} epochs are {LONGEST_FACTOR:g} times the longest that ran"
     if time.cost.deviation >= UNKNOWN_COST:
         yield f"what {time.workload.config.pruning.strategy} costs beside its steps was never measured"

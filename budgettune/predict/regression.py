@@ -80,7 +80,8 @@ class Prior:
         """Return the covariance of two sets of noise-free values: float64[len(one), len(other)]."""
         trend: Floats = (one.trend * self.deviations**2) @ other.trend.T
         alike = one.ids[:, None] == other.ids[None, :]
-        smooth = self.smooth**2 * _closeness(one.axes, other.axes)
+        squares = (one.axes**2).sum(1)[:, None] + (other.axes**2).sum(1)[None, :] - 2 * one.axes @ other.axes.T
+        smooth = self.smooth**2 * np.exp(-0.5 * np.maximum(squares, 0.0))
         covariance: Floats = trend + smooth + self.own**2 * alike
         return covariance
 
@@ -88,12 +89,6 @@ class Prior:
         """Return the variance of each noise-free value: float64[n]."""
         trend: Floats = (inputs.trend**2) @ self.deviations**2
         return trend + self.smooth**2 + self.own**2
-
-
-def _closeness(one: Floats, other: Floats) -> Floats:
-    squares = (one**2).sum(1)[:, None] + (other**2).sum(1)[None, :] - 2 * one @ other.T
-    closeness: Floats = np.exp(-0.5 * np.maximum(squares, 0.0))
-    return closeness
 
 
 class Posterior:
@@ -150,34 +145,34 @@ class Average:
 
     Args:
         posteriors: by shape.
-        more: float64[len(posteriors)], log evidence from what the posteriors were not told.
-        weights: float64[len(posteriors)], where they are settled already.
+        more_evidence: float64[len(posteriors)], log evidence of what is not among their observations.
+        weights: float64[len(posteriors)], where they are known already.
 
     Attributes:
-        kept: shapes that have a say, by index.
-        weights: float64[len(kept)], of theirs.
+        kept: shapes whose weight counts, by index.
+        weights: float64[len(kept)], of these.
     """
 
     def __init__(
-        self, posteriors: Sequence[Posterior], more: Floats | float = 0.0, weights: Floats | None = None
+        self, posteriors: Sequence[Posterior], more_evidence: Floats | float = 0.0, weights: Floats | None = None
     ) -> None:
         if weights is None:
-            scores = np.array([posterior.log_evidence for posterior in posteriors]) + more
+            scores = np.array([posterior.log_evidence for posterior in posteriors]) + more_evidence
             weights = np.exp(scores - scores.max())
             weights /= weights.sum()
         self.kept: list[int] = np.flatnonzero(weights > _LEAST_WEIGHT).tolist()
         self.weights: Floats = weights[self.kept] / weights[self.kept].sum()
         self._posteriors = [posteriors[index] for index in self.kept]
 
-    def predict(self, see: Callable[[int], tuple[Inputs, Floats]]) -> tuple[Floats, Floats]:
+    def predict(self, inputs_of: Callable[[int], tuple[Inputs, Floats]]) -> tuple[Floats, Floats]:
         """Return mean and variance of noise-free values over all shapes: float64[n] each.
 
         Args:
-            see: returns how a shape sees what is predicted, and what it adds to the mean.
+            inputs_of: returns the inputs of what is predicted as a shape has them, and what it adds to the mean.
         """
         means, variances = [], []
         for index, posterior in zip(self.kept, self._posteriors, strict=True):
-            inputs, offset = see(index)
+            inputs, offset = inputs_of(index)
             mean, variance = posterior.predict(inputs)
             means.append(mean + offset)
             variances.append(variance)

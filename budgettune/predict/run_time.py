@@ -123,12 +123,11 @@ def effective_steps(sizes: Mapping[int, int], batch: int, fixed_share: float) ->
         batch: images of a full step.
         fixed_share: of a full step's time that does not depend on the batch, in [0, 1].
     """
-    return sum(count * _steps(size, batch, fixed_share) for size, count in sizes.items())
-
-
-def _steps(size: int, batch: int, fixed_share: float) -> float:
-    full, rest = divmod(size, batch)
-    return full + (fixed_share + (1 - fixed_share) * rest / batch if rest else 0.0)
+    steps = ((*divmod(size, batch), count) for size, count in sizes.items())
+    return sum(
+        count * (full + (fixed_share + (1 - fixed_share) * rest / batch if rest else 0.0))
+        for full, rest, count in steps
+    )
 
 
 TimedRun = tuple[Workload, TrialRecord]
@@ -163,18 +162,18 @@ class TimeModel:
         """Return the times of some workloads."""
         means, variances = self.steps.predict(workloads)
         columns = (means.tolist(), variances.tolist(), self.steps.fixed_shares(workloads).tolist())
-        return [self._time(*each) for each in zip(workloads, *columns, strict=True)]
-
-    def _time(self, workload: Workload, log_step: float, variance: float, fixed_share: float) -> WorkloadTime:
-        cost = self._cost_of(workload)
-        return WorkloadTime(
-            workload=workload,
-            log_step=log_step,
-            deviation=math.sqrt(variance + self.steps.run_deviation**2 + cost.deviation**2),
-            fixed_share=fixed_share,
-            cost=cost,
-            is_measured=workload.step in self.steps.measured,
-        )
+        return [
+            WorkloadTime(
+                workload=workload,
+                log_step=log_step,
+                deviation=math.sqrt(variance + self.steps.run_deviation**2 + cost.deviation**2),
+                fixed_share=fixed_share,
+                cost=cost,
+                is_measured=workload.step in self.steps.measured,
+            )
+            for workload, log_step, variance, fixed_share in zip(workloads, *columns, strict=True)
+            for cost in [self._cost_of(workload)]
+        ]
 
     def _cost_of(self, workload: Workload) -> StrategyCost:
         """Return a strategy's cost: as it ran, between rates that ran by a straight line, beyond them as at the end."""
@@ -202,13 +201,13 @@ def _believable(workloads: Workloads, records: Sequence[TrialRecord]) -> list[Tr
 
 def _step_times(runs: Sequence[TimedRun], fixed_shares: Floats, probed: Sequence[StepTime]) -> StepTimes:
     """Return the times of steps that probes and runs suggest, fixed shares being those of the runs: float64[runs]."""
-    found: defaultdict[str, list[tuple[Workload, float]]] = defaultdict(list)
+    by_step: defaultdict[str, list[tuple[Workload, float]]] = defaultdict(list)
     for (workload, record), share in zip(runs, fixed_shares.tolist(), strict=True):
-        found[workload.step].append((workload, math.log(_step_seconds(workload, record, share))))
-    means = {step: fmean(value for _, value in same) for step, same in found.items()}
-    scatter = sum((value - means[step]) ** 2 for step, same in found.items() for _, value in same)
-    times = [StepTime(workload=same[0][0], log_seconds=means[step], runs=len(same)) for step, same in found.items()]
-    return StepTimes([*times, *probed], scatter, len(runs) - len(found))
+        by_step[workload.step].append((workload, math.log(_step_seconds(workload, record, share))))
+    means = {step: fmean(value for _, value in same) for step, same in by_step.items()}
+    scatter = sum((value - means[step]) ** 2 for step, same in by_step.items() for _, value in same)
+    times = [StepTime(workload=same[0][0], log_seconds=means[step], runs=len(same)) for step, same in by_step.items()]
+    return StepTimes([*times, *probed], scatter, len(runs) - len(by_step))
 
 
 def _step_seconds(workload: Workload, record: TrialRecord, fixed_share: float) -> float:
@@ -225,13 +224,13 @@ def _in_steps(record: TrialRecord) -> float:
 
 def _strategy_costs(runs: Sequence[TimedRun], fixed_shares: Floats) -> dict[str, tuple[Floats, Floats]]:
     """Return for each strategy the rates that ran, float64[r], and a row of costs for each: float64[r, 5]."""
-    found: defaultdict[str, defaultdict[float, list[Floats]]] = defaultdict(lambda: defaultdict(list))
+    by_rate: defaultdict[str, defaultdict[float, list[Floats]]] = defaultdict(lambda: defaultdict(list))
     for (workload, record), share in zip(runs, fixed_shares.tolist(), strict=True):
         pruning = workload.config.pruning
-        found[pruning.strategy][pruning.prune_rate].append(_cost_in_steps(workload, record, share))
+        by_rate[pruning.strategy][pruning.prune_rate].append(_cost_in_steps(workload, record, share))
     return {
         strategy: (np.array(sorted(rates)), np.array([_mean_cost(rates[rate]) for rate in sorted(rates)]))
-        for strategy, rates in found.items()
+        for strategy, rates in by_rate.items()
     }
 
 
@@ -240,13 +239,13 @@ def _cost_in_steps(workload: Workload, record: TrialRecord, fixed_share: float) 
     phases, epochs = record.phases or PhaseSeconds(), len(record.curve)
     whole_epoch = _step_seconds(workload, record, fixed_share) * workload.images / workload.batch
     # By shares, because a time budget cuts the last epoch short.
-    said = workload.visits(epochs) / (workload.images * epochs) if workload.can_train(epochs) else None
+    planned = workload.visits(epochs) / (workload.images * epochs) if workload.can_train(epochs) else None
     return np.array(
         [
             (phases.select + phases.observe) / _in_steps(record),
             phases.plan / epochs / whole_epoch,
             phases.prepare / whole_epoch,
-            math.log(record.keep_fraction / said) if said and record.keep_fraction else 0.0,
+            math.log(record.keep_fraction / planned) if planned and record.keep_fraction else 0.0,
         ]
     )
 

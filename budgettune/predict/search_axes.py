@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from budgettune.predict.workload import LENGTH_KEYS
 from budgettune.spec.documents import full_key
 from budgettune.spec.study_spec import StudySpec
-from budgettune.spec.tables import RangeSpec
+from budgettune.spec.tables import RangeSpec, are_numbers
 
 RATIO_FOR_LOG = 4.0
 """Positive numbers that span at least this ratio are placed by their logarithm."""
@@ -24,9 +24,7 @@ class SearchAxis:
         name: as in a trial's params.
         key: its full dotted key.
         choices: of a categorical setting; empty for a numeric one.
-        low: of a numeric one.
-        high: likewise.
-        is_log: whether it is placed by its logarithm.
+        is_log: whether a number is placed by its logarithm.
     """
 
     name: str
@@ -36,48 +34,41 @@ class SearchAxis:
     high: float = 1.0
     is_log: bool = False
 
-    def place(self, value: Any) -> float:
-        """Return where a number lies, 0 at the low end of the search space and 1 at the high one."""
-        if not self.is_log:
-            return (float(value) - self.low) / (self.high - self.low)
-        return math.log(float(value) / self.low) / math.log(self.high / self.low)
-
     def places(self, value: Any) -> list[float]:
-        """Return the coordinates of a value: one of a number, one for each choice of a categorical setting."""
-        return [float(value == choice) for choice in self.choices] if self.choices else [self.place(value)]
+        """Return the coordinates of a value: 1 at one of the choices, or a number from 0 (low) to 1 (high)."""
+        if self.choices:
+            return [float(value == choice) for choice in self.choices]
+        if not self.is_log:
+            return [(float(value) - self.low) / (self.high - self.low)]
+        return [math.log(float(value) / self.low) / math.log(self.high / self.low)]
 
 
 def search_axes(spec: StudySpec) -> list[SearchAxis]:
     """Return the axes of a search space, those of the length of training left out."""
-    found = []
-    for name, axis in spec.search.items():
+    axes = []
+    for name, searched in spec.search.items():
         key = full_key(name)
-        if key in LENGTH_KEYS:
+        if key in LENGTH_KEYS or (isinstance(searched, tuple) and len(searched) < 2):
             continue
-        if isinstance(axis, RangeSpec):
-            found.append(_numeric(name, float(axis.low), float(axis.high), axis.log))
-        elif all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in axis):
-            found += [_numeric(name, float(min(axis)), float(max(axis)), False)] if len(axis) > 1 else []
-        elif len(axis) > 1:
-            found.append(SearchAxis(name, key, choices=tuple(axis)))
-    return found
+        if isinstance(searched, tuple) and not are_numbers(searched):
+            axes.append(SearchAxis(name, key, choices=searched))
+            continue
+        ends = (searched.low, searched.high) if isinstance(searched, RangeSpec) else searched
+        low, high = float(min(ends)), float(max(ends))
+        has_log = isinstance(searched, RangeSpec) and searched.log
+        is_log = low > 0 and (has_log or high / low >= RATIO_FOR_LOG)
+        axes.append(SearchAxis(name, key, low=low, high=high, is_log=is_log))
+    return axes
 
 
-def _numeric(name: str, low: float, high: float, log: bool) -> SearchAxis:
-    is_log = low > 0 and (log or high / low >= RATIO_FOR_LOG)
-    return SearchAxis(name, full_key(name), low=low, high=high, is_log=is_log)
-
-
-def outside(axes: Sequence[SearchAxis], params: Mapping[str, Any], seen: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return sentences on the axes on which a configuration lies outside all that ran."""
-    return [text for axis in axes if (text := _outside(axis, params, seen)) is not None]
-
-
-def _outside(axis: SearchAxis, params: Mapping[str, Any], seen: Sequence[Mapping[str, Any]]) -> str | None:
-    value, values = params.get(axis.name), [one[axis.name] for one in seen if axis.name in one]
-    if value is None or not values:
-        return None
-    if axis.choices:
-        return None if value in values else f"{axis.name} {value} never ran"
-    low, high = min(values), max(values)
-    return None if low <= value <= high else f"{axis.name} {value:g} lies outside {low:g} to {high:g}, which ran"
+def outside(axes: Sequence[SearchAxis], params: Mapping[str, Any], ran: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield sentences on the axes on which a configuration lies outside all that ran."""
+    for axis in axes:
+        value, values = params.get(axis.name), [one[axis.name] for one in ran if axis.name in one]
+        if value is None or not values:
+            continue
+        if axis.choices:
+            if value not in values:
+                yield f"{axis.name} {value} never ran"
+        elif not min(values) <= value <= max(values):
+            yield f"{axis.name} {value:g} lies outside {min(values):g} to {max(values):g}, which ran"

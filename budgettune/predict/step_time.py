@@ -2,7 +2,7 @@
 
 A step's seconds are modelled by their logarithm:
 
-    log seconds = log(arithmetic + traffic + fixed) + kind + misalignment + smooth + own + noise
+    log seconds = log(arithmetic + traffic + fixed) + variant + misalignment + smooth + own + noise
 
 The physical part is a sum of three: multiply-adds of full vectors, numbers written, and a fixed cost per layer. Their
 shares are not known, so many are tried, weighted by their evidence. `smooth` is what nearby networks and batches have
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from budgettune.predict.regression import Average, Floats, Inputs, Ints, Posterior, Prior
+from budgettune.predict.regression import Average, Floats, Inputs, Posterior, Prior
 from budgettune.predict.workload import Workload
 from budgettune.records import StepProbe
 from budgettune.spec.tables import ALIGNMENT
@@ -37,7 +37,7 @@ RUN_DEVIATIONS = (0.01, 0.03, 0.06, 0.12)
 MISALIGNED = (0.3, 0.3)
 """Mean and deviation of what unaligned widths add in fp32; twice that in bf16, or where `auto` must leave bf16."""
 
-KIND_DEVIATION = 0.5  # of another precision, optimiser or augmentation that was never measured
+VARIANT_DEVIATION = 0.5  # of another precision, optimiser or augmentation that was never measured
 PROBE_DEVIATION = 0.05  # of what a probe misses: everything between two steps of a real run
 SHARED_BY_PROBES = 0.9  # of the variance from run to run
 MOST_STEPS = 200  # to learn from; of more, a fixed chance draws so many, and the others count as never timed
@@ -63,13 +63,8 @@ class StepTime:
     variance: float = 0.0
     is_probe: bool = False
 
-    def noise(self, run_deviation: float) -> float:
-        """Return the variance of log_seconds about what the step truly takes."""
-        return self.variance + run_deviation**2 / self.runs
-
     @classmethod
     def of_probe(cls, probe: StepProbe, workload: Workload) -> StepTime:
-        """Return what a probe says."""
         variance = (probe.ms_error / probe.ms_mean) ** 2 + LEAST_PROBE_DEVIATION**2
         return cls(workload=workload, log_seconds=math.log(probe.ms_mean / 1e3), variance=variance, is_probe=True)
 
@@ -83,7 +78,7 @@ class _Shape:
     own: float
     run: float
 
-    def of(self, sizes: Floats) -> Floats:
+    def seconds(self, sizes: Floats) -> Floats:
         """Return seconds in units of those at the middle, from sizes in units of theirs: float64[n]."""
         seconds: Floats = sizes @ np.array([self.arithmetic, self.traffic, self.fixed])
         return seconds
@@ -117,59 +112,58 @@ class StepTimes:
         self.measured = frozenset(time.workload.step for time in measured)
         self._numbers: dict[str, int] = {}
         workloads = [time.workload for time in measured]
-        self._kinds = list(dict.fromkeys(workload.kind for workload in workloads))
-        self._centre = _sizes(workloads).mean(0)
+        self._variants = list(dict.fromkeys(workload.step_variant for workload in workloads))
+        self._centre = _log_sizes(workloads).mean(0)
+        sizes = self._sizes(workloads)
         values = np.array([time.log_seconds for time in measured])
         inputs = self._inputs(workloads, [time.is_probe for time in measured])
         self._level = float(values.mean())
         runs = np.array([shape.run for shape in _SHAPES])
         self._average = Average(
             [
-                Posterior(
-                    self._prior(shape),
-                    inputs,
-                    values - self._offset(shape, workloads),
-                    _noise(measured, shape.run),
-                )
+                Posterior(self._prior(shape), inputs, values - self._offset(shape, sizes), _noise(measured, shape.run))
                 for shape in _SHAPES
             ],
-            more=-freedom * np.log(runs) - scatter / (2 * runs**2),
+            more_evidence=-freedom * np.log(runs) - scatter / (2 * runs**2),
         )
         self.run_deviation = math.sqrt(self._average.weights @ runs[self._average.kept] ** 2)
 
     def predict(self, workloads: Sequence[Workload]) -> tuple[Floats, Floats]:
         """Return mean and variance of the log of a full step's seconds: float64[n] each."""
-        inputs = self._inputs(workloads, [False] * len(workloads))
-        return self._average.predict(lambda index: (inputs, self._offset(_SHAPES[index], workloads)))
+        inputs, sizes = self._inputs(workloads, [False] * len(workloads)), self._sizes(workloads)
+        return self._average.predict(lambda index: (inputs, self._offset(_SHAPES[index], sizes)))
 
     def fixed_shares(self, workloads: Sequence[Workload]) -> Floats:
         """Return what part of a full step's time does not depend on the batch, in [0, 1]: float64[n]."""
-        sizes = np.exp(_sizes(workloads) - self._centre)
+        sizes = self._sizes(workloads)
         shapes = [_SHAPES[index] for index in self._average.kept]
-        shares: Floats = self._average.weights @ [shape.fixed * sizes[:, 2] / shape.of(sizes) for shape in shapes]
+        shares: Floats = self._average.weights @ [shape.fixed * sizes[:, 2] / shape.seconds(sizes) for shape in shapes]
         return shares
 
-    def _offset(self, shape: _Shape, workloads: Sequence[Workload]) -> Floats:
-        return self._level + np.log(shape.of(np.exp(_sizes(workloads) - self._centre)))
+    def _sizes(self, workloads: Sequence[Workload]) -> Floats:
+        """Return what the parts of a step grow with in units of the middle of what was measured: float64[n, 3]."""
+        sizes: Floats = np.exp(_log_sizes(workloads) - self._centre)
+        return sizes
+
+    def _offset(self, shape: _Shape, sizes: Floats) -> Floats:
+        return self._level + np.log(shape.seconds(sizes))
 
     def _inputs(self, workloads: Sequence[Workload], probed: Sequence[bool]) -> Inputs:
-        kinds = [[float(workload.kind == kind) for kind in self._kinds[1:]] for workload in workloads]
-        # A kind that was never measured differs from all by a draw of its own.
-        strange = [float(workload.kind not in self._kinds) for workload in workloads]
+        variants = [[float(one.step_variant == variant) for variant in self._variants[1:]] for one in workloads]
+        # A variant that was never measured differs from all by a draw of its own.
+        strange = [float(one.step_variant not in self._variants) for one in workloads]
         misaligned = np.array([_misalignment(workload) for workload in workloads])
         columns = [np.ones(len(workloads)), misaligned, np.array(probed, dtype=float), np.array(strange)]
-        axes = np.column_stack([_sizes(workloads) / AXIS_SCALE, misaligned])
-        return Inputs(np.column_stack([*columns, np.array(kinds)]), axes, self._ids(workloads))
-
-    def _ids(self, workloads: Sequence[Workload]) -> Ints:
-        return np.array([self._numbers.setdefault(workload.step, len(self._numbers)) for workload in workloads])
+        axes = np.column_stack([_log_sizes(workloads) / AXIS_SCALE, misaligned])
+        ids = np.array([self._numbers.setdefault(workload.step, len(self._numbers)) for workload in workloads])
+        return Inputs(np.column_stack([*columns, np.array(variants)]), axes, ids)
 
     def _prior(self, shape: _Shape) -> Prior:
-        more = [KIND_DEVIATION] * (len(self._kinds) - 1)
+        variants = len(self._variants)  # the first is the level; one more column for those never measured
         mean, deviation = MISALIGNED
         return Prior(
-            means=np.array([0.0, mean, 0.0, 0.0, *[0.0] * len(more)]),
-            deviations=np.array([_ANY_LEVEL, deviation, PROBE_DEVIATION, KIND_DEVIATION, *more]),
+            means=np.array([0.0, mean, 0.0, *[0.0] * variants]),
+            deviations=np.array([_ANY_LEVEL, deviation, PROBE_DEVIATION, *[VARIANT_DEVIATION] * variants]),
             smooth=shape.smooth,
             own=shape.own,
         )
@@ -182,11 +176,11 @@ def _noise(measured: Sequence[StepTime], run_deviation: float) -> Floats:
     """
     probed = np.array([time.is_probe for time in measured], dtype=float)
     noise: Floats = SHARED_BY_PROBES * run_deviation**2 * np.outer(probed, probed)
-    noise[np.diag_indices_from(noise)] = [time.noise(run_deviation) for time in measured]
+    noise[np.diag_indices_from(noise)] = [time.variance + run_deviation**2 / time.runs for time in measured]
     return noise
 
 
-def _sizes(workloads: Sequence[Workload]) -> Floats:
+def _log_sizes(workloads: Sequence[Workload]) -> Floats:
     """Return logs of what the three parts of a step grow with: arithmetic, traffic, layers; float64[n, 3]."""
     sizes = [
         (one.arithmetic.padded * one.batch, one.arithmetic.traffic * one.batch, one.arithmetic.layers)

@@ -47,41 +47,31 @@ class Arithmetic:
     layers: int
 
 
-@dataclass(frozen=True)
-class _Convolution:
-    inputs: int
-    outputs: int
-    kernel: int
-    size: int  # pixels on a side of its output
-
-    def multiply_adds(self, outputs: int) -> int:
-        return self.inputs * outputs * self.kernel**2 * self.size**2
-
-
 def resnet_arithmetic(model: ModelSpec, data: DataSpec) -> Arithmetic:
     """Return what the built-in ResNet of a `[model]` table computes for the images of a `[data]` table."""
     channels, size, num_classes = IMAGE_SHAPES.get(data.name, USUAL_SHAPE)
-    convolutions = list(_convolutions(model, channels, data.image_size or size))
+    layers = list(_convolutions(model, channels, data.image_size or size))
     head = model.realised_widths[-1] * num_classes
     return Arithmetic(
-        multiply_adds=sum(layer.multiply_adds(layer.outputs) for layer in convolutions) + head,
-        padded=sum(layer.multiply_adds(_full(layer.outputs)) for layer in convolutions) + head,
-        traffic=sum(_full(layer.outputs) * layer.size**2 for layer in convolutions),
-        layers=len(convolutions),
+        multiply_adds=sum(fan_in * outputs * pixels for fan_in, outputs, pixels in layers) + head,
+        padded=sum(fan_in * _full(outputs) * pixels for fan_in, outputs, pixels in layers) + head,
+        traffic=sum(_full(outputs) * pixels for _, outputs, pixels in layers),
+        layers=len(layers),
     )
 
 
-def _convolutions(model: ModelSpec, channels: int, size: int) -> Iterator[_Convolution]:
+def _convolutions(model: ModelSpec, channels: int, size: int) -> Iterator[tuple[int, int, int]]:
+    """Yield fan-in (inputs times the area of the kernel), outputs, and pixels of an output of each convolution."""
     before = model.widths[0]
-    yield _Convolution(channels, before, 3, size)
+    yield 9 * channels, before, size**2
     for stage, width in enumerate(model.realised_widths):
         stride = 1 if stage == 0 else 2
         size = math.ceil(size / stride)
         if stride != 1 or before != width:
-            yield _Convolution(before, width, 1, size)
+            yield before, width, size**2
         for _ in range(model.realised_blocks):
-            yield _Convolution(before, width, 3, size)
-            yield _Convolution(width, width, 3, size)
+            yield 9 * before, width, size**2
+            yield 9 * width, width, size**2
             before = width
 
 
@@ -109,11 +99,10 @@ class Workload:
 
     @property
     def batch(self) -> int:
-        """Images per step."""
         return self.config.train.batch_size
 
     @cached_property
-    def kind(self) -> str:
+    def step_variant(self) -> str:
         """What a step depends on beside network and batch."""
         train, data = self.config.train, self.config.data
         extras = [train.optimizer, "compiled" if train.compile else "", "" if data.augment else "not augmented"]
@@ -125,14 +114,14 @@ class Workload:
         model, data = self.config.model, self.config.data
         network = f"{'/'.join(map(str, model.realised_widths))} × {model.realised_blocks}"
         pixels = "" if data.image_size is None else f", {data.image_size} pixels"
-        return f"{network}{pixels}, batch {self.batch}, {self.kind}"
+        return f"{network}{pixels}, batch {self.batch}, {self.step_variant}"
 
     def value(self, key: str) -> Any:
         """Return a setting by its full dotted key."""
-        found: Any = self.config
+        setting: Any = self.config
         for part in key.split("."):
-            found = found[part] if isinstance(found, Mapping) else getattr(found, part)
-        return found
+            setting = setting[part] if isinstance(setting, Mapping) else getattr(setting, part)
+        return setting
 
     def epoch_sizes(self, epochs: int) -> Mapping[int, int]:
         """Return how many epochs of a run visit how many samples.
@@ -143,11 +132,7 @@ class Workload:
         return _epoch_sizes(self.config.pruning, self.images, epochs)
 
     def visits(self, epochs: int) -> int:
-        """Return the samples that a run of some epochs visits.
-
-        Raises:
-            SpecError: where the strategy cannot reach its prune rate in so few epochs.
-        """
+        """Return the samples that a run of some epochs visits; raise where `epoch_sizes` does."""
         return sum(size * count for size, count in self.epoch_sizes(epochs).items())
 
     def can_train(self, epochs: int) -> bool:
@@ -166,6 +151,11 @@ RunLength = tuple[Workload, int]
 @lru_cache(maxsize=8_192)
 def _epoch_sizes(pruning: PruningSpec, images: int, epochs: int) -> Mapping[int, int]:
     return Counter(expected_visits(pruning, images, epochs))
+
+
+def visited_samples(record: TrialRecord) -> int:
+    """Return the samples that a trial visited, by its curve."""
+    return sum(epoch.samples for epoch in record.curve)
 
 
 class Workloads:
@@ -191,7 +181,20 @@ class Workloads:
         own = {key: value for key, value in params.items() if full_key(key) not in LENGTH_KEYS}
         key = tuple(sorted(own.items()))
         if key not in self._cache:
-            self._cache[key] = self._make(own)
+            # Without its length, so that it takes the usual one, within reach of most prune rates.
+            config = self.spec.resolve({**own, "train.budget": None, "train.epochs": None})
+            if is_code(config.model.name):
+                raise UsageError(
+                    f"only the built-in network is predicted, not {config.model.name}: "
+                    f"`budgettune best --budget` answers from what ran"
+                )
+            self._cache[key] = Workload(
+                number=len(self._cache),
+                params=own,
+                config=config,
+                images=self._images(config.data),
+                arithmetic=resnet_arithmetic(config.model, config.data),
+            )
         return self._cache[key]
 
     def find(self, params: Mapping[str, Any]) -> Workload | None:
@@ -213,22 +216,6 @@ class Workloads:
             and self.find(record.params) is not None
         ]
 
-    def _make(self, params: dict[str, Any]) -> Workload:
-        # Without its length, so that it takes the usual one, within reach of most prune rates.
-        config = self.spec.resolve({**params, "train.budget": None, "train.epochs": None})
-        if is_code(config.model.name):
-            raise UsageError(
-                f"only the built-in network is predicted, not {config.model.name}: "
-                f"`budgettune best --budget` answers from what ran"
-            )
-        return Workload(
-            number=len(self._cache),
-            params=params,
-            config=config,
-            images=self._images(config.data),
-            arithmetic=resnet_arithmetic(config.model, config.data),
-        )
-
     def _images(self, data: DataSpec) -> int:
         if data.train_size is not None:
             return data.train_size
@@ -242,6 +229,5 @@ class Workloads:
         """Images of a set of your own: a trial's visits over the share of all that they are."""
         for record in self._records:
             if record.curve and record.keep_fraction:
-                visits = sum(epoch.samples for epoch in record.curve)
-                return max(1, round(visits / record.keep_fraction / len(record.curve)))
+                return max(1, round(visited_samples(record) / record.keep_fraction / len(record.curve)))
         raise UsageError("how many images an epoch visits is not known before a trial has finished: run one first")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -14,6 +14,11 @@ WIDEST = 65_536
 LARGEST_NUMBER = 2.0**53  # beyond it a database's numbers have gaps
 MOST_STEPS = 1_000_000_000
 Scalar = bool | int | float | str
+
+
+def are_numbers(values: Iterable[Any]) -> bool:
+    """Whether searched values are all numbers, and so have an order (true and false have none)."""
+    return all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
 
 
 def _listed(value: Any) -> Any:

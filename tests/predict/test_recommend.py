@@ -12,8 +12,8 @@ import torch
 import budgettune as bt
 from budgettune import api
 from budgettune.errors import NothingFits, UsageError
-from budgettune.predict.predictor import SAMPLE, candidate_workloads
-from budgettune.predict.recommend import LONGEST_FACTOR, Ask, recommend
+from budgettune.predict.predictor import LONGEST_FACTOR, SAMPLE, candidate_workloads
+from budgettune.predict.recommend import Ask, recommend
 from budgettune.predict.workload import Workloads
 from budgettune.records import StepProbe
 from budgettune.storage.studies import PROBES_PREFIX, add_probes, read_probes

@@ -1,4 +1,4 @@
-"""What a next trial may be expected to gain: hypervolume of time against accuracy, and the chance that it ends well."""
+"""The gain to expect of a next trial: hypervolume of time against accuracy, and the chance that it ends well."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 from scipy.special import log_ndtr, ndtr
 
-from budgettune.predict.sampler.encoding import Encoding, Floats
+from budgettune.predict.regression import Floats
+from budgettune.predict.sampler.encoding import Encoding
 from budgettune.predict.sampler.gaussian_process import GaussianProcess
 from budgettune.predict.sampler.history import History
 
@@ -125,7 +126,9 @@ class ParetoModel:
         self._limit = math.inf if max_seconds is None else math.log(max_seconds)
         costs = np.log(np.maximum(history.seconds, LEAST_SECONDS))
         gains = -np.log(1.0 + ERROR_OFFSET - np.clip(history.accuracy, 0.0, 1.0))
-        kept = _kept(front(costs, gains), len(costs), rng)
+        members = front(costs, gains)
+        others = np.setdiff1d(rng.permutation(len(costs)), members, assume_unique=True)
+        kept = np.concatenate([members, others])[:MOST_CONDITIONED]  # the front, and others at random
         self._costs, pending_costs = self._process(costs, kept, rng, trend=True)
         self._gains, pending_gains = self._process(gains, kept, rng, trend=False)
         costs, gains = np.concatenate([costs, pending_costs]), np.concatenate([gains, pending_gains])
@@ -158,9 +161,3 @@ class ParetoModel:
         chance = np.log(chance_to_end_well(features, finished, failed)) + log_ndtr((self._limit - mean) / deviation)
         scores: Floats = np.log(improvement) + chance - exponent * (mean + deviation**2 / 2)
         return scores
-
-
-def _kept(members: NDArray[np.int64], count: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Return which of so many trials predictions are conditioned on: the front, and others at random."""
-    others = np.setdiff1d(rng.permutation(count), members, assume_unique=True)
-    return np.concatenate([members, others])[:MOST_CONDITIONED]

@@ -1,4 +1,4 @@
-"""The sampler `cost`: where is the most hypervolume of time against accuracy to be had for the least time?"""
+"""The sampler `cost`: the most hypervolume of time against accuracy for the least time."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from optuna.trial import FrozenTrial
 from scipy.stats import qmc
 
 from budgettune.errors import UsageError
-from budgettune.predict.regression import on_one_thread
+from budgettune.predict.regression import Floats, on_one_thread
 from budgettune.predict.sampler.acquisition import ParetoModel
-from budgettune.predict.sampler.encoding import Encoding, Floats
+from budgettune.predict.sampler.encoding import Encoding
 from budgettune.predict.sampler.history import History, history_of
 
 FIRST_TRIALS = 3  # finished, before a model is worth its name
@@ -76,7 +76,6 @@ class CostSampler(BaseSampler):
             )
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """Return the params that are drawn together."""
         return dict(self._space or intersection_search_space(study.get_trials(deepcopy=False)))
 
     def sample_independent(
@@ -95,27 +94,17 @@ class CostSampler(BaseSampler):
             return {}
         encoding = Encoding(search_space)
         history = history_of(study.get_trials(deepcopy=False), encoding, trial.number)
-        if len(history.seconds) < FIRST_TRIALS:
-            return encoding.params(self._first_point(encoding, history, trial.number))
+        if len(history.seconds) < FIRST_TRIALS:  # a Sobol sequence of the study, each trial its own point of it
+            sequence = qmc.Sobol(len(search_space), rng=np.random.default_rng(self._seed))
+            if trial.number:  # scipy cannot go forward by nothing
+                sequence.fast_forward(trial.number)
+            return encoding.params(untried(encoding.snap(sequence.random(32)), history.tried)[0])
         rng = np.random.default_rng([self._seed, trial.number])
-        return encoding.params(self._best_point(encoding, history, self._exponent(history), rng))
-
-    def _first_point(self, encoding: Encoding, history: History, number: int) -> Floats:
-        """Return a point of the study's Sobol sequence, each trial its own."""
-        sequence = qmc.Sobol(len(encoding.space), rng=np.random.default_rng(self._seed))
-        if number:  # scipy cannot go forward by nothing
-            sequence.fast_forward(number)
-        first: Floats = untried(encoding.snap(sequence.random(32)), history.tried)[0]
-        return first
-
-    def _best_point(self, encoding: Encoding, history: History, exponent: float, rng: np.random.Generator) -> Floats:
-        """Return the best of the candidates that are all over the space and around the front."""
         model = ParetoModel(history, encoding, rng, self._max_seconds)
-        spread = qmc.Sobol(len(encoding.space), rng=rng).random(SPREAD_CANDIDATES)
+        spread = qmc.Sobol(len(search_space), rng=rng).random(SPREAD_CANDIDATES)
         near = moved(model.best[rng.integers(len(model.best), size=NEAR_CANDIDATES)], encoding, rng)
         candidates = untried(encoding.snap(np.vstack([spread, near])), history.tried)
-        best: Floats = candidates[np.argmax(model.scores(candidates, exponent))]
-        return best
+        return encoding.params(candidates[np.argmax(model.scores(candidates, self._exponent(history)))])
 
     def _exponent(self, history: History) -> float:
         """Return what the predicted seconds are raised to: less, the more of the study is over."""
@@ -139,6 +128,6 @@ def moved(positions: Floats, encoding: Encoding, rng: np.random.Generator) -> Fl
 
 def untried(candidates: Floats, tried: Floats) -> Floats:
     """Return the candidates that no trial has, or all of them where there is none."""
-    seen = {row.tobytes() for row in np.round(tried, 9) + 0.0}  # adding zero turns -0.0 into 0.0
-    fresh = [row.tobytes() not in seen for row in np.round(candidates, 9) + 0.0]
+    known = {row.tobytes() for row in np.round(tried, 9) + 0.0}  # adding zero turns -0.0 into 0.0
+    fresh = [row.tobytes() not in known for row in np.round(candidates, 9) + 0.0]
     return candidates[fresh] if any(fresh) else candidates

@@ -12,12 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-Floats = NDArray[np.float64]
+from budgettune.predict.regression import Floats
+from budgettune.spec.tables import are_numbers
 
 
 @dataclass(frozen=True)
 class Line:
-    """A range, its positions evenly spread over it or over its logarithm.
+    """A range, its positions evenly spread over it or over its logarithm; `numbers` are its values.
 
     Attributes:
         step: between values, None for real numbers.
@@ -36,15 +37,7 @@ class Line:
         low, high = self.low - half, self.high + half
         return (math.log(low), math.log(high)) if self.log else (low, high)
 
-    @property
-    def count(self) -> float:
-        """How many values there are."""
-        if self.low == self.high:
-            return 1
-        return math.inf if self.step is None else round((self.high - self.low) / self.step) + 1
-
     def numbers(self, positions: Floats) -> Floats:
-        """Return the values nearest to positions."""
         begin, end = self._ends
         numbers = begin + positions * (end - begin)
         if self.log:
@@ -54,7 +47,6 @@ class Line:
         return np.clip(numbers, self.low, self.high)
 
     def positions(self, numbers: Floats) -> Floats:
-        """Return where values lie."""
         begin, end = self._ends
         numbers = np.log(numbers) if self.log else numbers
         return (numbers - begin) / (end - begin) if end > begin else np.full(len(numbers), 0.5)
@@ -62,47 +54,36 @@ class Line:
 
 @dataclass(frozen=True)
 class Choices:
-    """A list of values, evenly spread. Numbers lie in order of size, other values have no order.
+    """A list of values, evenly spread; `numbers` are their indices. Numbers lie by size, other values have no order.
 
     Whoever lists 16, 64 and 256 spaced them as they matter: ranks say more than sizes.
     """
 
     values: tuple[Any, ...]
 
-    @property
-    def count(self) -> float:
-        """How many values there are."""
-        return len(self.values)
-
     @cached_property
     def is_ordered(self) -> bool:
-        """Whether neighbours are alike."""
-        return all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in self.values)
+        return are_numbers(self.values)
 
     @cached_property
     def _order(self) -> NDArray[np.int64]:
-        """Index of the choice at each place."""
         return np.argsort(self.values) if self.is_ordered else np.arange(len(self.values))
 
     def numbers(self, positions: Floats) -> Floats:
-        """Return the indices of the choices at positions."""
         places = np.floor(positions * len(self.values)).astype(int)
         indices: Floats = self._order[np.clip(places, 0, len(self.values) - 1)].astype(float)
         return indices
 
     def positions(self, numbers: Floats) -> Floats:
-        """Return where the choices of these indices lie."""
         places: Floats = (np.argsort(self._order)[numbers.astype(int)] + 0.5) / len(self.values)
         return places
 
 
 def _axis(distribution: BaseDistribution) -> Line | Choices:
-    match distribution:
-        case CategoricalDistribution():
-            return Choices(distribution.choices)
-        case FloatDistribution() | IntDistribution():
-            return Line(distribution.low, distribution.high, distribution.step, distribution.log)
-    raise TypeError(f"no distribution of a search space: {distribution!r}")
+    if isinstance(distribution, CategoricalDistribution):
+        return Choices(distribution.choices)
+    assert isinstance(distribution, (FloatDistribution, IntDistribution))  # Optuna has no others
+    return Line(distribution.low, distribution.high, distribution.step, distribution.log)
 
 
 class Encoding:
@@ -118,7 +99,7 @@ class Encoding:
         self.space = dict(space)
         self._axes = [_axis(distribution) for distribution in self.space.values()]
         self.is_ordered = np.array([axis.is_ordered for axis in self._axes])
-        widths = [1 if axis.is_ordered else int(axis.count) for axis in self._axes]
+        widths = [len(axis.values) if isinstance(axis, Choices) and not axis.is_ordered else 1 for axis in self._axes]
         self.groups = np.repeat(np.arange(len(widths)), widths)
 
     def snap(self, positions: Floats) -> Floats:
@@ -147,12 +128,9 @@ class Encoding:
         Two different choices without order are at distance 1, as the two ends of a line are.
         """
         columns = [
-            column[:, None] if axis.is_ordered else self._one_hot(axis, column)
+            np.eye(len(axis.values))[axis.numbers(column).astype(int)] / math.sqrt(2)
+            if isinstance(axis, Choices) and not axis.is_ordered
+            else column[:, None]
             for axis, column in zip(self._axes, positions.T, strict=True)
         ]
         return np.hstack(columns)
-
-    @staticmethod
-    def _one_hot(axis: Line | Choices, column: Floats) -> Floats:
-        columns: Floats = np.eye(int(axis.count))[axis.numbers(column).astype(int)] / math.sqrt(2)
-        return columns

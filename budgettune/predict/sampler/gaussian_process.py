@@ -20,7 +20,7 @@ from sklearn.gaussian_process.kernels import (
     WhiteKernel,
 )
 
-from budgettune.predict.sampler.encoding import Floats
+from budgettune.predict.regression import Floats
 
 JITTER = 1e-6  # of the outputs' variance: repeats of a point leave the matrix invertible
 ITERATIONS = 25
@@ -139,7 +139,7 @@ def _most_probable(means: Floats, spreads: Floats) -> Callable[..., tuple[Floats
             away = (theta - means) / spreads
             return value + 0.5 * float(away @ away), gradient + away / spreads
 
-        found = minimize(with_prior, means, jac=True, bounds=bounds, options={"maxiter": ITERATIONS})
-        return found.x, found.fun
+        best = minimize(with_prior, means, jac=True, bounds=bounds, options={"maxiter": ITERATIONS})
+        return best.x, best.fun
 
     return optimise

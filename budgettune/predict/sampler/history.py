@@ -1,4 +1,4 @@
-"""What the trials of a study tell a sampler, as arrays."""
+"""The trials of a study, as the arrays that a sampler learns from."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from optuna.trial import FrozenTrial, TrialState
 
-from budgettune.predict.sampler.encoding import Encoding, Floats
+from budgettune.predict.regression import Floats
+from budgettune.predict.sampler.encoding import Encoding
 from budgettune.records import HANDED_BACK
 
 FAILED = (TrialState.FAIL, TrialState.PRUNED)
@@ -49,10 +50,15 @@ def history_of(trials: Iterable[FrozenTrial], encoding: Encoding, number: int) -
         encoding: of its search space.
         number: of the trial that gets its params.
     """
-    own = [trial for trial in trials if trial.number != number and _is_over(trial, encoding)]
+    own = [
+        trial
+        for trial in trials
+        if trial.number != number
+        and all(trial.distributions.get(name) == each for name, each in encoding.space.items())
+    ]
     results = [(trial, values) for trial in own if (values := _values(trial)) is not None]
     pending = [trial for trial in own if not trial.state.is_finished()]
-    failed = [trial for trial in own if trial.state in FAILED and _says_something(trial)]
+    failed = [trial for trial in own if trial.state in FAILED and _failed_by_itself(trial)]
     outcomes = np.array([values for _, values in results]).reshape(-1, 2)
     return History(
         finished=encoding.positions(trial.params for trial, _ in results),
@@ -61,10 +67,6 @@ def history_of(trials: Iterable[FrozenTrial], encoding: Encoding, number: int) -
         pending=encoding.positions(trial.params for trial in pending),
         failed=encoding.positions(trial.params for trial in failed),
     )
-
-
-def _is_over(trial: FrozenTrial, encoding: Encoding) -> bool:
-    return all(trial.distributions.get(name) == each for name, each in encoding.space.items())
 
 
 def _values(trial: FrozenTrial) -> Sequence[float] | None:
@@ -83,8 +85,8 @@ def _forecast(trial: FrozenTrial) -> Sequence[float] | None:
     return numbers if len(numbers) == len(values) else None
 
 
-def _says_something(trial: FrozenTrial) -> bool:
-    """Whether a trial without a result tells of its configuration: it was not handed back, and has no forecast."""
+def _failed_by_itself(trial: FrozenTrial) -> bool:
+    """Whether a trial without a result is a sign against its configuration: neither handed back nor stopped early."""
     failure = trial.user_attrs.get("failure")
     was_handed_back = isinstance(failure, Mapping) and failure.get("kind") == HANDED_BACK
     return not was_handed_back and _forecast(trial) is None
