@@ -18,7 +18,8 @@ from budgettune.storage.writes import finite
 from budgettune.text import format_duration, one_line, plain, printable
 
 if TYPE_CHECKING:
-    from budgettune.predict.recommend import Prediction, Recommendation
+    from budgettune.predict.predictor import Prediction
+    from budgettune.predict.recommend import Recommendation
 
 
 class Screen(Console):

@@ -13,7 +13,8 @@ from budgettune.cli.output import Format, accuracy_text, err, out, print_json, p
 from budgettune.text import format_duration
 
 if TYPE_CHECKING:
-    from budgettune.predict.recommend import Prediction, Recommendation
+    from budgettune.predict.predictor import Prediction
+    from budgettune.predict.recommend import Recommendation
 
 app = typer.Typer()
 

@@ -10,14 +10,13 @@ from statistics import NormalDist
 import numpy as np
 
 from budgettune.predict.curves import logit
-from budgettune.predict.predictor import Predictor
+from budgettune.predict.predictor import Prediction, Predictor, prediction_of
 from budgettune.records import StepProbe, TrialRecord
 from budgettune.spec.study_spec import StudySpec
 
 FOLDS = 5
 MOST_TRIALS = 100
 """Taken at most, to learn from and to check: a random choice of whole configurations."""
-TAIL = 0.05  # on either side of an interval
 
 _NORMAL = NormalDist()
 
@@ -28,27 +27,17 @@ class HeldOut:
 
     Attributes:
         seconds: that it took.
-        predicted_seconds: median.
-        seconds_low: 5 of 100 such runs are faster.
-        seconds_high: 5 of 100 are slower.
-        seconds_place: share of such runs that are as fast, by the prediction: uniform in [0, 1] where it is honest.
         accuracy: that it reached.
-        predicted_accuracy: mean.
-        accuracy_low: 5 of 100 such runs are less accurate.
-        accuracy_high: 5 of 100 are more accurate.
-        accuracy_place: share of such runs that are no more accurate, by the prediction.
+        prediction: of it, the budget being the seconds that it took.
+        seconds_place: share of such runs that are as fast, by the prediction: uniform in [0, 1] where it is honest.
+        accuracy_place: share of such runs that are no more accurate, likewise.
     """
 
     number: int
     seconds: float
-    predicted_seconds: float
-    seconds_low: float
-    seconds_high: float
-    seconds_place: float
     accuracy: float
-    predicted_accuracy: float
-    accuracy_low: float
-    accuracy_high: float
+    prediction: Prediction
+    seconds_place: float
     accuracy_place: float
 
 
@@ -90,24 +79,18 @@ def _predictions(predictor: Predictor, records: Sequence[TrialRecord]) -> Iterat
     runs = [(predictor.workloads.of(record.params), len(record.curve)) for record in records]
     times = predictor.time_model.of([workload for workload, _ in runs])
     forecasts = predictor.accuracy_model.predict(runs)
-    means, low, high = forecasts.expected(), forecasts.quantile(TAIL), forecasts.quantile(1 - TAIL)
     deviations = np.sqrt(forecasts.variances + forecasts.seeds)
     for index, (record, (_, epochs), time) in enumerate(zip(records, runs, times, strict=True)):
-        timing = time.at(epochs)
         assert record.train_seconds is not None and record.test_accuracy is not None
+        prediction = prediction_of(time, epochs, record.train_seconds, forecasts, index)
         accuracy = min(1 - 1e-6, max(1e-6, record.test_accuracy))
         away = (logit(accuracy) - forecasts.means[index]) / deviations[index]
         yield HeldOut(
             number=record.number,
             seconds=record.train_seconds,
-            predicted_seconds=timing.median_seconds,
-            seconds_low=timing.quantile(TAIL),
-            seconds_high=timing.quantile(1 - TAIL),
-            seconds_place=timing.chance_within(record.train_seconds),
             accuracy=record.test_accuracy,
-            predicted_accuracy=float(means[index]),
-            accuracy_low=float(low[index]),
-            accuracy_high=float(high[index]),
+            prediction=prediction,
+            seconds_place=prediction.chance_in_time,
             accuracy_place=_NORMAL.cdf(float(away)),
         )
 

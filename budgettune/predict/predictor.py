@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
 from budgettune.errors import UsageError
-from budgettune.predict.accuracy import AccuracyModel
+from budgettune.predict.accuracy import AccuracyForecasts, AccuracyModel
 from budgettune.predict.curves import points_of
-from budgettune.predict.run_time import TimeModel
+from budgettune.predict.run_time import TimeModel, WorkloadTime
 from budgettune.predict.workload import Workload, Workloads, visited_samples
 from budgettune.records import StepProbe, TrialRecord
 from budgettune.spec.study_spec import StudySpec
@@ -20,6 +22,7 @@ from budgettune.spec.tables import IMAGE_SHAPES, RangeSpec, Scalar, is_code
 
 ENOUGH_TRIALS = 6
 ENOUGH_CONFIGURATIONS = 4
+TAIL = 0.05  # on either side of an interval
 
 LONGEST_FACTOR = 4.0
 """Times the longest training that ran: beyond it the law of length is not trusted."""
@@ -109,6 +112,54 @@ class Predictor:
         return AccuracyModel(self.workloads, self.finished)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What one run is expected to give.
+
+    Attributes:
+        params: searched values, those of the length of training left out.
+        epochs: of the run.
+        seconds: median of its training time.
+        seconds_low: the run is faster than that in 5 of 100 cases.
+        seconds_high: slower in 5 of 100.
+        chance_in_time: probability of ending within the budget.
+        accuracy: mean of its accuracy, over seeds and over what is not known.
+        accuracy_low: the run is less accurate than that in 5 of 100 cases.
+        accuracy_high: more accurate in 5 of 100.
+        step_is_measured: whether its very step was timed, in a trial or by a probe.
+    """
+
+    params: Mapping[str, Any]
+    epochs: int
+    seconds: float
+    seconds_low: float
+    seconds_high: float
+    chance_in_time: float
+    accuracy: float
+    accuracy_low: float
+    accuracy_high: float
+    step_is_measured: bool
+
+
+def prediction_of(
+    time: WorkloadTime, epochs: int, budget_seconds: float, forecasts: AccuracyForecasts, index: int
+) -> Prediction:
+    """Return what is predicted of a run, its accuracy by one of some forecasts."""
+    timing = time.at(epochs)
+    return Prediction(
+        params=dict(time.workload.params),
+        epochs=epochs,
+        seconds=timing.median_seconds,
+        seconds_low=timing.quantile(TAIL),
+        seconds_high=timing.quantile(1 - TAIL),
+        chance_in_time=timing.chance_within(budget_seconds),
+        accuracy=float(forecasts.expected()[index]),
+        accuracy_low=float(forecasts.quantile(TAIL)[index]),
+        accuracy_high=float(forecasts.quantile(1 - TAIL)[index]),
+        step_is_measured=time.is_measured,
+    )
+
+
 def candidate_workloads(workloads: Workloads, records: Sequence[TrialRecord]) -> list[Workload]:
     """Return what may be recommended: the search space and what ran, without what is known to fail.
 
@@ -117,8 +168,14 @@ def candidate_workloads(workloads: Workloads, records: Sequence[TrialRecord]) ->
         records: of all its trials.
     """
     spec = workloads.spec
-    has_ranges = any(isinstance(axis, RangeSpec) for axis in spec.search.values())
-    points = _sample(spec) if has_ranges or spec.cell_count() > SAMPLE else spec.cells()
+    if any(isinstance(axis, RangeSpec) for axis in spec.search.values()) or spec.cell_count() > SAMPLE:
+        places = np.random.default_rng(0).random((SAMPLE, len(spec.search)))
+        axes = spec.search.items()
+        points = [
+            {name: _value(axis, at) for (name, axis), at in zip(axes, row, strict=True)} for row in places.tolist()
+        ]
+    else:
+        points = spec.cells()
     ran = [record.params for record in records if record.state == "COMPLETE"]
     broken = [record.params for record in records if (record.failure or "").startswith(LASTING)]
     failing = {workloads.find(params) for params in broken} - {workloads.find(params) for params in ran}
@@ -148,14 +205,6 @@ def unmeasured(
     timed |= {workload.step for params in ran if (workload := workloads.find(params)) is not None}
     distinct = {workload.step: workload for workload in candidate_workloads(workloads, records)}
     return [workload for step, workload in distinct.items() if step not in timed]
-
-
-def _sample(spec: StudySpec) -> list[dict[str, Scalar]]:
-    places = np.random.default_rng(0).random((SAMPLE, len(spec.search)))
-    return [
-        {name: _value(axis, place) for (name, axis), place in zip(spec.search.items(), row, strict=True)}
-        for row in places.tolist()
-    ]
 
 
 def _value(axis: tuple[Scalar, ...] | RangeSpec, place: float) -> Scalar:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from budgettune.errors import NothingFits, UsageError
-from budgettune.predict.predictor import LONGEST_FACTOR, Predictor, candidate_workloads
+from budgettune.predict.predictor import LONGEST_FACTOR, Prediction, Predictor, candidate_workloads, prediction_of
 from budgettune.predict.regression import on_one_thread
 from budgettune.predict.run_time import UNKNOWN_COST, WorkloadTime
 from budgettune.predict.search_axes import outside, search_axes
@@ -19,7 +19,6 @@ from budgettune.predict.workload import visited_samples
 from budgettune.records import StepProbe, TrialRecord
 from budgettune.spec.study_spec import StudySpec
 
-TAIL = 0.05  # on either side of an interval
 LEAST_GAIN = 0.0005  # in accuracy, from which a next trial is worth naming
 
 _NORMAL = NormalDist()
@@ -40,35 +39,6 @@ class Ask:
     def __post_init__(self) -> None:
         if not 0.5 <= self.confidence < 1:
             raise UsageError(f"confidence {self.confidence:g}: give a probability from 0.5 up to, but not, 1")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prediction:
-    """What one run is expected to give.
-
-    Attributes:
-        params: searched values, those of the length of training left out.
-        epochs: of the run.
-        seconds: median of its training time.
-        seconds_low: the run is faster than that in 5 of 100 cases.
-        seconds_high: slower in 5 of 100.
-        chance_in_time: probability of ending within the budget.
-        accuracy: mean of its accuracy, over seeds and over what is not known.
-        accuracy_low: the run is less accurate than that in 5 of 100 cases.
-        accuracy_high: more accurate in 5 of 100.
-        step_is_measured: whether its very step was timed, in a trial or by a probe.
-    """
-
-    params: Mapping[str, Any]
-    epochs: int
-    seconds: float
-    seconds_low: float
-    seconds_high: float
-    chance_in_time: float
-    accuracy: float
-    accuracy_low: float
-    accuracy_high: float
-    step_is_measured: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,20 +196,7 @@ class Candidates:
 
     def prediction(self, index: int) -> Prediction:
         """Return what is predicted of a run."""
-        time, epochs = self.runs[index]
-        timing = time.at(epochs)
-        return Prediction(
-            params=dict(time.workload.params),
-            epochs=epochs,
-            seconds=timing.median_seconds,
-            seconds_low=timing.quantile(TAIL),
-            seconds_high=timing.quantile(1 - TAIL),
-            chance_in_time=timing.chance_within(self.ask.budget_seconds),
-            accuracy=float(self.expected[index]),
-            accuracy_low=float(self._forecasts.quantile(TAIL)[index]),
-            accuracy_high=float(self._forecasts.quantile(1 - TAIL)[index]),
-            step_is_measured=time.is_measured,
-        )
+        return prediction_of(*self.runs[index], self.ask.budget_seconds, self._forecasts, index)
 
     def seed_deviation(self, index: int) -> float:
         """Return the deviation of accuracy between seeds of a run."""

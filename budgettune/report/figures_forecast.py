@@ -11,7 +11,7 @@ from plotly.subplots import make_subplots
 
 from budgettune.errors import NothingToDraw
 from budgettune.predict.held_out import coverage
-from budgettune.predict.recommend import Prediction
+from budgettune.predict.predictor import Prediction
 from budgettune.report.axes import value_text
 from budgettune.report.forecast import Forecast
 from budgettune.report.style import (
@@ -124,13 +124,18 @@ def predicted(forecast: Forecast) -> go.Figure:
     """
     view, checks = forecast.view, _checks(forecast)
     figure = make_subplots(1, 2, subplot_titles=["training time", "test accuracy"])
+    said = [one.prediction for one in checks]
     times = [
-        in_unit(view, [getattr(one, name) for one in checks])
-        for name in ("predicted_seconds", "seconds", "seconds_low", "seconds_high")
+        in_unit(view, [one.seconds for one in said]),
+        in_unit(view, [one.seconds for one in checks]),
+        in_unit(view, [one.seconds_low for one in said]),
+        in_unit(view, [one.seconds_high for one in said]),
     ]
     shares = [
-        np.array([getattr(one, name) for one in checks])
-        for name in ("predicted_accuracy", "accuracy", "accuracy_low", "accuracy_high")
+        np.array([one.accuracy for one in said]),
+        np.array([one.accuracy for one in checks]),
+        np.array([one.accuracy_low for one in said]),
+        np.array([one.accuracy_high for one in said]),
     ]
     numbers = [f"trial {one.number}" for one in checks]
     for column, (means, came, low, high) in enumerate((times, shares), start=1):

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 
 from budgettune.predict.held_out import coverage
-from budgettune.predict.recommend import Prediction
+from budgettune.predict.predictor import Prediction
 from budgettune.report.axes import ABSENT, Axis, grouped, value_text
 from budgettune.report.forecast import FEW_OF_MANY, MOST_TRIALS, Forecast
 from budgettune.report.runs import (
@@ -230,8 +230,8 @@ def surface(forecast: Forecast) -> str:
 def predicted(forecast: Forecast) -> str:
     """Say how far predictions of held-out trials were off."""
     checks = forecast.checks
-    shares = np.array([abs(one.predicted_seconds / one.seconds - 1) for one in checks])
-    points = 100 * np.array([abs(one.predicted_accuracy - one.accuracy) for one in checks])
+    shares = np.array([abs(one.prediction.seconds / one.seconds - 1) for one in checks])
+    points = 100 * np.array([abs(one.prediction.accuracy - one.accuracy) for one in checks])
     return (
         f"{_count(len(checks), 'trial')} were held out, a fifth of the configurations at a time. Times were off by "
         f"{np.median(shares):.1%} in the middle and by {np.quantile(shares, 0.95):.1%} in one of twenty, accuracies by "

@@ -9,8 +9,8 @@ import numpy as np
 
 from budgettune.errors import NothingFits, NothingToDraw, UsageError
 from budgettune.predict.held_out import HeldOut, held_out
-from budgettune.predict.predictor import Predictor
-from budgettune.predict.recommend import Ask, Candidates, Prediction
+from budgettune.predict.predictor import Prediction, Predictor
+from budgettune.predict.recommend import Ask, Candidates
 from budgettune.predict.regression import on_one_thread
 from budgettune.records import StepProbe, TrialRecord
 from budgettune.report.axes import value_text

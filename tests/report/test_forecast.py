@@ -33,8 +33,9 @@ def test_every_finished_trial_is_held_out_once_with_its_own_numbers(records):
     checks = held_out(SPEC, records)
     assert [one.number for one in checks] == [record.number for record in records]
     assert all(one.seconds == record.train_seconds for one, record in zip(checks, records, strict=True))
-    assert all(one.seconds_low < one.predicted_seconds < one.seconds_high for one in checks)
-    assert all(one.accuracy_low < one.predicted_accuracy < one.accuracy_high for one in checks)
+    predictions = [one.prediction for one in checks]
+    assert all(one.seconds_low < one.seconds < one.seconds_high for one in predictions)
+    assert all(one.accuracy_low < one.accuracy < one.accuracy_high for one in predictions)
 
 
 def test_a_held_out_trial_says_nothing_of_itself(records):
@@ -44,7 +45,7 @@ def test_a_held_out_trial_says_nothing_of_itself(records):
     ]
     before, after = held_out(SPEC, records)[0], held_out(SPEC, twice)[0]
     assert after.seconds == 2 * before.seconds
-    assert after.predicted_seconds == pytest.approx(before.predicted_seconds)
+    assert after.prediction.seconds == pytest.approx(before.prediction.seconds)
 
 
 def test_coverage_counts_central_intervals():
