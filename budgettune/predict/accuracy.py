@@ -28,9 +28,9 @@ from statistics import NormalDist, median
 import numpy as np
 from numpy.typing import NDArray
 
-from budgettune.predict.curves import EpochPoint, points_of, test_images
+from budgettune.predict.curves import EpochPoint, inside_edges, points_of, test_images
 from budgettune.predict.features import DesignRows, Features, Shape
-from budgettune.predict.regression import Average, Floats, Inputs, Ints, Posterior, Prior
+from budgettune.predict.regression import Average, Floats, Ints, Posterior, Prior
 from budgettune.predict.workload import RunLength, Workload, Workloads
 from budgettune.records import TrialRecord
 
@@ -85,8 +85,7 @@ class SeedNoise:
         """Return the variance of the logit of one run that visits so many samples."""
         low, high = LENGTH_RANGE
         length = samples / (workload.batch + self.critical_batch) / self.middle
-        edge = 0.5 / test_images
-        inside = min(1 - edge, max(edge, accuracy))
+        inside = inside_edges(accuracy, test_images)
         own = BASE**2 * min(high, max(low, length)) ** (-2 * FALL)
         return float(self.scale * (own + TEST_SHARE / (test_images * inside * (1 - inside))))
 
@@ -171,16 +170,6 @@ class _Observations:
         return noise
 
 
-@dataclass(frozen=True)
-class _Model:
-    """A shape of the law of length, and how much is left to the two remainders."""
-
-    shape: Shape
-    middle_length: float
-    smooth: float
-    own: float
-
-
 class AccuracyModel:
     """Accuracies of one study.
 
@@ -215,13 +204,18 @@ class AccuracyModel:
             trials=np.array([point.trial for point in points]),
             finals=is_final,
         )
-        # Models are weighted on some of the points; those whose weight counts are then fitted to all.
-        models, some = _models(rows[np.flatnonzero(is_final)], self._middle_batch), all_points.first(MOST_SEARCHED)
-        middle = models[len(models) // 2]
+        finals_rows = rows[np.flatnonzero(is_final)]
+        shapes = [
+            Shape(bend, critical, float(np.median(finals_rows.lengths(critical))), smooth, own)
+            for bend, factor, smooth, own in product(BENDS, CRITICAL_BATCHES, SMOOTH, OWN)
+            for critical in [factor * self._middle_batch]
+        ]
+        # Shapes are weighted on some of the points; those whose weight counts are then fitted to all.
+        some, middle = all_points.first(MOST_SEARCHED), shapes[len(shapes) // 2]
         helper = max(HELPERS, key=lambda helper: self._posterior(some, middle, helper).log_evidence)
-        tried = Average([self._posterior(some, model, helper) for model in models])
-        self._models = [models[index] for index in tried.kept]
-        fitted = [self._posterior(all_points, model, helper) for model in self._models]
+        tried = Average([self._posterior(some, shape, helper) for shape in shapes])
+        self._shapes = [shapes[index] for index in tried.kept]
+        fitted = [self._posterior(all_points, shape, helper) for shape in self._shapes]
         self._average = Average(fitted, weights=tried.weights)
         self.calibration = _calibration(self._average.best, all_points)
 
@@ -233,7 +227,9 @@ class AccuracyModel:
         """
         rows = self._features.design([(workload, float(workload.visits(epochs)), 0.0) for workload, epochs in runs])
         offsets = np.zeros(len(runs))
-        means, variances = self._average.predict(lambda index: (self._inputs(rows, self._models[index]), offsets))
+        means, variances = self._average.predict(
+            lambda index: (self._features.inputs(rows, self._shapes[index]), offsets)
+        )
         means = means + self._level
         seeds = [
             self.seed_noise.variance(workload, samples, accuracy, test_images(workload.config.data))
@@ -241,21 +237,9 @@ class AccuracyModel:
         ]
         return AccuracyForecasts(means, self.calibration * variances, self.calibration * np.array(seeds))
 
-    def _inputs(self, rows: DesignRows, model: _Model) -> Inputs:
-        return self._features.inputs(rows, model.shape, model.middle_length)
-
-    def _posterior(self, points: _Observations, model: _Model, helper: float) -> Posterior:
-        means, deviations = self._features.priors
-        prior = Prior(means, deviations, model.smooth, model.own)
-        return Posterior(prior, self._inputs(points.rows, model), points.values, points.noise(helper))
-
-
-def _models(finals: DesignRows, middle_batch: float) -> list[_Model]:
-    critical_batches = [factor * middle_batch for factor in CRITICAL_BATCHES]
-    return [
-        _Model(Shape(bend, critical), float(np.median(finals.lengths(critical))), smooth, own)
-        for bend, critical, smooth, own in product(BENDS, critical_batches, SMOOTH, OWN)
-    ]
+    def _posterior(self, points: _Observations, shape: Shape, helper: float) -> Posterior:
+        prior = Prior(*self._features.priors, shape.smooth, shape.own)
+        return Posterior(prior, self._features.inputs(points.rows, shape), points.values, points.noise(helper))
 
 
 def _calibration(posterior: Posterior, points: _Observations) -> float:

@@ -14,12 +14,12 @@ Points before LEAST_PROGRESS are left out: their batch norm and their rate make 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 from budgettune.predict.workload import Workload, Workloads, visited_samples
-from budgettune.records import EpochRecord, TrialRecord
+from budgettune.records import TrialRecord
 from budgettune.spec.tables import TRAINING_IMAGES, DataSpec
 
 LEAST_PROGRESS = 0.45
@@ -67,9 +67,13 @@ class EpochPoint:
 
     @property
     def logit(self) -> float:
-        """Log odds of a correct answer; none and all correct count as half an image off."""
-        edge = 0.5 / self.test_images
-        return logit(min(1 - edge, max(edge, self.accuracy)))
+        return logit(inside_edges(self.accuracy, self.test_images))
+
+
+def inside_edges(accuracy: float, test_images: int) -> float:
+    """Return an accuracy at least half an image off none and all correct, so that its logit is finite."""
+    edge = 0.5 / test_images
+    return min(1 - edge, max(edge, accuracy))
 
 
 def logit(accuracy: float) -> float:
@@ -90,11 +94,7 @@ def points_of(workloads: Workloads, record: TrialRecord) -> list[EpochPoint]:
         test_images=test_images(workload.config.data),
         is_final=True,
     )
-    return [last, *_helpers(last, record.curve)]
-
-
-def _helpers(last: EpochPoint, curve: Sequence[EpochRecord]) -> list[EpochPoint]:
-    schedule = last.workload.config.train.lr_schedule
+    schedule, curve = workload.config.train.lr_schedule, record.curve
     visited = list(accumulate(epoch.samples for epoch in curve))
     # By samples, which is by epochs where nothing is pruned and close to the clock where the budget is one of time.
     progress = [count / visited[-1] for count in visited]
@@ -104,19 +104,17 @@ def _helpers(last: EpochPoint, curve: Sequence[EpochRecord]) -> list[EpochPoint]
         if LEAST_PROGRESS <= share < 1 and epoch.accuracy is not None
     ]
     if not places:
-        return []
-    chosen = {min(places, key=lambda index: abs(progress[index] - wanted)) for wanted in HELPERS_AT}
-    return [
-        EpochPoint(
-            trial=last.trial,
-            workload=last.workload,
+        return [last]
+    helpers = {min(places, key=lambda index: abs(progress[index] - wanted)) for wanted in HELPERS_AT}
+    return [last] + [
+        replace(
+            last,
             samples=last.samples * AREAS[schedule](progress[index]),
             still_to_fall=STILL_TO_FALL[schedule](progress[index]),
             accuracy=accuracy,
-            test_images=last.test_images,
             is_final=False,
         )
-        for index in sorted(chosen)
+        for index in sorted(helpers)
         if (accuracy := curve[index].accuracy) is not None
     ]
 

@@ -32,15 +32,21 @@ LEAST_SIZE_RANGE = 0.5  # in factors of e
 
 @dataclass(frozen=True)
 class Shape:
-    """What enters the law of length nonlinearly.
+    """What enters the model nonlinearly: the law of length, and how much is left to the two remainders.
 
     Attributes:
         bend: how soon more training stops to help: 0 would be never.
         critical_batch: from which larger batches save no steps.
+        middle_length: of a middling run, by the critical batch: the unit of lengths.
+        smooth: deviation of the smooth remainder.
+        own: deviation of what is a configuration's own.
     """
 
     bend: float
     critical_batch: float
+    middle_length: float
+    smooth: float
+    own: float
 
 
 @dataclass(frozen=True)
@@ -114,9 +120,9 @@ class Features:
             ids=np.array([workload.number for workload, _, _ in runs]),
         )
 
-    def inputs(self, rows: DesignRows, shape: Shape, middle_length: float) -> Inputs:
-        """Return rows by a shape's law of length; middle_length, of a middling run, is the unit of lengths."""
-        lengths = rows.lengths(shape.critical_batch) / middle_length
+    def inputs(self, rows: DesignRows, shape: Shape) -> Inputs:
+        """Return rows by a shape's law of length."""
+        lengths = rows.lengths(shape.critical_batch) / shape.middle_length
         growth = (1 - lengths**-shape.bend) / shape.bend
         return Inputs(np.column_stack([rows.columns, growth, growth * rows.columns[:, 1]]), rows.axes, rows.ids)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist, fmean
 
 import numpy as np
@@ -182,12 +182,10 @@ class TimeModel:
             is_free = pruning.strategy in FREE_STRATEGIES
             return StrategyCost(deviation=VISITS_DEVIATION if is_free else UNKNOWN_COST)
         rates, costs = self._costs[pruning.strategy]
-        in_step, plan, prepare, log_visits, deviation = (
-            float(np.interp(pruning.prune_rate, rates, column)) for column in costs.T
-        )
+        cost = StrategyCost(*(float(np.interp(pruning.prune_rate, rates, column)) for column in costs.T))
         # A rate that never ran may cost otherwise than its neighbours: half as much again, or half.
-        doubt = 0.0 if pruning.prune_rate in rates else 0.5 * min(1.0, in_step + plan + prepare)
-        return StrategyCost(in_step, plan, prepare, log_visits, math.hypot(deviation, doubt))
+        doubt = 0.0 if pruning.prune_rate in rates else 0.5 * min(1.0, cost.in_step + cost.plan + cost.prepare)
+        return replace(cost, deviation=math.hypot(cost.deviation, doubt))
 
 
 def _believable(workloads: Workloads, records: Sequence[TrialRecord]) -> list[TrialRecord]:
