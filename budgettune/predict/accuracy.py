@@ -171,11 +171,7 @@ class _Observations:
 
 
 class AccuracyModel:
-    """Accuracies of one study.
-
-    Args:
-        workloads: of the study.
-        records: finished trials, at least one.
+    """Accuracies of one study, learnt from its finished trials, at least one.
 
     Attributes:
         seed_noise: how far runs of one configuration lie apart.

@@ -76,12 +76,7 @@ class DesignRows:
 
 
 class Features:
-    """Features of one search space.
-
-    Args:
-        spec: of the study.
-        workloads: that ran.
-    """
+    """Features of one study's search space, in units of the workloads that ran."""
 
     def __init__(self, spec: StudySpec, workloads: Sequence[Workload]) -> None:
         axes = search_axes(spec)

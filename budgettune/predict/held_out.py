@@ -50,13 +50,7 @@ def held_out(
 ) -> list[HeldOut]:
     """Return every finished trial of a kind of machine with what is predicted of it from the other configurations.
 
-    Repeats are held out together, a fifth of the configurations at a time.
-
-    Args:
-        spec: of the study.
-        records: of its trials, in any state; curves are needed.
-        device_name: kind of machine that times are of; None for the one with most trials.
-        probes: step times taken outside trials, by kind of machine.
+    Repeats are held out together, a fifth of the configurations at a time. The arguments are those of `Predictor`.
 
     Raises:
         UsageError: where too little has finished to predict a part from the rest.

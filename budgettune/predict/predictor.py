@@ -44,8 +44,7 @@ class Predictor:
         probes: step times taken outside trials, by kind of machine.
 
     Attributes:
-        records: as given.
-        finished: those to learn from.
+        finished: trials to learn from.
         configurations: different ones among them.
         device_name: that times are of; None where trials do not tell.
         timed: finished trials of that kind of machine.
@@ -161,12 +160,7 @@ def prediction_of(
 
 
 def candidate_workloads(workloads: Workloads, records: Sequence[TrialRecord]) -> list[Workload]:
-    """Return what may be recommended: the search space and what ran, without what is known to fail.
-
-    Args:
-        workloads: of the study.
-        records: of all its trials.
-    """
+    """Return what may be recommended of a study: the search space and what ran, without what is known to fail."""
     spec = workloads.spec
     if any(isinstance(axis, RangeSpec) for axis in spec.search.values()) or spec.cell_count() > SAMPLE:
         places = np.random.default_rng(0).random((SAMPLE, len(spec.search)))
@@ -186,7 +180,7 @@ def candidate_workloads(workloads: Workloads, records: Sequence[TrialRecord]) ->
 def unmeasured(
     spec: StudySpec, records: Sequence[TrialRecord], probes: Iterable[StepProbe], device_name: str
 ) -> list[Workload]:
-    """Return one candidate for each step that nobody has timed on a kind of machine and that a probe can time.
+    """Return one candidate for each step that neither trials nor probes have timed and that a probe can time.
 
     Nothing of a set or a model of your own: a probe trains on random images, and knows the shapes of the built-in sets
     only; steps are told apart by the arithmetic of the package's own networks.
@@ -195,7 +189,7 @@ def unmeasured(
         spec: of the study.
         records: of its trials, in any state.
         probes: taken on that kind of machine.
-        device_name: of it.
+        device_name: kind of machine.
     """
     if spec.data.name not in IMAGE_SHAPES or is_code(spec.model.name):
         return []

@@ -105,14 +105,8 @@ class Recommendation:
         """Return plain JSON values; of the observed trial what says which it is."""
         document = asdict(self)
         if self.observed is not None:
-            one = self.observed
-            document["observed"] = {
-                "number": one.number,
-                "params": dict(one.params),
-                "epochs": one.epochs,
-                "train_seconds": one.train_seconds,
-                "test_accuracy": one.test_accuracy,
-            }
+            names = ("number", "params", "epochs", "train_seconds", "test_accuracy")
+            document["observed"] = {name: document["observed"][name] for name in names}
         return document
 
 
@@ -127,12 +121,7 @@ def recommend(
 ) -> Recommendation:
     """Return the run of highest expected accuracy whose probability of ending in time is at least the confidence.
 
-    Args:
-        spec: of the study.
-        records: of its trials, in any state; curves are needed.
-        ask: the question.
-        device_name: kind of machine that will train; None for the one with most trials.
-        probes: step times taken outside trials, by kind of machine.
+    The other arguments are those of `Predictor`, device_name being the kind of machine that will train.
 
     Raises:
         UsageError: where too little has finished, or nothing was timed on that kind of machine.
@@ -167,10 +156,6 @@ def recommend(
 class Candidates:
     """Every candidate for as long as it is likely to end in time, and what is predicted of it.
 
-    Args:
-        predictor: of their study.
-        ask: the question.
-
     Attributes:
         runs: times of the candidates, and the epochs that fit.
         expected: float64[len(runs)], accuracies.
@@ -189,7 +174,8 @@ class Candidates:
             if (epochs := time.longest(ask.budget_seconds, ask.confidence, predictor.most_epochs(time.workload)))
         ]
         if not self.runs:
-            raise NothingFits(ask.budget_seconds, ask.confidence, _fastest(times, ask.confidence))
+            shortest = [time.at(time.workload.fewest_epochs()).quantile(ask.confidence) for time in times]
+            raise NothingFits(ask.budget_seconds, ask.confidence, min(shortest))
         self._forecasts = predictor.accuracy_model.predict([(time.workload, epochs) for time, epochs in self.runs])
         self.expected = self._forecasts.expected()
         self.best = int(np.argmax(self.expected))
@@ -224,12 +210,6 @@ class Candidates:
         if gains[index] < LEAST_GAIN:
             return None
         return NextTrial(prediction=self.prediction(index), gain=float(gains[index]))
-
-
-def _fastest(times: Sequence[WorkloadTime], confidence: float) -> float:
-    """Return the seconds within which the shortest run of anything ends, with a probability."""
-    shortest = (next(epochs for epochs in range(1, 10_000) if time.workload.can_train(epochs)) for time in times)
-    return min(time.at(epochs).quantile(confidence) for time, epochs in zip(times, shortest, strict=True))
 
 
 def _extrapolations(predictor: Predictor, time: WorkloadTime, epochs: int) -> Iterator[str]:

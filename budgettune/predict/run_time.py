@@ -33,15 +33,10 @@ _NORMAL = NormalDist()
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """A run's time, log-normal.
-
-    Attributes:
-        median_seconds: half of such runs are faster.
-        deviation: of the log of seconds.
-    """
+    """A run's time, log-normal."""
 
     median_seconds: float
-    deviation: float
+    deviation: float  # of the log of seconds
 
     def quantile(self, share: float) -> float:
         """Return the seconds within which this share of runs ends."""
@@ -134,16 +129,7 @@ TimedRun = tuple[Workload, TrialRecord]
 
 
 class TimeModel:
-    """Times of one kind of machine.
-
-    Args:
-        workloads: of the study.
-        records: finished trials of that kind of machine.
-        probes: taken there; with the trials, at least one.
-
-    Attributes:
-        steps: times of full steps.
-    """
+    """Times of one kind of machine, learnt from finished trials and probes taken there, at least one of either."""
 
     def __init__(self, workloads: Workloads, records: Sequence[TrialRecord], probes: Sequence[StepProbe] = ()) -> None:
         runs = [(workloads.of(record.params), record) for record in _believable(workloads, records)]

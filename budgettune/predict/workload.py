@@ -143,6 +143,10 @@ class Workload:
             return False
         return True
 
+    def fewest_epochs(self) -> int:
+        """Return the epochs of the shortest run in which the strategy reaches its prune rate."""
+        return next(epochs for epochs in range(1, 10_000) if self.can_train(epochs))
+
 
 RunLength = tuple[Workload, int]
 """A workload and the epochs that it is trained for."""

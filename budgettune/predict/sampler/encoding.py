@@ -18,15 +18,11 @@ from budgettune.spec.tables import are_numbers
 
 @dataclass(frozen=True)
 class Line:
-    """A range, its positions evenly spread over it or over its logarithm; `numbers` are its values.
-
-    Attributes:
-        step: between values, None for real numbers.
-    """
+    """A range, its positions evenly spread over it or over its logarithm; `numbers` are its values."""
 
     low: float
     high: float
-    step: float | None
+    step: float | None  # between values, None for real numbers
     log: bool
     is_ordered = True
 

@@ -40,15 +40,10 @@ class History:
 
 
 def history_of(trials: Iterable[FrozenTrial], encoding: Encoding, number: int) -> History:
-    """Return what is known when a trial gets its params.
+    """Return what a study's trials tell when the trial of that number gets its params.
 
     Left out are trials over another space, extras (late results, and times from another kind of machine), results that
     are not finite, and trials that were handed back, because that says nothing of their configuration.
-
-    Args:
-        trials: of the study.
-        encoding: of its search space.
-        number: of the trial that gets its params.
     """
     own = [
         trial
