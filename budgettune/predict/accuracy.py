@@ -186,10 +186,10 @@ class AccuracyModel:
         self.seed_noise = fit_seed_noise(finals)
         self._features = Features(workloads.spec, [point.workload for point in finals])
         self._level = float(np.mean([point.logit for point in finals]))
-        self._middle_batch = float(median(point.workload.batch for point in finals))
+        middle_batch = float(median(point.workload.batch for point in finals))
         rows = self._features.design([(point.workload, point.samples, point.still_to_fall) for point in points])
         is_final = np.array([point.is_final for point in points])
-        lengths = rows.lengths(self._middle_batch)
+        lengths = rows.lengths(middle_batch)
         # The shorter the run, the wilder its beginning.
         wildness = np.maximum(1.0, np.median(lengths[is_final]) / lengths)
         all_points = _Observations(
@@ -204,7 +204,7 @@ class AccuracyModel:
         shapes = [
             Shape(bend, critical, float(np.median(finals_rows.lengths(critical))), smooth, own)
             for bend, factor, smooth, own in product(BENDS, CRITICAL_BATCHES, SMOOTH, OWN)
-            for critical in [factor * self._middle_batch]
+            for critical in [factor * middle_batch]
         ]
         # Shapes are weighted on some of the points; those whose weight counts are then fitted to all.
         some, middle = all_points.first(MOST_SEARCHED), shapes[len(shapes) // 2]
