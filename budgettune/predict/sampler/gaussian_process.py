@@ -94,7 +94,19 @@ class GaussianProcess:
         """
         scale = float(outputs.mean()), float(outputs.std()) or 1.0
         kernel, means, spreads = _prior(groups, trend)
-        regressor = GaussianProcessRegressor(kernel, alpha=JITTER, optimizer=_most_probable(means, spreads))
+
+        def optimise(loss: Callable[[Floats], tuple[float, Floats]], _: Floats, bounds: Floats) -> tuple[Floats, float]:
+            """Add log-normal priors to the likelihood, and start at their means."""
+
+            def with_prior(theta: Floats) -> tuple[float, Floats]:
+                value, gradient = loss(theta)
+                away = (theta - means) / spreads
+                return value + 0.5 * float(away @ away), gradient + away / spreads
+
+            best = minimize(with_prior, means, jac=True, bounds=bounds, options={"maxiter": ITERATIONS})
+            return best.x, best.fun
+
+        regressor = GaussianProcessRegressor(kernel, alpha=JITTER, optimizer=optimise)
         regressor.fit(features[subset], (outputs[subset] - scale[0]) / scale[1])
         return cls(regressor.kernel_, features, outputs, scale)
 
@@ -128,18 +140,3 @@ def _prior(groups: NDArray[np.int64], trend: bool) -> tuple[Kernel, Floats, Floa
         kernel += ConstantKernel(1.0, LIMITS) * DotProduct(1.0, "fixed")
         means, spreads = [*means, 0.0], [*spreads, 1.5]
     return kernel + WhiteKernel(1e-3, LIMITS), np.array([*means, np.log(1e-3)]), np.array([*spreads, 2.0])
-
-
-def _most_probable(means: Floats, spreads: Floats) -> Callable[..., tuple[Floats, float]]:
-    """Return an optimiser for scikit-learn that adds log-normal priors to the likelihood, and starts at their means."""
-
-    def optimise(loss: Callable[[Floats], tuple[float, Floats]], start: Floats, bounds: Floats) -> tuple[Floats, float]:
-        def with_prior(theta: Floats) -> tuple[float, Floats]:
-            value, gradient = loss(theta)
-            away = (theta - means) / spreads
-            return value + 0.5 * float(away @ away), gradient + away / spreads
-
-        best = minimize(with_prior, means, jac=True, bounds=bounds, options={"maxiter": ITERATIONS})
-        return best.x, best.fun
-
-    return optimise
