@@ -134,7 +134,7 @@ def study_show(
     if watch:
         _watch(handle, every, form)
         return
-    summary, stopping = handle.summary(), handle.stopping()
+    summary, stopping = handle.summary(), handle.early_stops()
     if form is Format.json:
         print_json(
             {

@@ -238,8 +238,8 @@ def note_of(verdict: StopVerdict, beaten: bool | None = None) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StoppingSummary:
-    """What stopping did in a study.
+class EarlyStopSummary:
+    """What stopping trials early did in a study.
 
     Attributes:
         stopped: trials that ended early.
@@ -271,13 +271,13 @@ class StoppingSummary:
         )
 
 
-def summary_of_notes(notes: Iterable[Mapping[str, Any]]) -> StoppingSummary:
+def summary_of_notes(notes: Iterable[Mapping[str, Any]]) -> EarlyStopSummary:
     """Return what the notes of a study's trials say together."""
     notes = list(notes)
     stopped = [note for note in notes if note["stopped"]]
     controls = [note for note in notes if not note["stopped"]]
     wrong = sum(note.get("wrong") is True for note in controls)
-    return StoppingSummary(
+    return EarlyStopSummary(
         stopped=len(stopped),
         spent_seconds=sum(note["train_seconds"] for note in stopped),
         saved_seconds=sum(max(0.0, note["expected_seconds"] - note["train_seconds"]) for note in stopped),

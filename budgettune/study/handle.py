@@ -31,7 +31,7 @@ from budgettune.study.summary import StudySummary, summary_of
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage, RDBStorage
 
-    from budgettune.study.early_stop import StoppingSummary
+    from budgettune.study.early_stop import EarlyStopSummary
 
 LEASE_SECONDS = 60.0
 LONGEST_MESSAGE = 2_000  # characters of a failure that a row keeps
@@ -293,7 +293,7 @@ class StudyHandle:
         """Return the study in a line, as `list_studies` does."""
         return summary_of(self.engine, self.study_id, self.name, self.spec)
 
-    def stopping(self) -> StoppingSummary | None:
+    def early_stops(self) -> EarlyStopSummary | None:
         """Return what stopping trials early did, None where the study lets all trials run to their end."""
         if self.spec.stopping.rule == "none":
             return None

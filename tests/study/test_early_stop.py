@@ -282,7 +282,7 @@ def test_a_study_shows_what_stopping_did(study, stopped, capsys, monkeypatch):
 
 def test_a_study_without_the_rule_says_nothing_of_it(sqlite_url):
     with create_study(grid(), sqlite_url) as study:
-        assert study.stopping() is None
+        assert study.early_stops() is None
 
 
 def test_a_damaged_note_is_no_stop(study, stopped):
@@ -293,7 +293,7 @@ def test_a_damaged_note_is_no_stop(study, stopped):
     study.reconcile()
     assert study.verify().stopped == 0
     assert len(study.verify().missing) == 4
-    assert study.stopping().stopped == 0
+    assert study.early_stops().stopped == 0
 
 
 @pytest.mark.parametrize("setting", ["rule=median", "confidence=1.0", "control=1.5"])

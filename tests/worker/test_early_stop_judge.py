@@ -79,7 +79,7 @@ def test_a_worker_stops_a_dominated_trial_and_runs_a_control_to_its_end(sqlite_u
     last = trial_records(study.engine, study.study_id)[-1]
     assert study.verify().whole
     assert study.is_finished()
-    summary = study.stopping()
+    summary = study.early_stops()
     if control:
         assert (last.state, len(last.curve)) == ("COMPLETE", 30)
         assert (summary.stopped, summary.controls, summary.wrong) == (0, 1, 0)
