@@ -142,15 +142,15 @@ class Child:
         self._began = 0.0
         self._due: float | None = 0.0
 
-    def tend(self, command: WorkerCommand, environment: Mapping[str, str], now: float, *, stopping: bool) -> None:
+    def tend(self, command: WorkerCommand, environment: Mapping[str, str], now: float, *, is_stopping: bool) -> None:
         """Look after the child once: start it where that is due, and decide where it has ended."""
         if self.outcome is not None:
             return
         if self._process is not None:
             status = self._process.poll()
             if status is not None:
-                self._bury(status, now, stopping)
-        elif stopping:
+                self._bury(status, now, is_stopping)
+        elif is_stopping:
             self.outcome = "stopped"
         elif self._due is not None and now >= self._due:
             self._start(command(self.member, now), environment, now)
@@ -186,7 +186,7 @@ class Child:
             self.last_line = line or self.last_line
             self._say(f"{self.member.name}: {line}")
 
-    def _bury(self, status: int, now: float, stopping: bool) -> None:
+    def _bury(self, status: int, now: float, is_stopping: bool) -> None:
         if self._reader is not None:
             self._reader.join(timeout=2)  # its last line is the reason
         for pipe in (self._process.stdin, self._process.stdout) if self._process else ():
@@ -195,12 +195,12 @@ class Child:
         self._process = None
         aftermath = after_end(status, now - self._began, self._early_deaths)
         self._early_deaths = aftermath.early_deaths
-        if aftermath.action == "restart" and not stopping:
+        if aftermath.action == "restart" and not is_stopping:
             self._due = now + aftermath.pause_seconds
             pause = format_duration(aftermath.pause_seconds)
             self._say(f"{self.member.name}: ended with status {status}; starts again in {pause}")
             return
-        self.outcome = "stopped" if stopping else aftermath.action
+        self.outcome = "stopped" if is_stopping else aftermath.action
         if self.outcome == "give-up":
             self._say(f"{self.member.name}: given up after status {status}: {self.last_line or 'it said nothing'}")
 
@@ -238,7 +238,7 @@ def run_fleet(
             for child in children:
                 child.order(order)
         for child in children:
-            child.tend(command, environment, clock() - began, stopping=bool(last_order))
+            child.tend(command, environment, clock() - began, is_stopping=bool(last_order))
         time.sleep(POLL_SECONDS)
     if stop.signal_number is not None:
         return 128 + stop.signal_number
