@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from budgettune.predict.run_time import TimeModel, WorkloadTime
 from budgettune.predict.workload import Workload, Workloads, visited_samples
 from budgettune.records import StepProbe, TrialRecord
 from budgettune.spec.study_spec import StudySpec
-from budgettune.spec.tables import IMAGE_SHAPES, RangeSpec, Scalar, is_code
+from budgettune.spec.tables import IMAGE_SHAPES, RangeSpec, is_code
 
 ENOUGH_TRIALS = 6
 ENOUGH_CONFIGURATIONS = 4
@@ -166,7 +165,11 @@ def candidate_workloads(workloads: Workloads, records: Sequence[TrialRecord]) ->
         places = np.random.default_rng(0).random((SAMPLE, len(spec.search)))
         axes = spec.search.items()
         points = [
-            {name: _value(axis, at) for (name, axis), at in zip(axes, row, strict=True)} for row in places.tolist()
+            {
+                name: axis.at(place) if isinstance(axis, RangeSpec) else axis[int(place * len(axis))]
+                for (name, axis), place in zip(axes, row, strict=True)
+            }
+            for row in places.tolist()
         ]
     else:
         points = spec.cells()
@@ -199,16 +202,3 @@ def unmeasured(
     timed |= {workload.step for params in ran if (workload := workloads.find(params)) is not None}
     distinct = {workload.step: workload for workload in candidate_workloads(workloads, records)}
     return [workload for step, workload in distinct.items() if step not in timed]
-
-
-def _value(axis: tuple[Scalar, ...] | RangeSpec, place: float) -> Scalar:
-    """Return what lies at a place in [0, 1) of an axis."""
-    if not isinstance(axis, RangeSpec):
-        return axis[int(place * len(axis))]
-    step = axis.step or (1 if axis.is_int and not axis.log else None)
-    if step is not None:
-        return axis.low + int(place * (math.floor((axis.high - axis.low) / step + 1e-9) + 1)) * step
-    if not axis.log:
-        return axis.low + place * (axis.high - axis.low)
-    value = math.exp(math.log(axis.low) + place * math.log(axis.high / axis.low))
-    return round(value) if axis.is_int else value

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -203,6 +204,42 @@ class RangeSpec(Table):
     def is_int(self) -> bool:
         """Whether only whole numbers are drawn."""
         return all(isinstance(value, int) for value in (self.low, self.high, self.step or 0))
+
+    @property
+    def last(self) -> int | float:
+        """The largest value: below high where steps from low miss it."""
+        if self.step is None:
+            return self.high
+        if self.is_int:
+            return self.high - (self.high - self.low) % self.step
+        low, high, step = (Decimal(str(value)) for value in (self.low, self.high, self.step))
+        return float(low + (high - low) // step * step)
+
+    def values(self) -> Sequence[int | float] | None:
+        """Return every value, lowest first; None where they are not in steps."""
+        if self.is_int:
+            return range(int(self.low), int(self.last) + 1, int(self.step or 1))
+        return None if self.step is None else [self.low + index * self.step for index in range(self._count)]
+
+    def at(self, place: float) -> int | float:
+        """Return what lies at a place in [0, 1): of steps each holds an equal part, of log each ratio."""
+        if self.log:
+            value = math.exp(math.log(self.low) + place * math.log(self.high / self.low))
+            return round(value) if self.is_int else value
+        if self.step is None and not self.is_int:
+            return self.low + place * (self.high - self.low)
+        return self.low + int(place * self._count) * (self.step or 1)
+
+    def spread(self, count: int) -> tuple[int | float, ...]:
+        """Return low, high and what lies evenly between them, rounded to six decimals, each value once."""
+        low, high = (math.log(end) if self.log else float(end) for end in (self.low, self.high))
+        between = [low + (high - low) * index / (count - 1) for index in range(count)]
+        points = map(math.exp, between) if self.log else between
+        return tuple(dict.fromkeys(round(point) if self.is_int else round(point, 6) for point in points))
+
+    @property
+    def _count(self) -> int:
+        return 1 + round((self.last - self.low) / (self.step or 1))
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:

@@ -354,7 +354,7 @@ class StudyHandle:
             self.engine,
             self.study_id,
             reserved.trial_id,
-            lambda known: sampling.fresh_point(space, proposal, known, seed),
+            lambda known: sampling.fresh_point(self.spec, proposal, known, seed),
             [Queued(Slot(cell, repeat), attempt=1).row_keys(self.spec) for repeat in repeats],
         )
 

@@ -11,7 +11,6 @@ import itertools
 import math
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from decimal import Decimal
 from typing import Any
 
 import optuna
@@ -27,7 +26,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial
 
 from budgettune.spec.study_spec import StudySpec
-from budgettune.spec.tables import RangeSpec, SamplerSpec
+from budgettune.spec.tables import RangeSpec, SamplerSpec, Scalar
 from budgettune.storage.writes import StoredParam
 
 LARGEST_ENUMERATION = 100_000
@@ -87,18 +86,8 @@ def _distribution(axis: Sequence[Any] | RangeSpec) -> BaseDistribution:
     if not isinstance(axis, RangeSpec):
         return CategoricalDistribution(tuple(axis))
     if axis.is_int:
-        step = int(axis.step or 1)
-        low, high = int(axis.low), int(axis.high)
-        return IntDistribution(low, high - (high - low) % step, log=axis.log, step=step)
-    return FloatDistribution(float(axis.low), _reachable(axis), log=axis.log, step=axis.step)
-
-
-def _reachable(axis: RangeSpec) -> float:
-    """Return the last value that steps from low arrive at; Optuna warns of a high that they miss."""
-    if axis.step is None:
-        return float(axis.high)
-    low, high, step = (Decimal(str(value)) for value in (axis.low, axis.high, axis.step))
-    return float(low + (high - low) // step * step)
+        return IntDistribution(int(axis.low), int(axis.last), log=axis.log, step=int(axis.step or 1))
+    return FloatDistribution(float(axis.low), float(axis.last), log=axis.log, step=axis.step)
 
 
 def stored_params(space: Mapping[str, BaseDistribution], params: Mapping[str, Any]) -> tuple[StoredParam, ...]:
@@ -144,19 +133,18 @@ def _sampler(spec: SamplerSpec, space: Mapping[str, BaseDistribution]) -> BaseSa
     return CostSampler(spec.seed, space=space, max_seconds=spec.max_seconds, total_seconds=spec.total, trials=trials)
 
 
-def fresh_point(
-    space: Mapping[str, BaseDistribution], proposal: Mapping[str, Any], known: set[Point], seed: int
-) -> tuple[StoredParam, ...]:
+def fresh_point(spec: StudySpec, proposal: Mapping[str, Any], known: set[Point], seed: int) -> tuple[StoredParam, ...]:
     """Return the proposal, or (where the study has run that very point) a random one that it has not.
 
     Samplers repeat points of small spaces, and the corners of large ones. Once all of a small space has run, the
     proposal stands.
     """
+    space = search_space(spec)
     stored = stored_params(space, proposal)
     if _point_of(stored) not in known:
         return stored
     rng = random.Random(seed)
-    candidates = (stored_params(space, point) for point in _points(space, rng))
+    candidates = (stored_params(space, point) for point in _points(spec, rng))
     fresh = [point for point in candidates if _point_of(point) not in known]
     return rng.choice(fresh) if fresh else stored
 
@@ -165,26 +153,22 @@ def _point_of(params: Sequence[StoredParam]) -> Point:
     return tuple(sorted((param.name, param.value) for param in params))
 
 
-def _points(space: Mapping[str, BaseDistribution], rng: random.Random) -> Iterator[dict[str, Any]]:
+def _points(spec: StudySpec, rng: random.Random) -> Iterator[dict[str, Any]]:
     """Yield every point of a small space, else some random ones."""
-    axes = [_values(distribution, rng) for distribution in space.values()]
+    axes = [_values(axis, rng) for axis in spec.search.values()]
     if math.prod(len(values) for values in axes) <= LARGEST_ENUMERATION:
         points: Iterable[Sequence[Any]] = itertools.product(*axes)
     else:
         points = ([rng.choice(values) for values in axes] for _ in range(RANDOM_VALUES))
-    return (dict(zip(space, values, strict=True)) for values in points)
+    return (dict(zip(spec.search, values, strict=True)) for values in points)
 
 
-def _values(distribution: BaseDistribution, rng: random.Random) -> Sequence[Any]:
-    """Return every value of a distribution; some random ones of a continuous one."""
-    if isinstance(distribution, CategoricalDistribution):
-        return distribution.choices
-    if isinstance(distribution, IntDistribution):
-        return range(distribution.low, distribution.high + 1, distribution.step)
-    assert isinstance(distribution, FloatDistribution)  # the only kinds that a search space is made of
-    low, high, step = distribution.low, distribution.high, distribution.step
-    if step is not None:
-        return [low + index * step for index in range(1 + round((high - low) / step))]
-    if distribution.log:
-        return [math.exp(rng.uniform(math.log(low), math.log(high))) for _ in range(RANDOM_VALUES)]
-    return [rng.uniform(low, high) for _ in range(RANDOM_VALUES)]
+def _values(axis: tuple[Scalar, ...] | RangeSpec, rng: random.Random) -> Sequence[Scalar]:
+    """Return every value of an axis; some random ones of a continuous one."""
+    if not isinstance(axis, RangeSpec):
+        return axis
+    if (values := axis.values()) is not None:
+        return values
+    if axis.log:
+        return [math.exp(rng.uniform(math.log(axis.low), math.log(axis.high))) for _ in range(RANDOM_VALUES)]
+    return [rng.uniform(axis.low, axis.high) for _ in range(RANDOM_VALUES)]
