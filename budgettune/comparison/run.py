@@ -27,7 +27,6 @@ from budgettune.spec.trust import Trust
 from budgettune.text import format_duration, parse_duration
 from budgettune.training.data.load import ImageData, load_data
 from budgettune.training.device import pick_device
-from budgettune.training.profile.space import label_of
 from budgettune.training.session import prepare_process, undisturbed
 from budgettune.training.trainer import Witness, train
 
@@ -91,7 +90,7 @@ def compare(
     data = with_wrong_labels(load_data(shared.data, trust=trust), shuffle_labels, shared.data.seed)
     bench = _Bench(shared, data.to(chosen), chosen, witness, trust, should_stop)
     plan = turns(arms, budgets_seconds, [spec.trial_seed(0, number) for number in range(seeds)])
-    say(f"{shared.data.name}, {label_of(shared)}")
+    say(f"{shared.data.name}, {shared.step_label()}")
     if spec.train.lr_schedule == "constant":
         say("the learning rate falls linearly to zero at the deadline, in place of the spec's constant one")
     with _sole_writer(out):

@@ -20,13 +20,12 @@ from itertools import accumulate
 
 from budgettune.predict.workload import Workload, Workloads, visited_samples
 from budgettune.records import TrialRecord
-from budgettune.spec.tables import TRAINING_IMAGES, DataSpec
+from budgettune.spec.tables import DataSpec
 
 LEAST_PROGRESS = 0.45
 HELPERS_AT = (0.5, 0.7, 0.85)
 """Progress of the points that are taken from each curve beside its last, where it has points near."""
 
-TEST_IMAGES = {"digits": 360, "fashion-mnist": 10_000, "cifar10": 10_000, "cifar100": 10_000}
 UNKNOWN_TEST_IMAGES = 1_000
 
 AREAS: Mapping[str, Callable[[float], float]] = {
@@ -121,7 +120,6 @@ def points_of(workloads: Workloads, record: TrialRecord) -> list[EpochPoint]:
 
 def test_images(data: DataSpec) -> int:
     """Return how many held-out images an accuracy is taken on; a guess where the set is not built in."""
-    if data.evaluate_on == "test":
-        return TEST_IMAGES.get(data.name, UNKNOWN_TEST_IMAGES)
-    known = TRAINING_IMAGES.get(data.name)
-    return UNKNOWN_TEST_IMAGES if known is None else max(1, round(known * data.validation_fraction))
+    if data.facts is None or data.validation_images is None:
+        return UNKNOWN_TEST_IMAGES
+    return data.facts.test_images if data.evaluate_on == "test" else max(1, data.validation_images)

@@ -17,7 +17,7 @@ from budgettune.predict.run_time import TimeModel, WorkloadTime
 from budgettune.predict.workload import Workload, Workloads, visited_samples
 from budgettune.records import StepProbe, TrialRecord
 from budgettune.spec.study_spec import StudySpec
-from budgettune.spec.tables import IMAGE_SHAPES, RangeSpec, is_code
+from budgettune.spec.tables import RangeSpec, is_code
 
 ENOUGH_TRIALS = 6
 ENOUGH_CONFIGURATIONS = 4
@@ -194,7 +194,7 @@ def unmeasured(
         probes: taken on that kind of machine.
         device_name: kind of machine.
     """
-    if spec.data.name not in IMAGE_SHAPES or is_code(spec.model.name):
+    if spec.data.facts is None or is_code(spec.model.name):
         return []
     workloads = Workloads(spec, records)
     ran = [one.params for one in records if one.state == "COMPLETE" and one.device_name == device_name]

@@ -18,12 +18,12 @@ from budgettune.records import TrialRecord
 from budgettune.spec.documents import full_key
 from budgettune.spec.pruning import PruningSpec, expected_visits
 from budgettune.spec.study_spec import StudySpec
-from budgettune.spec.tables import IMAGE_SHAPES, TRAINING_IMAGES, DataSpec, ModelSpec, is_code
+from budgettune.spec.tables import BUILT_IN_SETS, DataSpec, ModelSpec, is_code
 
 LANES = 16
 """32-bit numbers in a vector of AVX-512: channels are computed in groups of so many, full or not."""
 
-USUAL_SHAPE = (3, 32, 10)
+USUAL = BUILT_IN_SETS["cifar10"]
 """Taken for a set of your own: sizes only count against those of the same study."""
 
 LENGTH_KEYS = ("train.epochs", "train.budget")
@@ -49,9 +49,9 @@ class Arithmetic:
 
 def resnet_arithmetic(model: ModelSpec, data: DataSpec) -> Arithmetic:
     """Return what the built-in ResNet of a `[model]` table computes for the images of a `[data]` table."""
-    channels, size, num_classes = IMAGE_SHAPES.get(data.name, USUAL_SHAPE)
-    layers = list(_convolutions(model, channels, data.image_size or size))
-    head = model.realised_widths[-1] * num_classes
+    images = data.facts or USUAL
+    layers = list(_convolutions(model, images.channels, data.image_size or images.size))
+    head = model.realised_widths[-1] * images.classes
     return Arithmetic(
         multiply_adds=sum(fan_in * outputs * pixels for fan_in, outputs, pixels in layers) + head,
         padded=sum(fan_in * _full(outputs) * pixels for fan_in, outputs, pixels in layers) + head,
@@ -111,10 +111,9 @@ class Workload:
     @cached_property
     def step(self) -> str:
         """A text that workloads share exactly where their steps cost the same, pruning aside."""
-        model, data = self.config.model, self.config.data
-        network = f"{'/'.join(map(str, model.realised_widths))} × {model.realised_blocks}"
-        pixels = "" if data.image_size is None else f", {data.image_size} pixels"
-        return f"{network}{pixels}, batch {self.batch}, {self.step_variant}"
+        size = self.config.data.image_size
+        pixels = "" if size is None else f", {size} pixels"
+        return f"{self.config.model.network}{pixels}, batch {self.batch}, {self.step_variant}"
 
     def value(self, key: str) -> Any:
         """Return a setting by its full dotted key."""
@@ -223,10 +222,7 @@ class Workloads:
     def _images(self, data: DataSpec) -> int:
         if data.train_size is not None:
             return data.train_size
-        known = TRAINING_IMAGES.get(data.name)
-        if known is not None:
-            return known - round(known * data.validation_fraction) * (data.evaluate_on == "validation")
-        return self._visited_images
+        return self._visited_images if data.available_images is None else data.available_images
 
     @cached_property
     def _visited_images(self) -> int:

@@ -13,12 +13,11 @@ import numpy as np
 from budgettune.errors import NothingToDraw, UsageError
 from budgettune.records import TrialRecord
 from budgettune.report.axes import Axis, Search, searched_axes, value_text
-from budgettune.spec.documents import full_key
+from budgettune.spec.documents import SCALE_KEYS, full_key
 from budgettune.study.pareto import undominated
 from budgettune.text import format_duration
 
 UNKNOWN_MACHINE = "unknown machine"
-SIZE_KEYS = ("model.scale", "model.width_scale", "model.depth_scale")
 LOG_TIME_RATIO = 20.0
 LABEL_BOX = (0.075, 0.05)
 """Width and height of a short text beside a point, as shares of a figure."""
@@ -168,7 +167,7 @@ def _parts(axes: Sequence[Axis]) -> tuple[Axis | None, Axis | None, Axis | None]
     """Return the axes shown as colour, marker and label: the paper's where they are searched, else what is left."""
     left = {full_key(axis.name): axis for axis in axes}
     colour = left.pop("pruning.prune_rate", None)
-    marker = next((left.pop(key) for key in SIZE_KEYS if key in left), None)
+    marker = next((left.pop(key) for key in SCALE_KEYS if key in left), None)
     label = left.pop("train.batch_size", None)
     # A colour scale tells numbers best, a shape tells few levels best.
     for axis in sorted(left.values(), key=lambda axis: axis.kind == "categorical"):

@@ -23,6 +23,9 @@ SHORT_KEYS = {
 }
 """Search keys that stand for a longer one."""
 
+SCALE_KEYS = ("model.scale", "model.width_scale", "model.depth_scale")
+"""Settings that size the network."""
+
 
 FAULTS_SHOWN = 5
 _repr = reprlib.Repr()  # goes only so deep

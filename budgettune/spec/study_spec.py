@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError
 
 from budgettune.errors import SpecError
 from budgettune.spec.documents import (
+    SCALE_KEYS,
     SHORT_KEYS,
     apply_override,
     explain,
@@ -25,7 +26,6 @@ from budgettune.spec.documents import (
 )
 from budgettune.spec.pruning import PruningSpec, largest_drop
 from budgettune.spec.tables import (
-    TRAINING_IMAGES,
     Axis,
     ClockSpec,
     DataSpec,
@@ -41,7 +41,6 @@ from budgettune.spec.tables import (
     is_code,
 )
 
-SCALE_KEYS = ("model.scale", "model.width_scale", "model.depth_scale")
 SEARCHABLE_TABLES = ("data", "model", "train", "pruning")
 LARGEST_STUDY = 100_000  # cells × repeats
 
@@ -166,6 +165,16 @@ class StudySpec(Table):
             if original is not scales:
                 twins.append((scales, original))
         return twins
+
+    def step_label(self) -> str:
+        """Return a short text that two resolved specs share exactly where they run the same steps."""
+        model, size = self.model, self.data.image_size
+        if is_code(model.name):
+            network = f"{model.name} at scale {model.scale:g}" + "".join(f" {k}={v}" for k, v in model.options.items())
+        else:
+            network = model.network
+        pixels = "" if size is None else f", {size} pixels"
+        return f"{network}, batch {self.train.batch_size}{pixels}, {self.train.precision}"
 
     def trial_seed(self, cell: int, repeat: int) -> int:
         """Return the seed of one cell and repeat: the same on every box, unlike its neighbours'."""
@@ -304,9 +313,7 @@ def _check_batch(spec: StudySpec, source: str) -> None:
     """Refuse a batch that is larger than the image set, where the spec alone tells its size."""
     if "data.train_size" in spec.search or "data.name" in spec.search:
         return
-    available = TRAINING_IMAGES.get(spec.data.name)
-    if available is not None and spec.data.evaluate_on == "validation":
-        available -= round(available * spec.data.validation_fraction)
+    available = spec.data.available_images
     if available is not None and spec.data.train_size is not None and spec.data.train_size > available:
         raise SpecError(
             f"{source}: data.train_size: {spec.data.train_size} is more than the {available} training images "

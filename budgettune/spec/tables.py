@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Annotated, Any, Literal, Self
 
@@ -53,15 +54,35 @@ def is_code(name: str) -> bool:
     return bool(colon) and all(part.isidentifier() for part in [*module.split("."), attribute])
 
 
-TRAINING_IMAGES = {"digits": 1_437, "fashion-mnist": 60_000, "cifar10": 50_000, "cifar100": 50_000}
-"""Of the built-in sets."""
-IMAGE_SHAPES = {
-    "digits": (1, 8, 10),
-    "fashion-mnist": (1, 28, 10),
-    "cifar10": (3, 32, 10),
-    "cifar100": (3, 32, 100),
+@dataclass(frozen=True, kw_only=True)
+class ImageSetFacts:
+    """What is known of an image set before it is read.
+
+    Attributes:
+        training_images: before a validation part is cut off.
+        test_images: of its own test part.
+        channels: of every image.
+        size: pixels on a side.
+        classes: of labels.
+        flip: whether a mirrored image keeps its label.
+    """
+
+    training_images: int
+    test_images: int
+    channels: int
+    size: int
+    classes: int
+    flip: bool
+
+
+BUILT_IN_SETS = {
+    "digits": ImageSetFacts(training_images=1_437, test_images=360, channels=1, size=8, classes=10, flip=False),
+    "fashion-mnist": ImageSetFacts(
+        training_images=60_000, test_images=10_000, channels=1, size=28, classes=10, flip=True
+    ),
+    "cifar10": ImageSetFacts(training_images=50_000, test_images=10_000, channels=3, size=32, classes=10, flip=True),
+    "cifar100": ImageSetFacts(training_images=50_000, test_images=10_000, channels=3, size=32, classes=100, flip=True),
 }
-"""Channels, pixels on a side and classes of the built-in sets."""
 
 
 class DataSpec(Table):
@@ -79,7 +100,7 @@ class DataSpec(Table):
         seed: of the splits and the subset; not of training.
     """
 
-    name: Annotated[str, code_or("digits", "fashion-mnist", "cifar10", "cifar100", "folder")] = "digits"
+    name: Annotated[str, code_or(*BUILT_IN_SETS, "folder")] = "digits"
     root: str | None = None
     cache: str | None = None
     train_size: int | None = Field(None, ge=1)
@@ -96,6 +117,23 @@ class DataSpec(Table):
         if self.cache is not None and self.name != "folder":
             raise ValueError("cache works with name = 'folder' only: the other sets fit in memory")
         return self
+
+    @property
+    def facts(self) -> ImageSetFacts | None:
+        """What is known of a built-in set; None of any other."""
+        return BUILT_IN_SETS.get(self.name)
+
+    @property
+    def validation_images(self) -> int | None:
+        """Images of a built-in set that `evaluate_on = "validation"` would cut off."""
+        return None if self.facts is None else round(self.facts.training_images * self.validation_fraction)
+
+    @property
+    def available_images(self) -> int | None:
+        """Images of a built-in set that training may see, of which train_size is a subset."""
+        if self.facts is None or self.validation_images is None:
+            return None
+        return self.facts.training_images - (self.validation_images if self.evaluate_on == "validation" else 0)
 
 
 ALIGNMENT = 8
@@ -148,6 +186,11 @@ class ModelSpec(Table):
         scale = self.scale if self.width_scale is None else self.width_scale
         first, second, third = (round_width(width * scale, self.width_multiple) for width in self.widths)
         return first, second, third
+
+    @property
+    def network(self) -> str:
+        """Realised widths and blocks as 16/32/64 × 3."""
+        return f"{'/'.join(map(str, self.realised_widths))} × {self.realised_blocks}"
 
     @property
     def realised_blocks(self) -> int:

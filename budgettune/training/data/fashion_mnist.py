@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from budgettune.errors import DataError
-from budgettune.spec.tables import DataSpec
+from budgettune.spec.tables import BUILT_IN_SETS, DataSpec
 from budgettune.text import message_of
 from budgettune.training.data.images import ImageSet, SourceImages, check_classes, image_set
 from budgettune.training.data.sources import DEFAULT_ROOT, downloading
@@ -23,8 +23,7 @@ FILES = (
     "t10k-labels-idx1-ubyte",
 )
 _UNSIGNED_BYTE = 8
-_SIDE = 28
-_CLASSES = 10
+_FACTS = BUILT_IN_SETS["fashion-mnist"]
 
 
 def read_fashion_mnist(spec: DataSpec) -> SourceImages:
@@ -36,8 +35,8 @@ def read_fashion_mnist(spec: DataSpec) -> SourceImages:
     root = Path(spec.root or DEFAULT_ROOT).expanduser()
     files = find_files(root) or _fetch(root)
     train, test = (_read_pair(*files[part : part + 2]) for part in (0, 2))
-    check_classes(train.labels, _CLASSES, str(files[1]))
-    return SourceImages(train=train, test=test, num_classes=_CLASSES, flip=True)
+    check_classes(train.labels, _FACTS.classes, str(files[1]))
+    return SourceImages(train=train, test=test, num_classes=_FACTS.classes, flip=_FACTS.flip)
 
 
 def find_files(root: Path) -> list[Path] | None:
@@ -87,9 +86,11 @@ def _content(path: Path) -> bytes:
 
 def _read_pair(images_path: Path, labels_path: Path) -> ImageSet:
     images, labels = read_idx(images_path, 3), read_idx(labels_path, 1)
-    if images.shape[1:] != (_SIDE, _SIDE):
+    if images.shape[1:] != (_FACTS.size, _FACTS.size):
         height, width = images.shape[1:]
-        raise DataError(f"{images_path}: images of {height}×{width}, Fashion-MNIST has {_SIDE}×{_SIDE}: {_REPLACE}")
+        raise DataError(
+            f"{images_path}: images of {height}×{width}, Fashion-MNIST has {_FACTS.size}×{_FACTS.size}: {_REPLACE}"
+        )
     if len(images) != len(labels):
         raise DataError(
             f"{labels_path}: {len(labels)} labels for the {len(images)} images of {images_path.name}: "
@@ -97,7 +98,7 @@ def _read_pair(images_path: Path, labels_path: Path) -> ImageSet:
         )
     if len(images) == 0:
         raise DataError(f"{images_path}: no images: {_REPLACE}")
-    return image_set(images, labels, str(labels_path), _CLASSES)
+    return image_set(images, labels, str(labels_path), _FACTS.classes)
 
 
 def _either(path: Path) -> Path | None:

@@ -16,13 +16,12 @@ import torch
 from filelock import FileLock
 
 from budgettune.errors import BudgetTuneError, DataError
-from budgettune.spec.tables import DataSpec
+from budgettune.spec.tables import BUILT_IN_SETS, DataSpec
 from budgettune.spec.trust import Trust
 from budgettune.text import message_of
 from budgettune.training.data.images import SourceImages, as_labels, check_classes, hold_out, image_set
 
 DEFAULT_ROOT = "data"
-_DIGITS_HELD_OUT = 360
 _DIGITS_LARGEST = 16
 _PATIENCE_SECONDS = 30.0
 
@@ -58,9 +57,10 @@ def read_digits(spec: DataSpec) -> SourceImages:
 
     bunch = load_digits()
     pixels = np.rint(bunch.images * (255 / _DIGITS_LARGEST)).astype(np.uint8)
-    digits = image_set(pixels, bunch.target, "digits", num_classes=10)
-    rest, held = hold_out(digits.labels, _DIGITS_HELD_OUT, (spec.seed, 0), "digits")
-    return SourceImages(train=digits.take(rest), test=digits.take(held), num_classes=10, flip=False)
+    facts = BUILT_IN_SETS["digits"]
+    digits = image_set(pixels, bunch.target, "digits", facts.classes)
+    rest, held = hold_out(digits.labels, facts.test_images, (spec.seed, 0), "digits")
+    return SourceImages(train=digits.take(rest), test=digits.take(held), num_classes=facts.classes, flip=facts.flip)
 
 
 def read_cifar(spec: DataSpec) -> SourceImages:
@@ -71,7 +71,8 @@ def read_cifar(spec: DataSpec) -> SourceImages:
     """
     from torchvision import datasets
 
-    loader, num_classes = {"cifar10": (datasets.CIFAR10, 10), "cifar100": (datasets.CIFAR100, 100)}[spec.name]
+    loader = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[spec.name]
+    facts = BUILT_IN_SETS[spec.name]
     root = Path(spec.root or DEFAULT_ROOT).expanduser()
     if _bad_cifar_files(loader, root):
         _fetch_cifar(loader, root, spec.name)
@@ -81,9 +82,9 @@ def read_cifar(spec: DataSpec) -> SourceImages:
             parts = [loader(str(root), train=train) for train in (True, False)]
     except Exception as error:  # torchvision unpickles: a damaged file may raise anything
         raise DataError(f"{folder}: cannot be read ({message_of(error)}): delete it and fetch it again") from None
-    train, test = (image_set(part.data, part.targets, folder, num_classes) for part in parts)
-    check_classes(train.labels, num_classes, folder)
-    return SourceImages(train=train, test=test, num_classes=num_classes, flip=True)
+    train, test = (image_set(part.data, part.targets, folder, facts.classes) for part in parts)
+    check_classes(train.labels, facts.classes, folder)
+    return SourceImages(train=train, test=test, num_classes=facts.classes, flip=facts.flip)
 
 
 def read_code(spec: DataSpec, trust: Trust) -> SourceImages:

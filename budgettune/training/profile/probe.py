@@ -13,7 +13,7 @@ import torch
 
 from budgettune.errors import OutOfMemory, SpecError
 from budgettune.spec.study_spec import StudySpec
-from budgettune.spec.tables import IMAGE_SHAPES, DataSpec
+from budgettune.spec.tables import DataSpec
 from budgettune.spec.trust import Trust
 from budgettune.training.data.load import ImageData, ImageSet, load_data
 from budgettune.training.device import Device, is_out_of_memory
@@ -179,20 +179,20 @@ def probe_images(spec: DataSpec, count: int, device: torch.device, trust: Trust 
     Raises:
         DataError: where a set that is not built in cannot be read.
     """
-    if spec.name not in IMAGE_SHAPES:
+    facts = spec.facts
+    if facts is None:
         return load_data(spec, trust=trust).to(device)
-    channels, size, num_classes = IMAGE_SHAPES[spec.name]
-    size = spec.image_size or size
+    size = spec.image_size or facts.size
     generator = torch.Generator().manual_seed(spec.seed)
-    images = torch.randint(256, (count, channels, size, size), dtype=torch.uint8, generator=generator)
-    random = ImageSet(images, torch.randint(num_classes, (count,), generator=generator))
+    images = torch.randint(256, (count, facts.channels, size, size), dtype=torch.uint8, generator=generator)
+    random = ImageSet(images, torch.randint(facts.classes, (count,), generator=generator))
     return ImageData(
         name=spec.name,
         train=random,
         held_out=random,
-        num_classes=num_classes,
-        mean=(0.5,) * channels,
-        std=(0.25,) * channels,
-        flip=spec.name != "digits" if spec.flip is None else spec.flip,
+        num_classes=facts.classes,
+        mean=(0.5,) * facts.channels,
+        std=(0.25,) * facts.channels,
+        flip=facts.flip if spec.flip is None else spec.flip,
         pad=max(1, size // 8),
     ).to(device)

@@ -29,7 +29,7 @@ from budgettune.training.profile.result import (
     pair_kernels,
     remedy,
 )
-from budgettune.training.profile.space import aligned_twin, configurations, label_of
+from budgettune.training.profile.space import aligned_twin, configurations
 
 _LANES = {"AVX512": 16, "AVX2": 8}  # 32-bit numbers in a vector
 
@@ -113,7 +113,7 @@ class _Workshop:
             widths = None if is_code(config.model.name) else list(config.model.realised_widths)
             precision = pick_precision(config.train.precision, self.device.torch, widths)
             pinned = config.resolve({"train.precision": precision})
-            found.setdefault(label_of(pinned), (params, pinned))
+            found.setdefault(pinned.step_label(), (params, pinned))
         return found
 
     def probe(self, config: StudySpec, cudnn_benchmark: bool | None = None) -> Probe:
@@ -196,7 +196,7 @@ class _Profiler:
             self._build(label, partial(self.workshop.probe, config), self.probes)
             twin = aligned_twin(config)
             if twin is not None and label in self.probes:
-                twins[label] = label_of(twin)
+                twins[label] = twin.step_label()
                 self._build(twins[label], partial(self.workshop.probe, twin), self.probes)
         return twins
 

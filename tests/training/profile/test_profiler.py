@@ -15,7 +15,7 @@ from budgettune.training.profile.kernels import Kernel
 from budgettune.training.profile.probe import Probe, ProbeResult
 from budgettune.training.profile.profiler import profile
 from budgettune.training.profile.result import explain, pair_kernels, remedy, vector_fill
-from budgettune.training.profile.space import aligned_twin, configurations, label_of
+from budgettune.training.profile.space import aligned_twin, configurations
 
 WIDTHS = {1.0: (16, 32, 64), 1.1: (17, 35, 70), 1.2: (19, 38, 76), 1.3: (20, 41, 83), 1.4: (22, 44, 89)}
 MILLIONS = {1.0: 31.0, 1.1: 36.4, 1.2: 43.5, 1.3: 50.0, 1.4: 79.0}
@@ -158,7 +158,7 @@ def test_only_unaligned_widths_have_a_twin():
     spec = paper()
     assert aligned_twin(spec.resolve({"scale": 1.0})) is None
     assert aligned_twin(spec.resolve({"scale": 1.1})).model.realised_widths == (16, 32, 72)
-    assert label_of(spec.resolve({"scale": 1.1, "batch_size": 50})) == "17/35/70 × 3, batch 50, fp32"
+    assert spec.resolve({"scale": 1.1, "batch_size": 50}).step_label() == "17/35/70 × 3, batch 50, fp32"
 
 
 class SlowWhenNarrow:
