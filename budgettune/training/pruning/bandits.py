@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from budgettune.training.pruning.base import EpochPlan, Strategy
-from budgettune.training.pruning.baselines import drop_lowest
+from budgettune.training.pruning.scores import drop_lowest
 
 
 class _Bandit(Strategy):
@@ -19,11 +19,11 @@ class _Bandit(Strategy):
     """
 
     state: tuple[str, ...] = ("mean", "kept")
+    kept: Tensor | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.mean = torch.full((self.size,), torch.nan, device=self.device)
-        self.kept: Tensor | None = None
 
     def plan(self, epoch: int, progress: float) -> EpochPlan:
         if not (drop := self.drop_count(epoch, progress)):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from budgettune.training.pruning.base import EpochPlan, RemembersLosses, Strategy
+from budgettune.training.pruning.scores import drop_lowest
 
 
 class Full(Strategy):
@@ -53,35 +54,6 @@ class RandomSubset(Strategy):
         return torch.cat([fresh[~left_over], fresh[left_over]])
 
 
-def drop_lowest(losses: Tensor, drop: int, generator: torch.Generator) -> Tensor:
-    """Return a mask of what is left when the lowest losses are dropped.
-
-    Exactly `drop` samples go, ties broken at random, but never a sample whose loss is not finite (unseen, NaN or
-    infinite), and never the last one. Linear in the number of samples.
-
-    Args:
-        losses: float32 [n].
-        drop: how many to drop.
-        generator: for ties; on the device of losses.
-
-    Returns:
-        bool [n], true for samples to keep.
-    """
-    comparable = losses.isfinite()
-    drop = min(drop, int(comparable.sum()), len(losses) - 1)
-    if drop <= 0:
-        return torch.ones_like(comparable)
-    ranked = losses.masked_fill(~comparable, torch.inf)
-    threshold = ranked.kthvalue(drop).values
-    keep = ranked > threshold
-    tied = (ranked == threshold).nonzero().squeeze(1)
-    surplus = len(losses) - drop - int(keep.sum())
-    if surplus:
-        order = torch.randperm(len(tied), generator=generator, device=losses.device)
-        keep[tied[order[:surplus]]] = True
-    return keep
-
-
 class StaleQuantile(RemembersLosses):
     """Drop the lowest last-seen losses; every refresh_every epochs, from the first on, keep all.
 
@@ -110,12 +82,12 @@ class PaperAsCoded(Strategy):
 
     SUBSET = 5_000
     state = ("table", "recent", "kept")
+    kept: Tensor | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.table = torch.full((self.size,), torch.nan, device=self.device)
         self.recent = self.table.clone()
-        self.kept: Tensor | None = None
 
     def plan(self, epoch: int, progress: float) -> EpochPlan:
         if epoch % self.spec.refresh_every == 0:

@@ -17,32 +17,18 @@ def weighted_coreset(
     groups: Tensor,
     drop: int,
     *,
-    epsilon: float = 0.1,
     generator: torch.Generator,
     each_step: Callable[[], None] = lambda: None,
 ) -> tuple[Tensor, Tensor]:
     """Return medoids of each group and weights in proportion to their clusters, when `drop` points go.
 
     Exactly `drop` points go, but never one with a coordinate that is not finite (it stands for itself), and never the
-    last.
-
-    Args:
-        points: float32 [n, dimensions].
-        groups: int64 [n].
-        drop: how many to drop.
-        epsilon: as for medoids.
-        generator: as for medoids.
-        each_step: as for medoids.
-
-    Returns:
-        int64 [n - drop] of indices, and float32 weights [n - drop] with a mean of one.
+    last. Arguments are those of `medoids`; weights, float32 [n - drop], have a mean of one.
     """
     finite = points.isfinite().all(dim=1)
     inside, outside = finite.nonzero().squeeze(1), (~finite).nonzero().squeeze(1)
     keep = len(inside) - max(0, min(drop, len(inside), len(points) - 1))
-    picks, clusters = medoids(
-        points[inside], groups[inside], keep, epsilon=epsilon, generator=generator, each_step=each_step
-    )
+    picks, clusters = medoids(points[inside], groups[inside], keep, generator=generator, each_step=each_step)
     sizes = torch.cat([clusters, torch.ones_like(outside)]).float()
     return torch.cat([inside[picks], outside]), sizes / sizes.mean()
 

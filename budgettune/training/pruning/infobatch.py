@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -28,10 +26,7 @@ class InfoBatch(RemembersLosses):
     """
 
     state = ("losses", "owed")
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.owed = 0
+    owed = 0  # of what earlier epochs should have dropped
 
     def plan(self, epoch: int, progress: float) -> EpochPlan:
         if not (drop := self.drop_count(epoch, progress)):

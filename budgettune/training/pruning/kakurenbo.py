@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from budgettune.training.pruning.base import EpochPlan, RemembersLosses
-from budgettune.training.pruning.baselines import drop_lowest
+from budgettune.training.pruning.scores import drop_lowest
 
 
 class Kakurenbo(RemembersLosses):
@@ -26,12 +26,12 @@ class Kakurenbo(RemembersLosses):
 
     needs_model = True
     state = ("losses", "is_sure", "hidden", "owed")
+    owed = 0  # of what earlier epochs should have hidden
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.is_sure = torch.zeros(self.size, dtype=torch.bool, device=self.device)
         self.hidden = torch.empty(0, dtype=torch.int64, device=self.device)
-        self.owed = 0
 
     def plan(self, epoch: int, progress: float) -> EpochPlan:
         if len(self.hidden):

@@ -7,12 +7,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from budgettune.training.pruning.base import EpochPlan
 from budgettune.training.pruning.coresets import spherical_kmeans
 from budgettune.training.pruning.scores import keep_by_strata, negative_margin
-from budgettune.training.pruning.static import ScoredInPassing
+from budgettune.training.pruning.static import Static
 
 
-class Forgetting(ScoredInPassing):
+class _ScoredInPassing(Static):
+    """Static, with scores from the beginning of the run itself.
+
+    Epochs that begin before score_until of training keep everything. Those after drop more than prune_rate, so that
+    the whole run drops prune_rate.
+    """
+
+    def plan(self, epoch: int, progress: float) -> EpochPlan:
+        if self.kept is None and (drop := self.drop_count(epoch, progress)):
+            self.kept = self.choose(self.scores(), drop)
+        return super().plan(epoch, progress)
+
+
+class Forgetting(_ScoredInPassing):
     """Keep the samples that are most often forgotten.
 
     Toneva et al. (2018), "An empirical study of example forgetting", algorithm 1: a sample is forgotten where it was
@@ -42,7 +56,7 @@ class Forgetting(ScoredInPassing):
         return self.forgotten.where(self.was_learnt, self.forgotten.max() + 1)  # never learnt ranks hardest
 
 
-class CoverageCentric(ScoredInPassing):
+class CoverageCentric(_ScoredInPassing):
     """Cut the hardest samples, which may be mislabelled, and keep the others evenly over all degrees of hardness.
 
     Zheng et al. (2023), "Coverage-centric coreset selection for high pruning rates", algorithm 1, with their default
@@ -72,7 +86,7 @@ class CoverageCentric(ScoredInPassing):
         return keep_by_strata(scores, drop, cut=self.spec.cutoff, strata=self.spec.strata, generator=self.generator)
 
 
-class Prototypes(ScoredInPassing):
+class Prototypes(_ScoredInPassing):
     """Keep the samples far from the prototypes of their kind, or those near where data are scarce.
 
     Sorscher et al. (2022), "Beyond neural scaling laws": cosine distance to the nearest of k-means centres, by default

@@ -16,12 +16,7 @@ Side = Literal["hard", "middle", "easy"]
 
 
 def softmax_error(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return softmax − onehot: float32 [B, classes], the gradient of cross-entropy in the logits.
-
-    Args:
-        logits: [B, classes], of any floating type.
-        labels: int64 [B].
-    """
+    """Return softmax − onehot: float32 [B, classes], the gradient of cross-entropy in the logits [B, classes]."""
     error: Tensor = logits.float().softmax(dim=1) - one_hot(labels, logits.shape[1])
     return error
 
@@ -36,12 +31,7 @@ def last_layer_grad_norm(logits: Tensor, labels: Tensor, features: Tensor) -> Te
 
     That gradient is the outer product of softmax − onehot and (features, 1), and the norm of an outer product is the
     product of the norms. It is the practical form of GraNd (Paul, Ganguli and Dziugaite 2021, definition 2.1), whose
-    gradient in all weights costs a backward pass per sample.
-
-    Args:
-        logits: [B, classes].
-        labels: int64 [B].
-        features: [B, width], what the last layer takes in.
+    gradient in all weights costs a backward pass per sample. Features, [B, width], are what the last layer takes in.
     """
     return el2n(logits, labels) * (1 + features.float().square().sum(dim=1)).sqrt()
 
@@ -58,16 +48,32 @@ def negative_margin(logits: Tensor, labels: Tensor) -> Tensor:
     return wrong.clamp(min=0) - right  # with a single class there is no wrong one
 
 
+def drop_lowest(losses: Tensor, drop: int, generator: torch.Generator) -> Tensor:
+    """Return a mask of what is left when the lowest of n losses are dropped: bool [n].
+
+    Exactly `drop` samples go, ties broken at random, but never a sample whose loss is not finite (unseen, NaN or
+    infinite), and never the last one. Linear in the number of samples.
+    """
+    comparable = losses.isfinite()
+    drop = min(drop, int(comparable.sum()), len(losses) - 1)
+    if drop <= 0:
+        return torch.ones_like(comparable)
+    ranked = losses.masked_fill(~comparable, torch.inf)
+    threshold = ranked.kthvalue(drop).values
+    keep = ranked > threshold
+    tied = (ranked == threshold).nonzero().squeeze(1)
+    surplus = len(losses) - drop - int(keep.sum())
+    if surplus:
+        order = torch.randperm(len(tied), generator=generator, device=losses.device)
+        keep[tied[order[:surplus]]] = True
+    return keep
+
+
 def keep_by_score(scores: Tensor, drop: int, side: Side, generator: torch.Generator) -> Tensor:
     """Return what is left when `drop` samples go: int64 [n - drop], ascending.
 
-    Exactly `drop` samples go, ties broken at random, but never one whose score is not finite, and never the last.
-
-    Args:
-        scores: [n], high means hard.
-        drop: how many to drop.
-        side: which to keep: the hard, the easy, or the middle with as many gone below as above.
-        generator: for ties; on the device of scores.
+    Exactly `drop` samples go, ties broken at random, but never one whose score is not finite, and never the last. Kept
+    are the hard, the easy, or the middle with as many gone below as above.
     """
     order, drop = _from_easy_to_hard(scores, drop, generator)
     first = {"easy": 0, "middle": drop // 2, "hard": drop}[side]
@@ -79,14 +85,8 @@ def keep_by_strata(scores: Tensor, drop: int, *, cut: float, strata: int = 50, g
 
     The hardest share `cut` goes, because the mislabelled are among it. The range of the other scores is split into
     strata of even width; from the emptiest stratum to the fullest, each gives the same number, or all it has where
-    that is less. Exactly `drop` samples go, but never one whose score is not finite, and never the last.
-
-    Args:
-        scores: [n], high means hard.
-        drop: how many to drop; where the cut alone would drop more, fewer are cut.
-        cut: share of all samples, the paper's β.
-        strata: how many.
-        generator: of the choice within strata; on the device of scores.
+    that is less. Exactly `drop` samples go, but never one whose score is not finite, and never the last; where the cut
+    (the paper's β) alone would drop more, fewer are cut.
     """
     order, drop = _from_easy_to_hard(scores, drop, generator)
     if not len(order):

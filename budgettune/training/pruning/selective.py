@@ -14,12 +14,8 @@ def rank_share(values: Tensor, among: Tensor, chance: Tensor) -> Tensor:
     """Return the share of others that lie below each value, in [0, 1].
 
     It is the empirical distribution function with each of its steps spread evenly over its height, so that the
-    share of one of `among` is uniform on [0, 1] whatever their distribution, ties included.
-
-    Args:
-        values: float32 [n], finite.
-        among: float32 [m], finite, m >= 1.
-        chance: float32 [n], uniform on [0, 1).
+    share of one of `among` is uniform on [0, 1] whatever their distribution, ties included. All are finite; chance,
+    float32 [n], is uniform on [0, 1).
     """
     ordered = among.sort().values
     below = torch.searchsorted(ordered, values, right=False)
@@ -28,19 +24,10 @@ def rank_share(values: Tensor, among: Tensor, chance: Tensor) -> Tensor:
 
 
 def draw(losses: Tensor, among: Tensor, beta: float, generator: torch.Generator) -> Tensor:
-    """Return a mask of samples kept with probability CDF(loss)^beta: at least one.
+    """Return a mask of samples kept with probability CDF(loss)^beta: bool [n], at least one true.
 
-    For losses that are distributed as `among` the expected share is 1 / (beta + 1). Losses that are not finite are
-    always kept.
-
-    Args:
-        losses: float32 [n].
-        among: float32 [m], finite: the losses that make up the distribution; none keeps everything.
-        beta: at least 0.
-        generator: on the device of losses.
-
-    Returns:
-        bool [n].
+    The finite losses `among` make up the distribution; where there are none, everything is kept. For losses that are
+    distributed likewise the expected share is 1 / (beta + 1). Losses that are not finite are always kept.
     """
     comparable = losses.isfinite()
     if not len(among):
@@ -70,13 +57,13 @@ class SelectiveBackprop(Strategy):
 
     needs_model = True
     state = ("history", "beta", "offered", "kept")
+    offered = kept = 0  # in the present epoch
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.odds = (1 - self.largest_drop) / max(self.largest_drop, 1e-9)
         self.beta = 1 / self.odds
         self.history = torch.empty(0, device=self.device)
-        self.offered = self.kept = 0
 
     @property
     def candidates(self) -> float:
@@ -106,11 +93,11 @@ class StaleSelectiveBackprop(RemembersLosses):
     """
 
     needs_model = True
+    is_first = True
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.beta = self.largest_drop / (1 - self.largest_drop)
-        self.is_first = True
 
     def plan(self, epoch: int, progress: float) -> EpochPlan:
         self.is_first = epoch == 0

@@ -49,19 +49,6 @@ class ScoredAhead(Static):
             self.kept = self.choose(self.scores(), self.size - self.keep_count)
 
 
-class ScoredInPassing(Static):
-    """Static, with scores from the beginning of the run itself.
-
-    Epochs that begin before score_until of training keep everything. Those after drop more than prune_rate, so that
-    the whole run drops prune_rate.
-    """
-
-    def plan(self, epoch: int, progress: float) -> EpochPlan:
-        if self.kept is None and (drop := self.drop_count(epoch, progress)):
-            self.kept = self.choose(self.scores(), drop)
-        return super().plan(epoch, progress)
-
-
 class _ScoredByShortRuns(ScoredAhead):
     """The mean score over helper_runs models of the trial's own kind, each trained for helper_epochs on everything."""
 

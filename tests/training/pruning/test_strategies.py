@@ -13,7 +13,7 @@ from budgettune.errors import SpecError
 from budgettune.spec.pruning import STRATEGIES, PruningSpec, expected_visits
 from budgettune.spec.trust import Trust
 from budgettune.training.pruning import EpochPlan, Strategy, make_strategy, strategy_class
-from budgettune.training.pruning.baselines import drop_lowest
+from budgettune.training.pruning.scores import drop_lowest
 from tests.support.simulation import World, make, play, spec_of
 
 EPOCHS = 12
