@@ -156,10 +156,10 @@ def dashboard(
 ) -> None:
     """Serve optuna-dashboard with our figures, read-only unless told otherwise."""
     from budgettune.dashboard.app import serve
-    from budgettune.report import fronts
+    from budgettune.report import front_figures
     from budgettune.storage.connection import storage_url
 
-    raise typer.Exit(128 + serve(storage_url(storage), host, port, password_file, allow_write, figures=fronts))
+    raise typer.Exit(128 + serve(storage_url(storage), host, port, password_file, allow_write, figures=front_figures))
 
 
 @app.command(rich_help_panel=BEFORE, epilog=examples("doctor", "doctor --format json"))

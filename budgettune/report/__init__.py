@@ -1,4 +1,4 @@
-"""The report of a study: values first, then figures, then one HTML page.
+"""The report of a study: plain values first, then figures, then one HTML page.
 
 In a notebook: `budgettune.report.figures.front(budgettune.trial_records("my-study"))` is a plotly figure.
 """
@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING
 from budgettune.records import TrialRecord
 from budgettune.report import figures
 from budgettune.report.build import picture, write_report
-from budgettune.report.view import finished, machine_kinds, of_machine
+from budgettune.report.view import finished, machine_counts, of_machine
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-__all__ = ["figures", "fronts", "of_machine", "picture", "write_report"]
+__all__ = ["figures", "front_figures", "of_machine", "picture", "write_report"]
 
 
-def fronts(records: Sequence[TrialRecord]) -> list[Figure]:
+def front_figures(records: Sequence[TrialRecord]) -> list[Figure]:
     """Return the front of each kind of machine that a study's times come from, as a dashboard shows them."""
     trials = finished(records)
-    return [figures.front(of_machine(trials, kind)) for kind in machine_kinds(trials)]
+    return [figures.front(of_machine(trials, kind)) for kind in machine_counts(trials)]

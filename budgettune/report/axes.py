@@ -14,7 +14,7 @@ import numpy as np
 from budgettune.records import TrialRecord
 from budgettune.spec.tables import RangeSpec
 
-LOG_RATIO = 100.0
+LOG_AXIS_RATIO = 100.0
 """Positive numbers that span at least this ratio are placed by their logarithm."""
 MOST_TICKS = 8
 OTHER, ABSENT = "other", "not set"
@@ -24,7 +24,7 @@ Search = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Axis:
+class FigureAxis:
     """A searched parameter that took at least two values.
 
     Attributes:
@@ -73,11 +73,11 @@ class Groups:
         members: index of each trial's group.
     """
 
-    axis: Axis | None
+    axis: FigureAxis | None
     labels: tuple[str, ...]
     members: np.ndarray
 
-    def rows(self, group: int) -> np.ndarray:
+    def indices(self, group: int) -> np.ndarray:
         """Return the indices of a group's trials."""
         return np.flatnonzero(self.members == group)
 
@@ -96,7 +96,7 @@ def value_text(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def searched_axes(trials: Sequence[TrialRecord], search: Search | None = None) -> tuple[Axis, ...]:
+def searched_axes(trials: Sequence[TrialRecord], search: Search | None = None) -> tuple[FigureAxis, ...]:
     """Return the parameters that took at least two values, in the order of the search space.
 
     Args:
@@ -106,16 +106,11 @@ def searched_axes(trials: Sequence[TrialRecord], search: Search | None = None) -
     search = search or {}
     names = dict.fromkeys([*search, *(name for trial in trials for name in trial.params)])
     labels = param_labels(names)
-    found = (
-        _axis(
-            name,
-            labels[name],
-            [trial.params[name] for trial in trials if name in trial.params],
-            search.get(name),
-        )
-        for name in names
-    )
-    return tuple(axis for axis in found if len(axis.levels) > 1)
+    axes = []
+    for name in names:
+        taken = [trial.params[name] for trial in trials if name in trial.params]
+        axes.append(_axis(name, labels[name], taken, search.get(name)))
+    return tuple(axis for axis in axes if len(axis.levels) > 1)
 
 
 def param_labels(names: Iterable[str]) -> dict[str, str]:
@@ -125,27 +120,27 @@ def param_labels(names: Iterable[str]) -> dict[str, str]:
     return {name: label if counts[label] == 1 else name for name, label in short.items()}
 
 
-def _axis(name: str, label: str, values: Sequence[Any], searched: Any) -> Axis:
+def _axis(name: str, label: str, values: Sequence[Any], searched: Any) -> FigureAxis:
     if not all(map(is_number, values)):
-        return Axis(name, label, "categorical", tuple(dict.fromkeys(map(value_text, _in_order(values, searched)))))
+        return FigureAxis(
+            name, label, "categorical", tuple(dict.fromkeys(map(value_text, _in_order(values, searched))))
+        )
     levels = tuple(sorted(set(values)))
-    return Axis(name, label, "log" if levels and _is_log(levels, searched) else "numeric", levels)
+    if isinstance(searched, RangeSpec):
+        is_log = searched.log
+    else:
+        is_log = bool(levels) and levels[0] > 0 and levels[-1] / levels[0] >= LOG_AXIS_RATIO
+    return FigureAxis(name, label, "log" if is_log else "numeric", levels)
 
 
 def _in_order(values: Sequence[Any], searched: Any) -> list[Any]:
-    """Return values in the order in which a study file lists them."""
+    """Return values, those that a study file lists first and in its order."""
     taken = set(map(value_text, values))
     listed = searched if isinstance(searched, Sequence) and not isinstance(searched, str) else ()
     return [*(value for value in listed if value_text(value) in taken), *values]
 
 
-def _is_log(levels: Sequence[float], searched: Any) -> bool:
-    if isinstance(searched, RangeSpec):
-        return searched.log
-    return levels[0] > 0 and levels[-1] / levels[0] >= LOG_RATIO
-
-
-def grouped(axis: Axis | None, trials: Sequence[TrialRecord], most: int) -> Groups:
+def grouped(axis: FigureAxis | None, trials: Sequence[TrialRecord], most: int) -> Groups:
     """Return trials in at most that many groups: one for each level, or intervals of equal width where there are more.
 
     Trials that lack the parameter make a group of their own.
@@ -154,7 +149,9 @@ def grouped(axis: Axis | None, trials: Sequence[TrialRecord], most: int) -> Grou
         return Groups(None, ("all trials",), np.zeros(len(trials), dtype=int))
     codes = axis.codes(trials)
     if len(axis.levels) <= most:
-        labels, members = [value_text(level) for level in axis.levels], _nearest_level(axis, codes)
+        places = [axis.code(level) for level in axis.levels]
+        labels = [value_text(level) for level in axis.levels]
+        members = np.searchsorted(places, np.nan_to_num(codes, nan=places[0]))
     elif axis.kind == "categorical":
         labels, members = _frequent(axis, codes, most)
     else:
@@ -165,12 +162,7 @@ def grouped(axis: Axis | None, trials: Sequence[TrialRecord], most: int) -> Grou
     return Groups(axis, tuple(labels), members)
 
 
-def _nearest_level(axis: Axis, codes: np.ndarray) -> np.ndarray:
-    levels = np.array([axis.code(level) for level in axis.levels])
-    return np.asarray(np.searchsorted(levels, np.nan_to_num(codes, nan=levels[0])))
-
-
-def _frequent(axis: Axis, codes: np.ndarray, most: int) -> tuple[list[str], np.ndarray]:
+def _frequent(axis: FigureAxis, codes: np.ndarray, most: int) -> tuple[list[str], np.ndarray]:
     counts = Counter(codes[~np.isnan(codes)].astype(int).tolist())
     kept = sorted(code for code, _ in counts.most_common(most - 1))
     place = {code: index for index, code in enumerate(kept)}
@@ -178,7 +170,7 @@ def _frequent(axis: Axis, codes: np.ndarray, most: int) -> tuple[list[str], np.n
     return [*(axis.levels[code] for code in kept), OTHER], np.array(members)
 
 
-def _intervals(axis: Axis, codes: np.ndarray, most: int) -> tuple[list[str], np.ndarray]:
+def _intervals(axis: FigureAxis, codes: np.ndarray, most: int) -> tuple[list[str], np.ndarray]:
     edges = np.linspace(axis.code(axis.levels[0]), axis.code(axis.levels[-1]), most + 1)
     texts = [f"{10**edge if axis.kind == 'log' else edge:.3g}" for edge in edges]
     labels = [f"{low} to {high}" for low, high in itertools.pairwise(texts)]

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from budgettune.errors import BudgetTuneError, NothingToDraw, SpecError, UsageError
-from budgettune.records import StepProbe, TrialRecord
-from budgettune.report.contents import contents
-from budgettune.report.figures import FORECASTS, draw
-from budgettune.report.forecast import Forecast, forecast
-from budgettune.report.page import build_page
+from budgettune.errors import BudgetTuneError, NothingToDraw, StorageError, UsageError
+from budgettune.report.figures import FIGURES, draw
+from budgettune.report.forecast import StudyForecast, forecast
+from budgettune.report.page import build_page, contents
 from budgettune.report.view import Overview
-from budgettune.spec.study_spec import StudySpec
 from budgettune.storage.studies import all_studies, read_probes
 from budgettune.storage.trials import stopping_notes, trial_records
 from budgettune.study.export import opened
@@ -60,15 +56,21 @@ def write_report(
     if (figure is None) != (format == "html"):
         raise UsageError("--figure NAME goes with --format png or svg, and they with it; the page has all figures")
     study = next(row for row in all_studies(engine) if row.study_id == study_id)
-    spec, records = _spec(study.spec_json), trial_records(engine, study_id)
+    try:
+        spec = study.read_spec()
+    except (StorageError, ValueError):  # of another version: trials can be drawn all the same
+        spec = None
     search = None if spec is None else spec.search
-    notes = stopping_notes(engine, study_id)
+    records, notes = trial_records(engine, study_id), stopping_notes(engine, study_id)
     values = contents(study.name, records, search, device_name=device_name, clean_only=clean_only, stopping=notes)
     probes = read_probes(engine, study_id)
     learnt_from = [record for record in records if record.status == "clean" or not clean_only]
+
+    def ahead(view: Overview) -> StudyForecast:
+        return forecast(view, spec, learnt_from, probes)
+
     if figure is None:
-        forecasts = [_forecast(view, spec, learnt_from, probes) for view in values.views]
-        document = build_page(values, search=search, forecasts=forecasts, budget_seconds=budget_seconds).encode()
+        document = build_page(values, forecast=ahead, budget_seconds=budget_seconds).encode()
     elif len(values.views) > 1 or values.left_out:
         kinds = "; ".join(row["machine"] for row in values.machines)
         raise UsageError(f"times of several kinds of machine share no figure: choose one with --device-name: {kinds}")
@@ -76,32 +78,10 @@ def write_report(
         raise NothingToDraw("no trial is finished yet: run `budgettune worker` first")
     else:
         view = values.views[0]
-        ahead = _forecast(view, spec, learnt_from, probes) if figure in FORECASTS else None
-        if isinstance(ahead, NothingToDraw):
-            raise ahead
-        document = picture(draw(figure, view, search, ahead, notes), format)
+        of = ahead(view) if figure in FIGURES and FIGURES[figure].about == "forecast" else None
+        document = picture(draw(figure, view, search, of, notes), format)
     with opened(out) as file:
         file.write(document)
-
-
-def _spec(spec_json: str | None) -> StudySpec | None:
-    """Return a stored spec, None where this version cannot read it."""
-    try:
-        return StudySpec.from_json(spec_json or "")
-    except (SpecError, ValueError):
-        return None
-
-
-def _forecast(
-    view: Overview, spec: StudySpec | None, records: Sequence[TrialRecord], probes: Mapping[str, Sequence[StepProbe]]
-) -> Forecast | NothingToDraw:
-    """Return what is predicted of what never ran, or why nothing is."""
-    if spec is None:
-        return NothingToDraw("the study's spec cannot be read, so nothing is predicted")
-    try:
-        return forecast(view, spec, records, probes)
-    except NothingToDraw as reason:
-        return reason
 
 
 def picture(figure: Any, format: str) -> bytes:  # noqa: A002

@@ -1,86 +1,60 @@
-"""Every figure of the report: functions from the records of a study to a plotly Figure, for pages and notebooks.
+"""Every figure of the report, by its name and in the order of the page.
 
-Each takes the records (finished or not, of one kind of machine) and, where it is known, the search space of the spec.
+`budgettune.report.figures.front(records)` is a plotly figure. Records are trials of a study, finished or not, of one
+kind of machine; what shows what never ran takes what `forecast` returns, and `stopping` takes the notes on stopped
+trials.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
 
 from budgettune.errors import NothingToDraw, UsageError
 from budgettune.report.axes import Search
-from budgettune.report.figures_forecast import calibration, predicted, recommended, surface
-from budgettune.report.figures_training import curves, hypervolume, importance, phases, pruning, repeats, stopping
-from budgettune.report.forecast import Forecast, forecast
-from budgettune.report.tradeoff import Records, accuracies, answer, front, panels, times
+from budgettune.report.forecast import StudyForecast, calibration, forecast, predicted, recommended, surface
+from budgettune.report.runs import Notes, curves, phases, pruning, repeats, stopping
+from budgettune.report.search import hypervolume, importance
+from budgettune.report.tradeoff import accuracies, answer, front, panels, times
+from budgettune.report.view import Figure, Records
 
-__all__ = [
-    "FIGURES",
-    "FORECASTS",
-    "STOPPING",
-    "accuracies",
-    "answer",
-    "calibration",
-    "curves",
-    "draw",
-    "forecast",
-    "front",
-    "hypervolume",
-    "importance",
-    "panels",
-    "phases",
-    "predicted",
-    "pruning",
-    "recommended",
-    "repeats",
-    "stopping",
-    "surface",
-    "times",
-]
-
-FIGURES: dict[str, Callable[..., go.Figure]] = {
-    "answer": answer,
-    "front": front,
-    "curves": curves,
-    "panels": panels,
-    "times": times,
-    "accuracies": accuracies,
-    "importance": importance,
-    "repeats": repeats,
-    "phases": phases,
-    "pruning": pruning,
-    "hypervolume": hypervolume,
+FIGURES: dict[str, Figure[Any, Any]] = {
+    figure.name: figure
+    for figure in (
+        answer,
+        front,
+        recommended,
+        surface,
+        predicted,
+        calibration,
+        curves,
+        panels,
+        times,
+        accuracies,
+        importance,
+        repeats,
+        phases,
+        pruning,
+        hypervolume,
+        stopping,
+    )
 }
-"""By the name that `--figure` takes, in the order of the page."""
 
-
-FORECASTS: dict[str, Callable[[Forecast], go.Figure]] = {
-    "recommended": recommended,
-    "surface": surface,
-    "predicted": predicted,
-    "calibration": calibration,
-}
-"""Those of what never ran; each takes what `forecast` returns."""
-
-
-STOPPING = "stopping"
-"""The figure of trials that were stopped early, from `storage.trials.stopping_notes`; of all machines together."""
+__all__ = ["FIGURES", "draw", "forecast", *FIGURES]
 
 
 def draw(
     name: str,
     records: Records,
     search: Search | None = None,
-    of: Forecast | None = None,
-    notes: Sequence[Mapping[str, Any]] = (),
+    of: StudyForecast | None = None,
+    notes: Notes = (),
 ) -> go.Figure:
     """Return the figure of that name.
 
     Args:
-        name: in FIGURES or in FORECASTS.
+        name: in FIGURES.
         records: of a study, or their overview.
         search: the search space of the spec.
         of: for figures of what never ran, from `forecast`.
@@ -90,12 +64,13 @@ def draw(
         UsageError: where there is no such figure.
         NothingToDraw: where the study does not hold what it shows.
     """
-    if name in FIGURES:
-        return FIGURES[name](records, search)
-    if name == STOPPING:
-        return stopping(notes)
-    if name not in FORECASTS:
-        raise UsageError(f"figure {name!r}: choose one of {', '.join([*FIGURES, *FORECASTS, STOPPING])}")
+    if name not in FIGURES:
+        raise UsageError(f"figure {name!r}: choose one of {', '.join(FIGURES)}")
+    figure = FIGURES[name]
+    if figure.about == "trials":
+        return figure(records, search)
+    if figure.about == "stopping":
+        return figure(notes)
     if of is None:
         raise NothingToDraw(f"figure {name!r} shows what is predicted, for which the study's spec must be readable")
-    return FORECASTS[name](of)
+    return figure(of)

@@ -1,21 +1,42 @@
-"""What never ran, as plain values: the recommended path over budgets, what each scale would reach, and the check."""
+"""Figures of what never ran: the recommended path over budgets, what each scale would reach, how far to trust both."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
 from budgettune.errors import NothingFits, NothingToDraw, UsageError
-from budgettune.predict.held_out import HeldOut, held_out
+from budgettune.predict.held_out import HeldOut, coverage, held_out
 from budgettune.predict.predictor import Prediction, Predictor
 from budgettune.predict.recommend import Ask, Candidates
 from budgettune.predict.regression import on_one_thread
 from budgettune.records import StepProbe, TrialRecord
 from budgettune.report.axes import value_text
-from budgettune.report.view import Overview, objectives
+from budgettune.report.style import (
+    BLUE,
+    GREY,
+    HEIGHT,
+    LIGHT,
+    SEQUENTIAL,
+    SHARE,
+    VERMILLION,
+    accuracy_axis,
+    diagonal,
+    front_line,
+    html_safe,
+    in_unit,
+    new_figure,
+    scatter,
+    time_axis,
+)
+from budgettune.report.view import LOG_TIME_RATIO, Figure, Overview, counted, objectives
 from budgettune.spec.study_spec import StudySpec
+from budgettune.text import format_duration
 
 BUDGETS = 8
 ENDS = (0.7, 1.5)
@@ -25,10 +46,12 @@ MOST_LEVELS = 8
 MOST_TRIALS = 300
 FEW_OF_MANY = 120
 """Beyond MOST_TRIALS so many are learnt from, a random choice: a page of 10,000 trials shall not take long to build."""
+WIDTHS = tuple(share / 20 for share in range(1, 20))
+"""Central intervals of which a calibration plot tells."""
 
 
 @dataclass(frozen=True)
-class Forecast:
+class StudyForecast:
     """What is predicted of a study on one kind of machine.
 
     Attributes:
@@ -51,37 +74,48 @@ class Forecast:
 @on_one_thread
 def forecast(
     view: Overview,
-    spec: StudySpec,
+    spec: StudySpec | None,
     records: Sequence[TrialRecord],
     probes: Mapping[str, Sequence[StepProbe]] | None = None,
-) -> Forecast:
+) -> StudyForecast:
     """Return what is predicted for the machine of a view.
 
     Args:
         view: of its finished trials.
-        spec: of the study.
+        spec: of the study; None where this version cannot read it.
         records: of all trials of the study.
         probes: step times taken outside trials, by kind of machine.
 
     Raises:
         NothingToDraw: where too little has finished to predict anything, or the study cannot be predicted.
     """
+    if spec is None:
+        raise NothingToDraw("the study's spec cannot be read, so nothing is predicted")
     device_name, records = view.trials[0].device_name, _some(records)
+    lowest, highest = ENDS[0] * float(view.seconds.min()), ENDS[1] * float(view.seconds.max())
+    asked = []
     try:
         predictor = Predictor(spec, records, device_name=device_name, probes=probes)
-        asked = [candidates for budget in _budgets(view) if (candidates := _candidates(predictor, budget)) is not None]
+        for budget in np.geomspace(lowest, highest, BUDGETS).tolist():
+            with suppress(NothingFits):
+                asked.append(Candidates(predictor, Ask(budget, CONFIDENCE)))
     except UsageError as reason:
         raise NothingToDraw(str(reason)) from reason
     if not asked:
         raise NothingToDraw("nothing is predicted to end within the times that ran: run `budgettune worker` further")
-    levels = view.marker.levels[:MOST_LEVELS] if view.marker else ()
-    return Forecast(
+    try:
+        checks = tuple(held_out(spec, records, device_name=device_name, probes=probes))
+    except UsageError:  # enough to predict from, not enough to hold any out
+        checks = ()
+    name, levels = (view.marker.name, view.marker.levels[:MOST_LEVELS]) if view.marker else ("", ())
+    texts = tuple(map(value_text, levels))
+    return StudyForecast(
         view=view,
         budgets=tuple(candidates.ask.budget_seconds for candidates in asked),
         path=tuple(candidates.prediction(candidates.best) for candidates in asked),
-        levels=tuple(map(value_text, levels)),
-        surface=tuple(tuple(_best_of(candidates, view, level) for level in levels) for candidates in asked),
-        checks=_checks(spec, records, device_name, probes),
+        levels=texts,
+        surface=tuple(tuple(_best_of(candidates, name, level) for level in texts) for candidates in asked),
+        checks=checks,
     )
 
 
@@ -94,37 +128,251 @@ def _some(records: Sequence[TrialRecord]) -> Sequence[TrialRecord]:
     return [record for record in records if record.state != "COMPLETE" or record.number in chosen]
 
 
-def _budgets(view: Overview) -> list[float]:
-    seconds = [objectives(trial)[0] for trial in view.trials]
-    return [float(budget) for budget in np.geomspace(ENDS[0] * min(seconds), ENDS[1] * max(seconds), BUDGETS)]
-
-
-def _candidates(predictor: Predictor, budget_seconds: float) -> Candidates | None:
-    try:
-        return Candidates(predictor, Ask(budget_seconds, CONFIDENCE))
-    except NothingFits:
-        return None
-
-
-def _best_of(candidates: Candidates, view: Overview, level: object) -> Prediction | None:
-    """Return the best run whose marker parameter has a value."""
-    assert view.marker is not None
-    name = view.marker.name
+def _best_of(candidates: Candidates, name: str, level: str) -> Prediction | None:
+    """Return the best run that has a parameter at a level."""
     same = [
-        index
-        for index, (time, _) in enumerate(candidates.runs)
-        if value_text(time.workload.params.get(name)) == value_text(level)
+        index for index, (time, _) in enumerate(candidates.runs) if value_text(time.workload.params.get(name)) == level
     ]
     return candidates.prediction(max(same, key=lambda index: candidates.expected[index])) if same else None
 
 
-def _checks(
-    spec: StudySpec,
-    records: Sequence[TrialRecord],
-    device_name: str | None,
-    probes: Mapping[str, Sequence[StepProbe]] | None,
-) -> tuple[HeldOut, ...]:
-    try:
-        return tuple(held_out(spec, records, device_name=device_name, probes=probes))
-    except UsageError:  # enough to predict from, not enough to hold any out
-        return ()
+def _spelled(one: Prediction) -> str:
+    settings = [html_safe(f"{name} {value_text(value)}") for name, value in one.params.items()]
+    return "<br>".join([*settings, f"{one.epochs} epochs"])
+
+
+# --- The recommended path -------------------------------------------------------------------------------------------
+
+
+def _draw_recommended(forecast: StudyForecast, path: tuple[Prediction, ...]) -> go.Figure:
+    """Return the expected accuracy of what is recommended at each budget, with its 90% interval, beside what ran."""
+    view = forecast.view
+    budgets = in_unit(view, forecast.budgets)
+    band = scatter(
+        np.concatenate([budgets, budgets[::-1]]),
+        [*(one.accuracy_high for one in path), *(one.accuracy_low for one in reversed(path))],
+        mode="none",
+        fill="toself",
+        fillcolor="rgba(0, 114, 178, 0.2)",
+        name="9 of 10 runs end in here",
+    )
+    line = scatter(
+        budgets,
+        [one.accuracy for one in path],
+        [_spelled(one) for one in path],
+        mode="lines+markers",
+        line={"color": BLUE, "width": 2.5},
+        name="recommended",
+    )
+    ran = front_line(view, view.answers, name="best that ran")
+    budget_axis = {**time_axis(view, "budget"), "type": "log", "rangemode": "normal"}
+    return new_figure("What to train within a budget", [band, line, ran], xaxis=budget_axis, yaxis=accuracy_axis(view))
+
+
+def _say_recommended(forecast: StudyForecast, path: tuple[Prediction, ...]) -> str:
+    """Say what is recommended in the middle of the budgets, and what ran best within it."""
+    place = len(forecast.budgets) // 2
+    budget, choice = forecast.budgets[place], path[place]
+    settings = [f"{name} {value_text(value)}" for name, value in choice.params.items()]
+    text = (
+        f"Within {format_duration(budget)}: {', '.join(settings)} for {counted(choice.epochs, 'epoch')}, "
+        f"{choice.accuracy:.2%} expected ({choice.accuracy_low:.2%} to {choice.accuracy_high:.2%})."
+    )
+    ran = [objectives(trial) for trial in forecast.view.trials]
+    within = [accuracy for seconds, accuracy in ran if seconds <= budget]
+    text += f" The best that ran within it reached {max(within):.2%}." if within else ""
+    return text if len(ran) <= MOST_TRIALS else f"{text} Learnt from a random {FEW_OF_MANY} trials."
+
+
+recommended = Figure(
+    name="recommended",
+    title="What should I train, of all that could run?",
+    guide="`budgettune recommend --budget` gives the same answer for one budget, and says what to run next to know "
+    "more. The configuration stands where you hover; each ends within its budget in 9 of 10 cases.",
+    values=lambda forecast: forecast.path,
+    draw=_draw_recommended,
+    say=_say_recommended,
+    about="forecast",
+)
+
+
+# --- Budget by budget, value by value -------------------------------------------------------------------------------
+
+Surface = tuple[tuple[Prediction | None, ...], ...]
+
+
+def _surface(forecast: StudyForecast) -> Surface:
+    if len(forecast.levels) < 2:
+        raise NothingToDraw("a surface needs two values of a searched scale, or of another number")
+    return forecast.surface
+
+
+def _draw_surface(forecast: StudyForecast, surface: Surface) -> go.Figure:
+    """Return the expected accuracy over budget and scale, and beside it how uncertain it is."""
+    figure = make_subplots(1, 2, shared_yaxes=True, subplot_titles=["expected accuracy", "half of its 90% interval"])
+    levels = list(zip(*surface, strict=True))
+    texts = [["" if one is None else _spelled(one) for one in row] for row in levels]
+    means = [[None if one is None else one.accuracy for one in row] for row in levels]
+    halves = [[None if one is None else (one.accuracy_high - one.accuracy_low) / 2 for one in row] for row in levels]
+    budgets = [f"{budget:.3g}" for budget in in_unit(forecast.view, forecast.budgets).tolist()]
+    for column, values in enumerate((means, halves), start=1):
+        heat = go.Heatmap(
+            x=budgets,
+            y=list(forecast.levels),
+            z=values,
+            hovertext=texts,
+            hoverinfo="x+y+z+text",
+            colorscale=SEQUENTIAL,
+            zhoverformat=".2%",
+            colorbar={"thickness": 12, "outlinewidth": 0, "x": 0.45 if column == 1 else 1.0, **SHARE},
+        )
+        figure.add_trace(heat, row=1, col=column)
+    name = forecast.view.marker.label if forecast.view.marker else ""
+    axis = {"type": "category", "title": {"text": f"budget ({forecast.view.unit.name})"}}
+    return figure.update_layout(
+        template=LIGHT,
+        height=HEIGHT,
+        title="What each scale would reach",
+        xaxis={**axis, "domain": [0.0, 0.42]},
+        xaxis2={**axis, "domain": [0.56, 0.98]},
+        yaxis={"type": "category", "title": {"text": html_safe(name)}},
+    )
+
+
+def _say_surface(forecast: StudyForecast, surface: Surface) -> str:
+    """Say which level of the marker's parameter is the best at the smallest and at the largest budget."""
+    name = forecast.view.marker.label if forecast.view.marker else ""
+    parts = []
+    for place in (0, -1):
+        row = zip(surface[place], forecast.levels, strict=True)
+        accuracy, level = max((one.accuracy, level) for one, level in row if one is not None)
+        parts.append(f"{name} {level} at {format_duration(forecast.budgets[place])} ({accuracy:.2%} expected)")
+    return f"The best choice goes from {parts[0]} to {parts[1]}."
+
+
+surface = Figure(
+    name="surface",
+    title="Budget by budget, value by value",
+    guide="Each cell is the best run of that value that ends within the budget. Right: how far it may be off.",
+    values=_surface,
+    draw=_draw_surface,
+    say=_say_surface,
+    about="forecast",
+)
+
+
+# --- Trials held out ------------------------------------------------------------------------------------------------
+
+Checks = tuple[HeldOut, ...]
+
+
+def _held_out(forecast: StudyForecast) -> Checks:
+    if not forecast.checks:
+        raise NothingToDraw("too few trials to hold some out and predict them from the others")
+    return forecast.checks
+
+
+def _draw_predicted(forecast: StudyForecast, checks: Checks) -> go.Figure:
+    """Return what was predicted of the time and the accuracy of held-out trials against what came."""
+    view = forecast.view
+    figure = make_subplots(1, 2, subplot_titles=["training time", "test accuracy"])
+    numbers = [f"trial {one.number}" for one in checks]
+    predictions = [one.prediction for one in checks]
+    times = [
+        in_unit(view, [one.seconds for one in predictions]),
+        in_unit(view, [one.seconds for one in checks]),
+        in_unit(view, [one.seconds_low for one in predictions]),
+        in_unit(view, [one.seconds_high for one in predictions]),
+    ]
+    shares = [
+        np.array([one.accuracy for one in predictions]),
+        np.array([one.accuracy for one in checks]),
+        np.array([one.accuracy_low for one in predictions]),
+        np.array([one.accuracy_high for one in predictions]),
+    ]
+    for column, (means, came, low, high) in enumerate((times, shares), start=1):
+        ends = float(min(low.min(), came.min())), float(max(high.max(), came.max()))
+        reach = {"type": "data", "symmetric": False, "array": high - means, "arrayminus": means - low}
+        trials = scatter(
+            means,
+            came,
+            numbers,
+            marker={"color": BLUE, "size": 6, "opacity": 0.8},
+            error_x={**reach, "color": GREY, "thickness": 0.8, "width": 0},
+            showlegend=False,
+        )
+        figure.add_traces([diagonal(*ends, showlegend=False), trials], rows=1, cols=column)
+    is_log = float(times[1].max()) > LOG_TIME_RATIO * float(times[1].min()) > 0
+    kind = {"type": "log"} if is_log else {}
+    return figure.update_layout(
+        template=LIGHT,
+        height=HEIGHT,
+        title="Predicted against observed, on trials held out",
+        xaxis={"title": {"text": f"predicted ({view.unit.name})"}, **kind},
+        yaxis={"title": {"text": "observed"}, **kind},
+        xaxis2={"title": {"text": "predicted"}, **SHARE},
+        yaxis2=SHARE,
+    )
+
+
+def _say_predicted(_: StudyForecast, checks: Checks) -> str:
+    """Say how far predictions of held-out trials were off."""
+    shares = np.array([abs(one.prediction.seconds / one.seconds - 1) for one in checks])
+    points = 100 * np.array([abs(one.prediction.accuracy - one.accuracy) for one in checks])
+    return (
+        f"{counted(len(checks), 'trial')} were held out, a fifth of the configurations at a time. Times were off by "
+        f"{np.median(shares):.1%} in the middle and by {np.quantile(shares, 0.95):.1%} in one of twenty, accuracies by "
+        f"{np.median(points):.2g} and {np.quantile(points, 0.95):.2g} points, seed noise included."
+    )
+
+
+predicted = Figure(
+    name="predicted",
+    title="How good are these predictions?",
+    guide="Each marker is a trial, predicted from the configurations that remain when its own is taken away. On the "
+    "dotted line the prediction came true. Bars are 90% intervals.",
+    values=_held_out,
+    draw=_draw_predicted,
+    say=_say_predicted,
+    about="forecast",
+)
+
+
+# --- Calibration ----------------------------------------------------------------------------------------------------
+
+
+def _draw_calibration(_: StudyForecast, checks: Checks) -> go.Figure:
+    """Return which share of held-out trials lay in intervals of each width."""
+    lines = [diagonal(0, 1, name="honest")]
+    for name, places, colour in (
+        ("time", [one.seconds_place for one in checks], BLUE),
+        ("accuracy", [one.accuracy_place for one in checks], VERMILLION),
+    ):
+        shares = [coverage(places, width) for width in WIDTHS]
+        lines.append(go.Scatter(x=WIDTHS, y=shares, mode="lines+markers", line={"color": colour}, name=name))
+    share = {"tickformat": ".0%", "range": [0, 1]}
+    return new_figure(
+        "Do intervals hold what they promise?",
+        lines,
+        xaxis={"title": {"text": "promised: share of runs in the interval"}, **share},
+        yaxis={"title": {"text": "came: share of held-out trials"}, **share},
+    )
+
+
+def _say_calibration(_: StudyForecast, checks: Checks) -> str:
+    """Say how many held-out trials lay in their 90% intervals."""
+    times = coverage([one.seconds_place for one in checks], 0.9)
+    shares = coverage([one.accuracy_place for one in checks], 0.9)
+    return f"Of intervals that promise 90%, {times:.0%} held the time and {shares:.0%} the accuracy."
+
+
+calibration = Figure(
+    name="calibration",
+    title="Are they as sure as they should be?",
+    guide="An honest 50% interval holds half of the trials. Below the dotted line predictions are too sure of "
+    "themselves, above it too shy.",
+    values=_held_out,
+    draw=_draw_calibration,
+    say=_say_calibration,
+    about="forecast",
+)

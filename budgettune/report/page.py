@@ -1,188 +1,163 @@
-"""One self-contained HTML page from a report's values: it opens offline and asks nothing of the network."""
+"""One self-contained HTML page from a study's trials: it opens offline and asks nothing of the network.
+
+Names in it may hold anything: the template escapes every text, and data stands in blocks that no browser runs.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import base64
+import hashlib
+import json
+import math
+import re
+import shlex
+import statistics
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-from itertools import zip_longest
 from pathlib import Path
-from string import Template
 from typing import Any
 
-from budgettune.errors import NothingToDraw
-from budgettune.report.axes import Search
-from budgettune.report.contents import Contents, answers, front_rows
-from budgettune.report.figures import draw, stopping
-from budgettune.report.findings import FINDINGS, FORECAST_FINDINGS
-from budgettune.report.forecast import Forecast
-from budgettune.report.markup import compact_json, content_policy, data_block, prose, table, text
-from budgettune.report.sections import FORECAST_SECTIONS, SECTIONS, STOPPED, Section
-from budgettune.report.style import DARK, LIGHT
-from budgettune.report.view import Overview, machine_kind, objectives
-from budgettune.study.early_stop import summary_of_notes
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
 
+from budgettune.errors import NothingToDraw
+from budgettune.records import MachineInfo, TrialRecord
+from budgettune.report.axes import Search, param_labels, value_text
+from budgettune.report.figures import FIGURES, recommended, stopping
+from budgettune.report.forecast import StudyForecast
+from budgettune.report.runs import Notes
+from budgettune.report.style import DARK, LIGHT
+from budgettune.report.view import (
+    Figure,
+    Overview,
+    configuration_key,
+    finished,
+    machine_counts,
+    machine_name,
+    objectives,
+    of_machine,
+    overview,
+)
+from budgettune.text import format_duration
+
+MOST_MACHINES = 6
+MOST_FAILURES = 10
+LONGEST_FAILURE = 300
+MOST_FRONT_ROWS = 60
 SLIDER_ENDS = (0.8, 1.1)
 """Where the slider begins and ends, as shares of the fastest and of the slowest answer."""
+STATES = {
+    "COMPLETE": "finished",
+    "RUNNING": "running",
+    "WAITING": "waiting",
+    "FAIL": "failed",
+    "PRUNED": "stopped early",
+}
+CLOCKS = {
+    "clean": "clean",
+    "disturbed": "disturbed: other work slowed it, take its time with care",
+    "unverified": "unverified: nothing watched its clock",
+}
+FOLDER = Path(__file__).parent
+
+
+# --- What the page says of the whole study --------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class _View:
-    """The part of the page for one kind of machine, and what prefixes the ids in it."""
+class Contents:
+    """A whole report but for its drawings.
 
-    key: str
-    overview: Overview
-    search: Search | None
-    forecast: Forecast | NothingToDraw | None
+    Attributes:
+        views: one for each kind of machine, most trials first; times of two kinds never share a figure.
+        left_out: kinds of machine beyond the MOST_MACHINES that are shown.
+        states: trials of the study in each state.
+        failures: reasons with their count, most frequent first.
+        machines: rows of a table.
+        stopping: notes on trials that were stopped early and on controls; empty where nothing was judged.
+    """
 
-    @property
-    def machine(self) -> str:
-        return machine_kind(self.overview.trials[0])
+    study: str
+    views: tuple[Overview, ...]
+    left_out: tuple[str, ...]
+    states: dict[str, int]
+    failures: tuple[tuple[str, int], ...]
+    machines: tuple[dict[str, str], ...]
+    clean_only: bool
+    stopping: Notes = ()
 
 
-def build_page(
-    contents: Contents,
-    *,
+def contents(
+    study: str,
+    records: Sequence[TrialRecord],
     search: Search | None = None,
-    forecasts: Sequence[Forecast | NothingToDraw] = (),
-    budget_seconds: float | None = None,
-    now: datetime | None = None,
-) -> str:
-    """Return the page.
+    *,
+    device_name: str | None = None,
+    clean_only: bool = False,
+    stopping: Notes = (),
+) -> Contents:
+    """Return what a page says of a study.
 
     Args:
-        contents: what it says.
-        search: the search space of the spec: it says which ranges are logarithmic.
-        forecasts: for each view what is predicted of what never ran, or why nothing is.
-        budget_seconds: where the slider stands at first; the most accurate trial's time where None.
-        now: the date in the footer.
-    """
-    views = [
-        _View(f"machine{place}", view, search, ahead)
-        for place, (view, ahead) in enumerate(zip_longest(contents.views, forecasts))
-    ]
-    scripts = [_file("page.js"), _plotly_source()] if views else []
-    data = {
-        "templates": {"light": LIGHT, "dark": DARK},
-        "views": {view.key: _answer_data(view.overview, contents.study, budget_seconds) for view in views},
-    }
-    return Template(_file("page.html")).substitute(
-        title=text(f"{contents.study}: training time and accuracy"),
-        policy=content_policy(scripts),
-        style=_file("page.css"),
-        study=text(contents.study),
-        states=text(_states(contents)),
-        notices="".join(f'<p class="notice">{prose(notice)}</p>' for notice in _notices(contents)),
-        chooser=_chooser(views) if len(views) > 1 else "",
-        views="".join(_view_html(view, is_first=view is views[0]) for view in views),
-        machines=table(contents.machines) if contents.machines else "<p>No time has been taken yet.</p>",
-        stopping=_stopping(contents),
-        failures=_failures(contents),
-        made=text(f"{now or datetime.now(UTC):%Y-%m-%d %H:%M} UTC by budgettune {_version()}"),
-        data=data_block("page-data", compact_json(data)),
-        scripts="".join(f"<script>{script}</script>" for script in scripts),
-    )
-
-
-# --- For one kind of machine ----------------------------------------------------------------------------------------
-
-
-def _view_html(view: _View, *, is_first: bool) -> str:
-    sections = [_section(view, section) for section in SECTIONS]
-    ahead = [_section(view, section) for section in _forecast_sections(view)]
-    rows = front_rows(view.overview)
-    shown = "" if len(rows) == len(view.overview.front) else f" ({len(rows)} of {len(view.overview.front)} trials)"
-    front_table = f'<details class="card"><summary>The front as a table{shown}</summary>{table(rows)}</details>'
-    # The front is the second section: its table follows it.
-    body = "".join([*sections[:2], front_table, *ahead, *sections[2:]])
-    return f'<div class="view" id="{view.key}"{"" if is_first else " hidden"}>{body}</div>'
-
-
-def _forecast_sections(view: _View) -> Sequence[Section]:
-    """Return what is said of what never ran; where nothing is predicted, one section with the reason."""
-    if view.forecast is None:
-        return ()
-    return FORECAST_SECTIONS if isinstance(view.forecast, Forecast) else FORECAST_SECTIONS[:1]
-
-
-def _section(view: _View, section: Section) -> str:
-    key = f"{view.key}-{section.figure}"
-    try:
-        finding, figure = _shown(view, section.figure)
-    except NothingToDraw as reason:
-        return _card(key, section, f"<p>{prose(reason)}</p>")
-    form = _budget_form(view) if section.figure == "answer" else ""
-    return _card(key, section, _plot(key, section, finding, figure, form))
-
-
-def _card(key: str, section: Section, body: str) -> str:
-    title = f"{key}-title"
-    return f'<section class="card" aria-labelledby="{title}"><h2 id="{title}">{section.title}</h2>{body}</section>'
-
-
-def _plot(key: str, section: Section, finding: str, figure: Any, form: str = "") -> str:
-    figure.layout.template = None  # the page's own, light or dark
-    figure.layout.title = figure.layout.margin = None
-    return (
-        f'<p class="finding">{text(finding)}</p>{form}'
-        f'<div class="plot" data-figure="{key}" role="img" aria-label="{text(f"{section.title}. {finding}")}" '
-        f'style="min-height:{figure.layout.height}px"></div>{data_block(key, figure.to_json())}'
-        f'<p class="guide">{section.guide}</p>'
-    )
-
-
-def _shown(view: _View, name: str) -> tuple[str, Any]:
-    """Return the finding and the figure of a section.
+        study: its name.
+        records: all its trials.
+        search: the search space of its spec.
+        device_name: only that kind of machine.
+        clean_only: only times that nothing is known to have disturbed.
+        stopping: notes on trials that were stopped early.
 
     Raises:
-        NothingToDraw: where the study does not hold what it shows.
+        UsageError: where no finished trial is of that kind of machine.
     """
-    if name in FINDINGS:
-        return FINDINGS[name](view.overview), draw(name, view.overview, view.search)
-    if not isinstance(view.forecast, Forecast):
-        raise view.forecast or NothingToDraw("nothing is predicted")
-    figure = draw(name, view.overview, view.search, view.forecast)
-    return FORECAST_FINDINGS[name](view.forecast), figure
-
-
-def _budget_form(view: _View) -> str:
-    key = view.key
-    return (
-        f'<form class="budget" data-view="{key}">'
-        f'<p><label for="{key}-seconds">I have</label> '
-        f'<input id="{key}-seconds" type="number" min="0" step="any" inputmode="decimal"> seconds of training time.</p>'
-        f'<input id="{key}-slider" type="range" min="0" max="1000" step="1" aria-label="Training time that I have">'
-        '</form><div class="result" role="status"></div>'
+    trials = finished(records, clean_only=clean_only)
+    if device_name is not None:
+        trials = of_machine(trials, device_name)
+    kinds = list(machine_counts(trials))
+    reasons = (record.failure or "no reason was recorded" for record in records if record.state == "FAIL")
+    return Contents(
+        study=study,
+        views=tuple(overview(of_machine(trials, kind), search) for kind in kinds[:MOST_MACHINES]),
+        left_out=tuple(kinds[MOST_MACHINES:]),
+        states=dict(Counter(record.state for record in records)),
+        failures=tuple(Counter(reason[:LONGEST_FAILURE] for reason in reasons).most_common(MOST_FAILURES)),
+        machines=_machine_rows(trials),
+        clean_only=clean_only,
+        stopping=tuple(stopping),
     )
 
 
-def _answer_data(view: Overview, study: str, budget_seconds: float | None) -> dict[str, Any]:
-    fastest, slowest = (max(objectives(trial)[0], 1e-3) for trial in (view.answers[0], view.answers[-1]))
-    return {
-        "unitSeconds": view.unit.seconds,
-        "answers": [asdict(answer) for answer in answers(view, study)],
-        "low": SLIDER_ENDS[0] * fastest,
-        "high": SLIDER_ENDS[1] * slowest,
-        "budget": slowest if budget_seconds is None else budget_seconds,
+def _machine_rows(trials: Sequence[TrialRecord]) -> tuple[dict[str, str], ...]:
+    """Return a row for each kind of machine; names of boxes stay out, because reports are handed on."""
+    rows = []
+    for kind, count in machine_counts(trials).items():
+        infos = [trial.machine for trial in trials if machine_name(trial) == kind and trial.machine is not None]
+        rows.append({"machine": kind, "trials": f"{count:,}", **(_machine_facts(infos) if infos else {})})
+    return tuple(rows)
+
+
+def _machine_facts(infos: Sequence[MachineInfo]) -> dict[str, str]:
+    facts = {
+        "boxes": [str(len({info.hostname for info in infos}))],
+        "processor": [info.cpu for info in infos],
+        "cores": [str(info.cores) for info in infos],
+        "threads": [str(info.threads) for info in infos],
+        "memory": [f"{info.memory_mb / 1024:.0f} GiB" for info in infos],
+        "Python": [info.python for info in infos],
+        "torch": [info.torch for info in infos],
+        "CUDA": [info.cuda or "-" for info in infos],
+        "driver": [info.driver or "-" for info in infos],
     }
+    return {name: ", ".join(dict.fromkeys(values)) for name, values in facts.items()}
 
 
-# --- For the whole study --------------------------------------------------------------------------------------------
-
-
-def _states(contents: Contents) -> str:
-    words = {
-        "COMPLETE": "finished",
-        "RUNNING": "running",
-        "WAITING": "waiting",
-        "FAIL": "failed",
-        "PRUNED": "stopped early",
-    }
+def _states_sentence(contents: Contents) -> str:
     total = sum(contents.states.values())
     trials = "1 trial" if total == 1 else f"{total:,} trials"
-    counts = [f"{contents.states[state]:,} {word}" for state, word in words.items() if contents.states.get(state)]
+    counts = [f"{contents.states[state]:,} {word}" for state, word in STATES.items() if contents.states.get(state)]
     return f"{trials}: {', '.join(counts)}." if counts else "No trials yet."
 
 
@@ -204,35 +179,211 @@ def _notices(contents: Contents) -> Iterator[str]:
         )
 
 
-def _chooser(views: list[_View]) -> str:
-    options = "".join(
-        f'<option value="{view.key}">{text(f"{view.machine} ({len(view.overview.trials):,} trials)")}</option>'
-        for view in views
+# --- The configuration behind each answer ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The best trial from a budget on.
+
+    Attributes:
+        facts: pairs of a name and a text that tell what to train and how far to trust it.
+        command: trains it again and keeps the model.
+    """
+
+    seconds: float
+    accuracy: float
+    number: int
+    facts: tuple[tuple[str, str], ...]
+    command: str
+
+
+def answers(view: Overview, study: str) -> tuple[Answer, ...]:
+    """Return the best trial from each budget on, smallest budget first."""
+    return tuple(
+        Answer(
+            *objectives(trial),
+            number=trial.number,
+            facts=(*_facts(trial, view), ("repeats", _repeats(view.configurations[configuration_key(trial)]))),
+            command=f"budgettune train {shlex.quote(study)} --trial {trial.number} --out model.pt",
+        )
+        for trial in view.answers
     )
-    return f'<p class="chooser"><label for="machine">Machine</label> <select id="machine">{options}</select></p>'
 
 
-def _stopping(contents: Contents) -> str:
-    """Return what stopping early did in the study, nothing where no trial was judged."""
-    if not contents.stopping:
-        return ""
-    key, finding = STOPPED.figure, f"{summary_of_notes(contents.stopping).describe()}."
+def _facts(trial: TrialRecord, view: Overview) -> list[tuple[str, str]]:
+    labels = param_labels([*(axis.name for axis in view.axes), *trial.params])
+    facts = {
+        **{label: value_text(trial.params.get(name)) for name, label in labels.items()},
+        "samples kept": None if trial.keep_fraction is None else f"{trial.keep_fraction:.0%}",
+        "epochs": trial.epochs,
+        "parameters": None if trial.parameters is None else f"{trial.parameters:,}",
+        "clock": CLOCKS.get(trial.status or "unverified", trial.status),
+    }
+    return [(name, str(value)) for name, value in facts.items() if value is not None]
+
+
+def _repeats(trials: Sequence[TrialRecord]) -> str:
+    if len(trials) < 2:
+        return "ran once: nothing tells how much is chance"
+    seconds, accuracy = zip(*map(objectives, trials), strict=True)
+    mean, deviation = f"{statistics.fmean(accuracy):.2%}", f"{100 * statistics.stdev(accuracy):.2g} points"
+    times = f"{format_duration(statistics.fmean(seconds))} ± {format_duration(statistics.stdev(seconds))}"
+    return f"{len(trials)}, mean {mean} ± {deviation} in {times}"
+
+
+def front_rows(view: Overview) -> list[dict[str, str]]:
+    """Return the front as rows of a table, at most MOST_FRONT_ROWS at even distances."""
+    rows = []
+    for trial in view.front[:: math.ceil(len(view.front) / MOST_FRONT_ROWS)]:
+        seconds, accuracy = objectives(trial)
+        facts = {
+            "trial": str(trial.number),
+            "time": format_duration(seconds),
+            "accuracy": f"{accuracy:.2%}",
+            "kept": "-" if trial.keep_fraction is None else f"{trial.keep_fraction:.0%}",
+            "clock": trial.status or "unverified",
+        }
+        params = {axis.name if axis.label in facts else axis.label: axis.name for axis in view.axes}
+        rows.append({**facts, **{column: value_text(trial.params.get(name)) for column, name in params.items()}})
+    return rows
+
+
+# --- The page -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Card:
+    """A figure on the page; `key` is its element's id, `drawn` is None where the sentence says why there is none."""
+
+    key: str
+    figure: Figure[Any, Any]
+    sentence: str
+    drawn: Any = None
+
+
+def build_page(
+    contents: Contents,
+    *,
+    forecast: Callable[[Overview], StudyForecast] | None = None,
+    budget_seconds: float | None = None,
+    now: datetime | None = None,
+) -> str:
+    """Return the page.
+
+    Args:
+        contents: what it says.
+        forecast: returns what is predicted of what never ran, or raises NothingToDraw.
+        budget_seconds: where the slider stands at first; the most accurate trial's time where None.
+        now: the date in the footer.
+    """
+    views = [_view_values(f"machine{place}", view, forecast) for place, view in enumerate(contents.views)]
+    scripts = [(FOLDER / "page.js").read_text(encoding="utf-8"), _plotly_source()] if views else []
+    data = {
+        "templates": {"light": LIGHT, "dark": DARK},
+        "views": {
+            view["key"]: _slider_data(of, contents.study, budget_seconds)
+            for view, of in zip(views, contents.views, strict=True)
+        },
+    }
+    # No name of a study reaches the template's own text, so nothing but its author can write template code.
+    environment = Environment(
+        loader=FileSystemLoader(FOLDER),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    environment.filters["prose"] = _prose
+    return environment.get_template("page.html").render(
+        contents=contents,
+        states=_states_sentence(contents),
+        notices=list(_notices(contents)),
+        views=views,
+        stopped=_card("stopping", stopping, contents.stopping) if contents.stopping else None,
+        failures=[{"trials": count, "reason": reason} for reason, count in contents.failures],
+        policy=content_policy(scripts),
+        style=Markup((FOLDER / "page.css").read_text(encoding="utf-8")),
+        data=json.dumps(data, separators=(",", ":"), allow_nan=False),
+        data_block=data_block,
+        made=f"{now or datetime.now(UTC):%Y-%m-%d %H:%M} UTC by budgettune {_version()}",
+        scripts=[Markup(script) for script in scripts],
+    )
+
+
+def _view_values(key: str, view: Overview, forecast: Callable[[Overview], StudyForecast] | None) -> dict[str, Any]:
+    """Return what the template asks of one kind of machine; the key prefixes the ids in its part."""
+    rows = front_rows(view)
+    return {
+        "key": key,
+        "machine": machine_name(view.trials[0]),
+        "trials": f"{len(view.trials):,}",
+        "cards": list(_cards(key, view, forecast)),
+        "front_rows": rows,
+        "front_shown": "" if len(rows) == len(view.front) else f" ({len(rows)} of {len(view.front)} trials)",
+    }
+
+
+def _cards(key: str, view: Overview, forecast: Callable[[Overview], StudyForecast] | None) -> Iterator[Card]:
+    ahead, why_not = None, ""
     try:
-        return _card(key, STOPPED, _plot(key, STOPPED, finding, stopping(contents.stopping)))
-    except NothingToDraw:  # controls only
-        return _card(key, STOPPED, f"<p>{text(finding)}</p>")
+        ahead = None if forecast is None else forecast(view)
+    except NothingToDraw as reason:
+        why_not = str(reason)
+    for figure in FIGURES.values():
+        if figure.about == "trials":
+            yield _card(f"{key}-{figure.name}", figure, view)
+        elif figure.about == "forecast" and ahead is not None:
+            yield _card(f"{key}-{figure.name}", figure, ahead)
+        elif figure is recommended and why_not:  # said once, for all that would follow from a forecast
+            yield Card(f"{key}-{figure.name}", figure, why_not)
 
 
-def _failures(contents: Contents) -> str:
-    if not contents.failures:
-        return ""
-    rows = [{"trials": count, "reason": reason} for reason, count in contents.failures]
-    return f'<section class="card"><h2>What failed</h2>{table(rows)}</section>'
+def _card(key: str, figure: Figure[Any, Any], subject: Any) -> Card:
+    sentence = ""
+    try:
+        values = figure.values(subject)
+        sentence = figure.say(subject, values)
+        drawn = figure.draw(subject, values)
+    except NothingToDraw as reason:
+        # Controls without a stopped trial have a sentence and no drawing.
+        return Card(key, figure, sentence or str(reason))
+    drawn.layout.template = None  # the page's own, light or dark
+    drawn.layout.title = drawn.layout.margin = None
+    return Card(key, figure, sentence, drawn)
 
 
-@cache
-def _file(name: str) -> str:
-    return (Path(__file__).parent / name).read_text(encoding="utf-8")
+def _slider_data(view: Overview, study: str, budget_seconds: float | None) -> dict[str, Any]:
+    fastest, slowest = (max(objectives(trial)[0], 1e-3) for trial in (view.answers[0], view.answers[-1]))
+    return {
+        "unitSeconds": view.unit.seconds,
+        "answers": [asdict(answer) for answer in answers(view, study)],
+        "low": SLIDER_ENDS[0] * fastest,
+        "high": SLIDER_ENDS[1] * slowest,
+        "budget": slowest if budget_seconds is None else budget_seconds,
+    }
+
+
+def _prose(sentence: str) -> Markup:
+    """Return a sentence as text of a page, with what stands between backticks as code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(sentence))))
+
+
+def data_block(key: str, json_text: str) -> Markup:
+    """Return JSON in an element that scripts read and browsers do not run; nothing in it can end the element."""
+    inert = Markup(json_text.replace("<", r"\u003c"))
+    return Markup('<script type="application/json" id="{}">{}</script>').format(key, inert)
+
+
+def content_policy(scripts: Sequence[str]) -> str:
+    """Return a Content-Security-Policy: no network at all, and no script but these."""
+    digests = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
+    allowed = " ".join(f"'sha256-{digest}'" for digest in digests) or "'none'"
+    # plotly.js puts style elements into the page, and hands pictures of a figure over as data.
+    return (
+        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:; "
+        "base-uri 'none'; form-action 'none'"
+    )
 
 
 @cache

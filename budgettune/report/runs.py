@@ -1,26 +1,52 @@
-"""How trials trained, as plain values: curves, phases, repeats, pruning asked for and done."""
+"""Figures of how trials trained: curves, phases, repeats, pruning asked for and done, and trials stopped early."""
 
 from __future__ import annotations
 
-import math
 import statistics
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
 
 import numpy as np
+import plotly.graph_objects as go
 
 from budgettune.errors import NothingToDraw
-from budgettune.records import PhaseSeconds, TrialRecord
+from budgettune.records import OFF_CLOCK, ON_CLOCK, PhaseSeconds, TrialRecord
 from budgettune.report.axes import grouped, is_number
-from budgettune.report.view import Overview, objectives, params_text
+from budgettune.report.style import (
+    BLUE,
+    BROWN,
+    FRONT,
+    GOLD,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    SHARE,
+    SKY,
+    VERMILLION,
+    accuracy_axis,
+    diagonal,
+    html_safe,
+    in_unit,
+    new_figure,
+    scatter,
+    time_axis,
+)
+from budgettune.report.view import Figure, Overview, counted, objectives, params_text, unit_for
 from budgettune.spec.documents import full_key
+from budgettune.study.early_stop import summary_of_notes
+from budgettune.study.pareto import undominated
+from budgettune.text import format_duration
 
 MOST_CURVES = 40
 MOST_FRONT_CURVES = 10
 MOST_BARS = 24
 MOST_BAR_GROUPS = 12
 MOST_SPREADS = 200
+
+
+# --- Curves ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -33,8 +59,7 @@ class Curve:
     is_on_front: bool
 
 
-@dataclass(frozen=True)
-class CurvePoint:
+class ReachedPoint(NamedTuple):
     """A trial as it was after one epoch."""
 
     seconds: float
@@ -55,10 +80,10 @@ class Curves:
 
     shown: tuple[Curve, ...]
     total: int
-    front: tuple[CurvePoint, ...]
+    front: tuple[ReachedPoint, ...]
 
 
-def curves(view: Overview) -> Curves:
+def curves_of(view: Overview) -> Curves:
     """Return the accuracy curves of a study.
 
     Raises:
@@ -71,7 +96,14 @@ def curves(view: Overview) -> Curves:
         )
     on_front = {trial.number for trial in view.answers}
     shown = tuple(_curve(trial, trial.number in on_front) for trial in _sample(evaluated, on_front))
-    return Curves(shown, len(evaluated), _front_of_curves(evaluated))
+    points = sorted(
+        (epoch.train_seconds, -epoch.accuracy, trial.number, epoch.epoch)
+        for trial in evaluated
+        for epoch in trial.curve
+        if epoch.accuracy is not None
+    )
+    front = tuple(ReachedPoint(seconds, -loss, *of) for seconds, loss, *of in undominated(points))
+    return Curves(shown, len(evaluated), front)
 
 
 def _curve(trial: TrialRecord, is_on_front: bool) -> Curve:
@@ -96,17 +128,165 @@ def _evenly(items: list[TrialRecord], most: int) -> list[TrialRecord]:
     return [items[round(place)] for place in np.linspace(0, len(items) - 1, most)]
 
 
-def _front_of_curves(trials: Sequence[TrialRecord]) -> tuple[CurvePoint, ...]:
-    points = [
-        (epoch.train_seconds, epoch.accuracy, trial.number, epoch.epoch)
-        for trial in trials
-        for epoch in trial.curve
-        if epoch.accuracy is not None
+def _draw_curves(view: Overview, values: Curves) -> go.Figure:
+    """Return accuracy over training seconds for a sample of trials, and the front of what all reached on the way."""
+    reached = scatter(
+        in_unit(view, [point.seconds for point in values.front]),
+        [point.accuracy for point in values.front],
+        [f"trial {point.number} after epoch {point.epoch + 1}" for point in values.front],
+        mode="lines",
+        line={"color": FRONT, "width": 3, "shape": "hv"},
+        name="best reached on the way, of all trials",
+    )
+    others = [curve for curve in values.shown if not curve.is_on_front]
+    best = [curve for curve in values.shown if curve.is_on_front]
+    traces = [
+        *_curve_lines(view, others, "other trials", GREY, 0.8),
+        *_curve_lines(view, best, "trials of the final front", BLUE, 1.8),
+        reached,
     ]
-    seconds, accuracy = np.array([point[:2] for point in points]).T
-    order = np.lexsort((-accuracy, seconds))
-    best_before = np.concatenate([[-math.inf], np.maximum.accumulate(accuracy[order])[:-1]])
-    return tuple(CurvePoint(*points[row]) for row in order[accuracy[order] > best_before])
+    return new_figure(
+        "Accuracy while training", traces, xaxis=time_axis(view, rangemode="normal"), yaxis=accuracy_axis(view)
+    )
+
+
+def _curve_lines(view: Overview, some: list[Curve], name: str, colour: str, width: float) -> list[Any]:
+    """Return many curves as one trace, with gaps between them."""
+    if not some:
+        return []
+    return [
+        scatter(
+            np.concatenate([[*in_unit(view, curve.seconds), np.nan] for curve in some]),
+            np.concatenate([[*curve.accuracy, np.nan] for curve in some]),
+            [f"trial {curve.number}" for curve in some for _ in range(len(curve.seconds) + 1)],
+            mode="lines+markers" if max(len(curve.seconds) for curve in some) <= 2 else "lines",
+            line={"color": colour, "width": width},
+            name=name,
+        )
+    ]
+
+
+def _say_curves(view: Overview, values: Curves) -> str:
+    """Say how many curves are shown, and whether stopping early would have been an answer."""
+    last_epoch = {trial.number: trial.curve[-1].epoch for trial in view.trials if trial.curve}
+    early = [point for point in values.front if point.epoch < last_epoch[point.number]]
+    shown = len(values.shown)
+    sample = "all" if shown == values.total else f"{shown} of {values.total:,}"
+    steps = f"{len(early)} of the {len(values.front)} steps of the red staircase"
+    text = f"Shown: {sample} trials. {steps} belong to trials that had not ended"
+    if not early:
+        return f"{text}: none would have been a better answer had it stopped early."
+    best = max(early, key=lambda point: point.accuracy)
+    reached = f"{best.accuracy:.2%} in {format_duration(best.seconds)}"
+    return f"{text}; the best of them is trial {best.number} after epoch {best.epoch + 1}: {reached}."
+
+
+curves = Figure(
+    name="curves",
+    title="Accuracy while training",
+    guide="Each line is one trial, from its first epoch to its last. The red staircase is the best that any trial had "
+    "reached by then. Accuracy on the way promises little: a learning rate that falls to zero earlier would have "
+    "ended better.",
+    values=curves_of,
+    draw=_draw_curves,
+    say=_say_curves,
+)
+
+
+# --- Repeats --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RepeatSpread:
+    """Mean and sample standard deviation over the repeats of one configuration."""
+
+    label: str
+    repeats: int
+    seconds: float
+    seconds_deviation: float
+    accuracy: float
+    accuracy_deviation: float
+
+
+def repeat_spreads(view: Overview) -> tuple[RepeatSpread, ...]:
+    """Return the spread of each configuration that ran more than once, most accurate first.
+
+    Raises:
+        NothingToDraw: where none did.
+    """
+    spreads = []
+    for trials in view.configurations.values():
+        if len(trials) > 1:
+            seconds, accuracy = zip(*map(objectives, trials), strict=True)
+            times, shares = ((statistics.fmean(some), statistics.stdev(some)) for some in (seconds, accuracy))
+            spreads.append(RepeatSpread(params_text(trials[0], view.axes), len(trials), *times, *shares))
+    if not spreads:
+        raise NothingToDraw(
+            "Every configuration ran once, so nothing tells how much of a difference is chance: "
+            "`study create --repeats 3` does."
+        )
+    return tuple(sorted(spreads, key=lambda spread: -spread.accuracy))
+
+
+def _draw_repeats(view: Overview, spreads: tuple[RepeatSpread, ...]) -> go.Figure:
+    """Return mean and standard deviation of time and accuracy over the repeats of each configuration."""
+    shown = spreads[:MOST_SPREADS]
+    bars = {"color": GREY, "thickness": 1.2}
+    trace = scatter(
+        in_unit(view, [spread.seconds for spread in shown]),
+        [spread.accuracy for spread in shown],
+        [html_safe(f"{spread.label}: mean of {spread.repeats}") for spread in shown],
+        error_x={"array": in_unit(view, [spread.seconds_deviation for spread in shown]), **bars},
+        error_y={"array": [spread.accuracy_deviation for spread in shown], **bars},
+        marker={"size": 8, "color": BLUE},
+    )
+    return new_figure(
+        "Spread over repeats",
+        [trace],
+        showlegend=False,
+        xaxis=time_axis(view, "mean training time"),
+        yaxis=accuracy_axis(view),
+    )
+
+
+def _say_repeats(_: Overview, spreads: tuple[RepeatSpread, ...]) -> str:
+    """Say how much repeats of one configuration differ."""
+    points = 100 * statistics.median(spread.accuracy_deviation for spread in spreads)
+    share = statistics.median(spread.seconds_deviation / (spread.seconds or 1.0) for spread in spreads)
+    shown = f" (the {MOST_SPREADS} most accurate are shown)" if len(spreads) > MOST_SPREADS else ""
+    return (
+        f"{counted(len(spreads), 'configuration')} ran more than once{shown}. Typical standard deviation between "
+        f"repeats: {points:.2g} points of accuracy and {share:.1%} of the time. A difference of that size may well be "
+        "chance."
+    )
+
+
+repeats = Figure(
+    name="repeats",
+    title="How much is chance",
+    guide="Means over the repeats of each configuration, which differ in their seed only. Bars reach one standard "
+    "deviation to each side.",
+    values=repeat_spreads,
+    draw=_draw_repeats,
+    say=_say_repeats,
+)
+
+
+# --- Phases ---------------------------------------------------------------------------------------------------------
+
+PHASES = {
+    "prepare": ("pruning: preparing", BROWN),
+    "plan": ("pruning: choosing samples", GREEN),
+    "data": ("batches", SKY),
+    "select": ("pruning: choosing in batches", GOLD),
+    "step": ("steps (forward, backward, optimiser)", BLUE),
+    "observe": ("pruning: handing losses back", PURPLE),
+    "load": ("loading images", BROWN),
+    "build": ("building the model", VERMILLION),
+    "warmup": ("warm-up", ORANGE),
+    "evaluate": ("evaluation", GREY),
+}
+"""Name and colour of each field of `PhaseSeconds`."""
 
 
 @dataclass(frozen=True)
@@ -128,11 +308,10 @@ def phase_bars(view: Overview) -> tuple[PhaseBar, ...]:
     if not trials:
         raise NothingToDraw("No trial recorded its phases: trials that budgettune trained do.")
     if len(trials) <= MOST_BARS:
-        by_time = sorted(trials, key=objectives)
-        return tuple(_bar(f"{trial.number}", [trial]) for trial in by_time)
+        return tuple(_bar(f"{trial.number}", [trial]) for trial in sorted(trials, key=objectives))
     groups = grouped(view.marker, trials, MOST_BAR_GROUPS)
     name = f"{groups.axis.label} " if groups.axis else ""
-    members = [(label, [trials[row] for row in groups.rows(index)]) for index, label in enumerate(groups.labels)]
+    members = [(label, [trials[index] for index in groups.indices(g)]) for g, label in enumerate(groups.labels)]
     return tuple(_bar(f"{name}{label}", some) for label, some in members if some)
 
 
@@ -142,57 +321,57 @@ def _bar(label: str, trials: Sequence[TrialRecord]) -> PhaseBar:
     return PhaseBar(label, len(trials), PhaseSeconds(**means))
 
 
-@dataclass(frozen=True)
-class Spread:
-    """Mean and sample standard deviation over the repeats of one configuration."""
-
-    label: str
-    repeats: int
-    seconds: float
-    seconds_deviation: float
-    accuracy: float
-    accuracy_deviation: float
-
-
-def spreads(view: Overview) -> tuple[Spread, ...]:
-    """Return the spread of each configuration that ran more than once, most accurate first.
-
-    Raises:
-        NothingToDraw: where none did.
-    """
-    repeated = [trials for trials in configurations(view).values() if len(trials) > 1]
-    if not repeated:
-        raise NothingToDraw(
-            "Every configuration ran once, so nothing tells how much of a difference is chance: "
-            "`study create --repeats 3` does."
+def _draw_phases(_: Overview, bars: tuple[PhaseBar, ...]) -> go.Figure:
+    """Return where each trial's time went, on the clock and off it."""
+    traces = [
+        go.Bar(
+            y=[html_safe(bar.label) for bar in bars],
+            x=[getattr(bar.seconds, phase) for bar in bars],
+            orientation="h",
+            name=PHASES[phase][0] + (" (off the clock)" if phase in OFF_CLOCK else ""),
+            marker={"color": PHASES[phase][1], "pattern": {"shape": "/" if phase in OFF_CLOCK else ""}},
+            hovertemplate="%{x:.3g} s<extra>%{fullData.name}</extra>",
         )
-    found = [_spread(trials, view) for trials in repeated]
-    return tuple(sorted(found, key=lambda spread: -spread.accuracy))
-
-
-def configurations(view: Overview) -> dict[str, list[TrialRecord]]:
-    """Return the trials of each configuration: those whose parameters are equal."""
-    found: defaultdict[str, list[TrialRecord]] = defaultdict(list)
-    for trial in view.trials:
-        found[configuration_key(trial)].append(trial)
-    return dict(found)
-
-
-def configuration_key(trial: TrialRecord) -> str:
-    """Return what trials of one configuration share."""
-    return repr(sorted(trial.params.items()))
-
-
-def _spread(trials: Sequence[TrialRecord], view: Overview) -> Spread:
-    seconds, accuracy = zip(*map(objectives, trials), strict=True)
-    return Spread(
-        label=params_text(trials[0], view.axes),
-        repeats=len(trials),
-        seconds=statistics.fmean(seconds),
-        seconds_deviation=statistics.stdev(seconds),
-        accuracy=statistics.fmean(accuracy),
-        accuracy_deviation=statistics.stdev(accuracy),
+        for phase in (*ON_CLOCK, *OFF_CLOCK)
+        if any(getattr(bar.seconds, phase) > 0 for bar in bars)
+    ]
+    is_each_trial = all(bar.trials == 1 for bar in bars)
+    seconds, trial = ("seconds", "trial") if is_each_trial else ("mean seconds per trial", "")
+    return new_figure(
+        "Where the time went",
+        traces,
+        height=160 + 26 * len(bars),
+        barmode="stack",
+        legend={"traceorder": "normal"},
+        xaxis={"title": {"text": seconds}},
+        yaxis={"type": "category", "autorange": "reversed", "dtick": 1, "title": {"text": trial}},
     )
+
+
+def _say_phases(_: Overview, bars: tuple[PhaseBar, ...]) -> str:
+    """Say what share of the clock is arithmetic and what share choosing samples costs."""
+    on_clock = sum(bar.trials * bar.seconds.on_clock for bar in bars) or 1.0
+    share = {
+        name: sum(bar.trials * getattr(bar.seconds, name) for bar in bars) / on_clock
+        for name in ("step", "data", "pruning")
+    }
+    return (
+        f"Of the time on the clock {share['step']:.0%} are steps, {share['data']:.0%} batches; choosing samples, with "
+        f"what that needs before and after, which pruning must earn back, takes {share['pruning']:.2%}."
+    )
+
+
+phases = Figure(
+    name="phases",
+    title="Where the time went",
+    guide="Phases on the clock add up to the training time. Hatched ones are off the clock and count for nothing.",
+    values=phase_bars,
+    draw=_draw_phases,
+    say=_say_phases,
+)
+
+
+# --- Pruning --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -213,8 +392,88 @@ def pruning_done(view: Overview) -> PruningDone:
     axis = next((axis for axis in view.axes if full_key(axis.name) == "pruning.prune_rate"), None)
     if axis is None:
         raise NothingToDraw("The prune rate was not searched: all trials were asked for the same.")
-    told = [t for t in view.trials if t.keep_fraction is not None and is_number(t.params.get(axis.name))]
-    if not told:
+    trials = [t for t in view.trials if t.keep_fraction is not None and is_number(t.params.get(axis.name))]
+    if not trials:
         raise NothingToDraw("No trial recorded which share of the samples it kept: trials that budgettune trained do.")
-    realised = 1 - np.array([trial.keep_fraction for trial in told], dtype=float)
-    return PruningDone(axis.codes(told), realised, tuple(trial.number for trial in told))
+    realised = 1 - np.array([trial.keep_fraction for trial in trials], dtype=float)
+    return PruningDone(axis.codes(trials), realised, tuple(trial.number for trial in trials))
+
+
+def _draw_pruning(_: Overview, done: PruningDone) -> go.Figure:
+    """Return the prune rate that trials realised against the one that was asked for."""
+    most = float(max(done.asked.max(), done.realised.max(), 0.01))
+    texts = [f"trial {number}" for number in done.numbers]
+    marker = {"size": 8, "color": BLUE, "opacity": 0.6}
+    return new_figure(
+        "Samples left out",
+        [
+            diagonal(0, most, name="as asked"),
+            scatter(done.asked, done.realised, texts, marker=marker, name="trials"),
+        ],
+        xaxis={"title": {"text": "prune rate asked for"}, **SHARE},
+        yaxis={"title": {"text": "share of sample visits left out"}, **SHARE},
+    )
+
+
+def _say_pruning(_: Overview, done: PruningDone) -> str:
+    """Say what share of the visits the hardest pruning left out."""
+    most = float(done.asked.max())
+    realised = float(done.realised[done.asked == most].mean())
+    return f"Trials asked for a prune rate of {most:.4g} left out {realised:.1%} of their sample visits."
+
+
+pruning = Figure(
+    name="pruning",
+    title="Samples left out",
+    guide="The prune rate asks for a share of the run's sample visits to be dropped. On the dotted line as much was "
+    "dropped; some strategies let chance or the model decide, and `paper-as-coded` drops what its script drops.",
+    values=pruning_done,
+    draw=_draw_pruning,
+    say=_say_pruning,
+)
+
+
+# --- Trials that were stopped early ---------------------------------------------------------------------------------
+
+Notes = Sequence[Mapping[str, Any]]
+"""On trials that were stopped early and on controls, as `budgettune.storage.trials.stopping_notes` returns them."""
+
+
+def _draw_stopping(_: Notes, stopped: Notes) -> go.Figure:
+    """Return what stopped trials took, and what they would have taken to their end, one on the other."""
+    if not stopped:
+        raise NothingToDraw("No trial was stopped early.")
+    spent = np.cumsum([0.0, *(note["train_seconds"] for note in stopped)])
+    saved = np.cumsum([0.0, *(max(0.0, note["expected_seconds"] - note["train_seconds"]) for note in stopped)])
+    unit = unit_for(float(spent[-1] + saved[-1]))
+    areas = [
+        go.Scatter(
+            x=np.arange(len(spent)),
+            y=(seconds / unit.seconds).astype(np.float32),
+            name=name,
+            mode="lines",
+            line={"color": colour, "shape": "vh"},
+            stackgroup="seconds",
+        )
+        for name, seconds, colour in (("trained", spent, BLUE), ("saved, as forecast", saved, GREEN))
+    ]
+    return new_figure(
+        "Seconds of stopped trials",
+        areas,
+        height=340,
+        xaxis={"title": {"text": "trials that were stopped, in their order"}, "rangemode": "tozero"},
+        yaxis={"title": {"text": f"training time ({unit.name})"}, "rangemode": "tozero"},
+    )
+
+
+stopping = Figure(
+    name="stopping",
+    title="Trials that were stopped early",
+    guide="Trials add up from left to right: blue is what they trained, green what they would have trained to their "
+    "end, as forecast when they were stopped. Controls are trials that the rule would have stopped and that ran on to "
+    "test it.",
+    values=lambda notes: [note for note in notes if note["stopped"]],
+    draw=_draw_stopping,
+    say=lambda notes, _: f"{summary_of_notes(notes).describe()}.",
+    about="stopping",
+)

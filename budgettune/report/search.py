@@ -1,33 +1,34 @@
-"""How the search went, as plain values: hypervolume over trials and time, importance of parameters, cells of a map."""
+"""Figures of how the search went: the hypervolume over trials and time, and the importance of parameters."""
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
+import plotly.graph_objects as go
 
 from budgettune.errors import NothingToDraw
-from budgettune.records import TrialRecord
-from budgettune.report.axes import Axis, Groups, grouped
-from budgettune.report.runs import configuration_key
-from budgettune.report.view import Overview, objectives
+from budgettune.report.axes import FigureAxis
+from budgettune.report.style import CATEGORY_COLOURS, FRONT, html_safe, new_figure, panel_title
+from budgettune.report.view import Figure, Overview, configuration_key, counted, objectives
 from budgettune.study.pareto import hypervolume_reference
+from budgettune.text import format_duration
 
 FEWEST_FOR_IMPORTANCE = 10
 FEW_FOR_IMPORTANCE = 40
 MOST_FOR_IMPORTANCE = 1_000
+LITTLE_EXPLAINED = 0.2
 FOLDS = 5
 TREES = 100
-SHUFFLES = 10
-MOST_CELLS_ON_A_SIDE = 8
+SHUFFLES = 5
 
 
-@dataclass(frozen=True)
-class Progress:
+# --- Hypervolume ----------------------------------------------------------------------------------------------------
+
+
+class Growth(NamedTuple):
     """Hypervolume after so many finished trials and their training seconds."""
 
     trials: int
@@ -36,14 +37,14 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class History:
+class VolumeHistory:
     """Each trial that made the hypervolume grow, and the last one; against a reference of (seconds, accuracy)."""
 
-    steps: tuple[Progress, ...]
+    steps: tuple[Growth, ...]
     reference: tuple[float, float]
 
 
-def hypervolume_history(view: Overview) -> History:
+def hypervolume_history(view: Overview) -> VolumeHistory:
     """Return how the hypervolume grew in order of completion.
 
     The reference is that of `front`: 1.1 times the slowest trial, at accuracy 0.
@@ -51,15 +52,15 @@ def hypervolume_history(view: Overview) -> History:
     reference = hypervolume_reference([float(view.seconds.max())])
     in_order = sorted(view.trials, key=lambda trial: (trial.completed_at or "", trial.number))
     front: list[tuple[float, float]] = []
-    steps: list[Progress] = []
+    steps: list[Growth] = []
     compute_seconds = volume = 0.0
     for count, point in enumerate(map(objectives, in_order), start=1):
         compute_seconds += point[0]
         gain = _join(front, point, reference)
         volume += gain
         if gain > 0 or count == len(in_order):
-            steps.append(Progress(count, compute_seconds, volume))
-    return History(tuple(steps), reference)
+            steps.append(Growth(count, compute_seconds, volume))
+    return VolumeHistory(tuple(steps), reference)
 
 
 def _join(front: list[tuple[float, float]], point: tuple[float, float], reference: tuple[float, float]) -> float:
@@ -83,6 +84,51 @@ def _join(front: list[tuple[float, float]], point: tuple[float, float], referenc
     return area + (right - left) * (accuracy - level)
 
 
+def _draw_hypervolume(_: Overview, history: VolumeHistory) -> go.Figure:
+    """Return how the hypervolume of the front grew over trials and over training seconds."""
+    trials, seconds, volume = zip(*history.steps, strict=True)
+    looks = {"mode": "lines+markers", "line": {"color": FRONT, "shape": "hv"}, "marker": {"size": 5}}
+    unit = {"title": {"text": "hypervolume (s × accuracy)"}, "rangemode": "tozero"}
+    return new_figure(
+        "Hypervolume of the front",
+        [go.Scatter(x=trials, y=volume, **looks), go.Scatter(x=seconds, y=volume, xaxis="x2", yaxis="y2", **looks)],
+        height=380,
+        showlegend=False,
+        grid={"rows": 1, "columns": 2, "pattern": "independent", "xgap": 0.18, "ygap": 0.3},
+        meta={"panels": 2},
+        annotations=[panel_title(1, "over trials"), panel_title(2, "over training time")],
+        xaxis={"title": {"text": "finished trials"}, "rangemode": "tozero"},
+        yaxis=unit,
+        xaxis2={"title": {"text": "training seconds of all trials so far"}, "rangemode": "tozero"},
+        yaxis2={**unit, "matches": "y"},
+    )
+
+
+def _say_hypervolume(_: Overview, history: VolumeHistory) -> str:
+    """Say when most of the hypervolume was there."""
+    last = history.steps[-1]
+    enough = next(step for step in history.steps if step.volume >= 0.95 * last.volume)
+    seconds, accuracy = history.reference
+    return (
+        f"{last.volume:.4g} seconds × accuracy against {format_duration(seconds)} and accuracy {accuracy:g}; 95% of it "
+        f"was there after {counted(enough.trials, 'trial')} of {last.trials:,} and "
+        f"{format_duration(enough.compute_seconds)} of training."
+    )
+
+
+hypervolume = Figure(
+    name="hypervolume",
+    title="How the search went",
+    guide="Hypervolume is the area below the front, up to the reference point. It grows when a trial joins the front.",
+    values=hypervolume_history,
+    draw=_draw_hypervolume,
+    say=_say_hypervolume,
+)
+
+
+# --- Importance -----------------------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class Importance:
     """How much worse a forest predicts an objective when it is told wrong values of one parameter.
@@ -102,12 +148,11 @@ class Importance:
 class Importances:
     """Importance of each parameter for each objective, from `trials` trials."""
 
-    axes: tuple[Axis, ...]
+    axes: tuple[FigureAxis, ...]
     objectives: tuple[Importance, ...]
     trials: int
 
 
-@lru_cache(maxsize=1)  # the sentence and the figure of a page both ask
 def importances(view: Overview) -> Importances:
     """Return how much each searched parameter matters for time and for accuracy.
 
@@ -119,10 +164,10 @@ def importances(view: Overview) -> Importances:
     """
     if not view.axes:
         raise NothingToDraw("One configuration was run: no parameter varied.")
-    rows = np.arange(len(view.trials))
-    if len(rows) > MOST_FOR_IMPORTANCE:
-        rows = np.random.default_rng(0).choice(rows, MOST_FOR_IMPORTANCE, replace=False)
-    trials = [view.trials[row] for row in rows]
+    chosen = np.arange(len(view.trials))
+    if len(chosen) > MOST_FOR_IMPORTANCE:
+        chosen = np.random.default_rng(0).choice(chosen, MOST_FOR_IMPORTANCE, replace=False)
+    trials = [view.trials[index] for index in chosen]
     _, groups = np.unique([configuration_key(trial) for trial in trials], return_inverse=True)
     if groups.max() + 1 < FEWEST_FOR_IMPORTANCE:
         raise NothingToDraw(
@@ -130,7 +175,7 @@ def importances(view: Overview) -> Importances:
             "say nothing about importance."
         )
     inputs = np.column_stack([np.nan_to_num(axis.codes(trials), nan=-1.0) for axis in view.axes])
-    seconds, accuracy = view.seconds[rows], view.accuracy[rows]
+    seconds, accuracy = view.seconds[chosen], view.accuracy[chosen]
     found = (
         _importance("training time", inputs, np.log(np.maximum(seconds, 1e-9)), groups),
         _importance("accuracy", inputs, accuracy, groups),
@@ -140,66 +185,74 @@ def importances(view: Overview) -> Importances:
 
 def _importance(objective: str, inputs: np.ndarray, target: np.ndarray, groups: np.ndarray) -> Importance:
     from sklearn.ensemble import RandomForestRegressor
+    from sklearn.inspection import permutation_importance
     from sklearn.model_selection import GroupKFold
 
-    rng = np.random.default_rng(0)
-    error, shuffled_error = 0.0, np.zeros(inputs.shape[1])
-    for seen, unseen in GroupKFold(FOLDS).split(inputs, target, groups):
+    error, growth = 0.0, np.zeros(inputs.shape[1])
+    for fold, (seen, unseen) in enumerate(GroupKFold(FOLDS).split(inputs, target, groups)):
         forest = RandomForestRegressor(TREES, random_state=0).fit(inputs[seen], target[seen])
-        error += _squared_error(forest, inputs[unseen], target[unseen])
-        for column in range(inputs.shape[1]):
-            told_wrong = np.tile(inputs[unseen], (SHUFFLES, 1))
-            told_wrong[:, column] = rng.choice(inputs[:, column], len(told_wrong))
-            shuffled_error[column] += _squared_error(forest, told_wrong, np.tile(target[unseen], SHUFFLES)) / SHUFFLES
+        error += float(np.sum((forest.predict(inputs[unseen]) - target[unseen]) ** 2))
+        shuffled = permutation_importance(
+            forest,
+            inputs[unseen],
+            target[unseen],
+            scoring="neg_mean_squared_error",
+            n_repeats=SHUFFLES,
+            random_state=fold,
+        )
+        growth += len(unseen) * shuffled.importances_mean
     variance = float(np.sum((target - target.mean()) ** 2))
     if variance == 0:
         return Importance(objective, (0.0,) * inputs.shape[1], 0.0)
-    shares = np.maximum(0.0, (shuffled_error - error) / variance)
-    return Importance(objective, tuple(shares.tolist()), 1 - error / variance)
+    return Importance(objective, tuple(np.maximum(0.0, growth / variance).tolist()), 1 - error / variance)
 
 
-def _squared_error(forest: Any, inputs: np.ndarray, target: np.ndarray) -> float:
-    return float(np.sum((forest.predict(inputs) - target) ** 2))
+def _draw_importance(_: Overview, values: Importances) -> go.Figure:
+    """Return how much each parameter matters for time and for accuracy."""
+    traces = [
+        go.Bar(
+            y=[html_safe(axis.label) for axis in values.axes],
+            x=list(each.shares),
+            orientation="h",
+            name=each.objective,
+            marker={"color": colour},
+        )
+        for each, colour in zip(values.objectives, CATEGORY_COLOURS, strict=False)
+    ]
+    return new_figure(
+        "Importance of parameters",
+        traces,
+        height=180 + 60 * len(values.axes),
+        barmode="group",
+        xaxis={"title": {"text": "growth of the error (1 = variance)"}, "rangemode": "tozero"},
+        yaxis={"type": "category", "autorange": "reversed"},
+    )
 
 
-@dataclass(frozen=True)
-class AccuracyMap:
-    """Mean accuracy of the trials in each cell of two parameters, NaN where there is none.
-
-    Attributes:
-        mean: shape (rows, columns), of (rows of `down`, labels of `across`).
-        count: trials in each cell, the same shape.
-    """
-
-    across: Groups
-    down: Groups
-    mean: np.ndarray
-    count: np.ndarray
-
-
-def accuracy_map(view: Overview) -> AccuracyMap:
-    """Return mean accuracy over the parameters of marker and colour.
-
-    Raises:
-        NothingToDraw: where fewer than two parameters varied.
-    """
-    if view.marker is None or view.colour is None:
-        raise NothingToDraw("A map needs two parameters that varied.")
-    across = _cells(view.marker, view.trials)
-    down = _cells(view.colour, view.trials)
-    shape = (len(down.labels), len(across.labels))
-    place = down.members * shape[1] + across.members
-    count = np.bincount(place, minlength=shape[0] * shape[1]).reshape(shape)
-    total = np.bincount(place, weights=view.accuracy, minlength=shape[0] * shape[1]).reshape(shape)
-    with np.errstate(invalid="ignore"):
-        return AccuracyMap(across, down, total / count, count)
+def _say_importance(view: Overview, values: Importances) -> str:
+    """Say which parameter matters most for each objective, and how far to trust that."""
+    parts = []
+    for each in values.objectives:
+        first = values.axes[int(np.argmax(each.shares))].label
+        parts.append(
+            f"A forest predicts {each.objective} of new trials hardly better than its mean does: its bars say nothing."
+            if each.explained < LITTLE_EXPLAINED
+            else f"For {each.objective}, {first} matters most (a forest explains {each.explained:.0%} of the variance)."
+        )
+    if values.trials < FEW_FOR_IMPORTANCE:
+        parts.append(f"{values.trials} trials are few: take it as a hint.")
+    if values.trials < len(view.trials):
+        parts.append(f"From a random {MOST_FOR_IMPORTANCE:,} trials.")
+    return " ".join(parts)
 
 
-def _cells(axis: Axis, trials: Sequence[TrialRecord]) -> Groups:
-    return grouped(axis, trials, MOST_CELLS_ON_A_SIDE)
-
-
-def best_cell(cells: AccuracyMap) -> tuple[str, str, float]:
-    """Return the labels (across, down) of the most accurate cell, and its mean accuracy."""
-    row, column = np.unravel_index(np.nanargmax(cells.mean), cells.mean.shape)
-    return cells.across.labels[column], cells.down.labels[row], float(cells.mean[row, column])
+importance = Figure(
+    name="importance",
+    title="Which parameters matter",
+    guide="Permutation importance (Breiman 2001) of a random forest, on trials that it was not fitted to (five folds; "
+    "repeats stay together): how much its error grows when it is told wrong values of one parameter. Time counts "
+    "by its logarithm.",
+    values=importances,
+    draw=_draw_importance,
+    say=_say_importance,
+)

@@ -10,8 +10,8 @@ import numpy as np
 import plotly.graph_objects as go
 
 from budgettune.records import TrialRecord
-from budgettune.report.axes import ABSENT, Axis, Groups, value_text
-from budgettune.report.view import Overview
+from budgettune.report.axes import ABSENT, FigureAxis, Groups, value_text
+from budgettune.report.view import Overview, objectives
 
 # Okabe and Ito (2008), without the yellow, which is too pale for a white page.
 BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
@@ -28,6 +28,8 @@ SYMBOLS = ("triangle-up", "square", "pentagon", "hexagon", "octagon", "circle")
 MOST_GROUPS = len(SYMBOLS)
 MANY_TRIALS = 1_000
 """From here on markers are small and see-through."""
+SHARE = {"tickformat": ".3~p"}
+"""Ticks of a share, in per cent."""
 HEIGHT = 460
 """Pixels."""
 
@@ -62,7 +64,7 @@ LIGHT = template("#1b1f27", "#ffffff", "#e3e6eb")
 DARK = template("#e6e8ec", "#171a20", "#343a46")
 
 
-def plain(text: Any) -> str:
+def html_safe(text: Any) -> str:
     """Return a text that plotly shows as it is: no tag, no entity and no template in it works."""
     return html.escape(str(text)).replace("%{", "&#37;{")
 
@@ -91,14 +93,14 @@ def accuracy_axis(view: Overview, title: str = "test accuracy", **more: Any) -> 
     return {"title": {"text": title}, "tickformat": ".4~p", **ends, **more}
 
 
-def param_axis(axis: Axis, **more: Any) -> dict[str, Any]:
+def param_axis(axis: FigureAxis, **more: Any) -> dict[str, Any]:
     """Return the axis of a searched parameter."""
     ticks = axis.ticks()
-    placed = {} if ticks is None else {"tickvals": ticks[0], "ticktext": [plain(text) for text in ticks[1]]}
-    return {"title": {"text": plain(axis.label)}, **placed, **more}
+    placed = {} if ticks is None else {"tickvals": ticks[0], "ticktext": [html_safe(text) for text in ticks[1]]}
+    return {"title": {"text": html_safe(axis.label)}, **placed, **more}
 
 
-def colour_axis(axis: Axis | None) -> dict[str, Any]:
+def colour_axis(axis: FigureAxis | None) -> dict[str, Any]:
     """Return the layout of the colour scale of a parameter."""
     if axis is None:
         return {}
@@ -117,62 +119,58 @@ def in_unit(view: Overview, seconds: np.ndarray | Sequence[float]) -> np.ndarray
     return np.asarray(np.asarray(seconds, dtype=float) / view.unit.seconds, dtype=np.float32)
 
 
-def hover_text(trial: TrialRecord, axes: Sequence[Axis]) -> str:
+def hover_text(trial: TrialRecord, axes: Sequence[FigureAxis]) -> str:
     """Return what hovering over a trial tells beside its position."""
     lines = [f"trial {trial.number}"]
-    lines += [plain(f"{axis.label} {value_text(trial.params.get(axis.name))}") for axis in axes]
+    lines += [html_safe(f"{axis.label} {value_text(trial.params.get(axis.name))}") for axis in axes]
     kept = "" if trial.keep_fraction is None else f"kept {trial.keep_fraction:.0%}, "
     epochs = "" if trial.epochs is None else f"{trial.epochs} epochs, "
-    return "<br>".join([*lines, f"{kept}{epochs}clock {plain(trial.status or 'unverified')}"])
+    return "<br>".join([*lines, f"{kept}{epochs}clock {html_safe(trial.status or 'unverified')}"])
+
+
+def scatter(x: Any, y: Any, hover: Sequence[str] | None = None, mode: str = "markers", **look: Any) -> go.Scatter:
+    """Return points or lines that tell their place and these texts to who hovers over them, nothing without texts."""
+    told = {"hoverinfo": "skip"} if hover is None else {"hovertext": hover, "hoverinfo": "x+y+text"}
+    return go.Scatter(x=x, y=y, mode=mode, **told, **look)
+
+
+def diagonal(low: float, high: float, **look: Any) -> go.Scatter:
+    """Return the dotted line on which both axes have the same value."""
+    return scatter([low, high], [low, high], mode="lines", line={"color": GREY, "dash": "dot"}, **look)
 
 
 def trial_markers(
-    view: Overview, groups: Groups, rows: np.ndarray, x: np.ndarray, y: np.ndarray, **more: Any
+    view: Overview, groups: Groups, chosen: np.ndarray, x: np.ndarray, y: np.ndarray, **more: Any
 ) -> list[Any]:
     """Return traces of trials: shape by group, colour by the view's colour axis, hollow where the clock was disturbed.
 
     Args:
         view: of the study.
         groups: which marker each trial of the view gets.
-        rows: trials to draw, as indices into the view's.
+        chosen: trials to draw, as indices into the view's.
         x: position of every trial of the view, in the units of its axis.
         y: likewise.
         more: for every trace.
     """
     disturbed = np.array([trial.status == "disturbed" for trial in view.trials], dtype=bool)
     codes = None if view.colour is None else view.colour.codes(view.trials).astype(np.float32)
+    many = len(view.trials) > MANY_TRIALS
     traces = []
     for group, is_hollow in ((g, h) for g in range(len(groups.labels)) for h in (False, True)):
-        some = rows[(groups.members[rows] == group) & (disturbed[rows] == is_hollow)]
-        if len(some):
-            colour = {"color": BLUE} if codes is None else {"color": codes[some], "coloraxis": "coloraxis"}
-            marker = {**_shape(view, groups, group, is_hollow), **colour}
-            traces.append(_scatter(view, some, x, y, marker, legendgroup=f"group{group}", **more))
+        some = chosen[(groups.members[chosen] == group) & (disturbed[chosen] == is_hollow)]
+        if not len(some):
+            continue
+        marker = {
+            "symbol": symbol(groups, group) + ("-open" if is_hollow else ""),
+            "size": (5 if many else 9) + group,
+            "opacity": 0.6 if many else 0.95,
+            "line": {"width": 2 if is_hollow else 0 if many else 1, **({} if is_hollow else {"color": GREY})},
+            **({"color": BLUE} if codes is None else {"color": codes[some], "coloraxis": "coloraxis"}),
+        }
+        texts = [hover_text(view.trials[index], view.axes) for index in some]
+        look = {"marker": marker, "legendgroup": f"group{group}", "showlegend": False, **more}
+        traces.append(scatter(x[some], y[some], texts, meta="trials", **look))
     return traces
-
-
-def _scatter(view: Overview, rows: np.ndarray, x: np.ndarray, y: np.ndarray, marker: Any, **more: Any) -> Any:
-    return go.Scatter(
-        x=x[rows],
-        y=y[rows],
-        mode="markers",
-        marker=marker,
-        hovertext=[hover_text(view.trials[row], view.axes) for row in rows],
-        hoverinfo="x+y+text",
-        meta="trials",
-        showlegend=False,
-        **more,
-    )
-
-
-def _shape(view: Overview, groups: Groups, group: int, is_hollow: bool) -> dict[str, Any]:
-    many = len(view.trials) > MANY_TRIALS
-    return {
-        "symbol": symbol(groups, group) + ("-open" if is_hollow else ""),
-        "size": (5 if many else 9) + group,
-        "opacity": 0.6 if many else 0.95,
-        "line": {"width": 2 if is_hollow else 0 if many else 1, **({} if is_hollow else {"color": GREY})},
-    }
 
 
 def symbol(groups: Groups, group: int) -> str:
@@ -196,7 +194,7 @@ def marker_legend(view: Overview, groups: Groups) -> list[Any]:
             y=[None],
             mode="markers",
             marker={"symbol": mark, "size": size, "color": GREY},
-            name=plain(text),
+            name=html_safe(text),
             legendgroup=group,
         )
         for text, mark, size, group in entries
@@ -205,12 +203,18 @@ def marker_legend(view: Overview, groups: Groups) -> list[Any]:
 
 def front_line(view: Overview, trials: Sequence[TrialRecord], **more: Any) -> Any:
     """Return the front as a staircase: what is reached within each time."""
-    seconds = [trial.train_seconds for trial in trials]
+    points = np.array([objectives(trial) for trial in trials], dtype=float).reshape(-1, 2)
     look = {"line": {"color": FRONT, "width": 2, "shape": "hv"}, "name": "Pareto front", **more}
-    return go.Scatter(
-        x=in_unit(view, np.array(seconds, dtype=float)),
-        y=np.array([trial.test_accuracy for trial in trials], dtype=np.float32),
-        mode="lines",
-        hoverinfo="skip",
-        **look,
-    )
+    return scatter(in_unit(view, points[:, 0]), points[:, 1].astype(np.float32), mode="lines", **look)
+
+
+def axis_id(letter: str, place: int) -> str:
+    """Return plotly's name for the axis of a panel, counted from 1."""
+    return letter if place == 1 else f"{letter}{place}"
+
+
+def panel_title(place: int, title: str) -> dict[str, Any]:
+    """Return a title above one panel, which it follows wherever the panel goes."""
+    refs = {"xref": f"{axis_id('x', place)} domain", "yref": f"{axis_id('y', place)} domain"}
+    anchors = {"x": 0, "y": 1.02, "xanchor": "left", "yanchor": "bottom", "showarrow": False}
+    return {"text": f"<b>{title}</b>", **refs, **anchors}

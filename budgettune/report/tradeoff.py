@@ -1,86 +1,82 @@
-"""Figures of time against accuracy and of what moves them: the answer at each budget, the front, panels, maps."""
+"""Figures of time against accuracy, and of which parameters move them: the answer, the front, panels, times, a map."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections import Counter
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 
 from budgettune.errors import NothingToDraw
-from budgettune.records import TrialRecord
-from budgettune.report.axes import Axis, Search, grouped, value_text
-from budgettune.report.search import accuracy_map
+from budgettune.report.axes import ABSENT, FigureAxis, Groups, grouped, value_text
 from budgettune.report.style import (
     BLUE,
     FRONT,
     GREY,
     MOST_GROUPS,
     accuracy_axis,
+    axis_id,
     colour_axis,
     front_line,
+    html_safe,
     in_unit,
     marker_legend,
     new_figure,
+    panel_title,
     param_axis,
-    plain,
+    scatter,
     time_axis,
     trial_markers,
 )
 from budgettune.report.view import (
     MOST_IN_FRONT,
     MOST_IN_OTHERS,
+    Figure,
     Overview,
-    label_rows,
     objectives,
-    overview,
     pareto_front,
-    shown_rows,
+    shown_indices,
     summary,
 )
+from budgettune.text import format_duration
 
-Records = Iterable[TrialRecord] | Overview
+LABEL_BOX = (0.075, 0.05)
+"""Width and height of a short text beside a point, as shares of a figure."""
+MOST_LABELS = 100
 PANEL_HEIGHT = 300
 TITLE_HEIGHT = 32
 """Pixels."""
 PANELS_IN_A_ROW = 3
+MOST_CELLS_ON_A_SIDE = 8
 
 
-def answer(records: Records, search: Search | None = None) -> go.Figure:
+def _sample_sentence(view: Overview, most: int) -> str:
+    count = len(view.trials)
+    return "" if count <= most else f" Drawn are {most:,} of {count:,} trials: the front and a random sample."
+
+
+# --- The answer at each budget --------------------------------------------------------------------------------------
+
+
+def _draw_answer(view: Overview, points: np.ndarray) -> go.Figure:
     """Return the best accuracy within each budget as a staircase, with the places where a page marks a choice."""
-    view = overview(records, search)
-    seconds = in_unit(view, [objectives(trial)[0] for trial in view.answers])
-    accuracy = np.array([objectives(trial)[1] for trial in view.answers])
-    end = 1.1 * float(seconds[-1])
-    stairs = go.Scatter(
-        x=[*seconds.tolist(), end],
-        y=[*accuracy.tolist(), float(accuracy[-1])],
+    seconds, accuracy = in_unit(view, points[:, 0]), points[:, 1]
+    stairs = scatter(
+        [*seconds.tolist(), 1.1 * float(seconds[-1])],
+        [*accuracy.tolist(), float(accuracy[-1])],
         mode="lines",
         line={"color": FRONT, "width": 3, "shape": "hv"},
-        hoverinfo="skip",
     )
-    points = go.Scatter(
-        x=seconds,
-        y=accuracy,
-        mode="markers",
-        marker={"size": 9, "color": FRONT},
-        hovertext=[summary(trial) for trial in view.answers],
-        hoverinfo="text",
-    )
-    budget = go.Scatter(x=[], y=[], mode="lines", line={"color": GREY, "dash": "dash"}, hoverinfo="skip", meta="budget")
-    chosen = go.Scatter(
-        x=[],
-        y=[],
-        mode="markers",
-        marker={"size": 16, "color": BLUE, "symbol": "circle"},
-        hoverinfo="skip",
-        meta="chosen",
-    )
+    texts = [summary(trial) for trial in view.answers]
+    marks = scatter(seconds, accuracy, texts, marker={"size": 9, "color": FRONT}).update(hoverinfo="text")
+    budget = scatter([], [], mode="lines", line={"color": GREY, "dash": "dash"}, meta="budget")
+    chosen = scatter([], [], marker={"size": 16, "color": BLUE, "symbol": "circle"}, meta="chosen")
     return new_figure(
         "Best accuracy within a budget",
-        [stairs, budget, chosen, points],
+        [stairs, budget, chosen, marks],
         height=340,
         showlegend=False,
         xaxis=time_axis(view, "budget of training time"),
@@ -88,17 +84,43 @@ def answer(records: Records, search: Search | None = None) -> go.Figure:
     )
 
 
-def front(records: Records, search: Search | None = None) -> go.Figure:
+def _say_answer(view: Overview, points: np.ndarray) -> str:
+    """Say what no limit buys, and what half of that time does."""
+    text = f"The most accurate of all: {summary(view.most_accurate)}."
+    within = np.flatnonzero(points[:, 0] <= points[-1, 0] / 2)
+    if len(within):
+        half = within[-1]
+        text += f" Half of that time buys {points[half, 1]:.2%} (trial {view.answers[half].number})."
+    return text
+
+
+answer = Figure(
+    name="answer",
+    title="What should I train?",
+    guide="The staircase is the best accuracy that a finished trial reached within each budget of training time.",
+    values=lambda view: np.array([objectives(trial) for trial in view.answers]),
+    draw=_draw_answer,
+    say=_say_answer,
+)
+
+
+# --- All trials and their front -------------------------------------------------------------------------------------
+
+
+def _draw_front(view: Overview, groups: Groups) -> go.Figure:
     """Return every trial by time and accuracy with the Pareto front (the paper's Figure 1)."""
-    view = overview(records, search)
-    groups = grouped(view.marker, view.trials, MOST_GROUPS)
     x, y = in_unit(view, view.seconds), view.accuracy.astype(np.float32)
     traces = [
         front_line(view, view.front),
-        *trial_markers(view, groups, shown_rows(view, MOST_IN_FRONT), x, y),
+        *trial_markers(view, groups, shown_indices(view, MOST_IN_FRONT), x, y),
         *marker_legend(view, groups),
-        *_labels(view, x, y),
     ]
+    if view.label is not None:
+        beside = label_indices(view)
+        texts = [html_safe(value_text(view.trials[index].params.get(view.label.name))) for index in beside]
+        labels = scatter(x[beside], y[beside], mode="markers+text", marker={"size": 12, "opacity": 0}, meta="labels")
+        labels.update(text=texts, textposition="top left", textfont={"size": 11}, showlegend=False, cliponaxis=False)
+        traces.append(labels)
     return new_figure(
         "Training time against test accuracy",
         traces,
@@ -109,53 +131,85 @@ def front(records: Records, search: Search | None = None) -> go.Figure:
     )
 
 
-def _labels(view: Overview, x: np.ndarray, y: np.ndarray) -> list[Any]:
-    """Return the label parameter's values beside the points where they fit."""
-    if view.label is None:
-        return []
-    rows = label_rows(view)
-    texts = [plain(value_text(view.trials[row].params.get(view.label.name))) for row in rows]
-    return [
-        go.Scatter(
-            x=x[rows],
-            y=y[rows],
-            mode="markers+text",
-            marker={"size": 12, "opacity": 0},
-            text=texts,
-            textposition="top left",
-            textfont={"size": 11},
-            hoverinfo="skip",
-            showlegend=False,
-            cliponaxis=False,
-            meta="labels",
-        )
-    ]
+def label_indices(view: Overview) -> list[int]:
+    """Return the trials beside which a text fits, those of the front first; the others keep theirs for hovering.
+
+    The text stands above and to the left of its point, where no trial of the front has a neighbour.
+    """
+    x = _unit_interval(np.log(view.seconds) if view.time_is_log else view.seconds)
+    y = _unit_interval(view.accuracy)
+    width, height = LABEL_BOX
+    on_front = {trial.number for trial in view.front}
+    order = sorted(range(len(x)), key=lambda index: view.trials[index].number not in on_front)[:MOST_LABELS]
+    chosen: list[int] = []
+    for index in order:
+        hides_a_point = ((x > x[index] - width) & (x < x[index]) & (y > y[index]) & (y < y[index] + height)).any()
+        hides_a_text = any(abs(x[index] - x[other]) < width and abs(y[index] - y[other]) < height for other in chosen)
+        if not hides_a_point and not hides_a_text:
+            chosen.append(index)
+    return chosen
 
 
-def panels(records: Records, search: Search | None = None) -> go.Figure:
-    """Return one panel of time and accuracy for each value of the marker's parameter (the paper's Figures 2 to 7)."""
-    view = overview(records, search)
+def _unit_interval(values: np.ndarray) -> np.ndarray:
+    width = np.ptp(values)
+    return np.asarray((values - values.min()) / width if width else np.full(len(values), 0.5))
+
+
+def _say_front(view: Overview, _: Groups) -> str:
+    """Say how many trials are on the front, where it begins and ends, and which times are in doubt."""
+    if len(view.trials) == 1:
+        return f"One trial is finished, {summary(view.trials[0])}: a front needs more."
+    count = len(view.front)
+    text = f"{count} of {len(view.trials):,} trials {'is' if count == 1 else 'are'} on the front: no other one is both "
+    text += f"faster and more accurate. The fastest is {summary(view.front[0])}"
+    text += f"; the most accurate {summary(view.most_accurate)}." if count > 1 else "."
+    if view.label:
+        text += f" Beside markers, where there is room: {view.label.label}."
+    disturbed = sum(trial.status == "disturbed" for trial in view.trials)
+    if disturbed:
+        were = "time was" if disturbed == 1 else "times were"
+        text += f" {disturbed:,} {were} disturbed by other work (hollow markers)."
+    return text + _sample_sentence(view, MOST_IN_FRONT)
+
+
+front = Figure(
+    name="front",
+    title="Every trial: time against accuracy",
+    guide="One marker per finished trial; up and to the left is better. The red staircase is the Pareto front: for "
+    "every trial below it, some other one is at least as fast and more accurate. Hover over a marker, or tap it, for "
+    "its details.",
+    values=lambda view: grouped(view.marker, view.trials, MOST_GROUPS),
+    draw=_draw_front,
+    say=_say_front,
+)
+
+
+# --- Panel by panel -------------------------------------------------------------------------------------------------
+
+
+def _panels(view: Overview) -> Groups:
     if view.marker is None:
         raise NothingToDraw("Panels need two parameters that varied.")
-    split = grouped(view.marker, view.trials, MOST_GROUPS)
+    return grouped(view.marker, view.trials, MOST_GROUPS)
+
+
+def _draw_panels(view: Overview, split: Groups) -> go.Figure:
+    """Return a panel of time and accuracy for each value of the marker's parameter (the paper's Figures 2 to 7)."""
     shapes = grouped(view.label, view.trials, MOST_GROUPS)
     x, y = in_unit(view, view.seconds), view.accuracy.astype(np.float32)
-    shown = shown_rows(view, MOST_IN_OTHERS)
+    shown = shown_indices(view, MOST_IN_OTHERS)
+    faint = {"color": GREY, "width": 1.5, "dash": "dot", "shape": "hv"}
     traces: list[Any] = [*marker_legend(view, shapes)]
     for panel in range(len(split.labels)):
         place = {"xaxis": axis_id("x", panel + 1), "yaxis": axis_id("y", panel + 1)}
-        rows = shown[split.members[shown] == panel]
-        own = pareto_front(view.trials[row] for row in split.rows(panel))
+        own = pareto_front(view.trials[index] for index in split.indices(panel))
         traces += [
-            front_line(view, view.front, showlegend=panel == 0, name="front of all", line=_FAINT, **place),
+            front_line(view, view.front, showlegend=panel == 0, name="front of all", line=faint, **place),
             front_line(view, own, showlegend=panel == 0, name="front of the panel", **place),
-            *trial_markers(view, shapes, rows, x, y, **place),
+            *trial_markers(view, shapes, shown[split.members[shown] == panel], x, y, **place),
         ]
-    titles = [plain(f"{view.marker.label} {label}") for label in split.labels]
+    titles = [html_safe(f"{split.axis.label if split.axis else ''} {label}") for label in split.labels]
     return new_figure("Time and accuracy by panel", traces, **_grid(view, titles), **colour_axis(view.colour))
-
-
-_FAINT = {"color": GREY, "width": 1.5, "dash": "dot", "shape": "hv"}
 
 
 def _grid(view: Overview, titles: list[str]) -> dict[str, Any]:
@@ -171,55 +225,60 @@ def _grid(view: Overview, titles: list[str]) -> dict[str, Any]:
         "annotations": [panel_title(place, title) for place, title in enumerate(titles, start=1)],
     }
     for place in range(1, count + 1):
-        shared = {} if place == 1 else {"matches": "x"}
-        layout[f"xaxis{place}"] = time_axis(view, **shared)
+        layout[f"xaxis{place}"] = time_axis(view, **({} if place == 1 else {"matches": "x"}))
         layout[f"yaxis{place}"] = accuracy_axis(view, **({} if place == 1 else {"matches": "y"}))
     return layout
 
 
-def axis_id(letter: str, place: int) -> str:
-    """Return plotly's name for the axis of a panel, counted from 1."""
-    return letter if place == 1 else f"{letter}{place}"
+def _say_panels(view: Overview, split: Groups) -> str:
+    """Say which panels the front comes from."""
+    on_front = {trial.number for trial in view.front}
+    counts = Counter(
+        int(member) for member, trial in zip(split.members, view.trials, strict=True) if trial.number in on_front
+    )
+    name = split.axis.label if split.axis else ""
+    *first, last = [f"{counts[group]} from {name} {split.labels[group]}" for group in sorted(counts)]
+    parts = f"{', '.join(first)} and {last}" if first else last
+    return f"The front of {len(view.front)} takes {parts}." + _sample_sentence(view, MOST_IN_OTHERS)
 
 
-def panel_title(place: int, title: str) -> dict[str, Any]:
-    """Return a title above one panel, which it follows wherever the panel goes."""
-    return {
-        "text": f"<b>{title}</b>",
-        "xref": f"{axis_id('x', place)} domain",
-        "yref": f"{axis_id('y', place)} domain",
-        "x": 0,
-        "y": 1.02,
-        "xanchor": "left",
-        "yanchor": "bottom",
-        "showarrow": False,
-    }
+panels = Figure(
+    name="panels",
+    title="The same trials, panel by panel",
+    guide="Each panel holds the trials of one value, on the same scales. Red is the front of the panel, dotted the "
+    "front of all trials.",
+    values=_panels,
+    draw=_draw_panels,
+    say=_say_panels,
+)
 
 
-def times(records: Records, search: Search | None = None) -> go.Figure:
-    """Return the marker's and the colour's parameter against training time (the paper's Figure 8)."""
-    view = overview(records, search)
-    axis = view.marker or view.colour
-    if axis is None:
+# --- Time by parameter ----------------------------------------------------------------------------------------------
+
+
+def _time_axes(view: Overview) -> list[FigureAxis]:
+    axes = [axis for axis in (view.marker, view.colour) if axis is not None]
+    if not axes:
         raise NothingToDraw("One configuration was run: nothing to compare its time with.")
+    return axes
+
+
+def _draw_times(view: Overview, axes: list[FigureAxis]) -> go.Figure:
+    """Return the marker's or the colour's parameter against training time (the paper's Figure 8)."""
+    axis = axes[0]
     x, y = axis.codes(view.trials).astype(np.float32), in_unit(view, view.seconds)
     single = grouped(None, view.trials, MOST_GROUPS)
-    shown = shown_rows(view, MOST_IN_OTHERS)
+    shown = shown_indices(view, MOST_IN_OTHERS)
     traces = [
         *_median_lines(view, axis, x, y),
         *trial_markers(view, single, shown[~np.isnan(x[shown])], x, y),
         *marker_legend(view, single),
     ]
-    return new_figure(
-        "Training time by parameter",
-        traces,
-        xaxis=param_axis(axis),
-        yaxis=time_axis(view),
-        **colour_axis(view.colour),
-    )
+    layout = {"xaxis": param_axis(axis), "yaxis": time_axis(view), **colour_axis(view.colour)}
+    return new_figure("Training time by parameter", traces, **layout)
 
 
-def _median_lines(view: Overview, axis: Axis, x: np.ndarray, y: np.ndarray) -> list[Any]:
+def _median_lines(view: Overview, axis: FigureAxis, x: np.ndarray, y: np.ndarray) -> list[Any]:
     """Return a line through the median time at each value of an axis, one for each colour where they are few."""
     if len(axis.levels) > 2 * MOST_GROUPS or axis.kind == "categorical":
         return []
@@ -227,29 +286,93 @@ def _median_lines(view: Overview, axis: Axis, x: np.ndarray, y: np.ndarray) -> l
     lines = grouped(other if other and len(other.levels) <= MOST_GROUPS else None, view.trials, MOST_GROUPS)
     traces = []
     for group in range(len(lines.labels)):
-        rows = lines.rows(group)
-        places = sorted(set(x[rows][~np.isnan(x[rows])].tolist()))
-        medians = [float(np.median(y[rows][x[rows] == place])) for place in places]
-        traces.append(
-            go.Scatter(
-                x=places, y=medians, mode="lines", line={"color": GREY, "width": 1}, hoverinfo="skip", showlegend=False
-            )
-        )
+        some = lines.indices(group)
+        places = sorted(set(x[some][~np.isnan(x[some])].tolist()))
+        medians = [float(np.median(y[some][x[some] == place])) for place in places]
+        traces.append(scatter(places, medians, mode="lines", line={"color": GREY, "width": 1}, showlegend=False))
     return traces
 
 
-def accuracies(records: Records, search: Search | None = None) -> go.Figure:
-    """Return mean accuracy over the parameters of marker and colour as a map (the paper's Figure 9)."""
-    view = overview(records, search)
-    cells = accuracy_map(view)
+def _say_times(view: Overview, axes: list[FigureAxis]) -> str:
+    """Say how time changes with the marker's and the colour's parameter."""
+    return " ".join(_time_ratio(view, axis) for axis in axes) + _sample_sentence(view, MOST_IN_OTHERS)
+
+
+def _time_ratio(view: Overview, axis: FigureAxis) -> str:
+    """Compare the median times at the two ends of an axis, or of the fastest and the slowest category."""
+    groups = grouped(axis, view.trials, MOST_GROUPS)
+    medians = [
+        (float(np.median(view.seconds[groups.indices(group)])), f"{axis.label} {label}")
+        for group, label in enumerate(groups.labels)
+        if len(groups.indices(group)) and label != ABSENT
+    ]
+    if axis.kind == "categorical":
+        medians.sort()
+    (first_seconds, first), (last_seconds, last) = medians[0], medians[-1]
+    ratio = f"{last_seconds / first_seconds:.3g} times" if first_seconds else "far above"
+    return f"The median time at {last} is {format_duration(last_seconds)}, {ratio} that at {first}."
+
+
+times = Figure(
+    name="times",
+    title="What takes time",
+    guide="Where values are few, lines join the median times of trials of one colour.",
+    values=_time_axes,
+    draw=_draw_times,
+    say=_say_times,
+)
+
+
+# --- Accuracy by parameter ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class AccuracyMap:
+    """Mean accuracy of the trials in each cell of two parameters, NaN where there is none.
+
+    Attributes:
+        mean: shape (rows, columns), of (groups of `down`, groups of `across`).
+        count: trials in each cell, the same shape.
+    """
+
+    across: Groups
+    down: Groups
+    mean: np.ndarray
+    count: np.ndarray
+
+    def best(self) -> tuple[str, str, float]:
+        """Return the labels (across, down) of the most accurate cell, and its mean accuracy."""
+        row, column = np.unravel_index(np.nanargmax(self.mean), self.mean.shape)
+        return self.across.labels[column], self.down.labels[row], float(self.mean[row, column])
+
+
+def accuracy_map(view: Overview) -> AccuracyMap:
+    """Return mean accuracy over the parameters of marker and colour.
+
+    Raises:
+        NothingToDraw: where fewer than two parameters varied.
+    """
+    if view.marker is None or view.colour is None:
+        raise NothingToDraw("A map needs two parameters that varied.")
+    across, down = (grouped(axis, view.trials, MOST_CELLS_ON_A_SIDE) for axis in (view.marker, view.colour))
+    shape = (len(down.labels), len(across.labels))
+    place = down.members * shape[1] + across.members
+    count = np.bincount(place, minlength=shape[0] * shape[1]).reshape(shape)
+    total = np.bincount(place, weights=view.accuracy, minlength=shape[0] * shape[1]).reshape(shape)
+    with np.errstate(invalid="ignore"):
+        return AccuracyMap(across, down, total / count, count)
+
+
+def _draw_accuracies(_: Overview, cells: AccuracyMap) -> go.Figure:
+    """Return the map (the paper's Figure 9)."""
     texts = [
         [f"{mean:.1%}<br>n={count}" if count else "" for mean, count in zip(*row, strict=True)]
         for row in zip(cells.mean, cells.count, strict=True)
     ]
     heat = go.Heatmap(
         z=[[None if math.isnan(mean) else mean for mean in row] for row in cells.mean.tolist()],
-        x=[plain(label) for label in cells.across.labels],
-        y=[plain(label) for label in cells.down.labels],
+        x=[html_safe(label) for label in cells.across.labels],
+        y=[html_safe(label) for label in cells.down.labels],
         text=texts,
         texttemplate="%{text}",
         colorscale="Viridis",
@@ -258,13 +381,27 @@ def accuracies(records: Records, search: Search | None = None) -> go.Figure:
         ygap=2,
         hoverinfo="x+y+text",
     )
-    return new_figure(
-        "Accuracy by parameter",
-        [heat],
-        xaxis={"type": "category", **_titled(cells.across.axis)},
-        yaxis={"type": "category", **_titled(cells.down.axis)},
+    xaxis, yaxis = (
+        {"type": "category", "title": {"text": html_safe(groups.axis.label if groups.axis else "")}}
+        for groups in (cells.across, cells.down)
     )
+    return new_figure("Accuracy by parameter", [heat], xaxis=xaxis, yaxis=yaxis)
 
 
-def _titled(axis: Axis | None) -> dict[str, Any]:
-    return {"title": {"text": plain(axis.label if axis else "")}}
+def _say_accuracies(_: Overview, cells: AccuracyMap) -> str:
+    """Say which cell is the most accurate on average."""
+    across, down, mean = cells.best()
+    names = [
+        f"{groups.axis.label} {label}" for groups, label in ((cells.across, across), (cells.down, down)) if groups.axis
+    ]
+    return f"Most accurate on average: {' with '.join(names)}, {mean:.2%}."
+
+
+accuracies = Figure(
+    name="accuracies",
+    title="What gives accuracy",
+    guide="Each cell has the mean accuracy of its trials, whatever their other parameters, and how many they are.",
+    values=accuracy_map,
+    draw=_draw_accuracies,
+    say=_say_accuracies,
+)

@@ -1,27 +1,27 @@
-"""What a report begins with, as plain values: the finished trials of one kind of machine, their front, their axes."""
+"""What every figure begins with: the finished trials of one kind of machine, their front, their axes; and a figure."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import cast
+from typing import TYPE_CHECKING, Generic, Literal, TypeVar, cast
 
 import numpy as np
 
 from budgettune.errors import NothingToDraw, UsageError
 from budgettune.records import TrialRecord
-from budgettune.report.axes import Axis, Search, searched_axes, value_text
+from budgettune.report.axes import FigureAxis, Search, searched_axes, value_text
 from budgettune.spec.documents import SCALE_KEYS, full_key
 from budgettune.study.pareto import undominated
 from budgettune.text import format_duration
 
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
 UNKNOWN_MACHINE = "unknown machine"
 LOG_TIME_RATIO = 20.0
-LABEL_BOX = (0.075, 0.05)
-"""Width and height of a short text beside a point, as shares of a figure."""
-MOST_LABELS = 100
 MOST_IN_FRONT, MOST_IN_OTHERS = 10_000, 2_500
 """Trials that the main figure and the other scatter plots draw; beyond, a sample that says so."""
 
@@ -49,10 +49,10 @@ class Overview:
 
     trials: tuple[TrialRecord, ...]
     front: tuple[TrialRecord, ...]
-    axes: tuple[Axis, ...]
-    colour: Axis | None
-    marker: Axis | None
-    label: Axis | None
+    axes: tuple[FigureAxis, ...]
+    colour: FigureAxis | None
+    marker: FigureAxis | None
+    label: FigureAxis | None
 
     @cached_property
     def seconds(self) -> np.ndarray:
@@ -85,6 +85,59 @@ class Overview:
         by_point = {objectives(trial): trial for trial in reversed(self.front)}
         return tuple(by_point[point] for point in sorted(by_point))
 
+    @cached_property
+    def configurations(self) -> dict[str, list[TrialRecord]]:
+        """The trials of each configuration: those whose parameters are equal, by `configuration_key`."""
+        found: defaultdict[str, list[TrialRecord]] = defaultdict(list)
+        for trial in self.trials:
+            found[configuration_key(trial)].append(trial)
+        return dict(found)
+
+
+Records = Iterable[TrialRecord] | Overview
+Subject = TypeVar("Subject")
+Values = TypeVar("Values")
+
+
+@dataclass(frozen=True)
+class Figure(Generic[Subject, Values]):
+    """A figure of the report: what it shows, how that is drawn, and what it says in words.
+
+    Attributes:
+        name: as `--figure` and `budgettune.report.figures` have it.
+        title: its heading on the page.
+        guide: how to read it, for somebody who has never seen one.
+        values: what it shows, from its subject; raises NothingToDraw where the subject does not hold it.
+        draw: a plotly figure from subject and values.
+        say: a sentence or two computed from subject and values.
+        about: its subject: an overview of trials, a forecast of what never ran, or the notes on trials that were
+            stopped early.
+    """
+
+    name: str
+    title: str
+    guide: str
+    values: Callable[[Subject], Values]
+    draw: Callable[[Subject, Values], go.Figure]
+    say: Callable[[Subject, Values], str]
+    about: Literal["trials", "forecast", "stopping"] = "trials"
+
+    def __call__(self, subject: Records | Subject, search: Search | None = None) -> go.Figure:
+        """Return the plotly figure.
+
+        Args:
+            subject: trials of a study (finished or not, of one kind of machine), or what else this is about.
+            search: search space of the spec, where it is known.
+
+        Raises:
+            NothingToDraw: where the subject does not hold what the figure shows.
+            UsageError: where times of several kinds of machine would be mixed.
+        """
+        if self.about == "trials":
+            subject = overview(cast("Records", subject), search)
+        known = cast("Subject", subject)
+        return self.draw(known, self.values(known))
+
 
 def unit_for(most_seconds: float) -> TimeUnit:
     """Return the unit that suits times up to some seconds."""
@@ -97,20 +150,25 @@ def objectives(trial: TrialRecord) -> tuple[float, float]:
     return cast("float", trial.train_seconds), cast("float", trial.test_accuracy)
 
 
-def machine_kind(trial: TrialRecord) -> str:
+def configuration_key(trial: TrialRecord) -> str:
+    """Return what trials of one configuration share."""
+    return repr(sorted(trial.params.items()))
+
+
+def machine_name(trial: TrialRecord) -> str:
     """Return the kind of machine that a trial's time comes from, for people."""
     return trial.device_name or UNKNOWN_MACHINE
+
+
+def machine_counts(trials: Iterable[TrialRecord]) -> dict[str, int]:
+    """Return the kinds of machine with their number of trials, most first."""
+    return dict(Counter(map(machine_name, trials)).most_common())
 
 
 def finished(records: Iterable[TrialRecord], *, clean_only: bool = False) -> tuple[TrialRecord, ...]:
     """Return the complete trials with both objectives, as `best` and `front` see them."""
     complete = (r for r in records if r.state == "COMPLETE" and None not in objectives(r))
     return tuple(record for record in complete if record.status == "clean" or not clean_only)
-
-
-def machine_kinds(trials: Iterable[TrialRecord]) -> dict[str, int]:
-    """Return the kinds of machine with their number of trials, most first."""
-    return dict(Counter(map(machine_kind, trials)).most_common())
 
 
 def of_machine(trials: Iterable[TrialRecord], device_name: str) -> tuple[TrialRecord, ...]:
@@ -120,15 +178,15 @@ def of_machine(trials: Iterable[TrialRecord], device_name: str) -> tuple[TrialRe
         UsageError: where there is none.
     """
     trials = tuple(trials)
-    chosen = tuple(trial for trial in trials if machine_kind(trial) == device_name)
+    chosen = tuple(trial for trial in trials if machine_name(trial) == device_name)
     if trials and not chosen:
         raise UsageError(
-            f"no finished trial of machine {device_name!r}: choose one of {'; '.join(machine_kinds(trials))}"
+            f"no finished trial of machine {device_name!r}: choose one of {'; '.join(machine_counts(trials))}"
         )
     return chosen
 
 
-def overview(records: Iterable[TrialRecord] | Overview, search: Search | None = None) -> Overview:
+def overview(records: Records, search: Search | None = None) -> Overview:
     """Return what figures start from; an overview is returned as it is.
 
     Args:
@@ -142,7 +200,7 @@ def overview(records: Iterable[TrialRecord] | Overview, search: Search | None = 
     if isinstance(records, Overview):
         return records
     trials = tuple(sorted(finished(records), key=lambda trial: trial.number))
-    kinds = machine_kinds(trials)
+    kinds = machine_counts(trials)
     if not kinds:
         raise NothingToDraw("no trial is finished yet: run `budgettune worker` first")
     if len(kinds) > 1:
@@ -151,19 +209,18 @@ def overview(records: Iterable[TrialRecord] | Overview, search: Search | None = 
             f"choose one with report.of_machine(records, NAME)"
         )
     axes = searched_axes(trials, search)
-    colour, marker, label = _parts(axes)
-    return Overview(trials, pareto_front(trials), axes, colour, marker, label)
+    return Overview(trials, pareto_front(trials), axes, *_parts(axes))
 
 
 def pareto_front(trials: Iterable[TrialRecord]) -> tuple[TrialRecord, ...]:
     """Return the finished trials that no other beats in both time and accuracy, fastest first."""
     trials = tuple(trials)
-    points = ((*objectives(trial), trial.number, row) for row, trial in enumerate(trials))
-    rows = sorted((seconds, -accuracy, number, row) for seconds, accuracy, number, row in points)
+    points = ((*objectives(trial), trial.number, index) for index, trial in enumerate(trials))
+    rows = sorted((seconds, -accuracy, number, index) for seconds, accuracy, number, index in points)
     return tuple(trials[row[3]] for row in undominated(rows))
 
 
-def _parts(axes: Sequence[Axis]) -> tuple[Axis | None, Axis | None, Axis | None]:
+def _parts(axes: Sequence[FigureAxis]) -> tuple[FigureAxis | None, FigureAxis | None, FigureAxis | None]:
     """Return the axes shown as colour, marker and label: the paper's where they are searched, else what is left."""
     left = {full_key(axis.name): axis for axis in axes}
     colour = left.pop("pruning.prune_rate", None)
@@ -187,7 +244,7 @@ def _parts(axes: Sequence[Axis]) -> tuple[Axis | None, Axis | None, Axis | None]
     return colour, marker, label
 
 
-def params_text(trial: TrialRecord, axes: Sequence[Axis]) -> str:
+def params_text(trial: TrialRecord, axes: Sequence[FigureAxis]) -> str:
     """Return the searched values of a trial in a line."""
     return ", ".join(f"{axis.label} {value_text(trial.params.get(axis.name))}" for axis in axes)
 
@@ -198,7 +255,12 @@ def summary(trial: TrialRecord) -> str:
     return f"trial {trial.number}: {accuracy:.2%} in {format_duration(seconds)}"
 
 
-def shown_rows(view: Overview, most: int) -> np.ndarray:
+def counted(number: int, thing: str) -> str:
+    """Return a number of things in words, with the plural's s."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
+def shown_indices(view: Overview, most: int) -> np.ndarray:
     """Return the trials to draw as indices: all, or the front and a random sample of the others."""
     if len(view.trials) <= most:
         return np.arange(len(view.trials))
@@ -207,27 +269,3 @@ def shown_rows(view: Overview, most: int) -> np.ndarray:
     others = np.flatnonzero(~is_kept)
     sample = np.random.default_rng(0).choice(others, max(0, most - int(is_kept.sum())), replace=False)
     return np.sort(np.concatenate([np.flatnonzero(is_kept), sample]))
-
-
-def label_rows(view: Overview) -> list[int]:
-    """Return the trials beside which a text fits, those of the front first; the others keep theirs for hovering.
-
-    The text stands above and to the left of its point, where no trial of the front has a neighbour.
-    """
-    x = _unit_interval(np.log(view.seconds) if view.time_is_log else view.seconds)
-    y = _unit_interval(view.accuracy)
-    width, height = LABEL_BOX
-    on_front = {trial.number for trial in view.front}
-    order = sorted(range(len(x)), key=lambda row: view.trials[row].number not in on_front)[:MOST_LABELS]
-    chosen: list[int] = []
-    for row in order:
-        hides_a_point = ((x > x[row] - width) & (x < x[row]) & (y > y[row]) & (y < y[row] + height)).any()
-        hides_a_text = any(abs(x[row] - x[other]) < width and abs(y[row] - y[other]) < height for other in chosen)
-        if not hides_a_point and not hides_a_text:
-            chosen.append(row)
-    return chosen
-
-
-def _unit_interval(values: np.ndarray) -> np.ndarray:
-    width = np.ptp(values)
-    return np.asarray((values - values.min()) / width if width else np.full(len(values), 0.5))

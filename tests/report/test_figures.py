@@ -13,10 +13,7 @@ from benchmarks.support.synthetic import make_records
 from budgettune.errors import BudgetTuneError, NothingToDraw, UsageError
 from budgettune.records import OFF_CLOCK, ON_CLOCK, EpochRecord, PhaseSeconds, TrialRecord
 from budgettune.report import figures, picture
-from budgettune.report.contents import contents
-from budgettune.report.findings import FINDINGS
-from budgettune.report.page import build_page
-from budgettune.report.sections import SECTIONS
+from budgettune.report.page import build_page, contents
 from budgettune.report.view import overview
 
 OTHER_SEARCH = {
@@ -31,10 +28,19 @@ def points(figure):
     return sum(len(trace.x) for trace in figure.data if trace.meta == "trials")
 
 
+OF_TRIALS = {name for name, figure in figures.FIGURES.items() if figure.about == "trials"}
+
+
+def said(name, records):
+    """Return the sentence of a figure."""
+    figure, view = figures.FIGURES[name], overview(records)
+    return figure.say(view, figure.values(view))
+
+
 def drawn(records):
     """Return the names of the figures that can be drawn; the others say in a sentence why not."""
     names = set()
-    for name in figures.FIGURES:
+    for name in OF_TRIALS:
         try:
             figures.draw(name, records)
         except NothingToDraw as reason:
@@ -44,13 +50,17 @@ def drawn(records):
     return names
 
 
-def test_each_figure_has_a_section_and_a_finding():
-    assert [section.figure for section in SECTIONS] == list(figures.FIGURES) == list(FINDINGS)
+def test_each_figure_has_a_heading_a_guide_and_a_name_of_its_own_in_the_package():
+    for name, figure in figures.FIGURES.items():
+        assert getattr(figures, name) is figure
+        assert name in figures.__all__
+        assert figure.title
+        assert figure.guide.endswith(".")
 
 
 def test_a_whole_study_draws_everything_and_every_finished_trial_is_a_point():
     records = [*make_records(80, repeats=2), TrialRecord(number=80, state="RUNNING", params={})]
-    assert drawn(records) == set(figures.FIGURES)
+    assert drawn(records) == OF_TRIALS
     for name in ("front", "panels", "times"):
         assert points(figures.draw(name, records)) == 80
 
@@ -67,7 +77,7 @@ def test_bars_of_phases_on_the_clock_add_up_to_the_training_time():
     assert len({(bar.marker.color, bar.marker.pattern.shape) for bar in bars}) == len(bars)
     pruning = sum(bar.x[0] for bar in on_clock if bar.name.startswith("pruning"))
     assert pruning == pytest.approx(phases.pruning)
-    assert f"takes {phases.pruning / phases.on_clock:.2%}" in FINDINGS["phases"](overview([record]))
+    assert f"takes {phases.pruning / phases.on_clock:.2%}" in said("phases", [record])
 
 
 def test_one_trial_draws_what_one_trial_can():
@@ -81,7 +91,7 @@ def test_other_parameters_than_the_papers_are_drawn(count):
     assert names >= {"answer", "front", "panels", "times", "accuracies"}
     assert points(figures.front(records)) == count
     for name in names:
-        assert FINDINGS[name](overview(records)).endswith(".")
+        assert said(name, records).endswith(".")
 
 
 def test_trials_that_lack_a_parameter_or_a_curve_are_points_all_the_same():
@@ -128,7 +138,7 @@ def test_panels_beyond_the_sample_say_so():
     records = make_records(2_600)
     assert points(figures.front(records)) == 2_600
     assert points(figures.panels(records)) == 2_500
-    assert "Drawn are 2,500 of 2,600 trials" in FINDINGS["panels"](overview(records))
+    assert "Drawn are 2,500 of 2,600 trials" in said("panels", records)
 
 
 def test_texts_from_a_database_are_plain_in_plotly():

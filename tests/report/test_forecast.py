@@ -9,13 +9,12 @@ import pytest
 from benchmarks.support.synthetic import PAPER_SEARCH, make_records, make_study
 from budgettune.errors import NothingToDraw, UsageError
 from budgettune.predict.held_out import coverage, held_out
-from budgettune.report.figures import FORECASTS, draw
-from budgettune.report.findings import FORECAST_FINDINGS
+from budgettune.report.figures import FIGURES, draw
 from budgettune.report.forecast import forecast
-from budgettune.report.sections import FORECAST_SECTIONS
 from budgettune.report.view import overview
 from budgettune.spec.study_spec import StudySpec
 
+FORECASTS = [name for name, figure in FIGURES.items() if figure.about == "forecast"]
 SPEC = StudySpec.from_document({"name": "law", "search": PAPER_SEARCH, "sampler": {"name": "random"}})
 
 
@@ -62,16 +61,15 @@ def test_the_path_grows_no_worse_with_the_budget_and_keeps_it(made):
         assert max(one.accuracy for one in row if one is not None) == best.accuracy
 
 
-@pytest.mark.parametrize("name", list(FORECASTS))
+@pytest.mark.parametrize("name", FORECASTS)
 def test_each_figure_has_what_the_page_needs(made, name):
     figure = draw(name, made.view, SPEC.search, made)
     assert len(figure.data) >= 2
-    assert FORECAST_FINDINGS[name](made).endswith(".")
-    assert [section.figure for section in FORECAST_SECTIONS] == list(FORECASTS)
+    assert FIGURES[name].say(made, FIGURES[name].values(made)).endswith(".")
 
 
 def test_the_scatter_has_a_marker_for_each_trial(made, records):
-    figure = FORECASTS["predicted"](made)
+    figure = FIGURES["predicted"](made)
     assert [len(trace.x) for trace in figure.data if trace.mode == "markers"] == [len(records), len(records)]
 
 

@@ -13,18 +13,11 @@ from benchmarks.support.synthetic import BOX, make_records, make_study
 from budgettune.errors import NothingToDraw, NothingWithinBudget, UsageError
 from budgettune.records import EpochRecord, TrialRecord
 from budgettune.report.axes import grouped, searched_axes
-from budgettune.report.contents import answers, contents, front_rows
-from budgettune.report.runs import (
-    MOST_BARS,
-    MOST_CURVES,
-    configurations,
-    curves,
-    phase_bars,
-    pruning_done,
-    spreads,
-)
-from budgettune.report.search import accuracy_map, best_cell, hypervolume_history, importances
-from budgettune.report.view import finished, label_rows, of_machine, overview, shown_rows
+from budgettune.report.page import answers, contents, front_rows
+from budgettune.report.runs import MOST_BARS, MOST_CURVES, curves_of, phase_bars, pruning_done, repeat_spreads
+from budgettune.report.search import hypervolume_history, importances
+from budgettune.report.tradeoff import accuracy_map, label_indices
+from budgettune.report.view import finished, of_machine, overview, shown_indices
 from budgettune.spec.tables import RangeSpec
 from budgettune.storage.answers import best_under_budget
 from budgettune.storage.trials import trial_records
@@ -179,7 +172,7 @@ def test_every_trial_is_in_one_group_and_intervals_keep_their_order(values, most
 def test_rare_categories_become_one_group():
     groups = grouped(searched_axes(records := trials_with("x", [*"aaabbc", *"defg"]))[0], records, 3)
     assert groups.labels == ("a", "b", "other")
-    assert [len(groups.rows(group)) for group in range(3)] == [3, 2, 5]
+    assert [len(groups.indices(group)) for group in range(3)] == [3, 2, 5]
 
 
 def test_the_papers_parameters_play_the_papers_parts():
@@ -203,21 +196,21 @@ def test_time_has_the_unit_and_the_scale_that_suit_it(slowest, unit, is_log):
 
 def test_labels_hide_neither_points_nor_each_other():
     view = overview(make_records(200))
-    rows = label_rows(view)
-    assert rows
+    chosen = label_indices(view)
+    assert chosen
     x = (view.seconds - view.seconds.min()) / np.ptp(view.seconds)
     y = (view.accuracy - view.accuracy.min()) / np.ptp(view.accuracy)
-    for row in rows:
-        inside = (x > x[row] - 0.07) & (x < x[row]) & (y > y[row]) & (y < y[row] + 0.04)
+    for index in chosen:
+        inside = (x > x[index] - 0.07) & (x < x[index]) & (y > y[index]) & (y < y[index] + 0.04)
         assert not inside.any()
 
 
 def test_a_sample_keeps_the_front():
     view = overview(make_records(300))
-    rows = shown_rows(view, 50)
-    assert len(rows) == len(set(rows)) == 50
-    assert {record.number for record in view.front} <= {view.trials[row].number for row in rows}
-    assert len(shown_rows(view, 300)) == 300
+    shown = shown_indices(view, 50)
+    assert len(shown) == len(set(shown)) == 50
+    assert {record.number for record in view.front} <= {view.trials[index].number for index in shown}
+    assert len(shown_indices(view, 300)) == 300
 
 
 # --- How trials trained ---------------------------------------------------------------------------------------------
@@ -225,7 +218,7 @@ def test_a_sample_keeps_the_front():
 
 def test_the_front_of_curves_is_what_no_point_on_any_curve_beats():
     records = make_records(60)
-    values = curves(overview(records))
+    values = curves_of(overview(records))
     points = {(e.train_seconds, e.accuracy, record.number, e.epoch) for record in records for e in record.curve}
     best = {p for p in points if not any(q[0] <= p[0] and q[1] >= p[1] and q[:2] != p[:2] for q in points)}
     assert {(p.seconds, p.accuracy, p.number, p.epoch) for p in values.front} == best
@@ -238,7 +231,7 @@ def test_the_front_of_curves_is_what_no_point_on_any_curve_beats():
 def test_curves_without_points_on_the_way_say_what_would_bring_them():
     last_only = EpochRecord(epoch=3, train_seconds=1.0, steps=1, samples=1, loss=1.0, accuracy=0.5)
     with pytest.raises(NothingToDraw, match="evaluate_every"):
-        curves(overview([trial(curve=(last_only,))]))
+        curves_of(overview([trial(curve=(last_only,))]))
 
 
 def test_bars_are_trials_or_means_of_groups():
@@ -255,14 +248,14 @@ def test_bars_are_trials_or_means_of_groups():
 
 def test_spread_is_the_mean_and_deviation_over_repeats():
     records = [replace(record, params={"x": record.number // 3}) for record in make_records(9, repeats=3)]
-    found = {spread.label: spread for spread in spreads(overview(records))}
+    found = {spread.label: spread for spread in repeat_spreads(overview(records))}
     accuracy = [record.test_accuracy for record in records[:3]]
     assert found["x 0"].accuracy == pytest.approx(statistics.fmean(accuracy))
     assert found["x 0"].accuracy_deviation == pytest.approx(statistics.stdev(accuracy))
     assert [spread.repeats for spread in found.values()] == [3, 3, 3]
-    assert sorted(map(len, configurations(overview(records)).values())) == [3, 3, 3]
+    assert sorted(map(len, overview(records).configurations.values())) == [3, 3, 3]
     with pytest.raises(NothingToDraw, match="--repeats 3"):
-        spreads(overview(records[::3]))
+        repeat_spreads(overview(records[::3]))
 
 
 def test_realised_pruning_is_what_was_not_kept():
@@ -317,7 +310,7 @@ def test_cells_of_the_map_are_means():
     assert cells.count.sum() == 60
     chosen = [r.test_accuracy for r in records if r.params["scale"] == 1.0 and r.params["prune_rate"] == 0.3]
     assert cells.mean[3, 0] == pytest.approx(statistics.fmean(chosen))
-    across, _, mean = best_cell(cells)
+    across, _, mean = cells.best()
     assert (across, mean) == ("1.4", pytest.approx(np.nanmax(cells.mean)))
 
 
