@@ -67,19 +67,12 @@ _NORMAL = NormalDist()
 
 @dataclass(frozen=True)
 class SeedNoise:
-    """How far runs of one configuration lie apart when only their seed differs: a fitted law.
+    """How far runs of one configuration lie apart when only their seed differs: a fitted law."""
 
-    Attributes:
-        scale: of the variance.
-        middle: length of a middling run, in steps of a small batch.
-        critical_batch: from which larger batches save no steps, in that length.
-        repeats: trials beyond the first of their configuration and length: what the scale was estimated from.
-    """
-
-    scale: float
-    middle: float
-    critical_batch: float
-    repeats: int
+    scale: float  # of the variance
+    middle: float  # length of a middling run, in steps of a small batch
+    critical_batch: float  # from which larger batches save no steps, in that length
+    repeats: int  # trials beyond the first of their configuration and length: what the scale was estimated from
 
     def variance(self, workload: Workload, samples: float, accuracy: float, test_images: int) -> float:
         """Return the variance of the logit of one run that visits so many samples."""
@@ -113,17 +106,11 @@ def fit_seed_noise(finals: Sequence[EpochPoint]) -> SeedNoise:
 
 @dataclass(frozen=True)
 class AccuracyForecasts:
-    """Accuracies of some runs; the logit of each is normal.
+    """Accuracies of some runs; the logit of each is normal."""
 
-    Attributes:
-        means: float64[n], of the logit.
-        variances: float64[n], of what is not known about the configuration.
-        seeds: float64[n], variances between seeds.
-    """
-
-    means: Floats
-    variances: Floats
-    seeds: Floats
+    means: Floats  # float64[n], of the logit
+    variances: Floats  # float64[n], of what is not known about the configuration
+    seeds: Floats  # float64[n], variances between seeds
 
     def expected(self) -> Floats:
         """Return the mean accuracy of a run, over seeds and over what is not known: float64[n]."""
@@ -141,22 +128,14 @@ def _accuracy(logits: Floats) -> Floats:
 
 @dataclass(frozen=True)
 class _Observations:
-    """Points of curves as arrays.
-
-    Attributes:
-        values: float64[n], logits about their level.
-        seeds: float64[n], variance of the seed's effect.
-        helpers: float64[n], factor on the deviation of early points, 0 for final ones.
-        trials: int64[n].
-        finals: bool[n].
-    """
+    """Points of curves as arrays."""
 
     rows: DesignRows
-    values: Floats
-    seeds: Floats
-    helpers: Floats
-    trials: Ints
-    finals: NDArray[np.bool_]
+    values: Floats  # float64[n], logits about their level
+    seeds: Floats  # float64[n], variance of the seed's effect
+    helpers: Floats  # float64[n], factor on the deviation of early points, 0 for final ones
+    trials: Ints  # int64[n]
+    finals: NDArray[np.bool_]  # bool[n]
 
     def first(self, count: int) -> _Observations:
         some = np.arange(min(count, len(self.values)))

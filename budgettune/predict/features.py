@@ -33,40 +33,24 @@ LEAST_SIZE_RANGE = 0.5  # in factors of e
 
 @dataclass(frozen=True)
 class Shape:
-    """What enters the model nonlinearly: the law of length, and how much is left to the two remainders.
+    """What enters the model nonlinearly: the law of length, and how much is left to the two remainders."""
 
-    Attributes:
-        bend: how soon more training stops to help: 0 would be never.
-        critical_batch: from which larger batches save no steps.
-        middle_length: of a middling run, by the critical batch: the unit of lengths.
-        smooth: deviation of the smooth remainder.
-        own: deviation of what is a configuration's own.
-    """
-
-    bend: float
-    critical_batch: float
-    middle_length: float
-    smooth: float
-    own: float
+    bend: float  # how soon more training stops to help: 0 would be never
+    critical_batch: float  # from which larger batches save no steps
+    middle_length: float  # of a middling run, by the critical batch: the unit of lengths
+    smooth: float  # deviation of the smooth remainder
+    own: float  # deviation of what is a configuration's own
 
 
 @dataclass(frozen=True)
 class DesignRows:
-    """Points or candidates before a shape is chosen; all arrays are as long.
+    """Points or candidates before a shape is chosen; all arrays are as long."""
 
-    Attributes:
-        columns: float64[n, d], of the trend, but for growth; the second is the log of multiply-adds about its middle.
-        samples: float64[n], visited.
-        batches: float64[n].
-        axes: float64[n, k], in length scales.
-        ids: int64[n], of the configurations.
-    """
-
-    columns: Floats
-    samples: Floats
-    batches: Floats
-    axes: Floats
-    ids: Ints
+    columns: Floats  # float64[n, d], of the trend without growth; the second is the centred log of multiply-adds
+    samples: Floats  # float64[n], visited
+    batches: Floats  # float64[n]
+    axes: Floats  # float64[n, k], in length scales
+    ids: Ints  # int64[n], of the configurations
 
     def __getitem__(self, rows: Ints) -> DesignRows:
         return DesignRows(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))

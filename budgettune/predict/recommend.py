@@ -26,15 +26,10 @@ _NORMAL = NormalDist()
 
 @dataclass(frozen=True)
 class Ask:
-    """A question.
+    """The question: what to train within a budget."""
 
-    Attributes:
-        budget_seconds: of training, on the clock.
-        confidence: least probability of ending in time.
-    """
-
-    budget_seconds: float
-    confidence: float = 0.9
+    budget_seconds: float  # of training, on the clock
+    confidence: float = 0.9  # least probability of ending in time
 
     def __post_init__(self) -> None:
         if not 0.5 <= self.confidence < 1:
@@ -43,15 +38,10 @@ class Ask:
 
 @dataclass(frozen=True, kw_only=True)
 class NextTrial:
-    """The run that is worth most before asking again.
+    """The run that is worth most before asking again."""
 
-    Attributes:
-        prediction: of it; its seconds are what it costs.
-        gain: in accuracy of the answer, expected from knowing its result.
-    """
-
-    prediction: Prediction
-    gain: float
+    prediction: Prediction  # of it; its seconds are what it costs
+    gain: float  # in accuracy of the answer, expected from knowing its result
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,11 +171,10 @@ class Candidates:
         self.best = int(np.argmax(self.expected))
 
     def prediction(self, index: int) -> Prediction:
-        """Return what is predicted of a run."""
         return prediction_of(*self.runs[index], self.ask.budget_seconds, self._forecasts, index)
 
     def seed_deviation(self, index: int) -> float:
-        """Return the deviation of accuracy between seeds of a run."""
+        """Return the deviation of a run's accuracy between seeds."""
         accuracy = self.expected[index]
         return float(accuracy * (1 - accuracy) * math.sqrt(self._forecasts.seeds[index]))
 

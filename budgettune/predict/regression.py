@@ -47,34 +47,21 @@ def on_one_thread(function: Callable[P, R]) -> Callable[P, R]:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What observations or candidates look like.
+    """What observations or candidates look like."""
 
-    Attributes:
-        trend: float64[n, d], features of the trend.
-        axes: float64[n, k], places for the smooth remainder, in length scales.
-        ids: int64[n], equal where it is the same configuration.
-    """
-
-    trend: Floats
-    axes: Floats
-    ids: Ints
+    trend: Floats  # float64[n, d], features of the trend
+    axes: Floats  # float64[n, k], places for the smooth remainder, in length scales
+    ids: Ints  # int64[n], equal where it is the same configuration
 
 
 @dataclass(frozen=True)
 class Prior:
-    """What is believed before anything is observed; deviations in the unit of the values.
+    """What is believed before anything is observed; deviations in the unit of the values."""
 
-    Attributes:
-        means: float64[d], of the trend's coefficients.
-        deviations: float64[d], of the same.
-        smooth: of the smooth remainder.
-        own: of what only one configuration has.
-    """
-
-    means: Floats
-    deviations: Floats
-    smooth: float
-    own: float
+    means: Floats  # float64[d], of the trend's coefficients
+    deviations: Floats  # float64[d], likewise
+    smooth: float  # of the smooth remainder
+    own: float  # of what only one configuration has
 
     def covariance(self, one: Inputs, other: Inputs) -> Floats:
         """Return the covariance of two sets of noise-free values: float64[len(one), len(other)]."""
@@ -181,5 +168,4 @@ class Average:
 
     @property
     def best(self) -> Posterior:
-        """The posterior with the largest weight."""
         return self._posteriors[int(np.argmax(self.weights))]

@@ -49,40 +49,25 @@ class Timing:
 
 @dataclass(frozen=True)
 class StrategyCost:
-    """What a pruning strategy adds to a run.
+    """What a pruning strategy adds to a run."""
 
-    Attributes:
-        in_step: of the time of steps: looking at candidates, handing losses back.
-        plan: per epoch, in epochs of training on all images.
-        prepare: once, in the same unit.
-        log_visits: log of the samples visited over those that its schedule says.
-        deviation: of the log of a run's time, from not knowing these better.
-    """
-
-    in_step: float = 0.0
-    plan: float = 0.0
-    prepare: float = 0.0
-    log_visits: float = 0.0
-    deviation: float = 0.0
+    in_step: float = 0.0  # of the time of steps: looking at candidates, handing losses back
+    plan: float = 0.0  # per epoch, in epochs of training on all images
+    prepare: float = 0.0  # once, in the same unit
+    log_visits: float = 0.0  # log of the samples visited over those that its schedule says
+    deviation: float = 0.0  # of the log of a run's time, from not knowing these better
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorkloadTime:
-    """The time of one workload at any length.
-
-    Attributes:
-        log_step: log of the seconds of a full step.
-        deviation: of the log of a run's time.
-        fixed_share: of a step: what does not depend on the batch.
-        is_measured: whether this very step was timed.
-    """
+    """The time of one workload at any length."""
 
     workload: Workload
-    log_step: float
-    deviation: float
-    fixed_share: float
+    log_step: float  # log of the seconds of a full step
+    deviation: float  # of the log of a run's time
+    fixed_share: float  # of a step: what does not depend on the batch
     cost: StrategyCost
-    is_measured: bool
+    is_measured: bool  # whether this very step was timed
 
     def at(self, epochs: int) -> Timing:
         """Return the time of a run of some epochs.
@@ -145,7 +130,6 @@ class TimeModel:
         self._costs = _strategy_costs(runs, self.steps.fixed_shares(ran))
 
     def of(self, workloads: Sequence[Workload]) -> list[WorkloadTime]:
-        """Return the times of some workloads."""
         means, variances = self.steps.predict(workloads)
         columns = (means.tolist(), variances.tolist(), self.steps.fixed_shares(workloads).tolist())
         return [

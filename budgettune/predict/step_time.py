@@ -48,20 +48,13 @@ AXIS_SCALE = 1.5  # in factors of e, over which smooth remainders are alike
 
 @dataclass(frozen=True, kw_only=True)
 class StepTime:
-    """A measured step.
-
-    Attributes:
-        log_seconds: of a full step, pruning's costs left out; the mean of several runs.
-        runs: how many.
-        variance: beside that from run to run.
-        is_probe: whether it comes from a probe and not from trials.
-    """
+    """A measured step."""
 
     workload: Workload
-    log_seconds: float
-    runs: int = 1
-    variance: float = 0.0
-    is_probe: bool = False
+    log_seconds: float  # of a full step, pruning's costs left out
+    runs: int = 1  # that it is the mean of
+    variance: float = 0.0  # beside that from run to run
+    is_probe: bool = False  # whether it comes from a probe and not from trials
 
     @classmethod
     def of_probe(cls, probe: StepProbe, workload: Workload) -> StepTime:

@@ -32,19 +32,12 @@ LENGTH_KEYS = ("train.epochs", "train.budget")
 
 @dataclass(frozen=True, kw_only=True)
 class Arithmetic:
-    """What one forward pass of one image costs.
+    """What one forward pass of one image costs."""
 
-    Attributes:
-        multiply_adds: of convolutions and the linear layer.
-        padded: the same with channels rounded up to full vectors.
-        traffic: numbers that layers write, channels rounded up likewise.
-        layers: convolutions, each with its batch norm: launches and fixed costs.
-    """
-
-    multiply_adds: int
-    padded: int
-    traffic: int
-    layers: int
+    multiply_adds: int  # of convolutions and the linear layer
+    padded: int  # the same with channels rounded up to full vectors
+    traffic: int  # numbers that layers write, channels rounded up likewise
+    layers: int  # convolutions, each with its batch norm: launches and fixed costs
 
 
 def resnet_arithmetic(model: ModelSpec, data: DataSpec) -> Arithmetic:

@@ -68,7 +68,6 @@ class CostSampler(BaseSampler):
         self._trials = trials
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        """Refuse studies of something else than time and accuracy."""
         if study.directions != DIRECTIONS:
             raise UsageError(
                 "sampler cost: the study must minimise train_seconds and maximise test_accuracy, in this order: "

@@ -17,21 +17,13 @@ FAILED = (TrialState.FAIL, TrialState.PRUNED)
 
 @dataclass(frozen=True)
 class History:
-    """Trials of one search space, by number.
+    """Trials of one search space, by number."""
 
-    Attributes:
-        finished: float64[finished, params], positions; also of trials that were stopped early.
-        seconds: float64[finished], as forecast for those that were stopped.
-        accuracy: float64[finished], as a share; as forecast, too.
-        pending: float64[pending, params], of trials that run or wait.
-        failed: float64[failed, params], of trials that failed.
-    """
-
-    finished: Floats
-    seconds: Floats
-    accuracy: Floats
-    pending: Floats
-    failed: Floats
+    finished: Floats  # float64[finished, params], positions; also of trials that were stopped early
+    seconds: Floats  # float64[finished], as forecast for those that were stopped
+    accuracy: Floats  # float64[finished], as a share; as forecast, too
+    pending: Floats  # float64[pending, params], of trials that run or wait
+    failed: Floats  # float64[failed, params], of trials that failed
 
     @property
     def tried(self) -> Floats:
