@@ -69,13 +69,13 @@ def searched(url: str, sampler: str, seed: int, options: argparse.Namespace) -> 
 
 def within(points: Points, seconds: float) -> Points:
     """Return the trials that had ended after so many seconds of training."""
-    spent, found = 0.0, []
+    spent, ended = 0.0, []
     for point in points:
         spent += point[0]
-        if spent > seconds and found:
+        if spent > seconds and ended:
             break
-        found.append(point)
-    return found
+        ended.append(point)
+    return ended
 
 
 def volume(points: Points, slowest_seconds: float) -> float:
@@ -89,25 +89,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.add_argument("--total", type=float, default=60.0, help="seconds of training of each search")
     options.add_argument("--seeds", type=int, default=3)
     chosen = options.parse_args(arguments)
-    found: dict[str, list[Points]] = defaultdict(list)
+    by_sampler: dict[str, list[Points]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as folder:
         url = f"sqlite:///{Path(folder) / 'live.db'}"
         for seed, sampler in common.alternate(SAMPLERS, chosen.seeds):
-            found[sampler].append(searched(url, sampler, seed, chosen))
-    slowest = max(seconds for runs in found.values() for points in runs for seconds, _ in points)
+            by_sampler[sampler].append(searched(url, sampler, seed, chosen))
+    slowest = max(seconds for runs in by_sampler.values() for points in runs for seconds, _ in points)
     rows: list[dict[str, Any]] = []
     for sampler in SAMPLERS:
         volumes = {
-            share: [volume(within(points, share * chosen.total), slowest) for points in found[sampler]]
+            share: [volume(within(points, share * chosen.total), slowest) for points in by_sampler[sampler]]
             for share in SHARES
         }
         rows.append(
             {
                 "sampler": sampler,
-                "trials": ", ".join(str(len(points)) for points in found[sampler]),
+                "trials": ", ".join(str(len(points)) for points in by_sampler[sampler]),
                 **{f"after {share:.0%}": f"{statistics.fmean(each):.3f}" for share, each in volumes.items()},
                 "seed by seed": ", ".join(f"{one:.3f}" for one in volumes[SHARES[-1]]),
-                "best accuracy": ", ".join(f"{max(a for _, a in points):.2%}" for points in found[sampler]),
+                "best accuracy": ", ".join(f"{max(a for _, a in points):.2%}" for points in by_sampler[sampler]),
             }
         )
     title = f"hypervolume against {slowest:.3g} s and accuracy {WORST_ACCURACY}, {chosen.total:g} s of training each"

@@ -44,10 +44,10 @@ Method = Callable[[Sequence[TrialRecord], Sequence[Workload]], Guess]
 def methods(grid: Grid) -> dict[str, Method]:
     """Return what is compared, ours first."""
     workloads, probes = grid.workloads, grid.table.probes
-    found: dict[str, Method] = {"BudgetTune": partial(ours, workloads)}
+    compared: dict[str, Method] = {"BudgetTune": partial(ours, workloads)}
     if probes:
-        found["BudgetTune, probed"] = partial(ours, workloads, probes=probes)
-    return found | {name: partial(method, workloads) for name, method in BASELINES.items()}
+        compared["BudgetTune, probed"] = partial(ours, workloads, probes=probes)
+    return compared | {name: partial(method, workloads) for name, method in BASELINES.items()}
 
 
 # --- Prediction -----------------------------------------------------------------------------------------------------
@@ -196,20 +196,20 @@ def recommended(grid: Grid, designs: Iterator[tuple[list[TrialRecord], Ints]]) -
     """Return what each method's choices of a cell are worth, at budgets from the fastest cell to the slowest."""
     middles, safe = np.median(grid.future, axis=1), np.quantile(grid.future, CONFIDENCE, axis=1)
     budgets = np.geomspace(1.05 * middles.min(), middles.max(), BUDGETS)
-    found: dict[str, Advice] = {name: Advice() for name in (*methods(grid), "best observed", ALL_ONCE, ALL_KNOWN)}
+    advice: dict[str, Advice] = {name: Advice() for name in (*methods(grid), "best observed", ALL_ONCE, ALL_KNOWN)}
     place = {cell: index for index, cell in enumerate(grid.cells)}
     for draw, (trials, _) in enumerate(designs):
         every = grid.draw(np.arange(len(grid.cells)), np.random.default_rng(draw))
         guesses = {name: method(trials, grid.cells) for name, method in methods(grid).items()}
         for budget in budgets.tolist():
             for name, guess in guesses.items():
-                found[name].add(grid, budget, _best(guess.fits(budget, CONFIDENCE), guess.accuracy), guess)
-            found[ALL_KNOWN].add(grid, budget, _best(safe <= budget, grid.accuracies.mean(1)))
-            for name, seen in (("best observed", trials), (ALL_ONCE, every)):
-                within = [trial for trial in seen if (trial.train_seconds or 0.0) <= budget]
+                advice[name].add(grid, budget, _best(guess.fits(budget, CONFIDENCE), guess.accuracy), guess)
+            advice[ALL_KNOWN].add(grid, budget, _best(safe <= budget, grid.accuracies.mean(1)))
+            for name, ran in (("best observed", trials), (ALL_ONCE, every)):
+                within = [trial for trial in ran if (trial.train_seconds or 0.0) <= budget]
                 best = max(within, key=lambda trial: trial.test_accuracy or 0.0, default=None)
-                found[name].add(grid, budget, None if best is None else place[grid.workloads.of(best.params)])
-    return found
+                advice[name].add(grid, budget, None if best is None else place[grid.workloads.of(best.params)])
+    return advice
 
 
 def _best(fits: NDArray[np.bool_], accuracy: Floats) -> int | None:

@@ -100,9 +100,9 @@ def probe(study: str, storage: str | None, threads: int) -> Sequence[StepProbe]:
     device = torch.device("cpu")
     handle = api.load_study(study, storage=storage)
     distinct = {one.step: one for one in candidate_workloads(Workloads(handle.spec, []), [])}
-    found = probe_steps(list(distinct.values()), device, say=lambda line: print(line, flush=True))
-    add_probes(handle.engine, handle.study_id, Device(device).machine().key, found)
-    return found
+    probes = probe_steps(list(distinct.values()), device, say=lambda line: print(line, flush=True))
+    add_probes(handle.engine, handle.study_id, Device(device).machine().key, probes)
+    return probes
 
 
 class Grid:
@@ -119,10 +119,10 @@ class Grid:
 
     def __init__(self, table: Table) -> None:
         self.table, self.workloads = table, Workloads(table.spec, table.trials)
-        found: dict[Workload, list[TrialRecord]] = defaultdict(list)
+        by_cell: dict[Workload, list[TrialRecord]] = defaultdict(list)
         for trial in table.trials:
-            found[self.workloads.of(trial.params)].append(trial)
-        self.cells, self._runs = list(found), list(found.values())
+            by_cell[self.workloads.of(trial.params)].append(trial)
+        self.cells, self._runs = list(by_cell), list(by_cell.values())
         self.seconds = np.array([[run.train_seconds for run in runs] for runs in self._runs], dtype=float)
         self.accuracies = np.array([[run.test_accuracy for run in runs] for runs in self._runs], dtype=float)
 

@@ -83,13 +83,13 @@ def ours(
 
 def linear(workloads: Workloads, trials: Sequence[TrialRecord], cells: Sequence[Workload]) -> Guess:
     """Return straight lines: log seconds in log multiply-adds, visits and batch; accuracy in these."""
-    seen = np.array([_arithmetic(workloads.of(trial.params), len(trial.curve)) for trial in trials])
+    known = np.array([_arithmetic(workloads.of(trial.params), len(trial.curve)) for trial in trials])
     wanted = np.array([_arithmetic(cell, len(trials[0].curve)) for cell in cells])
-    freedom = max(1, len(trials) - seen.shape[1] - 1)
+    freedom = max(1, len(trials) - known.shape[1] - 1)
 
     def line(values: Floats) -> tuple[Floats, Floats]:
-        model = LinearRegression().fit(seen, values)
-        deviation = np.sqrt(np.sum((model.predict(seen) - values) ** 2) / freedom)
+        model = LinearRegression().fit(known, values)
+        deviation = np.sqrt(np.sum((model.predict(known) - values) ** 2) / freedom)
         return model.predict(wanted), np.full(len(cells), max(deviation, 1e-6))
 
     return _guess(*line(_log_seconds(trials)), *line(_accuracies(trials)))
@@ -97,15 +97,15 @@ def linear(workloads: Workloads, trials: Sequence[TrialRecord], cells: Sequence[
 
 def gaussian_process(workloads: Workloads, trials: Sequence[TrialRecord], cells: Sequence[Workload]) -> Guess:
     """Return Gaussian processes on raw params: Matérn 5/2 with a length scale each, and noise."""
-    seen, wanted = _raw([trial.params for trial in trials]), _raw([cell.params for cell in cells])
-    centre, spread = seen.mean(0), seen.std(0) + 1e-9
+    known, wanted = _raw([trial.params for trial in trials]), _raw([cell.params for cell in cells])
+    centre, spread = known.mean(0), known.std(0) + 1e-9
 
     def process(values: Floats) -> tuple[Floats, Floats]:
-        kernel = ConstantKernel(1.0) * Matern([1.0] * seen.shape[1], nu=2.5) + WhiteKernel(0.1)
+        kernel = ConstantKernel(1.0) * Matern([1.0] * known.shape[1], nu=2.5) + WhiteKernel(0.1)
         model = GaussianProcessRegressor(kernel, normalize_y=True, n_restarts_optimizer=2, random_state=0)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # a bound that is reached is no fault of the data
-            model.fit((seen - centre) / spread, values)
+            model.fit((known - centre) / spread, values)
         mean, deviation = model.predict((wanted - centre) / spread, return_std=True)
         return mean, np.maximum(deviation, 1e-6)
 
@@ -114,10 +114,10 @@ def gaussian_process(workloads: Workloads, trials: Sequence[TrialRecord], cells:
 
 def random_forest(workloads: Workloads, trials: Sequence[TrialRecord], cells: Sequence[Workload]) -> Guess:
     """Return random forests on raw params; deviations from trees that did not see a trial."""
-    seen, wanted = _raw([trial.params for trial in trials]), _raw([cell.params for cell in cells])
+    known, wanted = _raw([trial.params for trial in trials]), _raw([cell.params for cell in cells])
 
     def forest(values: Floats) -> tuple[Floats, Floats]:
-        model = RandomForestRegressor(100, oob_score=True, random_state=0, n_jobs=1).fit(seen, values)
+        model = RandomForestRegressor(100, oob_score=True, random_state=0, n_jobs=1).fit(known, values)
         deviation = np.sqrt(np.mean((model.oob_prediction_ - values) ** 2))
         return model.predict(wanted), np.full(len(cells), max(deviation, 1e-6))
 
