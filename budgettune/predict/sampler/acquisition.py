@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 from scipy.special import log_ndtr, ndtr
 
-from budgettune.predict.regression import Floats
+from budgettune.predict.regression import Floats, Ints
 from budgettune.predict.sampler.encoding import Encoding
 from budgettune.predict.sampler.gaussian_process import GaussianProcess
 from budgettune.predict.sampler.history import History
@@ -25,7 +24,7 @@ LEAST_SECONDS = 1e-6
 ROOM = math.log(2.0)  # beyond the slowest trial, for slower ones that are more accurate
 
 
-def front(costs: Floats, gains: Floats) -> NDArray[np.int64]:
+def front(costs: Floats, gains: Floats) -> Ints:
     """Return the indices of the trials that none is both cheaper and better than, by rising cost."""
     order = np.lexsort((-gains, costs))
     best = np.maximum.accumulate(np.concatenate([[-np.inf], gains[order]]))
@@ -138,7 +137,7 @@ class ParetoModel:
         self.best = np.vstack([history.finished, history.pending])[members]
 
     def _process(
-        self, outputs: Floats, kept: NDArray[np.int64], rng: np.random.Generator, *, trend: bool
+        self, outputs: Floats, kept: Ints, rng: np.random.Generator, *, trend: bool
     ) -> tuple[GaussianProcess, Floats]:
         """Return the process after all trials, pending ones as it predicts them, and what it predicts for these."""
         features = self._encoding.features(self._history.finished)[kept]

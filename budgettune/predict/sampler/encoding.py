@@ -9,10 +9,9 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from budgettune.predict.regression import Floats
+from budgettune.predict.regression import Floats, Ints
 from budgettune.spec.tables import are_numbers
 
 
@@ -62,7 +61,7 @@ class Choices:
         return are_numbers(self.values)
 
     @cached_property
-    def _order(self) -> NDArray[np.int64]:
+    def _order(self) -> Ints:
         return np.argsort(self.values) if self.is_ordered else np.arange(len(self.values))
 
     def numbers(self, positions: Floats) -> Floats:

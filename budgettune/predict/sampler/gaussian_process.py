@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.spatial.distance import cdist
 from sklearn.gaussian_process import GaussianProcessRegressor
@@ -20,7 +19,7 @@ from sklearn.gaussian_process.kernels import (
     WhiteKernel,
 )
 
-from budgettune.predict.regression import Floats
+from budgettune.predict.regression import Floats, Ints
 
 JITTER = 1e-6  # of the outputs' variance: repeats of a point leave the matrix invertible
 ITERATIONS = 25
@@ -38,7 +37,7 @@ class GroupedMatern(StationaryKernelMixin, NormalizedKernelMixin, Kernel):
         groups: int64[features], the param that each feature stands for.
     """
 
-    def __init__(self, scales: Floats, groups: NDArray[np.int64]) -> None:
+    def __init__(self, scales: Floats, groups: Ints) -> None:
         self.scales = scales
         self.groups = groups
 
@@ -80,9 +79,7 @@ class GaussianProcess:
         self._regressor = regressor.fit(features, (outputs - scale[0]) / scale[1])
 
     @classmethod
-    def fitted(
-        cls, features: Floats, outputs: Floats, groups: NDArray[np.int64], subset: NDArray[np.int64], *, trend: bool
-    ) -> Self:
+    def fitted(cls, features: Floats, outputs: Floats, groups: Ints, subset: Ints, *, trend: bool) -> Self:
         """Return the process whose hyperparameters are the most probable ones, given a subset of the trials.
 
         Args:
@@ -128,7 +125,7 @@ class GaussianProcess:
         return GaussianProcess(self._kernel, *together, self._scale), outputs
 
 
-def _prior(groups: NDArray[np.int64], trend: bool) -> tuple[Kernel, Floats, Floats]:
+def _prior(groups: Ints, trend: bool) -> tuple[Kernel, Floats, Floats]:
     """Return a kernel, and the means and the standard deviations of its hyperparameters' logarithms.
 
     The scales grow with the root of the number of params, as distances do (Hvarfner, Hellsten and Nardi, 2024).
