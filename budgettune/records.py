@@ -6,11 +6,47 @@ A `TrialResult` is what training returns; a `TrialRecord` is one row of a study 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
+from functools import cache
 from typing import Any, NamedTuple, Self
 
+from pydantic import ConfigDict, NonNegativeFloat, PositiveFloat, PositiveInt, TypeAdapter
+
 from budgettune.errors import Interrupted
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind | None, config=ConfigDict(extra="forbid"))  # a dataclass alone takes no config here
+
+
+class JsonValue:
+    """A dataclass that goes into plain JSON values and comes back without loss."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values, with absent ones as None."""
+        kind: Any = type(self)
+        document: dict[str, Any] = _adapter(kind).dump_python(self, warnings=False)
+        return document
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Self:
+        """Return what `to_json` wrote.
+
+        Raises:
+            ValueError: where it did not write this.
+        """
+        kind: Any = cls
+        value: Self = _adapter(kind).validate_python(document)
+        return value
+
+
+def finite_number(value: Any) -> float | None:
+    """Return a value where it is a finite number, else None. JSON as Python reads it has NaN and infinities too."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return value if is_number and abs(value) <= sys.float_info.max else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +144,7 @@ class MachineInfo:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StepProbe:
+class StepProbe(JsonValue):
     """A few steps of one configuration, timed outside any trial.
 
     Attributes:
@@ -122,18 +158,60 @@ class StepProbe:
 
     params: Mapping[str, Any]
     step: str
-    ms_mean: float
-    ms_error: float
-    steps: int
-    seconds: float
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        return asdict(self)
+    ms_mean: PositiveFloat
+    ms_error: NonNegativeFloat
+    steps: PositiveInt
+    seconds: NonNegativeFloat
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrialResult:
+class StoppingNote(JsonValue):
+    """What a trial's row keeps where the study's rule stopped it early, or spared it as a control.
+
+    Attributes:
+        stopped: false for a control.
+        wrong: of a control, whether no trial beats it that had finished when it was judged; None for one that was
+            stopped.
+        epoch: after which it was judged.
+        train_seconds: on the clock until then.
+        expected_seconds: at its end, by the forecast.
+        least_seconds: the same, at the confidence of the rule.
+        expected_accuracy: at its end, by the forecast.
+        most_accuracy: the same, at the confidence of the rule.
+        rival: number of the trial that beats it.
+        reason: for people.
+    """
+
+    stopped: bool
+    wrong: bool | None = None
+    epoch: int | None = None
+    train_seconds: float
+    expected_seconds: float
+    least_seconds: float | None = None
+    expected_accuracy: float | None = None
+    most_accuracy: float | None = None
+    rival: int | None = None
+    reason: str | None = None
+
+    @classmethod
+    def read(cls, value: Any) -> Self | None:
+        """Return a note as a row keeps it, None where it is none; what else is not as we write it is left out."""
+        if not isinstance(value, Mapping) or not isinstance(value.get("stopped"), bool):
+            return None
+        facts = {name: value.get(name) for name in _NOTE_FACTS}
+        numbers = {f.name: finite_number(value.get(f.name)) for f in fields(cls) if f.name not in _NOTE_FACTS}
+        if numbers["train_seconds"] is None or numbers["expected_seconds"] is None:
+            return None
+        known = {name: fact if type(fact) is _NOTE_FACTS[name] else None for name, fact in facts.items()}
+        return cls(**known, **numbers)  # type: ignore[arg-type]
+
+
+_NOTE_FACTS: dict[str, type] = {"stopped": bool, "wrong": bool, "epoch": int, "rival": int, "reason": str}
+"""What a note keeps beside numbers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialResult(JsonValue):
     """What training one configuration gave; JSON in and out without loss.
 
     Attributes:
@@ -148,7 +226,7 @@ class TrialResult:
         weights_sha256: hash of the final weights, for checks of reproduction.
         peak_memory_mb: of the device's allocator on CUDA, of the process elsewhere.
         architecture: realised widths, blocks and what else the model tells of itself.
-        stopping: why it was stopped early, or would have been had it not been a control; empty for all others.
+        stopping: why it was stopped early, or would have been had it not been a control; None for all others.
     """
 
     train_seconds: float
@@ -175,30 +253,21 @@ class TrialResult:
     architecture: Mapping[str, Any] = field(default_factory=dict)
     status: str = "unverified"
     evidence: Mapping[str, Any] = field(default_factory=dict)
-    stopping: Mapping[str, Any] = field(default_factory=dict)
+    stopping: StoppingNote | None = None
 
     @property
     def is_stopped(self) -> bool:
         """Whether training ended before its last epoch because the study's rule said so."""
-        return self.stopping.get("stopped") is True
+        return self.stopping is not None and self.stopping.stopped
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        document = asdict(self)
-        return document | {"curve": list(document["curve"])}
+        return super().to_json() | {"stopping": self.stopping.to_json() if self.stopping else {}}
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Self:
         """Return the result that `to_json` wrote."""
-        return cls(
-            **{
-                **document,
-                "curve": tuple(EpochRecord(**epoch) for epoch in document["curve"]),
-                "phases": PhaseSeconds(**document["phases"]),
-                "machine": MachineInfo(**document["machine"]),
-                "batch_shapes": tuple(document["batch_shapes"]),
-            }
-        )
+        return super().from_json({**document, "stopping": document["stopping"] or None})
 
     def is_finite(self) -> bool:
         """Whether both objectives are finite numbers, so that a database takes them."""
@@ -206,7 +275,7 @@ class TrialResult:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrialRecord:
+class TrialRecord(JsonValue):
     """One trial of a study, finished or not.
 
     Attributes:
@@ -253,24 +322,6 @@ class TrialRecord:
     curve: tuple[EpochRecord, ...] = ()
     phases: PhaseSeconds | None = None
     machine: MachineInfo | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values, with absent ones as None."""
-        document = asdict(self)
-        return document | {"curve": list(document["curve"])}
-
-    @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> Self:
-        """Return the record that `to_json` wrote."""
-        phases, machine = document["phases"], document["machine"]
-        return cls(
-            **{
-                **document,
-                "curve": tuple(EpochRecord(**epoch) for epoch in document["curve"]),
-                "phases": None if phases is None else PhaseSeconds(**phases),
-                "machine": None if machine is None else MachineInfo(**machine),
-            }
-        )
 
 
 NUMERIC_ATTRIBUTES = (

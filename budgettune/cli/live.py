@@ -71,8 +71,8 @@ class TerminalProgress(Listener):
         self._wall_seconds.append(time.monotonic() - self._began)
         self._remaining = self._estimate(study.counts())
         outcome = f"{format_duration(result.train_seconds)}, accuracy {result.test_accuracy:.2%}, {result.status}"
-        if result.is_stopped:
-            outcome = f"stopped early {result.stopping['reason']}"
+        if result.stopping is not None and result.stopping.stopped:
+            outcome = f"stopped early {result.stopping.reason}"
         self._print(f"{_label(claim)}: {outcome}{self._remaining}")
 
     def failed(self, claim: Claim, reason: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from budgettune.errors import NothingToDraw
-from budgettune.records import OFF_CLOCK, ON_CLOCK, PhaseSeconds, TrialRecord
+from budgettune.records import OFF_CLOCK, ON_CLOCK, PhaseSeconds, StoppingNote, TrialRecord
 from budgettune.report.axes import grouped, is_number
 from budgettune.report.style import (
     BLUE,
@@ -435,7 +435,7 @@ pruning = Figure(
 
 # --- Trials that were stopped early ---------------------------------------------------------------------------------
 
-Notes = Sequence[Mapping[str, Any]]
+Notes = Sequence[StoppingNote]
 """On trials that were stopped early and on controls, as `budgettune.storage.trials.stopping_notes` returns them."""
 
 
@@ -443,8 +443,8 @@ def _draw_stopping(_: Notes, stopped: Notes) -> go.Figure:
     """Return what stopped trials took, and what they would have taken to their end, one on the other."""
     if not stopped:
         raise NothingToDraw("No trial was stopped early.")
-    spent = np.cumsum([0.0, *(note["train_seconds"] for note in stopped)])
-    saved = np.cumsum([0.0, *(max(0.0, note["expected_seconds"] - note["train_seconds"]) for note in stopped)])
+    spent = np.cumsum([0.0, *(note.train_seconds for note in stopped)])
+    saved = np.cumsum([0.0, *(max(0.0, note.expected_seconds - note.train_seconds) for note in stopped)])
     unit = unit_for(float(spent[-1] + saved[-1]))
     areas = [
         go.Scatter(
@@ -472,7 +472,7 @@ stopping = Figure(
     guide="Trials add up from left to right: blue is what they trained, green what they would have trained to their "
     "end, as forecast when they were stopped. Controls are trials that the rule would have stopped and that ran on to "
     "test it.",
-    values=lambda notes: [note for note in notes if note["stopped"]],
+    values=lambda notes: [note for note in notes if note.stopped],
     draw=_draw_stopping,
     say=lambda notes, _: f"{summary_of_notes(notes).describe()}.",
     about="stopping",

@@ -10,7 +10,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from budgettune.records import TAKEN, Slot, SlotRow
+from budgettune.records import TAKEN, Slot, SlotRow, StoppingNote
 from budgettune.storage.connection import reading
 from budgettune.storage.schema import (
     is_finite,
@@ -22,7 +22,7 @@ from budgettune.storage.schema import (
     trials,
     utc_in,
 )
-from budgettune.storage.trials import failure_pair, is_whole, parse_json, read_attributes, stopping_note, whole_number
+from budgettune.storage.trials import failure_pair, parse_json, read_attributes, whole_number
 
 LOOKED_AT = 50  # open rows, to see whether any is of a cell
 SLOT_ATTRIBUTES = ("cell", "repeat", "attempt", "failure", "extra", "late_of", "stopping")
@@ -72,7 +72,7 @@ def has_open_row(engine: sa.Engine, study_id: int) -> bool:
     with reading(engine) as connection:
         ids = list(connection.execute(query.limit(LOOKED_AT)).scalars())
         found = read_attributes(connection, ids, ("cell", "repeat"))
-    return any(is_whole(row.get("cell")) and is_whole(row.get("repeat")) for row in found.values())
+    return any(type(row.get("cell")) is type(row.get("repeat")) is int for row in found.values())
 
 
 def slot_rows(connection: sa.Connection, study_id: int) -> list[SlotRow]:
@@ -149,8 +149,8 @@ def _slot_row(
     cell, repeat = whole_number(attributes.get("cell")), whole_number(attributes.get("repeat"))
     if cell is None or repeat is None or whole_number(number) is None:
         return None
-    note = stopping_note(attributes.get("stopping"))
-    is_stopped = state == "PRUNED" and note is not None and note["stopped"]
+    note = StoppingNote.read(attributes.get("stopping"))
+    is_stopped = state == "PRUNED" and note is not None and note.stopped
     return SlotRow(
         trial_id=trial_id,
         number=number,
@@ -161,7 +161,7 @@ def _slot_row(
         failure=failure_pair(attributes.get("failure")),
         extra=attributes.get("extra") is True,
         late_of=whole_number(attributes.get("late_of")),
-        seconds=note["train_seconds"] if note is not None and is_stopped else seconds,
+        seconds=note.train_seconds if note is not None and is_stopped else seconds,
         is_stopped=is_stopped,
         accuracy=accuracy,
     )

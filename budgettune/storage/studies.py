@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
+from pydantic import OnErrorOmit, TypeAdapter
 
 from budgettune.errors import SpecError, StorageError, StudyNotFound, UsageError
 from budgettune.records import StepProbe
@@ -23,7 +23,7 @@ from budgettune.storage.schema import (
     trial_user_attributes,
     trials,
 )
-from budgettune.storage.trials import parse_json
+from budgettune.storage.trials import AS_WRITTEN, parse_json, read_json
 from budgettune.storage.writes import lock_study, set_study_attribute
 from budgettune.text import shortened
 
@@ -165,6 +165,8 @@ def comparable_machine_key(engine: sa.Engine, study_id: int, device_name: str | 
 
 # --- Step probes ----------------------------------------------------------------------------------------------------
 
+PROBES: TypeAdapter[list[StepProbe]] = TypeAdapter(list[OnErrorOmit[StepProbe]], config=AS_WRITTEN)
+
 
 def read_probes(engine: sa.Engine, study_id: int) -> dict[str, list[StepProbe]]:
     """Return the probes of a study by kind of machine; what is not as we write it is left out."""
@@ -192,24 +194,4 @@ def _read_probes(connection: sa.Connection, study_id: int) -> dict[str, list[Ste
     query = sa.select(table.c.key, table.c.value_json).where(
         table.c.study_id == study_id, table.c.key.startswith(PROBES_PREFIX, autoescape=True)
     )
-    return {key.removeprefix(PROBES_PREFIX): _probes(parse_json(text)) for key, text in connection.execute(query)}
-
-
-def _probes(documents: Any) -> list[StepProbe]:
-    found = [_probe(document) for document in documents] if isinstance(documents, list) else []
-    return [probe for probe in found if probe is not None]
-
-
-def _probe(document: Any) -> StepProbe | None:
-    try:
-        probe = StepProbe(**document)
-    except TypeError:
-        return None
-    numbers = (probe.ms_mean, probe.ms_error, probe.steps, probe.seconds)
-    is_ours = isinstance(probe.params, dict) and isinstance(probe.step, str) and all(map(_is_amount, numbers))
-    return probe if is_ours and probe.ms_mean > 0 and probe.steps > 0 else None
-
-
-def _is_amount(value: Any) -> bool:
-    """Whether a value is a number from 0 up; JSON as Python reads it has NaN and infinities too."""
-    return isinstance(value, (int, float)) and 0 <= value <= sys.float_info.max
+    return {key.removeprefix(PROBES_PREFIX): read_json(PROBES, text) or [] for key, text in connection.execute(query)}

@@ -33,7 +33,7 @@ from budgettune.storage.schema import (
 )
 from budgettune.storage.slots import slot_rows
 from budgettune.storage.studies import add_machine_key, own_machine_key
-from budgettune.storage.trials import is_whole, read_attributes, read_params
+from budgettune.storage.trials import read_attributes, read_params
 from budgettune.storage.writes import (
     NewTrial,
     StoredParam,
@@ -151,8 +151,8 @@ def take_waiting(engine: sa.Engine, study_id: int, after_id: int = 0) -> TakenTr
         while (found := _next_waiting(connection, study_id, after_id)) is not None:
             after_id, number = found
             stored = read_attributes(connection, [after_id], CLAIM_ATTRIBUTES)[after_id]
-            attributes = {"attempt": 1} | {name: value for name, value in stored.items() if is_whole(value)}
-            if is_whole(number) and {"cell", "repeat"} <= attributes.keys():
+            attributes = {"attempt": 1} | {name: value for name, value in stored.items() if type(value) is int}
+            if type(number) is int and {"cell", "repeat"} <= attributes.keys():
                 set_state(connection, after_id, "RUNNING", datetime_start=utc_in())
                 beat(connection, after_id)
                 return TakenTrial(after_id, number, read_params(connection, [after_id])[after_id], attributes)

@@ -7,22 +7,37 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
-from typing import Any, cast
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from budgettune.records import NUMERIC_ATTRIBUTES, EpochRecord, MachineInfo, PhaseSeconds, TrialRecord
+from budgettune.records import (
+    NUMERIC_ATTRIBUTES,
+    EpochRecord,
+    MachineInfo,
+    PhaseSeconds,
+    StoppingNote,
+    TrialRecord,
+    finite_number,
+)
 from budgettune.storage.connection import reading
 from budgettune.storage.schema import is_finite, plain_text, trial_params, trial_user_attributes, trial_values, trials
 
+T = TypeVar("T")
+
 IDS_PER_STATEMENT = 500
-NOTED_SECONDS = ("train_seconds", "expected_seconds")  # of a trial that was stopped, or of a control
-DOCUMENTS = ("curve", "phases", "machine")
+AS_WRITTEN = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, defer_build=True)
+DOCUMENTS: dict[str, TypeAdapter[Any]] = {
+    "curve": TypeAdapter(tuple[EpochRecord, ...], config=AS_WRITTEN),
+    "phases": TypeAdapter(PhaseSeconds | None, config=AS_WRITTEN),
+    "machine": TypeAdapter(MachineInfo | None, config=AS_WRITTEN),
+}
+"""User attributes that are most of a study's bytes; what is not as we write it is not read."""
 _PLAIN_ATTRIBUTES = (
     "cell",
     "repeat",
@@ -119,6 +134,7 @@ def _record(
     row: Sequence[Any], params: dict[str, Any], values: dict[int, float], attributes: dict[str, Any]
 ) -> TrialRecord:
     _, number, state, started_at, completed_at = row
+    note = StoppingNote.read(attributes.get("stopping"))
     return TrialRecord(
         number=number,
         state=state,
@@ -129,18 +145,18 @@ def _record(
         status=_text(attributes.get("status")),
         device_name=_text(attributes.get("device_name")),
         extra=attributes.get("extra") is True,
-        stopped=_stopped(attributes.get("stopping")),
+        stopped=note.reason if note is not None and note.stopped else None,
         started_at=_moment(started_at),
         completed_at=_moment(completed_at),
-        curve=_curve(attributes.get("curve")),
-        phases=_document(PhaseSeconds, attributes.get("phases"), _is_phase),
-        machine=_document(MachineInfo, attributes.get("machine"), _is_machine_fact),
+        curve=attributes.get("curve") or (),
+        phases=attributes.get("phases"),
+        machine=attributes.get("machine"),
         **{name: whole_number(attributes.get(name)) for name in _WHOLE_NUMBERS},
-        **{name: _number(attributes.get(name)) for name in _REAL_NUMBERS},  # type: ignore[arg-type]
+        **{name: finite_number(attributes.get(name)) for name in _REAL_NUMBERS},  # type: ignore[arg-type]
     )
 
 
-def stopping_notes(engine: sa.Engine, study_id: int) -> list[Mapping[str, Any]]:
+def stopping_notes(engine: sa.Engine, study_id: int) -> list[StoppingNote]:
     """Return what rows say of trials that were stopped early, or that ran on as controls; in their order."""
     attribute = trial_user_attributes
     query = (
@@ -150,7 +166,7 @@ def stopping_notes(engine: sa.Engine, study_id: int) -> list[Mapping[str, Any]]:
         .order_by(trials.c.number)
     )
     with reading(engine) as connection:
-        notes = [stopping_note(parse_json(text)) for text in connection.execute(query).scalars()]
+        notes = [StoppingNote.read(parse_json(text)) for text in connection.execute(query).scalars()]
     return [note for note in notes if note is not None]
 
 
@@ -204,14 +220,17 @@ def _values(connection: sa.Connection, trial_ids: Sequence[int]) -> defaultdict[
 def read_attributes(
     connection: sa.Connection, trial_ids: Sequence[int], names: Collection[str]
 ) -> defaultdict[int, dict[str, Any]]:
-    """Return some user attributes of trials, by trial id; what is not JSON is left out."""
+    """Return some user attributes of trials, by trial id: JSON values, and DOCUMENTS as what they hold.
+
+    What is not JSON, and a document that is not as we write it, is None.
+    """
     table = trial_user_attributes
     query = sa.select(table.c.trial_id, table.c.key, table.c.value_json)
     attributes: defaultdict[int, dict[str, Any]] = defaultdict(dict)
     for trial_id, key, text in connection.execute(
         query.where(table.c.trial_id.in_(trial_ids), table.c.key.in_(list(names)))
     ):
-        attributes[trial_id][key] = parse_json(text)
+        attributes[trial_id][key] = read_json(DOCUMENTS[key], text) if key in DOCUMENTS else parse_json(text)
     return attributes
 
 
@@ -223,19 +242,17 @@ def parse_json(text: Any) -> Any:
         return None
 
 
-def is_whole(value: Any) -> bool:
-    """Whether a value is a whole number."""
-    return isinstance(value, int) and not isinstance(value, bool)
+def read_json(adapter: TypeAdapter[T], text: Any) -> T | None:
+    """Return what a JSON text holds, None where it is not as we write it."""
+    try:
+        return adapter.validate_json(text)
+    except ValidationError:
+        return None
 
 
 def whole_number(value: Any) -> int | None:
     """Return a value where it is a whole number, else None."""
-    return value if is_whole(value) else None
-
-
-def _number(value: Any) -> float | None:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return value if is_number and abs(value) <= sys.float_info.max else None
+    return value if type(value) is int else None  # not a bool
 
 
 def _text(value: Any) -> str | None:
@@ -261,56 +278,3 @@ def failure_text(value: Any) -> str | None:
     """Return a stored failure as `kind: message`."""
     pair = failure_pair(value)
     return None if pair is None else ": ".join(part for part in pair if part)
-
-
-def stopping_note(value: Any) -> Mapping[str, Any] | None:
-    """Return what a row says of a trial that was stopped early or spared as a control, None where it says neither."""
-    if not isinstance(value, Mapping) or not isinstance(value.get("stopped"), bool):
-        return None
-    return value if all(_number(value.get(name)) is not None for name in NOTED_SECONDS) else None
-
-
-def _stopped(value: Any) -> str | None:
-    note = stopping_note(value)
-    return _text(note.get("reason")) if note is not None and note["stopped"] else None
-
-
-def _document(kind: type[Any], value: Any, is_valid: Callable[[str, Any], bool]) -> Any:
-    """Return a stored document as a record, None where a field is unknown, missing or of the wrong type."""
-    if not isinstance(value, Mapping) or not all(is_valid(str(name), item) for name, item in value.items()):
-        return None
-    try:
-        return kind(**value)
-    except TypeError:
-        return None
-
-
-def _is_phase(_name: str, value: Any) -> bool:
-    return _number(value) is not None
-
-
-def _is_machine_fact(name: str, value: Any) -> bool:
-    if name in ("cores", "threads", "memory_mb"):
-        return whole_number(value) is not None
-    return isinstance(value, str) or (value is None and name in ("device_uuid", "driver", "cuda", "cudnn"))
-
-
-def _is_epoch_fact(name: str, value: Any) -> bool:
-    return _number(value) is not None or (value is None and name == "accuracy")
-
-
-def _epoch(value: Any) -> EpochRecord | None:
-    """Return a point of a curve. Studies hold a hundred thousand: plain numbers are told at once."""
-    if isinstance(value, dict) and set(map(type, value.values())) == {int, float}:
-        try:
-            if all(map(math.isfinite, value.values())):
-                return EpochRecord(**value)
-        except (TypeError, OverflowError):
-            return None
-    record: EpochRecord | None = _document(EpochRecord, value, _is_epoch_fact)
-    return record
-
-
-def _curve(value: Any) -> tuple[EpochRecord, ...]:
-    epochs = [_epoch(epoch) for epoch in value] if isinstance(value, list) else []
-    return () if None in epochs else cast("tuple[EpochRecord, ...]", tuple(epochs))

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import betaincinv, stdtrit
 
-from budgettune.records import EpochRecord, TrialRecord
+from budgettune.records import EpochRecord, StoppingNote, TrialRecord
 from budgettune.text import format_duration
 
 Floats = NDArray[np.float64]
@@ -215,26 +215,26 @@ def is_control(seed: int, cell: int, repeat: int, share: float) -> bool:
 # --- What rows keep -------------------------------------------------------------------------------------------------
 
 
-def note_of(verdict: StopVerdict, beaten: bool | None = None) -> dict[str, Any]:
-    """Return what a trial's row keeps, as JSON values.
+def note_of(verdict: StopVerdict, beaten: bool | None = None) -> StoppingNote:
+    """Return what a trial's row keeps.
 
     Args:
         verdict: on it.
         beaten: of a control, whether its result is beaten by a trial that had finished when it was judged; None for a
             trial that was stopped.
     """
-    return {
-        "stopped": beaten is None,
-        "wrong": None if beaten is None else not beaten,
-        "epoch": verdict.epoch,
-        "train_seconds": verdict.train_seconds,
-        "expected_seconds": verdict.forecast.seconds,
-        "least_seconds": verdict.forecast.least_seconds,
-        "expected_accuracy": verdict.forecast.accuracy,
-        "most_accuracy": verdict.forecast.most_accuracy,
-        "rival": verdict.rival,
-        "reason": verdict.describe(),
-    }
+    return StoppingNote(
+        stopped=beaten is None,
+        wrong=None if beaten is None else not beaten,
+        epoch=verdict.epoch,
+        train_seconds=verdict.train_seconds,
+        expected_seconds=verdict.forecast.seconds,
+        least_seconds=verdict.forecast.least_seconds,
+        expected_accuracy=verdict.forecast.accuracy,
+        most_accuracy=verdict.forecast.most_accuracy,
+        rival=verdict.rival,
+        reason=verdict.describe(),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,16 +271,16 @@ class EarlyStopSummary:
         )
 
 
-def summary_of_notes(notes: Iterable[Mapping[str, Any]]) -> EarlyStopSummary:
+def summary_of_notes(notes: Iterable[StoppingNote]) -> EarlyStopSummary:
     """Return what the notes of a study's trials say together."""
     notes = list(notes)
-    stopped = [note for note in notes if note["stopped"]]
-    controls = [note for note in notes if not note["stopped"]]
-    wrong = sum(note.get("wrong") is True for note in controls)
+    stopped = [note for note in notes if note.stopped]
+    controls = [note for note in notes if not note.stopped]
+    wrong = sum(note.wrong is True for note in controls)
     return EarlyStopSummary(
         stopped=len(stopped),
-        spent_seconds=sum(note["train_seconds"] for note in stopped),
-        saved_seconds=sum(max(0.0, note["expected_seconds"] - note["train_seconds"]) for note in stopped),
+        spent_seconds=sum(note.train_seconds for note in stopped),
+        saved_seconds=sum(max(0.0, note.expected_seconds - note.train_seconds) for note in stopped),
         controls=len(controls),
         wrong=wrong,
         wrong_rate_at_most=_largest_rate(wrong, len(controls)),

@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.support.synthetic import BOX, PAPER_SEARCH, make_records, make_study
 from budgettune import api
-from budgettune.records import TrialRecord
+from budgettune.records import StoppingNote, TrialRecord
 from budgettune.report.figures import FIGURES
 from budgettune.report.page import build_page, contents
 from budgettune.spec.study_spec import load_spec
@@ -176,7 +176,7 @@ def test_a_study_that_has_only_begun_is_reported(run, sqlite_url):
 
 
 def note(stopped, train_seconds=2.0, expected_seconds=10.0, wrong=None):
-    return {"stopped": stopped, "wrong": wrong, "train_seconds": train_seconds, "expected_seconds": expected_seconds}
+    return StoppingNote(stopped=stopped, wrong=wrong, train_seconds=train_seconds, expected_seconds=expected_seconds)
 
 
 def test_seconds_that_stopping_saved_are_added_up_and_shown():

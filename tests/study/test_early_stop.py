@@ -12,7 +12,7 @@ from budgettune.cli.study import study_show
 from budgettune.errors import SpecError
 from budgettune.predict.sampler.encoding import Encoding
 from budgettune.predict.sampler.history import history_of
-from budgettune.records import TrialRecord, TrialResult
+from budgettune.records import StoppingNote, TrialRecord, TrialResult
 from budgettune.spec.study_spec import StudySpec, load_spec
 from budgettune.storage.connection import writing
 from budgettune.storage.writes import end_trial
@@ -168,7 +168,7 @@ def test_the_rate_of_wrong_stops_is_estimated_from_controls_with_an_exact_bound(
     assert "3 trials were stopped early: 6m00s of 10m00s (60%) saved" in summary.describe()
     assert "of 10 controls 1 would have been stopped wrongly: at most 39% of the stops" in summary.describe()
     assert summary_of_notes([note_of(found, beaten=False)]).wrong_rate_at_most == 1.0
-    foreign = {"stopped": False, "train_seconds": 1.0, "expected_seconds": 2.0}  # says not how it ended
+    foreign = StoppingNote(stopped=False, train_seconds=1.0, expected_seconds=2.0)  # says not how it ended
     assert summary_of_notes([foreign]).wrong == 0
     assert summary_of_notes([]).wrong_rate_at_most is None
 
@@ -205,7 +205,7 @@ def test_a_stopped_trial_is_done_and_keeps_its_curve_and_the_reason(study, stopp
     )
     record = next(record for record in records(study) if record.state == "PRUNED")
     assert (record.train_seconds, record.test_accuracy, record.failure) == (None, None, None)
-    assert record.stopped == stopped.stopping["reason"]
+    assert record.stopped == stopped.stopping.reason
     assert record.curve == stopped.curve
 
 
@@ -267,13 +267,13 @@ def test_the_cost_sampler_takes_a_stopped_trial_at_its_forecast(study, stopped):
     history = history_of(trials, Encoding(search_space(study.spec)), number=99)
     assert len(history.failed) == 0
     assert history.seconds[0] == pytest.approx(200.0, rel=0.01)
-    assert history.accuracy[0] == pytest.approx(stopped.stopping["expected_accuracy"])
+    assert history.accuracy[0] == pytest.approx(stopped.stopping.expected_accuracy)
     assert list(history.seconds[1:]) == [10.0] * 3
 
 
 def test_a_study_shows_what_stopping_did(study, stopped, capsys, monkeypatch):
     study.complete(study.claim(), stopped)
-    study.complete(study.claim(), replace(result(), stopping={**stopped.stopping, "stopped": False, "wrong": True}))
+    study.complete(study.claim(), replace(result(), stopping=replace(stopped.stopping, stopped=False, wrong=True)))
     study_show(study.name, storage=study.url)
     assert "of 1 controls 1 would have been stopped wrongly" in " ".join(capsys.readouterr().out.split())
     study_show(study.name, storage=study.url, form=Format.json)

@@ -10,7 +10,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from budgettune.predict.regression import Floats
 from budgettune.predict.sampler.encoding import Encoding
-from budgettune.records import HANDED_BACK
+from budgettune.records import HANDED_BACK, StoppingNote
 
 FAILED = (TrialState.FAIL, TrialState.PRUNED)
 
@@ -64,12 +64,10 @@ def _values(trial: FrozenTrial) -> Sequence[float] | None:
 
 
 def _forecast(trial: FrozenTrial) -> Sequence[float] | None:
-    note = trial.user_attrs.get("stopping")
-    if trial.state is not TrialState.PRUNED or not isinstance(note, Mapping):
+    note = StoppingNote.read(trial.user_attrs.get("stopping"))
+    if trial.state is not TrialState.PRUNED or note is None or note.expected_accuracy is None:
         return None
-    values = [note.get(name) for name in ("expected_seconds", "expected_accuracy")]
-    numbers = [float(value) for value in values if isinstance(value, (int, float))]
-    return numbers if len(numbers) == len(values) else None
+    return float(note.expected_seconds), float(note.expected_accuracy)
 
 
 def _failed_by_itself(trial: FrozenTrial) -> bool:
