@@ -99,37 +99,37 @@ class TrialFailed(BudgetTuneError):
     """One trial cannot go on.
 
     Attributes:
-        kind: a short word that the trial's row keeps, such as `out-of-memory`.
+        failure_kind: a short word that the trial's row keeps, such as `out-of-memory`.
     """
 
-    kind = "error"
+    failure_kind = "error"
 
 
 class OutOfMemory(TrialFailed):
     """The device has no room for this configuration."""
 
-    kind = "out-of-memory"
+    failure_kind = "out-of-memory"
 
 
 class NonFiniteLoss(TrialFailed):
     """The mean loss of an epoch is NaN or infinite: the configuration diverged."""
 
-    kind = "non-finite-loss"
+    failure_kind = "non-finite-loss"
 
 
 class TrialTimeout(TrialFailed):
     """The trial took longer than a worker allows."""
 
-    kind = "timeout"
+    failure_kind = "timeout"
 
 
 class BudgetUsedUp(TrialFailed):
     """What a pruning strategy does before training has taken the whole time budget."""
 
-    kind = "budget-used-up"
+    failure_kind = "budget-used-up"
 
 
 class Interrupted(TrialFailed):
     """The trial was told to stop."""
 
-    kind = "interrupted"
+    failure_kind = "interrupted"

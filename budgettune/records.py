@@ -391,7 +391,7 @@ def trial_attributes(result: TrialResult) -> dict[str, Any]:
 LOST = "lost"
 """Kind of failure of a trial whose worker gave no sign of life."""
 
-HANDED_BACK = Interrupted.kind
+HANDED_BACK = Interrupted.failure_kind
 """Kind of failure that uses up no attempt."""
 
 TAKEN = frozenset({"WAITING", "RUNNING", "COMPLETE"})

@@ -249,7 +249,7 @@ class _Bench:
 
 
 def _reason(error: Exception) -> str:
-    kind = error.kind if isinstance(error, TrialFailed) else type(error).__name__
+    kind = error.failure_kind if isinstance(error, TrialFailed) else type(error).__name__
     return f"{kind}: {error}".splitlines()[0]
 
 

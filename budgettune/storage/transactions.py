@@ -263,14 +263,14 @@ def _ended(values: tuple[float, float] | None) -> str:
 
 
 def record_failure(
-    engine: sa.Engine, study_id: int, taken: TakenTrial, kind: str, message: str, max_attempts: int
+    engine: sa.Engine, study_id: int, taken: TakenTrial, failure_kind: str, message: str, max_attempts: int
 ) -> bool:
     """Fail a running trial and queue its slot again; return whether it was queued.
 
     Nothing happens where the trial runs no longer: whoever ended it has seen to its slot.
     """
-    failure = {"kind": kind, "message": message}
-    attempt = taken.attributes["attempt"] + (kind != HANDED_BACK)
+    failure = {"kind": failure_kind, "message": message}
+    attempt = taken.attributes["attempt"] + (failure_kind != HANDED_BACK)
     with writing(engine) as connection:
         if not lock_study(connection, study_id) or lock_trial(connection, taken.trial_id) != "RUNNING":
             return False

@@ -230,24 +230,24 @@ class StudyHandle:
         self._known_machine_keys.add(key)
         return counts
 
-    def fail(self, claim: Claim, kind: str, message: str) -> bool:
+    def fail(self, claim: Claim, failure_kind: str, message: str) -> bool:
         """Fail a trial; its cell is queued again unless it was given up. Return whether it was queued.
 
         Args:
             claim: from `claim`.
-            kind: a short word such as `out-of-memory`.
+            failure_kind: a short word such as `out-of-memory`.
             message: the reason, for people.
         """
-        return self._end(claim.taken(), kind, message)
+        return self._end(claim.taken(), failure_kind, message)
 
     def hand_back(self, claim: Claim) -> bool:
         """Queue the cell of a trial that was told to stop; this uses up no attempt."""
         return self._end(claim.taken(), HANDED_BACK, "told to stop; its cell was queued again")
 
-    def _end(self, taken: TakenTrial, kind: str, message: str) -> bool:
+    def _end(self, taken: TakenTrial, failure_kind: str, message: str) -> bool:
         attempts = self.spec.sampler.max_attempts
         message = redact(message[: 2 * LONGEST_MESSAGE])[:LONGEST_MESSAGE]
-        return transactions.record_failure(self.engine, self.study_id, taken, kind, message, attempts)
+        return transactions.record_failure(self.engine, self.study_id, taken, failure_kind, message, attempts)
 
     # --- repair -------------------------------------------------------------------------------------------------------
 
@@ -329,8 +329,8 @@ class StudyHandle:
             with translated(redact(self.url)):
                 params = self._draw_params(reserved)
         except BaseException as error:
-            kind, message = "sampler", f"{type(error).__name__}: {error}"
-            self._end(reserved, HANDED_BACK if isinstance(error, KeyboardInterrupt) else kind, message)
+            message = f"{type(error).__name__}: {error}"
+            self._end(reserved, HANDED_BACK if isinstance(error, KeyboardInterrupt) else "sampler", message)
             if isinstance(error, BudgetTuneError) or not isinstance(error, Exception):
                 raise
             raise BudgetTuneError(

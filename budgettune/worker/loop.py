@@ -200,7 +200,7 @@ class _Worker:
         with TrialLimit(
             options.trial_timeout_seconds,
             options.hang_grace_seconds,
-            record=lambda error: study.fail(claim, error.kind, str(error)),
+            record=lambda error: study.fail(claim, error.failure_kind, str(error)),
         ) as limit:
             try:  # again, where the study asks for it and something disturbed the clock
                 tries, result = undisturbed(
@@ -259,7 +259,7 @@ class _Worker:
 
     def _record_failure(self, study: StudyHandle, claim: Claim, error: Exception) -> None:
         expected = isinstance(error, BudgetTuneError)
-        kind = error.kind if isinstance(error, TrialFailed) else "error"
+        kind = error.failure_kind if isinstance(error, TrialFailed) else "error"
         message = str(error) if expected else f"{type(error).__name__}: {error}"
         if not expected:
             logger.exception("trial %d failed", claim.number)

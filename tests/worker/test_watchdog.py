@@ -13,4 +13,4 @@ def test_a_step_that_hangs_is_recorded_and_ends_the_process():
             time.sleep(0.01)
         assert limit.is_over
     assert ended == [HUNG_STATUS]
-    assert [error.kind for error in seen] == ["timeout"]
+    assert [error.failure_kind for error in seen] == ["timeout"]
