@@ -29,7 +29,7 @@ class JsonValue:
         """Return plain JSON values, with absent ones as None."""
         kind: Any = type(self)
         document: dict[str, Any] = _adapter(kind).dump_python(self, warnings=False)
-        return document
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in document.items()}
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Self:

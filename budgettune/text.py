@@ -88,7 +88,7 @@ def printable(text: str) -> str:
     return _OBEYED_IN_A_LINE.sub(_escaped, text)
 
 
-def plain(value: Any) -> Any:
+def csv_safe(value: Any) -> Any:
     """Return a value for CSV, which a terminal may show and which must be encodable: texts as `printable`."""
     return printable(value) if isinstance(value, str) else value
 

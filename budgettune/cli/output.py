@@ -15,7 +15,7 @@ from rich.text import Text
 
 from budgettune.records import RECORD_COLUMNS, TrialRecord, flat_row
 from budgettune.storage.writes import finite
-from budgettune.text import format_duration, one_line, plain, printable
+from budgettune.text import csv_safe, format_duration, one_line, printable
 
 if TYPE_CHECKING:
     from budgettune.predict.predictor import Prediction
@@ -50,8 +50,8 @@ def print_rows(rows: Sequence[Mapping[str, Any]], form: Format, *, title: str | 
         print_json(list(rows))
     elif form is Format.csv:
         writer = csv.DictWriter(sys.stdout, fieldnames=list(dict.fromkeys(key for row in rows for key in row)))
-        writer.writerow({key: plain(key) for key in writer.fieldnames})
-        writer.writerows({key: plain(value) for key, value in row.items()} for row in rows)
+        writer.writerow({key: csv_safe(key) for key in writer.fieldnames})
+        writer.writerows({key: csv_safe(value) for key, value in row.items()} for row in rows)
     else:
         table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
         keys = list(dict.fromkeys(key for row in rows for key in row))

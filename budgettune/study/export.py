@@ -16,7 +16,7 @@ from budgettune.records import RECORD_COLUMNS, flat_row, param_column
 from budgettune.storage.answers import param_names
 from budgettune.storage.trials import record_batches
 from budgettune.storage.writes import json_text
-from budgettune.text import plain
+from budgettune.text import csv_safe
 
 if TYPE_CHECKING:
     from budgettune.storage.connection import Engine
@@ -47,9 +47,9 @@ def export(engine: Engine, study_id: int, format: str, out: str | Path | None = 
 def _flat_rows(engine: Engine, study_id: int) -> tuple[list[str], Iterator[dict[str, Any]]]:
     """Return the columns and the rows of a table of all trials, their texts fit for a terminal and for any encoding."""
     params = param_names(engine, study_id)
-    columns = {column: plain(column) for column in (*RECORD_COLUMNS, *map(param_column, params))}
+    columns = {column: csv_safe(column) for column in (*RECORD_COLUMNS, *map(param_column, params))}
     rows = (
-        {columns[column]: plain(value) for column, value in flat_row(record, params).items()}
+        {columns[column]: csv_safe(value) for column, value in flat_row(record, params).items()}
         for records in record_batches(engine, study_id, documents=False)
         for record in records
     )

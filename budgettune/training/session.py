@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from budgettune.errors import UsageError
+from budgettune.files import replacing
 from budgettune.machine.fingerprint import usable_cores
 from budgettune.machine.witness import Witness, witness_for
 from budgettune.records import EpochRecord, MachineInfo, TrialResult
@@ -100,14 +101,19 @@ def train_one(
 
 
 def save_model(path: str | Path, trained: Trained, spec: StudySpec, params: Mapping[str, Any]) -> None:
-    """Write weights, spec, params and result to a file that `torch.load(path, weights_only=True)` reads."""
+    """Write weights, spec, params and result to a file that `torch.load(path, weights_only=True)` reads, all or nothing.
+
+    Raises:
+        UsageError: where it cannot be written.
+    """
     document = {
         "state_dict": {name: tensor.cpu() for name, tensor in trained.model.state_dict().items()},
         "spec": spec.to_document(),
         "params": dict(params),
-        "result": {**trained.result.to_json(), "batch_shapes": list(trained.result.batch_shapes)},
+        "result": trained.result.to_json(),
     }
     try:
-        torch.save(document, path)
+        with replacing(Path(path)) as file:
+            torch.save(document, file)
     except (OSError, RuntimeError) as error:
         raise UsageError(f"model file {path} cannot be written: {error}") from error
