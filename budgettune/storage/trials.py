@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic_core import from_json
 
 from budgettune.records import (
     NUMERIC_ATTRIBUTES,
@@ -237,6 +238,10 @@ def read_attributes(
 def parse_json(text: Any) -> Any:
     """Return the value of a JSON text, None where it is none."""
     try:
+        return from_json(text)
+    except (TypeError, ValueError):
+        pass
+    try:  # Python's own takes halves of a character too; it is slower
         return json.loads(text)
     except (TypeError, ValueError, RecursionError):
         return None
