@@ -101,7 +101,7 @@ def train_one(
 
 
 def save_model(path: str | Path, trained: Trained, spec: StudySpec, params: Mapping[str, Any]) -> None:
-    """Write weights, spec, params and result to a file that `torch.load(path, weights_only=True)` reads, all or nothing.
+    """Write weights, spec, params and result, all or nothing, to what `torch.load(path, weights_only=True)` reads.
 
     Raises:
         UsageError: where it cannot be written.
