@@ -11,68 +11,39 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from budgettune import report
-    from budgettune.api import (
-        best_under_budget,
-        create_study,
-        load_study,
-        pareto_front,
-        recommend,
-        run_worker,
-        train,
-        trial_records,
-        write_report,
-    )
-    from budgettune.comparison.run import compare
-    from budgettune.errors import BudgetTuneError
-    from budgettune.predict.recommend import Recommendation
-    from budgettune.records import TrialRecord, TrialResult
-    from budgettune.spec.study_spec import StudySpec, load_spec
-    from budgettune.study.pareto import hypervolume
-    from budgettune.worker.options import WorkerOptions
+    from budgettune import report as report
+    from budgettune.api import best_under_budget as best_under_budget
+    from budgettune.api import create_study as create_study
+    from budgettune.api import load_study as load_study
+    from budgettune.api import pareto_front as pareto_front
+    from budgettune.api import recommend as recommend
+    from budgettune.api import run_worker as run_worker
+    from budgettune.api import train as train
+    from budgettune.api import trial_records as trial_records
+    from budgettune.api import write_report as write_report
+    from budgettune.comparison.run import compare as compare
+    from budgettune.errors import BudgetTuneError as BudgetTuneError
+    from budgettune.predict.recommend import Recommendation as Recommendation
+    from budgettune.records import TrialRecord as TrialRecord
+    from budgettune.records import TrialResult as TrialResult
+    from budgettune.spec.study_spec import StudySpec as StudySpec
+    from budgettune.spec.study_spec import load_spec as load_spec
+    from budgettune.study.pareto import hypervolume as hypervolume
+    from budgettune.worker.options import WorkerOptions as WorkerOptions
 
-_HOME = {
-    "BudgetTuneError": "errors",
-    "Recommendation": "predict.recommend",
-    "StudySpec": "spec.study_spec",
-    "TrialRecord": "records",
-    "TrialResult": "records",
-    "WorkerOptions": "worker.options",
-    "best_under_budget": "api",
-    "compare": "comparison.run",
-    "create_study": "api",
-    "hypervolume": "study.pareto",
-    "load_spec": "spec.study_spec",
-    "load_study": "api",
-    "pareto_front": "api",
-    "recommend": "api",
-    "run_worker": "api",
-    "train": "api",
-    "trial_records": "api",
-    "write_report": "api",
-}
-
-__all__ = [
-    "BudgetTuneError",
-    "Recommendation",
-    "StudySpec",
-    "TrialRecord",
-    "TrialResult",
-    "WorkerOptions",
-    "best_under_budget",
-    "compare",
-    "create_study",
-    "hypervolume",
-    "load_spec",
-    "load_study",
-    "pareto_front",
-    "recommend",
-    "report",
-    "run_worker",
-    "train",
-    "trial_records",
+_NAMES = {
+    "api": "best_under_budget create_study load_study pareto_front recommend run_worker train trial_records "
     "write_report",
-]
+    "comparison.run": "compare",
+    "errors": "BudgetTuneError",
+    "predict.recommend": "Recommendation",
+    "records": "TrialRecord TrialResult",
+    "spec.study_spec": "StudySpec load_spec",
+    "study.pareto": "hypervolume",
+    "worker.options": "WorkerOptions",
+}
+_HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
+__all__ = sorted([*_HOME, "report"])
 
 try:
     __version__ = version("budgettune")

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from budgettune.study.front import Certainty
     from budgettune.study.handle import StudyHandle
     from budgettune.training.trainer import Trained
-    from budgettune.worker.loop import WorkerOptions, WorkerSummary
+    from budgettune.worker.options import WorkerOptions, WorkerSummary
+
+    AnyStudy = StudyHandle | str | None
 
 
 def create_study(
@@ -72,23 +74,24 @@ def load_study(name: str | None = None, *, storage: str | None = None) -> StudyH
 
 
 def run_worker(
-    study: StudyHandle | str | None = None, options: WorkerOptions | None = None, *, storage: str | None = None
+    study: AnyStudy = None, options: WorkerOptions | None = None, *, storage: str | None = None
 ) -> WorkerSummary:
     """Train a study's open trials in this process until none is left (every open study's, where none is named)."""
     from budgettune.worker import loop as worker
 
-    url = storage_url(storage) if study is None or isinstance(study, str) else study.url
-    return worker.run_worker(url, study if study is None or isinstance(study, str) else study.name, options)
+    if study is None or isinstance(study, str):
+        return worker.run_worker(storage_url(storage), study, options)
+    return worker.run_worker(study.url, study.name, options)
 
 
-def trial_records(study: StudyHandle | str | None = None, *, storage: str | None = None) -> list[TrialRecord]:
+def trial_records(study: AnyStudy = None, *, storage: str | None = None) -> list[TrialRecord]:
     """Return every trial of a study with its curve, phases and machine, in order of number."""
     engine, study_id = locate(study, storage)
     return trials.trial_records(engine, study_id)
 
 
 def best_under_budget(
-    study: StudyHandle | str | None,
+    study: AnyStudy,
     budget: str | float,
     *,
     top: int = 1,
@@ -124,11 +127,7 @@ def _budget_seconds(budget: str | float) -> float:
 
 
 def pareto_front(
-    study: StudyHandle | str | None = None,
-    *,
-    device_name: str | None = None,
-    clean_only: bool = False,
-    storage: str | None = None,
+    study: AnyStudy = None, *, device_name: str | None = None, clean_only: bool = False, storage: str | None = None
 ) -> list[TrialRecord]:
     """Return the finished trials that no other one beats in both time and accuracy, fastest first."""
     engine, study_id = locate(study, storage)
@@ -137,7 +136,7 @@ def pareto_front(
 
 
 def recommend(
-    study: StudyHandle | str | None,
+    study: AnyStudy,
     budget: str | float,
     *,
     confidence: float = 0.9,
@@ -171,7 +170,8 @@ def recommend(
     from budgettune.predict.recommend import recommend as answer
 
     ask = Ask(_budget_seconds(budget), confidence)
-    engine, study_id, spec = _located_spec(study, storage)
+    handle = load_study(study, storage=storage) if study is None or isinstance(study, str) else study
+    engine, study_id, spec = handle.engine, handle.study_id, handle.spec
     if probe is not None:
         from budgettune.worker.probing import probe_here
 
@@ -212,22 +212,11 @@ def train(
         spec, trust = study, Trust(allow_import)
     else:
         spec, trust = study.spec, Trust.of_database(study.url, allow_import, allow_root)
-    return train_one(
-        spec,
-        params or {},
-        seed=seed,
-        device=device,
-        threads=threads,
-        trust=trust,
-    )
+    return train_one(spec, params or {}, seed=seed, device=device, threads=threads, trust=trust)
 
 
 def hypervolume_of(
-    study: StudyHandle | str | None = None,
-    *,
-    device_name: str | None = None,
-    clean_only: bool = False,
-    storage: str | None = None,
+    study: AnyStudy = None, *, device_name: str | None = None, clean_only: bool = False, storage: str | None = None
 ) -> tuple[float, tuple[float, float]]:
     """Return the hypervolume of a study's front, and the reference point that it is measured against.
 
@@ -242,11 +231,7 @@ def hypervolume_of(
 
 
 def certainty(
-    study: StudyHandle | str | None = None,
-    *,
-    device_name: str | None = None,
-    clean_only: bool = False,
-    storage: str | None = None,
+    study: AnyStudy = None, *, device_name: str | None = None, clean_only: bool = False, storage: str | None = None
 ) -> Certainty | None:
     """Return how sure a study's front and accuracies are, by its repeats; None where none of its cells has two."""
     engine, study_id = locate(study, storage)
@@ -260,7 +245,7 @@ def certainty(
 
 
 def machines(
-    study: StudyHandle | str | None = None, *, device_name: str | None = None, storage: str | None = None
+    study: AnyStudy = None, *, device_name: str | None = None, storage: str | None = None
 ) -> tuple[str, str | None]:
     """Return whose times an answer holds, as the other calls take `device_name`, and a sentence where that is news.
 
@@ -279,7 +264,7 @@ def machines(
 
 
 def write_report(
-    study: StudyHandle | str | None,
+    study: AnyStudy,
     out: str | Path = "report.html",
     *,
     format: str = "html",  # noqa: A002
@@ -337,16 +322,7 @@ def configuration(
     return spec, dict(records[0].params), records[0].seed or 0
 
 
-def _located_spec(study: StudyHandle | str | None, storage: str | None) -> tuple[Any, int, StudySpec]:
-    """Return the engine, the id and the spec of a study."""
-    if study is not None and not isinstance(study, str):
-        return study.engine, study.study_id, study.spec
-    engine = open_engine(storage_url(storage))
-    row = find_study(engine, study)
-    return engine, row.study_id, row.read_spec()
-
-
-def locate(study: StudyHandle | str | None, storage: str | None) -> tuple[Any, int]:
+def locate(study: AnyStudy, storage: str | None) -> tuple[Any, int]:
     """Return the engine and the id of a study."""
     if study is not None and not isinstance(study, str):
         return study.engine, study.study_id
