@@ -28,7 +28,8 @@ from benchmarks.support import common
 from budgettune.spec.study_spec import StudySpec
 from budgettune.training.data.load import ImageData, load_data
 from budgettune.training.device import Device, pick_device
-from budgettune.training.trainer import build_model, train
+from budgettune.training.learner import build_model
+from budgettune.training.trainer import train
 
 SCALE = 1.1
 WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
