@@ -1,4 +1,4 @@
-"""When is a configuration slower than its arithmetic explains? Pure: from timings to verdicts.
+"""Kernel cliffs: configurations that are slower than their arithmetic explains. Pure, from timings to verdicts.
 
 A training step should cost what its arithmetic costs elsewhere: time ~ FLOP ** growth, with growth near 1 where
 products dominate and below 1 where fixed costs do. Each configuration is held against up to three witnesses, and the
@@ -35,7 +35,7 @@ _DISTINCT = 1.1  # ratio of arithmetic below which two points say nothing about 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
+class CliffVerdict:
     """How a configuration stands against what others predict.
 
     Attributes:
@@ -77,7 +77,7 @@ def predict(own: ProbeResult, witnesses: Sequence[ProbeResult], exponent: float)
 
 def judge(
     results: Mapping[Key, ProbeResult], twins: Mapping[Key, Key], threshold: float = THRESHOLD
-) -> dict[Key, Verdict]:
+) -> dict[Key, CliffVerdict]:
     """Return a verdict on every configuration.
 
     Args:
@@ -87,21 +87,22 @@ def judge(
     """
     by_twin = {key: _verdict(results[key], _by_twin(key, results, twins), threshold) for key in results}
     healthy = {key: result for key, result in results.items() if not by_twin[key].is_cliff}
-    return {
-        key: _verdict(
-            own,
-            {
-                **_by_twin(key, results, twins),
-                "neighbours": _by_others(own, _neighbours(key, own, healthy), _scale(own, healthy)),
-                "other batches": _by_others(own, others := _other_batches(key, own, healthy), others),
-            },
-            threshold,
-        )
-        for key, own in results.items()
-    }
+    verdicts = {}
+    for key, own in results.items():
+        others = [result for other, result in healthy.items() if other != key]
+        network = (own.multiply_adds, own.precision)
+        batches = [other for other in others if (other.multiply_adds, other.precision) == network]
+        alike = [other for other in others if _comparable(own, other)]
+        predictions = {
+            **_by_twin(key, results, twins),
+            "neighbours": _by_others(own, alike, _scale(own, healthy)),
+            "other batches": _by_others(own, batches, batches),
+        }
+        verdicts[key] = _verdict(own, predictions, threshold)
+    return verdicts
 
 
-def nearest_healthy(key: Key, results: Mapping[Key, ProbeResult], verdicts: Mapping[Key, Verdict]) -> Key | None:
+def nearest_healthy(key: Key, results: Mapping[Key, ProbeResult], verdicts: Mapping[Key, CliffVerdict]) -> Key | None:
     """Return the configuration of the same batch and precision, on no cliff, that is nearest in arithmetic."""
     healthy = {other: result for other, result in results.items() if not verdicts[other].is_cliff}
     own = results[key]
@@ -112,13 +113,13 @@ def nearest_healthy(key: Key, results: Mapping[Key, ProbeResult], verdicts: Mapp
     )
 
 
-def _verdict(own: ProbeResult, predictions: Mapping[str, float | None], threshold: float) -> Verdict:
+def _verdict(own: ProbeResult, predictions: Mapping[str, float | None], threshold: float) -> CliffVerdict:
     known = {witness: ms for witness, ms in predictions.items() if ms is not None}
     if not known:
-        return Verdict()
+        return CliffVerdict()
     witness = min(known, key=known.__getitem__)
     excess = own.ms_median / known[witness]
-    return Verdict(predicted_ms=known[witness], excess=excess, witness=witness, is_cliff=excess > threshold)
+    return CliffVerdict(predicted_ms=known[witness], excess=excess, witness=witness, is_cliff=excess > threshold)
 
 
 def _by_twin(key: Key, results: Mapping[Key, ProbeResult], twins: Mapping[Key, Key]) -> dict[str, float | None]:
@@ -145,19 +146,6 @@ def _scale(own: ProbeResult, results: Mapping[Key, ProbeResult]) -> list[ProbeRe
     comparable = [result for result in results.values() if _comparable(own, result)]
     aligned = [result for result in comparable if is_aligned(result.widths)]
     return aligned if len({result.multiply_adds for result in aligned}) > 1 else comparable
-
-
-def _neighbours(key: Key, own: ProbeResult, healthy: Mapping[Key, ProbeResult]) -> list[ProbeResult]:
-    return [result for other, result in healthy.items() if other != key and _comparable(own, result)]
-
-
-def _other_batches(key: Key, own: ProbeResult, healthy: Mapping[Key, ProbeResult]) -> list[ProbeResult]:
-    network = (own.multiply_adds, own.precision)
-    return [
-        result
-        for other, result in healthy.items()
-        if other != key and (result.multiply_adds, result.precision) == network
-    ]
 
 
 def _comparable(own: ProbeResult, other: ProbeResult) -> bool:

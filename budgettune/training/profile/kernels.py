@@ -22,7 +22,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from budgettune.training.device import Device
 
-KINDS = {
+KERNEL_KINDS = {
     # cuDNN's convolution by Fourier transform, and its product of complex matrices (the paper's gcgemm).
     "fft": re.compile(r"fft|cgemm", re.IGNORECASE),
     # oneDNN's plain loops: right for every shape, fast for none.
@@ -69,9 +69,9 @@ def kernels_of(step: Callable[[], None], device: Device, passes: int = 3) -> tup
     return summarise(events)
 
 
-def kind_of(name: str) -> str:
+def kernel_kind(name: str) -> str:
     """Return the kind of slow kernel that a name gives away, or an empty text."""
-    return next((kind for kind, pattern in KINDS.items() if pattern.search(name)), "")
+    return next((kind for kind, pattern in KERNEL_KINDS.items() if pattern.search(name)), "")
 
 
 def summarise(events: Iterable[tuple[str, int, float]]) -> tuple[Kernel, ...]:
@@ -82,7 +82,7 @@ def summarise(events: Iterable[tuple[str, int, float]]) -> tuple[Kernel, ...]:
         totals[name] = (before[0] + launches, before[1] + ms)
     whole = sum(ms for _, ms in totals.values()) or 1.0
     kernels = [
-        Kernel(name=name, kind=kind_of(name), launches=launches, ms=ms, share=ms / whole)
+        Kernel(name=name, kind=kernel_kind(name), launches=launches, ms=ms, share=ms / whole)
         for name, (launches, ms) in totals.items()
     ]
     return tuple(sorted(kernels, key=lambda kernel: -kernel.ms))
@@ -117,11 +117,11 @@ def _profiler_events(step: Callable[[], None], device: Device) -> list[tuple[str
     with _captured(2), profile(activities=activities, acc_events=True) as profiler:
         step()
         device.synchronize()
-    kind = torch.autograd.DeviceType.CUDA if device.is_cuda else torch.autograd.DeviceType.CPU
+    where = torch.autograd.DeviceType.CUDA if device.is_cuda else torch.autograd.DeviceType.CPU
     return [
         (event.key, event.count, (event.self_device_time_total if device.is_cuda else event.self_cpu_time_total) / 1e3)
         for event in profiler.key_averages()
-        if event.device_type == kind and not event.is_user_annotation
+        if event.device_type == where and not event.is_user_annotation
     ]
 
 

@@ -18,7 +18,7 @@ from budgettune.spec.tables import ALIGNMENT, Scalar, is_code
 from budgettune.spec.trust import Trust
 from budgettune.training.data.load import ImageData
 from budgettune.training.device import Device, has_fast_bf16, pick_device, pick_precision
-from budgettune.training.profile.cliffs import THRESHOLD, Verdict, judge, nearest_healthy
+from budgettune.training.profile.cliffs import THRESHOLD, CliffVerdict, judge, nearest_healthy
 from budgettune.training.profile.probe import Probe, ProbeResult, probe_images
 from budgettune.training.profile.result import (
     Alarm,
@@ -76,9 +76,9 @@ def profile(
         raise UsageError(f"rounds {rounds}, steps {steps}: give at least 1 of each")
     target = Device(pick_device(device))
     target.prepare()
-    workshop = _Workshop(spec, target, cudnn_benchmark, trust, make_probe)
+    factory = _ProbeFactory(spec, target, cudnn_benchmark, trust, make_probe)
     with _threads(threads or usable_cores()):
-        return _Profiler(workshop, rounds, steps, threshold, report_progress).report(remedies)
+        return _Profiler(factory, rounds, steps, threshold, report_progress).report(remedies)
 
 
 @contextmanager
@@ -92,7 +92,7 @@ def _threads(count: int) -> Iterator[None]:
 
 
 @dataclass
-class _Workshop:
+class _ProbeFactory:
     """Builds probes of one spec on one device, with images shared between them."""
 
     spec: StudySpec
@@ -107,17 +107,16 @@ class _Workshop:
 
         A twin or a remedy then changes one thing at a time.
         """
-        found: dict[str, tuple[dict[str, Scalar], StudySpec]] = {}
+        by_label: dict[str, tuple[dict[str, Scalar], StudySpec]] = {}
         for params in configurations(self.spec):
             config = self.spec.resolve(params)
             widths = None if is_code(config.model.name) else list(config.model.realised_widths)
             precision = pick_precision(config.train.precision, self.device.torch, widths)
             pinned = config.resolve({"train.precision": precision})
-            found.setdefault(pinned.step_label(), (params, pinned))
-        return found
+            by_label.setdefault(pinned.step_label(), (params, pinned))
+        return by_label
 
     def probe(self, config: StudySpec, cudnn_benchmark: bool | None = None) -> Probe:
-        """Return a warm probe."""
         return self.make_probe(
             config,
             self._images_for(config),
@@ -152,9 +151,9 @@ class _Workshop:
 
 @dataclass
 class _Profiler:
-    """Takes a workshop's probes through the rounds, and the alarmed ones through the rest."""
+    """Takes the factory's probes through the rounds, and the alarmed ones through the rest."""
 
-    workshop: _Workshop
+    factory: _ProbeFactory
     rounds: int
     steps: int
     threshold: float
@@ -163,16 +162,11 @@ class _Profiler:
     skipped: list[str] = field(default_factory=list)
 
     def report(self, try_remedies: bool) -> ProfileReport:
-        """Return the whole report."""
-        configs = self.workshop.configs()
-        machine = self.workshop.device.machine()
+        configs = self.factory.configs()
+        machine = self.factory.device.machine()
         twins = self._build_all({label: config for label, (_, config) in configs.items()})
-        witness = witness_for(machine.device, threads=machine.threads, device_uuid=machine.device_uuid)
-        witness.start()
-        try:
+        with witness_for(machine.device, threads=machine.threads, device_uuid=machine.device_uuid) as witness:
             results = self._confirmed(self._measure(self.probes), twins)
-        finally:
-            status, _ = witness.stop()
         verdicts = judge(results, twins, self.threshold)
         rows = tuple(
             ProfileRow(label=label, params=params, result=results[label], verdict=verdicts[label])
@@ -186,18 +180,18 @@ class _Profiler:
             rows=rows,
             alarms=tuple(self._alarm(alike, results, verdicts, try_remedies) for alike in _by_network(rows)),
             skipped=tuple(self.skipped),
-            status=status,
+            status=witness.verdict.status,
         )
 
     def _build_all(self, configs: Mapping[str, StudySpec]) -> dict[str, str]:
         """Build the probes of configurations and of their twins; return each label's twin."""
         twins: dict[str, str] = {}
         for label, config in configs.items():
-            self._build(label, partial(self.workshop.probe, config), self.probes)
+            self._build(label, partial(self.factory.probe, config), self.probes)
             twin = aligned_twin(config)
             if twin is not None and label in self.probes:
                 twins[label] = twin.step_label()
-                self._build(twins[label], partial(self.workshop.probe, twin), self.probes)
+                self._build(twins[label], partial(self.factory.probe, twin), self.probes)
         return twins
 
     def _build(self, label: str, build: Callable[[], Probe], probes: dict[str, Probe]) -> None:
@@ -234,7 +228,7 @@ class _Profiler:
         self,
         alike: list[ProfileRow],
         results: Mapping[str, ProbeResult],
-        verdicts: Mapping[str, Verdict],
+        verdicts: Mapping[str, CliffVerdict],
         try_remedies: bool,
     ) -> Alarm:
         """Look closely at the worst of one network's alarmed rows."""
@@ -247,7 +241,7 @@ class _Profiler:
             () if neighbour is None else self.probes[neighbour].kernels(),
             1.0 if beside is None else worst.result.flop_per_step / beside.flop_per_step,
         )
-        lanes = None if self.workshop.device.is_cuda else _LANES.get(torch.backends.cpu.get_cpu_capability())
+        lanes = None if self.factory.device.is_cuda else _LANES.get(torch.backends.cpu.get_cpu_capability())
         return Alarm(
             label=worst.label,
             also=tuple(row.label for row in others),
@@ -261,7 +255,7 @@ class _Profiler:
     def _remedies(self, label: str) -> tuple[Remedy, ...]:
         """Time what may help, in turns with the configuration itself."""
         probes = {label: self.probes[label]}
-        for change, build in self.workshop.changes(self.probes[label].config).items():
+        for change, build in self.factory.changes(self.probes[label].config).items():
             self._build(change, build, probes)
         results = self._measure(probes)
         before = results.pop(label)

@@ -7,10 +7,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from budgettune.spec.tables import Scalar
-from budgettune.training.profile.cliffs import Verdict
+from budgettune.training.profile.cliffs import CliffVerdict
 from budgettune.training.profile.kernels import Kernel
 from budgettune.training.profile.probe import ProbeResult
-from budgettune.training.profile.space import spelled
 
 NOTABLE_SHARE = 0.02
 
@@ -22,7 +21,7 @@ class ProfileRow:
     label: str
     params: Mapping[str, Scalar]
     result: ProbeResult
-    verdict: Verdict
+    verdict: CliffVerdict
 
     def flat(self) -> dict[str, Any]:
         """Return plain values, one column each."""
@@ -91,7 +90,7 @@ class Alarm:
 
     label: str
     also: tuple[str, ...]
-    verdict: Verdict
+    verdict: CliffVerdict
     neighbour: str | None
     explanation: str
     kernels: tuple[KernelPair, ...]
@@ -126,7 +125,6 @@ class ProfileReport:
 
 
 def remedy(change: str, before: ProbeResult, after: ProbeResult) -> Remedy:
-    """Return what a change brought."""
     ms_before, ms_after = (result.ms_median / result.batch_size for result in (before, after))
     return Remedy(
         change=change,
@@ -182,6 +180,11 @@ def vector_fill(widths: Sequence[int], lanes: int) -> float:
     return sum(width / _whole_vectors(width, lanes) for width in widths) / len(widths)
 
 
+def spelled(widths: Sequence[int]) -> str:
+    """Return channel counts as 16/32/64."""
+    return "/".join(map(str, widths))
+
+
 def _whole_vectors(width: int, lanes: int) -> int:
     return -(-width // lanes) * lanes
 
@@ -197,10 +200,10 @@ def _ms(kernel: Kernel | None) -> float:
 def _slow_kinds(pairs: Sequence[KernelPair]) -> str:
     """Name kernels of a slow kind that the neighbour does with less of."""
     whole_ms = sum(_ms(pair.own) for pair in pairs)
-    found = [pair for pair in pairs if pair.kind and pair.own and pair.extra_ms > NOTABLE_SHARE * whole_ms]
-    if not found:
+    slow = [pair for pair in pairs if pair.kind and pair.own and pair.extra_ms > NOTABLE_SHARE * whole_ms]
+    if not slow:
         return ""
-    named = [f"{pair.name} ({pair.kind}, {pair.own.share:.0%} of its time)" for pair in found[:3] if pair.own]
+    named = [f"{pair.name} ({pair.kind}, {pair.own.share:.0%} of its time)" for pair in slow[:3] if pair.own]
     return f"It runs kernels of a slow kind: {', '.join(named)}."
 
 

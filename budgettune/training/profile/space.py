@@ -1,9 +1,8 @@
-"""Which configurations of a search space take steps of their own, and what each is called."""
+"""The configurations of a search space that take steps of their own, and their aligned twins."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 
 from budgettune.spec.documents import full_key
 from budgettune.spec.study_spec import StudySpec
@@ -22,7 +21,7 @@ def configurations(spec: StudySpec) -> list[dict[str, Scalar]]:
     axes = {
         key: axis.spread(POINTS_OF_A_RANGE) if isinstance(axis, RangeSpec) else axis
         for key, axis in spec.search.items()
-        if _shapes_a_step(full_key(key))
+        if (full := full_key(key)).startswith("model.") or full in _SHAPING_KEYS
     }
     distinct: dict[str, dict[str, Scalar]] = {}
     for values in itertools.product(*axes.values()):
@@ -37,12 +36,3 @@ def aligned_twin(config: StudySpec) -> StudySpec | None:
         return None
     twin = config.resolve({"model.width_multiple": ALIGNMENT})
     return None if twin.model.realised_widths == config.model.realised_widths else twin
-
-
-def _shapes_a_step(key: str) -> bool:
-    return key.startswith("model.") or key in _SHAPING_KEYS
-
-
-def spelled(widths: Sequence[int]) -> str:
-    """Return channel counts as 16/32/64."""
-    return "/".join(map(str, widths))

@@ -12,7 +12,7 @@ from budgettune.spec.trust import Trust
 from budgettune.training.data.load import load_data
 from budgettune.training.device import Device
 from budgettune.training.profile import probe as probe_module
-from budgettune.training.profile.kernels import kernels_of, kind_of, parse_onednn, summarise
+from budgettune.training.profile.kernels import kernel_kind, kernels_of, parse_onednn, summarise
 from budgettune.training.profile.probe import Probe, ProbeResult, probe_images
 from budgettune.training.resnet import ScalableResNet
 from budgettune.training.trainer import train
@@ -181,7 +181,7 @@ something else"""
     ],
 )
 def test_slow_kinds_are_known_by_name(name, kind):
-    assert kind_of(name) == kind
+    assert kernel_kind(name) == kind
 
 
 def test_equal_names_are_added_up():
