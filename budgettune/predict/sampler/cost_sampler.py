@@ -40,9 +40,9 @@ class CostSampler(BaseSampler):
     runs next, as in "expected improvement per second" (Snoek, Larochelle and Adams, 2012), with an exponent that cools
     from 1 to 0 as the study uses up its trials or its seconds (Lee, Perrone, Archambeau and Seeger, 2020).
 
-    Trials that run count as if they had come out as predicted. Failed trials and those stopped early make their
-    neighbourhood less likely to be tried. The first points are those of a Sobol sequence. A point depends on the seed,
-    the trial's number and what the storage holds: nothing is lost by a restart.
+    Trials that run count as if they had come out as predicted, those stopped early as they were forecast. Failed trials
+    make their neighbourhood less likely to be tried. The first points are those of a Sobol sequence. A point depends on
+    the seed, the trial's number and what the storage holds: nothing is lost by a restart.
 
     Args:
         seed: of the study; None for one that no other sampler has.
