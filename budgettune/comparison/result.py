@@ -15,7 +15,7 @@ from budgettune.comparison.significance import Estimate, PairedTest, estimate, h
 from budgettune.errors import UsageError
 from budgettune.files import write_text
 from budgettune.records import MachineInfo
-from budgettune.spec.tables import Table
+from budgettune.spec.tables import SpecModel
 
 
 class Arm(NamedTuple):
@@ -31,7 +31,7 @@ class Arm(NamedTuple):
 FULL = Arm("full", 0.0)
 
 
-class Measured(Table):
+class Measured(SpecModel):
     """What a finished run gave.
 
     Attributes:
@@ -50,7 +50,7 @@ class Measured(Table):
     steps: int
 
 
-class Run(Table):
+class Run(SpecModel):
     """One training run of a comparison.
 
     Attributes:
@@ -80,7 +80,7 @@ class Run(Table):
         return self.arm, self.budget_seconds, self.seed
 
 
-class Comparison(Table):
+class Comparison(SpecModel):
     """Runs of pruning strategies at equal wall-clock, which share everything but arm, budget and seed.
 
     Attributes:

@@ -23,7 +23,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from budgettune.errors import SpecError
-from budgettune.spec.tables import Table, code_or
+from budgettune.spec.tables import SpecModel, code_or
 
 DropShare = Callable[["PruningSpec", int, float], float]
 Parts = tuple[tuple[float, float], ...]
@@ -110,7 +110,7 @@ STRATEGIES = {
 """By the name that a study file gives them: a new one is a file in `training.pruning` and a line here."""
 
 
-class PruningSpec(Table):
+class PruningSpec(SpecModel):
     """`[pruning]`: which samples an epoch keeps. Behind each key stand the strategies that read it.
 
     Attributes:

@@ -26,7 +26,7 @@ from budgettune.spec.documents import (
 )
 from budgettune.spec.pruning import PruningSpec, largest_drop
 from budgettune.spec.tables import (
-    Axis,
+    AxisSpec,
     ClockSpec,
     DataSpec,
     MachineSpec,
@@ -35,8 +35,8 @@ from budgettune.spec.tables import (
     RangeSpec,
     SamplerSpec,
     Scalar,
+    SpecModel,
     StoppingSpec,
-    Table,
     TrainSpec,
     is_code,
 )
@@ -45,7 +45,7 @@ SEARCHABLE_TABLES = ("data", "model", "train", "pruning")
 LARGEST_STUDY = 100_000  # cells × repeats
 
 
-class StudySpec(Table):
+class StudySpec(SpecModel):
     """A whole study file."""
 
     name: str = Field(min_length=1, max_length=400)
@@ -53,7 +53,7 @@ class StudySpec(Table):
     model: ModelSpec = ModelSpec()
     train: TrainSpec = TrainSpec()
     pruning: PruningSpec = PruningSpec()
-    search: dict[str, Axis] = Field(default_factory=dict)
+    search: dict[str, AxisSpec] = Field(default_factory=dict)
     sampler: SamplerSpec = SamplerSpec()
     stopping: StoppingSpec = StoppingSpec()
     clock: ClockSpec = ClockSpec()
@@ -180,12 +180,6 @@ class StudySpec(Table):
         """Return the seed of one cell and repeat: the same on every box, unlike its neighbours'."""
         digest = hashlib.sha256(f"{self.sampler.seed}/{cell}/{repeat}".encode()).digest()
         return int.from_bytes(digest[:4], "big") >> 1
-
-    def code_names(self) -> list[str]:
-        """Return every package.module:name that training this study would import."""
-        values: list[Scalar] = [self.data.name, self.model.name, self.pruning.strategy]
-        values += [value for axis in self.search.values() if not isinstance(axis, RangeSpec) for value in axis]
-        return [value for value in values if isinstance(value, str) and is_code(value)]
 
 
 def _spelled(params: Mapping[str, Scalar]) -> str:

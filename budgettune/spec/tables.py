@@ -31,7 +31,7 @@ def _listed(value: Any) -> Any:
 Duration = Annotated[float, BeforeValidator(parse_duration)]
 
 
-class Table(BaseModel):
+class SpecModel(BaseModel):
     """What all tables share: no unknown keys, no silent conversions, no change after reading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
@@ -85,7 +85,7 @@ BUILT_IN_SETS = {
 }
 
 
-class DataSpec(Table):
+class DataSpec(SpecModel):
     """`[data]`: which images, and what part of them.
 
     Attributes:
@@ -152,7 +152,7 @@ def round_width(width: float, multiple: int) -> int:
     return nearest if nearest >= 0.9 * width else nearest + multiple
 
 
-class ModelSpec(Table):
+class ModelSpec(SpecModel):
     """`[model]`: a scalable family.
 
     Attributes:
@@ -199,7 +199,7 @@ class ModelSpec(Table):
         return max(1, int(blocks) if self.depth_rounding == "down" else math.floor(blocks + 0.5))
 
 
-class TrainSpec(Table):
+class TrainSpec(SpecModel):
     """`[train]`: how one trial is trained.
 
     Attributes:
@@ -235,7 +235,7 @@ class TrainSpec(Table):
         return values
 
 
-class RangeSpec(Table):
+class RangeSpec(SpecModel):
     """A searched interval, whole numbers where both ends are; for samplers, not for grids."""
 
     low: int | float
@@ -310,7 +310,7 @@ def _axis(value: Any) -> Any:
     return tuple(value)
 
 
-Axis = Annotated[tuple[Scalar, ...] | RangeSpec, BeforeValidator(_axis)]
+AxisSpec = Annotated[tuple[Scalar, ...] | RangeSpec, BeforeValidator(_axis)]
 
 
 AUTO = "auto"
@@ -324,7 +324,7 @@ def _repeats(value: Any) -> Any:
     raise ValueError('must be a whole number from 1, or "auto"')
 
 
-class SamplerSpec(Table):
+class SamplerSpec(SpecModel):
     """`[sampler]`: how points are chosen, and how often each is run.
 
     Attributes:
@@ -372,7 +372,7 @@ class SamplerSpec(Table):
         return self.repeats if isinstance(self.repeats, int) else MOST_REPEATS
 
 
-class StoppingSpec(Table):
+class StoppingSpec(SpecModel):
     """`[stopping]`: which trials end before their last epoch.
 
     Attributes:
@@ -386,7 +386,7 @@ class StoppingSpec(Table):
     control: float = Field(0.1, ge=0, le=1)
 
 
-class MachineSpec(Table):
+class MachineSpec(SpecModel):
     """`[machine]`: whose times a study holds.
 
     Attributes:
@@ -397,7 +397,7 @@ class MachineSpec(Table):
     device_name: str | None = Field(None, min_length=1)
 
 
-class ClockSpec(Table):
+class ClockSpec(SpecModel):
     """`[clock]`: what is done so that a time can be believed.
 
     Attributes:
@@ -410,7 +410,7 @@ class ClockSpec(Table):
     repeat_limit: int = Field(2, ge=1)
 
 
-class PredictSpec(Table):
+class PredictSpec(SpecModel):
     """`[predict]`: what is done so that a study can answer for configurations that never ran.
 
     Attributes:

@@ -116,11 +116,6 @@ def test_every_cell_and_repeat_has_a_seed_of_its_own():
     assert spec.with_overrides(["sampler.seed=1"]).trial_seed(3, 1) != spec.trial_seed(3, 1)
 
 
-def test_code_that_a_study_would_import_is_listed():
-    spec = spec_of("[model]\nname = 'mine.nets:build'\n[search]\n'pruning.strategy' = ['full', 'mine.rules:Rule']")
-    assert spec.code_names() == ["mine.nets:build", "mine.rules:Rule"]
-
-
 toml_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(string.printable, max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
