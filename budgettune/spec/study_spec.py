@@ -41,7 +41,7 @@ from budgettune.spec.tables import (
     is_code,
 )
 
-SEARCHABLE_TABLES = ("data", "model", "train", "pruning")
+SEARCHABLE_SECTIONS = ("data", "model", "train", "pruning")
 LARGEST_STUDY = 100_000  # cells × repeats
 
 
@@ -124,23 +124,32 @@ class StudySpec(SpecModel):
         Of points that build the same network (scales whose widths and blocks round to the same) and agree in
         everything else, only the first is returned; `twin_note` names the others.
         """
-        axes = {key: axis for key, axis in self.search.items() if not isinstance(axis, RangeSpec)}
-        points = (dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values()))
+        lists = self._lists
+        points = (dict(zip(lists, values, strict=True)) for values in itertools.product(*lists.values()))
         twins = [scales for scales, _ in self._twins()]
         return [point for point in points if not any(scales.items() <= point.items() for scales in twins)]
 
     def cell_count(self) -> int:
         """Return how many points the grid has, without listing them."""
-        sizes = {key: len(axis) for key, axis in self.search.items() if not isinstance(axis, RangeSpec)}
+        sizes = {key: len(axis) for key, axis in self._lists.items()}
         points, twins = math.prod(sizes.values()), self._twins()
         if not twins:
             return points
         scales = math.prod(sizes[key] for key in twins[0][0])
         return points // scales * (scales - len(twins))
 
+    @property
+    def _lists(self) -> dict[str, tuple[Scalar, ...]]:
+        """What is searched over a list of values: all that a grid has."""
+        return {key: axis for key, axis in self.search.items() if not isinstance(axis, RangeSpec)}
+
     def twin_note(self) -> str | None:
         """Return a sentence on the scales that are left out because an earlier one builds their network, if any."""
-        twins = [f"{_spelled(scales)} as {_spelled(first)}" for scales, first in self._twins()]
+
+        def spelled(scales: Mapping[str, Scalar]) -> str:
+            return ", ".join(f"{key} {value}" for key, value in scales.items())
+
+        twins = [f"{spelled(scales)} as {spelled(first)}" for scales, first in self._twins()]
         if not twins:
             return None
         listed = "; ".join(twins[:3]) + (f"; and {len(twins) - 3} more" if len(twins) > 3 else "")
@@ -148,11 +157,7 @@ class StudySpec(SpecModel):
 
     def _twins(self) -> list[tuple[dict[str, Scalar], dict[str, Scalar]]]:
         """Return each combination of scales that repeats a network, with the first one that builds it."""
-        axes = {
-            key: axis
-            for key, axis in self.search.items()
-            if full_key(key) in SCALE_KEYS and not isinstance(axis, RangeSpec)
-        }
+        axes = {key: axis for key, axis in self._lists.items() if full_key(key) in SCALE_KEYS}
         if is_code(self.model.name) or not axes:
             return []
         first: dict[tuple[Any, ...], dict[str, Scalar]] = {}
@@ -182,10 +187,6 @@ class StudySpec(SpecModel):
         return int.from_bytes(digest[:4], "big") >> 1
 
 
-def _spelled(params: Mapping[str, Scalar]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in params.items())
-
-
 def load_spec(source: str | Path) -> StudySpec:
     """Return the study file at a path, or the bundled one of that name (`paper`, `digits`, …).
 
@@ -201,16 +202,12 @@ def load_spec(source: str | Path) -> StudySpec:
         reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
         names = ", ".join(sorted(bundled_studies()))
         raise SpecError(f"study file {source}: {reason}; give a TOML file's path or one of: {names}") from None
-    return _with_evidence_beside(path, StudySpec.from_toml(text, str(path)))
-
-
-def _with_evidence_beside(path: Path, spec: StudySpec) -> StudySpec:
-    """Return the spec with its evidence found beside its file, where it lies there; else as it is."""
+    spec = StudySpec.from_toml(text, str(path))
     evidence = path.parent / (spec.pruning.evidence or "")
     if not evidence.is_file():
         return spec
-    pruning = spec.pruning.model_copy(update={"evidence": str(evidence)})
-    return spec.model_copy(update={"pruning": pruning})
+    # A study file names its evidence as it lies beside it, wherever the command runs.
+    return spec.model_copy(update={"pruning": spec.pruning.model_copy(update={"evidence": str(evidence)})})
 
 
 def bundled_studies() -> dict[str, Path]:
@@ -229,7 +226,7 @@ def _check_search(spec: StudySpec, source: str) -> None:
         if target in seen:
             raise SpecError(f"{source}: search.{key}: the same setting as search.{seen[target]}: keep one")
         seen[target] = key
-        if target.split(".")[0] not in SEARCHABLE_TABLES or "." not in target:
+        if target.split(".")[0] not in SEARCHABLE_SECTIONS or "." not in target:
             known = ", ".join(SHORT_KEYS)
             raise SpecError(
                 f"{source}: search.{key}: unknown key{nearest(key, SHORT_KEYS)}; "
@@ -254,7 +251,7 @@ def _check_size(spec: StudySpec, source: str) -> None:
     """Refuse more trials than the service is made for."""
     repeats = spec.sampler.most_repeats
     if spec.sampler.name == "grid":
-        points = math.prod(len(axis) for axis in spec.search.values() if not isinstance(axis, RangeSpec))
+        points = math.prod(map(len, spec._lists.values()))
         what, advice = f"search: a grid of {points} cells", "shorten an axis, or sample with --sampler tpe"
     else:
         points = spec.sampler.trials or 1
@@ -263,21 +260,18 @@ def _check_size(spec: StudySpec, source: str) -> None:
         raise SpecError(f"{source}: {what} × {repeats} repeats is over {LARGEST_STUDY}: {advice}")
 
 
-def _check_axis(spec: StudySpec, key: str, axis: tuple[Scalar, ...] | RangeSpec, source: str) -> None:
+def _check_axis(spec: StudySpec, key: str, axis: AxisSpec, source: str) -> None:
     if isinstance(axis, RangeSpec):
         if spec.sampler.name == "grid":
             raise SpecError(
                 f"{source}: search.{key}: a grid needs a list of values, not a range: "
                 f"list them, or choose a sampler with --sampler tpe"
             )
-        values: tuple[Scalar, ...] = (axis.low, axis.high)
-    else:
-        values = axis
-        if not values:
-            raise SpecError(f"{source}: search.{key}: empty; give at least one value, or leave the key out")
-        if len(set(values)) < len(values):
-            raise SpecError(f"{source}: search.{key}: the same value twice in {list(values)}")
-    for value in values:
+    elif not axis:
+        raise SpecError(f"{source}: search.{key}: empty; give at least one value, or leave the key out")
+    elif len(set(axis)) < len(axis):
+        raise SpecError(f"{source}: search.{key}: the same value twice in {list(axis)}")
+    for value in _extremes(axis):
         document = spec.to_document() | {"search": {}, "sampler": {}}
         set_value(document, full_key(key), value, source)
         try:
@@ -289,7 +283,7 @@ def _check_axis(spec: StudySpec, key: str, axis: tuple[Scalar, ...] | RangeSpec,
 def _check_rates(spec: StudySpec, source: str) -> None:
     """Refuse prune rates that a strategy cannot reach, for every combination of what is searched."""
     axes = {
-        full_key(key): (axis.low, axis.high) if isinstance(axis, RangeSpec) else axis
+        full_key(key): _extremes(axis)
         for key, axis in spec.search.items()
         if full_key(key).startswith("pruning.") or full_key(key) in ("train.epochs", "train.budget")
     }
@@ -314,12 +308,12 @@ def _check_batch(spec: StudySpec, source: str) -> None:
             f"of {spec.data.name}"
         )
     images = spec.data.train_size or available
-    largest = _largest(spec.search.get("batch_size", spec.search.get("train.batch_size")), spec.train.batch_size)
+    axis = spec.search.get("batch_size", spec.search.get("train.batch_size", (spec.train.batch_size,)))
+    largest = max(map(int, _extremes(axis)))
     if images is not None and largest > images:
         raise SpecError(f"{source}: batch_size: {largest} is larger than the {images} training images")
 
 
-def _largest(axis: tuple[Scalar, ...] | RangeSpec | None, otherwise: int) -> int:
-    if axis is None:
-        return otherwise
-    return int(axis.high if isinstance(axis, RangeSpec) else max(int(value) for value in axis))
+def _extremes(axis: AxisSpec) -> tuple[Scalar, ...]:
+    """Return the values of a list, or the ends of a range: where these work, all between does."""
+    return (axis.low, axis.high) if isinstance(axis, RangeSpec) else axis

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from budgettune.spec.study_spec import StudySpec
-from budgettune.spec.tables import RangeSpec
+from budgettune.spec.tables import AxisSpec, RangeSpec
 
 _HOW_TO_READ = """\
 - The answers under a budget are the points of *Pareto Front* that no other beats in both time and accuracy:
@@ -36,7 +36,7 @@ def study_note(spec: StudySpec) -> str:
     )
 
 
-def _axis(axis: tuple[Any, ...] | RangeSpec) -> str:
+def _axis(axis: AxisSpec) -> str:
     if isinstance(axis, RangeSpec):
         return f"{axis.low:g} to {axis.high:g}{', log scale' if axis.log else ''}"
     return ", ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in axis).replace("|", r"\|")

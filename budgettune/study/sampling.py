@@ -26,7 +26,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial
 
 from budgettune.spec.study_spec import StudySpec
-from budgettune.spec.tables import RangeSpec, SamplerSpec, Scalar
+from budgettune.spec.tables import AxisSpec, RangeSpec, SamplerSpec, Scalar
 from budgettune.storage.writes import StoredParam
 
 LARGEST_ENUMERATION = 100_000
@@ -82,7 +82,7 @@ def search_space(spec: StudySpec) -> dict[str, BaseDistribution]:
     return {name: _distribution(axis) for name, axis in spec.search.items()}
 
 
-def _distribution(axis: Sequence[Any] | RangeSpec) -> BaseDistribution:
+def _distribution(axis: AxisSpec) -> BaseDistribution:
     if not isinstance(axis, RangeSpec):
         return CategoricalDistribution(tuple(axis))
     if axis.is_int:
@@ -163,7 +163,7 @@ def _points(spec: StudySpec, rng: random.Random) -> Iterator[dict[str, Any]]:
     return (dict(zip(spec.search, values, strict=True)) for values in points)
 
 
-def _values(axis: tuple[Scalar, ...] | RangeSpec, rng: random.Random) -> Sequence[Scalar]:
+def _values(axis: AxisSpec, rng: random.Random) -> Sequence[Scalar]:
     """Return every value of an axis; some random ones of a continuous one."""
     if not isinstance(axis, RangeSpec):
         return axis
