@@ -120,6 +120,4 @@ def points_of(workloads: Workloads, record: TrialRecord) -> list[EpochPoint]:
 
 def test_images(data: DataSpec) -> int:
     """Return how many held-out images an accuracy is taken on; a guess where the set is not built in."""
-    if data.facts is None or data.validation_images is None:
-        return UNKNOWN_TEST_IMAGES
-    return data.facts.test_images if data.evaluate_on == "test" else max(1, data.validation_images)
+    return UNKNOWN_TEST_IMAGES if data.part_sizes is None else data.part_sizes[1]

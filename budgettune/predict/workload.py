@@ -215,7 +215,7 @@ class Workloads:
     def _images(self, data: DataSpec) -> int:
         if data.train_size is not None:
             return data.train_size
-        return self._visited_images if data.available_images is None else data.available_images
+        return self._visited_images if data.part_sizes is None else data.part_sizes[0]
 
     @cached_property
     def _visited_images(self) -> int:

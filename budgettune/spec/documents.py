@@ -95,7 +95,9 @@ def set_value(document: dict[str, Any], key: str, value: Any, source: str) -> No
     Raises:
         SpecError: where part of the key is no table.
     """
-    _drop_rival(document, key)
+    if rival := {"train.epochs": "budget", "train.budget": "epochs"}.get(key):
+        # The last word wins: who sets a budget does not want to unset the epochs first.
+        document.get("train", {}).pop(rival, None)
     *tables, name = key.split(".")
     target = document
     for table in tables:
@@ -106,13 +108,6 @@ def set_value(document: dict[str, Any], key: str, value: Any, source: str) -> No
         target.pop(name, None)
     else:
         target[name] = value
-
-
-def _drop_rival(document: dict[str, Any], key: str) -> None:
-    """Let the last word win: who sets a budget does not want to unset the epochs first."""
-    rival = {"train.epochs": "budget", "train.budget": "epochs"}.get(key)
-    if rival:
-        document.get("train", {}).pop(rival, None)
 
 
 def explain(error: ValidationError, root: type[BaseModel]) -> str:

@@ -301,7 +301,8 @@ def _check_batch(spec: StudySpec, source: str) -> None:
     """Refuse a batch that is larger than the image set, where the spec alone tells its size."""
     if "data.train_size" in spec.search or "data.name" in spec.search:
         return
-    available = spec.data.available_images
+    sizes = spec.data.part_sizes
+    available = None if sizes is None else sizes[0]
     if available is not None and spec.data.train_size is not None and spec.data.train_size > available:
         raise SpecError(
             f"{source}: data.train_size: {spec.data.train_size} is more than the {available} training images "

@@ -23,11 +23,6 @@ def are_numbers(values: Iterable[Any]) -> bool:
     return all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
 
 
-def _listed(value: Any) -> Any:
-    """TOML and JSON know lists only; frozen specs hold tuples."""
-    return tuple(value) if isinstance(value, list) else value
-
-
 Duration = Annotated[float, BeforeValidator(parse_duration)]
 
 
@@ -124,16 +119,14 @@ class DataSpec(SpecModel):
         return BUILT_IN_SETS.get(self.name)
 
     @property
-    def validation_images(self) -> int | None:
-        """Images of a built-in set that `evaluate_on = "validation"` would cut off."""
-        return None if self.facts is None else round(self.facts.training_images * self.validation_fraction)
-
-    @property
-    def available_images(self) -> int | None:
-        """Images of a built-in set that training may see, of which train_size is a subset."""
-        if self.facts is None or self.validation_images is None:
+    def part_sizes(self) -> tuple[int, int] | None:
+        """Images of a built-in set that training may see (train_size takes from them), and that accuracy is taken on."""
+        if (facts := self.facts) is None:
             return None
-        return self.facts.training_images - (self.validation_images if self.evaluate_on == "validation" else 0)
+        if self.evaluate_on == "test":
+            return facts.training_images, facts.test_images
+        held_out = max(1, round(facts.training_images * self.validation_fraction))
+        return facts.training_images - held_out, held_out
 
 
 ALIGNMENT = 8
@@ -165,7 +158,10 @@ class ModelSpec(SpecModel):
     """
 
     name: Annotated[str, code_or("resnet")] = "resnet"
-    widths: Annotated[tuple[int, int, int], BeforeValidator(_listed)] = (16, 32, 64)
+    # TOML and JSON know lists only; frozen specs hold tuples.
+    widths: Annotated[
+        tuple[int, int, int], BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
+    ] = (16, 32, 64)
     blocks: int = Field(3, ge=1, le=1_000)
     width_multiple: int = Field(8, ge=1, le=1_024)
     depth_rounding: Literal["nearest", "down"] = "nearest"
@@ -188,15 +184,15 @@ class ModelSpec(SpecModel):
         return first, second, third
 
     @property
-    def network(self) -> str:
-        """Realised widths and blocks as 16/32/64 × 3."""
-        return f"{'/'.join(map(str, self.realised_widths))} × {self.realised_blocks}"
-
-    @property
     def realised_blocks(self) -> int:
         """Basic blocks per stage after scaling and rounding, at least one."""
         blocks = self.blocks * (self.scale if self.depth_scale is None else self.depth_scale)
         return max(1, int(blocks) if self.depth_rounding == "down" else math.floor(blocks + 0.5))
+
+    @property
+    def network(self) -> str:
+        """Realised widths and blocks as 16/32/64 × 3."""
+        return f"{'/'.join(map(str, self.realised_widths))} × {self.realised_blocks}"
 
 
 class TrainSpec(SpecModel):
