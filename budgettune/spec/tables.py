@@ -120,7 +120,7 @@ class DataSpec(SpecModel):
 
     @property
     def part_sizes(self) -> tuple[int, int] | None:
-        """Images of a built-in set that training may see (train_size takes from them), and that accuracy is taken on."""
+        """Images of a built-in set that training may see (train_size is part of them), and that it is judged by."""
         if (facts := self.facts) is None:
             return None
         if self.evaluate_on == "test":
