@@ -19,7 +19,7 @@ MOST_HALVINGS = 1_000.0  # floating point ends there
 
 MOST_FITTED = 100  # trials that hyperparameters are fitted to
 MOST_CONDITIONED = 500  # trials that predictions are conditioned on
-ERROR_OFFSET = 0.02  # added before the logarithm: smaller errors are hardly told apart
+GAIN_OFFSET = 0.02  # added to errors before the logarithm of a gain: a search need not tell smaller ones apart
 LEAST_SECONDS = 1e-6
 ROOM = math.log(2.0)  # beyond the slowest trial, for slower ones that are more accurate
 
@@ -124,7 +124,7 @@ class ParetoModel:
         self._encoding, self._history = encoding, history
         self._limit = math.inf if max_seconds is None else math.log(max_seconds)
         costs = np.log(np.maximum(history.seconds, LEAST_SECONDS))
-        gains = -np.log(1.0 + ERROR_OFFSET - np.clip(history.accuracy, 0.0, 1.0))
+        gains = -np.log(1.0 + GAIN_OFFSET - np.clip(history.accuracy, 0.0, 1.0))
         members = front(costs, gains)
         others = np.setdiff1d(rng.permutation(len(costs)), members, assume_unique=True)
         kept = np.concatenate([members, others])[:MOST_CONDITIONED]  # the front, and others at random
