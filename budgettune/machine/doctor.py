@@ -59,22 +59,24 @@ def doctor_facts(folder: Path = Path(), root: Path = procfs.ROOT) -> list[Findin
     ]
 
 
+def _judged(name: str, value: str, ok: bool, advice: str) -> Finding:
+    return Finding(name, value, ok, None if ok else advice)
+
+
 def _cores(root: Path) -> Finding:
     quota = procfs.quota_cores(root)
     limit = "" if quota is None else f", cgroup quota of {quota:g}"
     whole = quota is None or (quota >= 1 and quota == int(quota))
-    advice = None if whole else "give the container a whole number of CPUs: a fraction stops every thread now and then"
-    return Finding("cores", f"{usable_cores(root)} usable of {os.cpu_count()}{limit}", whole, advice)
+    advice = "give the container a whole number of CPUs: a fraction stops every thread now and then"
+    return _judged("cores", f"{usable_cores(root)} usable of {os.cpu_count()}{limit}", whole, advice)
 
 
 def _threads(root: Path) -> Finding:
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    cores = usable_cores(root)
+    asked, cores = os.environ.get("OMP_NUM_THREADS", ""), usable_cores(root)
     if not asked.isdigit():
-        return Finding("threads", f"OMP_NUM_THREADS is not set; {cores} cores", None)
-    fits = int(asked) <= cores
-    advice = None if fits else f"set OMP_NUM_THREADS to at most {cores}: threads without a core wait for each other"
-    return Finding("threads", f"OMP_NUM_THREADS={asked}", fits, advice)
+        return Finding("threads", f"OMP_NUM_THREADS is not set; {cores} cores")
+    advice = f"set OMP_NUM_THREADS to at most {cores}: threads without a core wait for each other"
+    return _judged("threads", f"OMP_NUM_THREADS={asked}", int(asked) <= cores, advice)
 
 
 def _load(root: Path) -> Finding:
@@ -83,7 +85,7 @@ def _load(root: Path) -> Finding:
         return Finding("load", "unknown")
     load = float(text.split()[0])
     quiet = load <= QUIET_LOAD_SHARE * usable_cores(root)
-    return Finding("load", f"{load:.2f} in the last minute", quiet, None if quiet else "end what else runs on this box")
+    return _judged("load", f"{load:.2f} in the last minute", quiet, "end what else runs on this box")
 
 
 def _pressure(root: Path) -> Finding:
@@ -99,13 +101,9 @@ def _steal(root: Path) -> Finding:
         return Finding("steal", "unknown: no readable /proc/stat", False, advice)
     busy, stolen = counted
     share = stolen / max(busy + stolen, 1e-9)
-    fine = share <= STEAL_SHARE
-    return Finding(
-        "steal",
-        f"{share:.1%} of the CPU time wanted since boot went to other guests of the host",
-        fine,
-        None if fine else "rent a dedicated machine, or repeat trials and compare their spread",
-    )
+    value = f"{share:.1%} of the CPU time wanted since boot went to other guests of the host"
+    advice = "rent a dedicated machine, or repeat trials and compare their spread"
+    return _judged("steal", value, share <= STEAL_SHARE, advice)
 
 
 def _clock_speed(root: Path) -> Finding:
@@ -113,7 +111,7 @@ def _clock_speed(root: Path) -> Finding:
     if governor is None:
         return Finding("governor", "not visible (usual in a virtual machine)")
     steady = governor in ("performance", "schedutil")
-    return Finding("governor", governor, steady, None if steady else "cpupower frequency-set -g performance")
+    return _judged("governor", governor, steady, "cpupower frequency-set -g performance")
 
 
 def _turbo(root: Path) -> Finding:
@@ -134,27 +132,23 @@ def _hyperthreads(root: Path) -> Finding:
 
 def _bf16(root: Path) -> Finding:
     flags = set((procfs.cpu_info("flags", root) or "").split())
-    found = sorted(flags & {"amx_bf16", "avx512_bf16"})
-    return Finding(
-        "bf16", f"in hardware ({', '.join(found)})" if found else "not in this CPU's hardware: fp32 is faster"
-    )
+    kinds = ", ".join(sorted(flags & {"amx_bf16", "avx512_bf16"}))
+    return Finding("bf16", f"in hardware ({kinds})" if kinds else "not in this CPU's hardware: fp32 is faster")
 
 
 def _memory(root: Path) -> Finding:
     free = procfs.memory_mb("MemAvailable", root)
     if free is None:
         return Finding("memory", "unknown")
-    enough = free >= LEAST_MEMORY_MB
     value = f"{free:,} MiB free of {memory_mb(root):,}"
-    return Finding("memory", value, enough, None if enough else "end other programs: swapping spoils every time")
+    return _judged("memory", value, free >= LEAST_MEMORY_MB, "end other programs: swapping spoils every time")
 
 
 def _gpu() -> Finding:
     try:
-        names = gpu_names()
+        return Finding("gpu", ", ".join(gpu_names()) or "NVML counts no device")
     except RuntimeError as reason:
         return Finding("gpu", f"none to be seen: {reason}")
-    return Finding("gpu", ", ".join(names) or "NVML counts no device")
 
 
 def _torch() -> Finding:
@@ -163,10 +157,9 @@ def _torch() -> Finding:
         return Finding("torch", "not installed", False, "pip install torch")
     numbers = version.split("+")[0].split(".")[:2]
     recent = all(map(str.isdigit, numbers)) and tuple(map(int, numbers)) >= OLDEST_TORCH
-    return Finding("torch", version, recent, None if recent else "pip install 'torch>=2.9'")
+    return _judged("torch", version, recent, "pip install 'torch>=2.9'")
 
 
 def _disk(folder: Path) -> Finding:
     free = shutil.disk_usage(folder).free // 2**20
-    enough = free >= LEAST_DISK_MB
-    return Finding("disk", f"{free:,} MiB free in {folder.resolve()}", enough, None if enough else "make room")
+    return _judged("disk", f"{free:,} MiB free in {folder.resolve()}", free >= LEAST_DISK_MB, "make room")

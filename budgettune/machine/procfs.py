@@ -24,9 +24,7 @@ def read(path: Path) -> str | None:
 
 def affinity() -> frozenset[int] | None:
     """Return the CPUs that this process may run on, None where the system does not say."""
-    if not hasattr(os, "sched_getaffinity"):
-        return None
-    return frozenset(os.sched_getaffinity(0))
+    return frozenset(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
 
 
 def cpu_info(key: str, root: Path = ROOT) -> str | None:
@@ -43,15 +41,15 @@ def cpu_seconds(cpus: Collection[int], root: Path = ROOT) -> tuple[float, float]
 
     Busy is everything but idle, waiting for a disk and stolen; guests are in the user column already.
     """
-    busy = stolen = seen = 0
+    busy = stolen = counted = 0
     for line in (read(root / "proc/stat") or "").splitlines():
         name, *columns = line.split()
         if name.startswith("cpu") and name[3:].isdigit() and int(name[3:]) in cpus and len(columns) >= 8:
             user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, columns[:8])
             busy += user + nice + system + irq + softirq
             stolen += steal
-            seen += 1
-    return (busy / TICKS_PER_SECOND, stolen / TICKS_PER_SECOND) if seen == len(cpus) > 0 else None
+            counted += 1
+    return (busy / TICKS_PER_SECOND, stolen / TICKS_PER_SECOND) if counted == len(cpus) > 0 else None
 
 
 def pressure_seconds(root: Path = ROOT) -> float | None:
@@ -113,13 +111,13 @@ def quota_cores(root: Path = ROOT) -> float | None:
 def throttled_seconds(root: Path = ROOT) -> float | None:
     """Return for how long a cgroup's CPU quota has held tasks back so far, over all CPUs."""
     units = {"throttled_usec": 1e6, "throttled_time": 1e9}
-    found = [
+    seconds = [
         int(value) / units[name]
         for folder in cgroup_folders("cpu", root)
         for name, _, value in (line.partition(" ") for line in (read(folder / "cpu.stat") or "").splitlines())
         if name in units
     ]
-    return max(found, default=None)
+    return max(seconds, default=None)
 
 
 def memory_limit_mb(root: Path = ROOT) -> int | None:

@@ -122,7 +122,7 @@ def cpu_evidence(before: CpuSnapshot, after: CpuSnapshot, sentinel: SentinelSeco
     other = max(busy - own_cores, 0.0) if busy is not None and credible else None
     # A tick that the kernel put down on the wrong side, on each core, is no theft.
     blur = after.cores * TICK_SECONDS / seconds
-    found = {
+    rates = {
         "seconds": seconds,
         "threads": threads,
         "cores": after.cores,
@@ -141,7 +141,7 @@ def cpu_evidence(before: CpuSnapshot, after: CpuSnapshot, sentinel: SentinelSeco
         "sentinel_best_ms": 1e3 * sentinel.best,
         "sentinel_slowdown": sentinel.slowdown,
     }
-    return {name: round(value, 6) for name, value in found.items() if value is not None and math.isfinite(value)}
+    return {name: round(value, 6) for name, value in rates.items() if value is not None and math.isfinite(value)}
 
 
 def _worst_wait(before: Mapping[int, float] | None, after: Mapping[int, float] | None, seconds: float) -> float | None:
@@ -231,13 +231,12 @@ def _gpu_harm(samples: Sequence[GpuSample], evidence: dict[str, float]) -> list[
         others, share = evidence["gpu_others"], evidence["gpu_shared_share"]
         reasons.append(f"{others:.0f} other process(es) on the GPU in {share:.0%} of the samples")
     if evidence["gpu_slowdown_share"] > HARM_LIMIT:
-        seen = [name for bit, name in SLOWDOWN_REASONS.items() if any(sample.reasons & bit for sample in samples)]
-        reasons.append(f"the GPU held its clocks down in {evidence['gpu_slowdown_share']:.0%}: {', '.join(seen)}")
+        causes = [name for bit, name in SLOWDOWN_REASONS.items() if any(sample.reasons & bit for sample in samples)]
+        reasons.append(f"the GPU held its clocks down in {evidence['gpu_slowdown_share']:.0%}: {', '.join(causes)}")
     return reasons
 
 
 def take_snapshot(clock: Callable[[], float] = time.perf_counter, root: Path = procfs.ROOT) -> CpuSnapshot:
-    """Return the counters of this moment."""
     cpus = procfs.affinity()
     busy, steal = (cpus and procfs.cpu_seconds(cpus, root)) or (None, None)
     return CpuSnapshot(
@@ -262,13 +261,11 @@ def _preemptions() -> int | None:
 
 
 class Observer(Protocol):
-    """Someone who looks on while we train."""
+    """Someone who looks on between start and stop."""
 
-    def start(self) -> None:
-        """Begin to look."""
+    def start(self) -> None: ...
 
-    def stop(self) -> ClockVerdict:
-        """Stop looking and say what was seen."""
+    def stop(self) -> ClockVerdict: ...
 
 
 class CpuObserver:
@@ -288,15 +285,13 @@ class CpuObserver:
         self._snapshot = snapshot
 
     def start(self) -> None:
-        """Run the sentinel, then read the counters."""
         self._sentinel_before = self._sentinel.read()
         self._before = self._snapshot()
 
     def stop(self) -> ClockVerdict:
-        """Read the counters, then run the sentinel."""
         after = self._snapshot()
-        sentinel_after = self._sentinel.read()
-        readings = SentinelSeconds(before=self._sentinel_before, after=sentinel_after, best=self._sentinel.best_seconds)
+        before, now = self._sentinel_before, self._sentinel.read()
+        readings = SentinelSeconds(before=before, after=now, best=self._sentinel.best_seconds)
         return judge_cpu(cpu_evidence(self._before, after, readings, self._threads))
 
 
@@ -325,7 +320,6 @@ class GpuObserver:
         self._finished = threading.Event()
 
     def start(self) -> None:
-        """Begin to sample."""
         self._finished.set()  # a trial that broke off may not have stopped the watch before this one
         self._samples: list[GpuSample] = []
         self._failure: str | None = None
@@ -369,10 +363,9 @@ class NoObserver:
     reason: str
 
     def start(self) -> None:
-        """Nothing to look at."""
+        pass
 
     def stop(self) -> ClockVerdict:
-        """Say why there is no evidence."""
         return ClockVerdict(status="unverified", evidence={}, reasons=(self.reason,))
 
 
@@ -388,7 +381,6 @@ class Witness:
         self.verdict = ClockVerdict(status="unverified", evidence={}, reasons=("nothing has been watched yet",))
 
     def start(self) -> None:
-        """Begin to watch."""
         for observer in self._observers:
             observer.start()
 
@@ -409,7 +401,6 @@ class NoWitness(Witness):
     """Watches nothing: unverified, without evidence."""
 
     def stop(self) -> tuple[Status, Mapping[str, Any]]:
-        """Vouch for nothing."""
         return "unverified", {}
 
 
