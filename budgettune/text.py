@@ -20,19 +20,15 @@ def parse_duration(text: str | float) -> float:
     Raises:
         ValueError: where it is neither, is not finite, or is not above zero.
     """
-    seconds = _parse(text.strip().lower()) if isinstance(text, str) else _number(text)
+    if isinstance(text, bool) or not isinstance(text, (str, int, float)):
+        raise ValueError(f"is not a duration: {_EXAMPLES}")
+    try:
+        seconds = _parse(text.strip().lower()) if isinstance(text, str) else float(text)
+    except OverflowError:
+        seconds = math.inf
     if not (math.isfinite(seconds) and seconds > 0):
         raise ValueError(f"is not above zero and finite: {_EXAMPLES}")
     return seconds
-
-
-def _number(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValueError(f"is not a duration: {_EXAMPLES}")
-    try:
-        return float(value)
-    except OverflowError:
-        return math.inf
 
 
 def _parse(text: str) -> float:

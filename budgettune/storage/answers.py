@@ -76,17 +76,10 @@ def best_under_budget(
     device_name: str | None = None,
     clean_only: bool = False,
 ) -> list[TrialRecord]:
-    """Return the most accurate finished trials that train within a budget.
+    """Return the most accurate finished trials that train within a budget, `top` at most.
 
-    Ties go to the faster trial, then to the lower number.
-
-    Args:
-        engine: from `open_engine`.
-        study_id: from `find_study`.
-        budget_seconds: of training on the clock.
-        top: how many at most.
-        device_name: take only times from that kind of machine.
-        clean_only: take only times that nothing is known to have disturbed.
+    Ties go to the faster trial, then to the lower number. Here and below `device_name` takes only times of that kind of
+    machine, `clean_only` those that nothing is known to have disturbed.
 
     Raises:
         NothingWithinBudget: where no finished trial is that fast.

@@ -60,21 +60,18 @@ def parse_url(url: str) -> sa.URL:
     backend = parsed.drivername.partition("+")[0]
     if backend not in ("sqlite", "postgresql"):
         raise StorageError(f"{backend}: not a database that works here: use SQLite (one box) or PostgreSQL (many)")
-    if backend == "sqlite":
-        _check_sqlite(parsed)
-    return parsed
-
-
-def _check_sqlite(url: sa.URL) -> None:
-    if sqlite_file(url) is None:
-        raise StorageError(f"{shown(url)}: lives in one process only: name a file, for example sqlite:///budgettune.db")
-    known = SQLITE_OPTIONS if "uri" in url.query else SQLITE_OPTIONS & {"timeout"}
-    unknown = sorted(url.query.keys() - known)
-    if unknown:
+    if backend == "sqlite" and sqlite_file(parsed) is None:
         raise StorageError(
-            f"{shown(url)}: SQLite takes no {', '.join(unknown)} here: leave it out, or write "
+            f"{shown(parsed)}: lives in one process only: name a file, for example sqlite:///budgettune.db"
+        )
+    known = SQLITE_OPTIONS if "uri" in parsed.query else SQLITE_OPTIONS & {"timeout"}
+    unknown = sorted(parsed.query.keys() - known)
+    if backend == "sqlite" and unknown:
+        raise StorageError(
+            f"{shown(parsed)}: SQLite takes no {', '.join(unknown)} here: leave it out, or write "
             f"sqlite:///file:FILE?mode=ro&uri=true"
         )
+    return parsed
 
 
 def sqlite_file(url: sa.URL) -> Path | None:
@@ -232,11 +229,11 @@ def open_engine(url: str, *, create: bool = False) -> sa.Engine:
         StorageError: where the database cannot be reached, is not Optuna's, or has another version of its tables.
     """
     parsed = parse_url(url)
-    with _sensible(parsed):
+    file = sqlite_file(parsed) if parsed.get_backend_name() == "sqlite" else None
+    try:
         if create:
-            _create_schema(parsed)
+            _create_schema(parsed, file)
             return _engine_of(parsed)
-        file = sqlite_file(parsed) if parsed.get_backend_name() == "sqlite" else None
         if file is not None and not file.exists():  # connecting would make an empty one
             raise StorageError(
                 f"{shown(parsed)}: no such file: make it with `budgettune study create`, or check --storage"
@@ -244,6 +241,8 @@ def open_engine(url: str, *, create: bool = False) -> sa.Engine:
         engine = _engine_of(parsed)
         _require_schema(engine)
         return engine
+    except (OSError, TypeError, ValueError) as error:  # an option without sense, a name that is too long
+        raise StorageError(f"{shown(parsed)}: cannot be opened ({error}): check the URL and its options") from None
 
 
 def open_storage(url: str, *, create: bool = False, read_only: bool = False) -> RDBStorage:
@@ -265,15 +264,6 @@ def open_storage(url: str, *, create: bool = False, read_only: bool = False) -> 
         storage = RDBStorage(_optuna_url(parsed), engine_kwargs=_engine_options(parsed), skip_table_creation=True)
     _tuned(storage.engine, read_only=read_only)
     return storage
-
-
-@contextmanager
-def _sensible(url: sa.URL) -> Iterator[None]:
-    """Refuse a URL that a driver or the file system chokes on: an option without sense, a name that is too long."""
-    try:
-        yield
-    except (OSError, TypeError, ValueError) as error:
-        raise StorageError(f"{shown(url)}: cannot be opened ({error}): check the URL and its options") from None
 
 
 def _revision(engine: sa.Engine) -> str | None:
@@ -310,9 +300,8 @@ def _refuse_foreign_file(engine: sa.Engine) -> None:
         raise StorageError(f"{shown(engine.url)}: not an Optuna database (it holds {names}): name another file")
 
 
-def _create_schema(url: sa.URL) -> None:
+def _create_schema(url: sa.URL, file: Path | None) -> None:
     """Make the tables where they are missing. One process does it, because several at once make most of them fail."""
-    file = sqlite_file(url) if url.get_backend_name() == "sqlite" else None
     if file is not None and not file.parent.is_dir():
         raise StorageError(f"{shown(url)}: no folder {file.parent}: make it first, or name another file")
     engine = _new_engine(url)
@@ -322,19 +311,16 @@ def _create_schema(url: sa.URL) -> None:
         with schema_lock(url):
             if _revision(engine) is None:
                 _refuse_foreign_file(engine)
-                _make_tables(url)
+                from optuna.storages import RDBStorage
+
+                with translated(shown(url)):
+                    RDBStorage(_optuna_url(url), engine_kwargs=_engine_options(url)).engine.dispose()
             _require_schema(engine)
-            _write_ahead(engine)
+            if file is not None:  # readers and one writer work side by side; the file remembers it
+                with translated(shown(url)), engine.connect() as connection:
+                    connection.exec_driver_sql("PRAGMA journal_mode=WAL")
     finally:
         engine.dispose()
-
-
-def _make_tables(url: sa.URL) -> None:
-    from optuna.storages import RDBStorage
-
-    with translated(shown(url)):
-        storage = RDBStorage(_optuna_url(url), engine_kwargs=_engine_options(url))
-        storage.engine.dispose()
 
 
 def _is_write_ahead(engine: sa.Engine) -> bool:
@@ -342,13 +328,6 @@ def _is_write_ahead(engine: sa.Engine) -> bool:
         return True  # every server is
     with reading(engine) as connection:
         return bool(connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal")
-
-
-def _write_ahead(engine: sa.Engine) -> None:
-    """Let readers and one writer work side by side; the file remembers it."""
-    if engine.dialect.name == "sqlite":
-        with translated(shown(engine.url)), engine.connect() as connection:
-            connection.exec_driver_sql("PRAGMA journal_mode=WAL")
 
 
 def _optuna_url(url: sa.URL) -> str:

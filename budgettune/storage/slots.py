@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -93,11 +92,30 @@ def slot_rows(connection: sa.Connection, study_id: int) -> list[SlotRow]:
     for trial_id, key, text in connection.execute(pairs):
         attributes[trial_id][key] = parse_json(text)
     drawn = set(connection.execute(with_params).scalars())
-    rows = (
-        _slot_row(trial_id, number, state, attributes[trial_id], trial_id in drawn, accuracy, _seconds(*spans))
-        for trial_id, number, state, accuracy, *spans in connection.execute(_states_and_times(study_id))
-    )
-    return [row for row in rows if row is not None]
+    rows: list[SlotRow] = []
+    for trial_id, number, state, accuracy, *times in connection.execute(_states_and_times(study_id)):
+        facts = attributes[trial_id]
+        cell, repeat = whole_number(facts.get("cell")), whole_number(facts.get("repeat"))
+        if cell is None or repeat is None or whole_number(number) is None:
+            continue  # not of a cell
+        note = StoppingNote.read(facts.get("stopping"))
+        is_stopped = state == "PRUNED" and note is not None and note.stopped
+        row = SlotRow(
+            trial_id=trial_id,
+            number=number,
+            state=state,
+            slot=Slot(cell, repeat),
+            attempt=whole_number(facts.get("attempt")) or 1,
+            has_params=trial_id in drawn,
+            failure=failure_pair(facts.get("failure")),
+            extra=facts.get("extra") is True,
+            late_of=whole_number(facts.get("late_of")),
+            seconds=note.train_seconds if note is not None and is_stopped else _seconds(*times),
+            is_stopped=is_stopped,
+            accuracy=accuracy,
+        )
+        rows.append(row)
+    return rows
 
 
 def _states_and_times(study_id: int) -> sa.Select[Any]:
@@ -134,34 +152,3 @@ def _seconds(on_the_clock: float | None, start: str | None, last_sign: str | Non
         return max(0.0, (datetime.fromisoformat(str(last_sign)) - datetime.fromisoformat(str(start))).total_seconds())
     except ValueError:  # it has not begun, or another tool runs it
         return 0.0
-
-
-def _slot_row(
-    trial_id: int,
-    number: int,
-    state: str,
-    attributes: Mapping[str, Any],
-    has_params: bool,
-    accuracy: float | None,
-    seconds: float,
-) -> SlotRow | None:
-    """Return None for a row that is not of a cell."""
-    cell, repeat = whole_number(attributes.get("cell")), whole_number(attributes.get("repeat"))
-    if cell is None or repeat is None or whole_number(number) is None:
-        return None
-    note = StoppingNote.read(attributes.get("stopping"))
-    is_stopped = state == "PRUNED" and note is not None and note.stopped
-    return SlotRow(
-        trial_id=trial_id,
-        number=number,
-        state=state,
-        slot=Slot(cell, repeat),
-        attempt=whole_number(attributes.get("attempt")) or 1,
-        has_params=has_params,
-        failure=failure_pair(attributes.get("failure")),
-        extra=attributes.get("extra") is True,
-        late_of=whole_number(attributes.get("late_of")),
-        seconds=note.train_seconds if note is not None and is_stopped else seconds,
-        is_stopped=is_stopped,
-        accuracy=accuracy,
-    )

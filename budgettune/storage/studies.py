@@ -86,16 +86,15 @@ def find_study(engine: sa.Engine, name: str | None = None) -> StudyRow:
     found = all_studies(engine)
     ours = [row for row in found if row.spec_json is not None]
     names = ", ".join(shortened(row.name) for row in ours[:20])
+    hint = f"name one of: {names}" if ours else "make one with `budgettune study create`"
     if name is None:
         if len(ours) == 1:
             return ours[0]
-        hint = f"name one of: {names}" if ours else "make one with `budgettune study create`"
         raise StudyNotFound(f"the storage holds {len(ours)} studies: {hint}")
     row = next((row for row in found if row.name == name), None)
     if row is not None and row.spec_json is not None:
         return row
     fault = "was made by another program" if row is not None else "is not in the storage"
-    hint = f"name one of: {names}" if ours else "make one with `budgettune study create`"
     raise StudyNotFound(f"study {shortened(repr(name))} {fault}: {hint}")
 
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
 from budgettune.records import HANDED_BACK, LOST, Slot, SlotRow
 from budgettune.storage.connection import writing
@@ -39,6 +38,7 @@ from budgettune.storage.writes import (
     StoredParam,
     beat,
     end_trial,
+    insert,
     insert_params,
     insert_trials,
     lock_study,
@@ -99,8 +99,8 @@ def insert_study(
         The study's id, None where one of that name is there.
     """
     with writing(engine) as connection:
-        make = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
-        statement = make(studies).values(study_name=name).on_conflict_do_nothing(index_elements=["study_name"])
+        statement = insert(connection, studies).values(study_name=name)
+        statement = statement.on_conflict_do_nothing(index_elements=["study_name"])
         study_id = connection.execute(statement.returning(studies.c.study_id)).scalar()
         if study_id is None:
             return None
@@ -142,10 +142,7 @@ def delete_study(engine: sa.Engine, study_id: int) -> None:
 def take_waiting(engine: sa.Engine, study_id: int, after_id: int = 0) -> TakenTrial | None:
     """Turn the oldest waiting trial of a cell into a running one with its first heartbeat; None where none waits.
 
-    Args:
-        engine: from `open_engine`.
-        study_id: of the study.
-        after_id: of a trial; those before it, which are known not to wait, need not be looked at.
+    Trials up to the id `after_id` are known not to wait, and are not looked at.
     """
     with writing(engine) as connection:
         while (found := _next_waiting(connection, study_id, after_id)) is not None:
@@ -293,11 +290,8 @@ def repair(
 ) -> Reconciled:
     """Fail what is lost, then add the rows that a decision asks for, under the study's lock.
 
-    Args:
-        engine: from `open_engine`.
-        study_id: of the study.
-        lease_seconds: without a sign of life after which a trial is lost; None to leave running trials alone.
-        decide: from the rows as they are then to the rows to add, and the number of slots given up.
+    A trial is lost after `lease_seconds` without a sign of life; None leaves running trials alone. The decision goes
+    from the rows as they are then to the rows to add, and the number of slots given up.
     """
     with writing(engine) as connection:
         if not lock_study(connection, study_id):
@@ -324,17 +318,12 @@ def _fail_lost(connection: sa.Connection, study_id: int, lease_seconds: float) -
     failure = {"kind": LOST, "message": f"its worker gave no sign of life for {lease_seconds:g} s"}
     for trial_id in ids:
         end_trial(connection, trial_id, "FAIL", {"failure": failure})
-    _begin_leases(connection, running, lease_seconds)
-    return len(ids)
-
-
-def _begin_leases(connection: sa.Connection, running: sa.Select[Any], lease_seconds: float) -> None:
-    heartbeats = trial_heartbeats
     unleased = running.outerjoin(heartbeats, heartbeats.c.trial_id == trials.c.trial_id).where(
         sa.or_(heartbeats.c.heartbeat.is_(None), heartbeats.c.heartbeat > utc_in(lease_seconds))
     )
     for trial_id in list(connection.execute(unleased).scalars()):
         beat(connection, trial_id)
+    return len(ids)
 
 
 # --- Sampled points -------------------------------------------------------------------------------------------------
@@ -362,12 +351,8 @@ def fill_reserved(
 ) -> dict[str, Any] | None:
     """Give a reserved row its params and queue its repeats; return the params, None where the row was taken for lost.
 
-    Args:
-        engine: from `open_engine`.
-        study_id: of the study.
-        trial_id: of the reserved row.
-        choose: from the points that the study holds (name and stored value of each param) to the params of this one.
-        repeats: user attributes of the rows that repeat the point.
+    `choose` goes from the points that the study holds (name and stored value of each param) to the params of this one;
+    `repeats` are the user attributes of the rows that repeat it.
     """
     with writing(engine) as connection:
         if not lock_study(connection, study_id) or lock_trial(connection, trial_id) != "RUNNING":

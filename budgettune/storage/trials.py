@@ -39,30 +39,13 @@ DOCUMENTS: dict[str, TypeAdapter[Any]] = {
     "machine": TypeAdapter(MachineInfo | None, config=AS_WRITTEN),
 }
 """User attributes that are most of a study's bytes; what is not as we write it is not read."""
-_PLAIN_ATTRIBUTES = (
-    "cell",
-    "repeat",
-    "attempt",
-    "seed",
-    "status",
-    "device_name",
-    "failure",
-    "extra",
-    "stopping",
-    *NUMERIC_ATTRIBUTES,
-)
 _WHOLE_NUMBERS = ("cell", "repeat", "attempt", "seed", "epochs", "steps", "parameters", "multiply_adds")
-_NUMBERS: dict[str, type[int] | type[float]] = {
-    "FloatDistribution": float,
-    "IntDistribution": int,
-    # Those of Optuna before 3.0; it still reads them, and so must we.
-    "UniformDistribution": float,
-    "LogUniformDistribution": float,
-    "DiscreteUniformDistribution": float,
-    "IntUniformDistribution": int,
-    "IntLogUniformDistribution": int,
-}
 _REAL_NUMBERS = tuple(name for name in NUMERIC_ATTRIBUTES if name not in _WHOLE_NUMBERS)
+_PLAIN_ATTRIBUTES = (*_WHOLE_NUMBERS, *_REAL_NUMBERS, "status", "device_name", "failure", "extra", "stopping")
+# Beside those of today the ranges of Optuna before 3.0; it still reads them, and so must we.
+_INTEGERS = ("IntDistribution", "IntUniformDistribution", "IntLogUniformDistribution")
+_FLOATS = ("FloatDistribution", "UniformDistribution", "LogUniformDistribution", "DiscreteUniformDistribution")
+_NUMBERS: dict[str, type[int] | type[float]] = {**dict.fromkeys(_INTEGERS, int), **dict.fromkeys(_FLOATS, float)}
 
 
 def trial_records(

@@ -67,14 +67,9 @@ def insert_trials(connection: sa.Connection, study_id: int, new_trials: Sequence
         return []
     count = sa.select(sa.func.count()).select_from(trials).where(trials.c.study_id == study_id)
     first: int = connection.execute(count).scalar_one()
-    _insert(
-        connection,
-        trials,
-        [
-            {"study_id": study_id, "number": number, "state": new.state}
-            for number, new in enumerate(new_trials, start=first)
-        ],
-    )
+    numbered = enumerate(new_trials, start=first)
+    rows = [{"study_id": study_id, "number": number, "state": new.state} for number, new in numbered]
+    connection.execute(sa.insert(trials), rows)
     # Not by number: a row of another program may have any.
     added = (
         sa.select(trials.c.trial_id, trials.c.number)
@@ -166,10 +161,14 @@ def _value_rows(trial_id: int, values: Sequence[float]) -> list[dict[str, Any]]:
     ]
 
 
+def insert(connection: sa.Connection, table: sa.Table) -> sqlite.Insert | postgresql.Insert:
+    """Return an INSERT of the dialect in use, which knows what to do where a row is there already."""
+    return sqlite.insert(table) if connection.dialect.name == "sqlite" else postgresql.insert(table)
+
+
 def _upsert(connection: sa.Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]], *keys: str) -> None:
     """Add rows, or overwrite those that are there under the same keys."""
-    make = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
-    statement = make(table).values([dict(row) for row in rows])
+    statement = insert(connection, table).values([dict(row) for row in rows])
     changed = {name: statement.excluded[name] for name in rows[0] if name not in keys}
     connection.execute(statement.on_conflict_do_update(index_elements=list(keys), set_=changed))
 
@@ -199,8 +198,7 @@ def set_state(connection: sa.Connection, trial_id: int, state: str, **times: Any
 def beat(connection: sa.Connection, trial_id: int) -> bool:
     """Renew the lease of a running trial by the database's clock; false where the trial runs no longer."""
     running = sa.select(trials.c.trial_id, utc_in()).where(trials.c.trial_id == trial_id, trials.c.state == "RUNNING")
-    make = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
-    statement = make(trial_heartbeats).from_select(["trial_id", "heartbeat"], running)
+    statement = insert(connection, trial_heartbeats).from_select(["trial_id", "heartbeat"], running)
     upsert = statement.on_conflict_do_update(
         index_elements=["trial_id"], set_={"heartbeat": statement.excluded.heartbeat}
     )
