@@ -74,11 +74,6 @@ def one_line(text: str) -> str:
     return _OBEYED.sub(_escaped, text)
 
 
-def message_of(error: BaseException) -> str:
-    """Return an error's text on one line, or its type where it has none."""
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 def printable(text: str) -> str:
     """Return the same with its line breaks kept."""
     return _OBEYED_IN_A_LINE.sub(_escaped, text)
@@ -87,6 +82,11 @@ def printable(text: str) -> str:
 def csv_safe(value: Any) -> Any:
     """Return a value for CSV, which a terminal may show and which must be encodable: texts as `printable`."""
     return printable(value) if isinstance(value, str) else value
+
+
+def message_of(error: BaseException) -> str:
+    """Return an error's text on one line, or its type where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def shortened(text: str, longest: int = 80) -> str:
