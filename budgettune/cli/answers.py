@@ -20,7 +20,7 @@ from budgettune.cli.options import (
     duration,
     examples,
 )
-from budgettune.cli.output import Format, err, hypervolume_line, out, print_json, print_trials, trial_document, warn
+from budgettune.cli.output import Format, hypervolume_line, out, print_json, print_trials, say, trial_document, warn
 from budgettune.records import TrialRecord
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def front(
         return
     print_trials(records, form, also=lambda record: _chance_on_front(sure, record, form))
     if form is Format.table:
-        out.print(hypervolume_line(volume, reference), highlight=False)
+        say(hypervolume_line(volume, reference), out)
 
 
 @app.command(
@@ -148,4 +148,4 @@ def report(
         clean_only=clean_only,
         storage=storage,
     )
-    err.print(f"{to} written", highlight=False, markup=False)
+    say(f"{to} written")

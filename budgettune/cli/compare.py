@@ -19,7 +19,7 @@ from budgettune.cli.options import (
     examples,
     switch,
 )
-from budgettune.cli.output import Format, err, out, print_json, print_rows
+from budgettune.cli.output import Format, leave_if_stopped, out, print_json, print_rows, say
 from budgettune.text import format_duration
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def compare(
             out=to,
             resume=resume,
             should_stop=lambda: stop.cuts_short,
-            say=_say,
+            say=say,
         )
     _show_comparison(comparison, form)
     if figure is not None and comparison.runs:
@@ -112,8 +112,8 @@ def compare(
 
         write_figure(figure, comparison)
     if stop.signal_number is not None:
-        _say("stopped before the end" + ("" if to is None else f": add --resume to go on with {to}"))
-        raise typer.Exit(128 + stop.signal_number)
+        say("stopped before the end" + ("" if to is None else f": add --resume to go on with {to}"))
+    leave_if_stopped(stop.signal_number)
 
 
 def _show_comparison(comparison: Comparison, form: Format) -> None:
@@ -128,8 +128,4 @@ def _show_comparison(comparison: Comparison, form: Format) -> None:
             title = f"\n{format_duration(budget)} of training, mean over seeds ± half the 95% interval"
             print_rows(table_rows(comparison.standings(budget)), form, title=title)
             for sentence in sentences(comparison, budget):
-                out.print(sentence, highlight=False, markup=False, soft_wrap=True)
-
-
-def _say(line: str) -> None:
-    err.print(line, highlight=False, markup=False, soft_wrap=True)
+                say(sentence, out)

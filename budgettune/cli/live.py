@@ -20,7 +20,7 @@ from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
-from budgettune.cli.output import shown
+from budgettune.cli.output import Screen, say, shown
 from budgettune.cli.text_plot import ASCII, Glyphs, Point, scatter
 from budgettune.records import EpochRecord, TrialRecord, TrialResult
 from budgettune.storage.answers import latest_trials, objective_points
@@ -43,7 +43,7 @@ RESTS_PER_LOOK = 5.0
 class TerminalProgress(Listener):
     """Prints one line per finished trial; while one runs, a live line says which, how far, and what remains."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Screen) -> None:
         self.console = console
         self._status: Status | None = None
         self._began = 0.0
@@ -73,11 +73,11 @@ class TerminalProgress(Listener):
         outcome = f"{format_duration(result.train_seconds)}, accuracy {result.test_accuracy:.2%}, {result.status}"
         if result.stopping is not None and result.stopping.stopped:
             outcome = f"stopped early {result.stopping.reason}"
-        self._print(f"{_label(claim)}: {outcome}{self._remaining}")
+        say(f"{_label(claim)}: {outcome}{self._remaining}", self.console)
 
     def failed(self, claim: Claim, reason: str) -> None:
         """Print why a trial gave no result."""
-        self._print(f"{_label(claim)}: {reason}")
+        say(f"{_label(claim)}: {reason}", self.console)
 
     def close(self) -> None:
         """Take the live line away."""
@@ -94,9 +94,6 @@ class TerminalProgress(Listener):
     def _show(self, text: str) -> None:
         if self._status is not None:
             self._status.update(Text(one_line(text)))
-
-    def _print(self, text: str) -> None:
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def _label(claim: Claim) -> str:

@@ -33,7 +33,7 @@ from budgettune.cli.options import (
     studies_beginning,
     switch,
 )
-from budgettune.cli.output import Format, err, hypervolume_line, out, print_rows, print_trials
+from budgettune.cli.output import Format, err, hypervolume_line, leave_if_stopped, out, print_rows, print_trials, say
 from budgettune.errors import BudgetTuneError
 from budgettune.text import format_duration
 
@@ -128,7 +128,7 @@ def worker(
     if members:
         raise typer.Exit(_run_fleet(members, fleet.worker_command(study, drain=drain, debug=debug), storage))
     summary = _work(study, options, storage, drain=drain)
-    err.print(f"{summary.completed} trials completed, {summary.failed} failed. Next: budgettune front")
+    say(f"{summary.completed} trials completed, {summary.failed} failed. Next: budgettune front")
 
 
 @app.command(
@@ -150,6 +150,14 @@ def dashboard(
             help="Lines of user:password, plain or hashed; else $BUDGETTUNE_DASHBOARD_PASSWORD.",
         ),
     ] = None,
+    trusted_proxy: Annotated[
+        str | None,
+        typer.Option(
+            "--trusted-proxy",
+            metavar="ADDRESS",
+            help="Proxy whose X-Forwarded-For names visitors, or *; else $BUDGETTUNE_DASHBOARD_PROXY.",
+        ),
+    ] = None,
     allow_write: Annotated[bool, switch("--allow-write", help="Let visitors change and delete.")] = False,
     storage: Storage = None,
     debug: Debug = False,
@@ -158,8 +166,23 @@ def dashboard(
     from budgettune.dashboard.app import serve
     from budgettune.report import front_figures
     from budgettune.storage.connection import storage_url
+    from budgettune.storage.driver_errors import redact
+    from budgettune.worker.signals import StopFlag
 
-    raise typer.Exit(128 + serve(storage_url(storage), host, port, password_file, allow_write, figures=front_figures))
+    url = storage_url(storage)
+    with StopFlag() as stop:
+        serve(
+            url,
+            host,
+            port,
+            password_file=password_file,
+            allow_write=allow_write,
+            trusted_proxy=trusted_proxy,
+            figures=front_figures,
+            ready=lambda address: say(f"Dashboard of {redact(url)} on {address} (Ctrl-C ends it)"),
+            until=stop.wait,
+        )
+    leave_if_stopped(stop.signal_number)
 
 
 @app.command(rich_help_panel=BEFORE, epilog=examples("doctor", "doctor --format json"))
@@ -184,18 +207,18 @@ def demo(threads: Threads = None, storage: Storage = None, debug: Debug = False)
 
     digits = api.create_study("digits", storage=storage, skip_if_exists=True)
     summary = _work(digits.name, WorkerOptions(device="cpu", threads=threads), storage)
-    out.print(f"study {digits.name!r}: {summary.completed} trials trained now, {len(digits.spec.cells())} in all\n")
+    say(f"study {digits.name!r}: {summary.completed} trials trained now, {len(digits.spec.cells())} in all\n", out)
     members = api.pareto_front(digits.name, storage=storage)
     print_trials(members, Format.table, title="The Pareto front: nothing is both faster and more accurate")
-    out.print(hypervolume_line(*api.hypervolume_of(digits.name, storage=storage)), highlight=False)
+    say(hypervolume_line(*api.hypervolume_of(digits.name, storage=storage)), out)
     for member in (members[0], members[len(members) // 2], members[-1]):
         budget_seconds = 1.02 * (member.train_seconds or 0.0)
         answer = api.best_under_budget(digits.name, budget_seconds, storage=storage)
         print_trials(answer, Format.table, title=f"\nThe best within {format_duration(budget_seconds)}")
-    out.print(
+    say(
         "\nNext: budgettune best digits --budget 5s; budgettune dashboard; "
         "budgettune study create fashion-mnist --set data.root=FOLDER",
-        highlight=False,
+        out,
     )
 
 
@@ -203,9 +226,6 @@ def _run_fleet(members: list[Member], command: WorkerCommand, storage: str | Non
     from budgettune.storage.connection import storage_url
     from budgettune.worker.fleet import run_fleet
     from budgettune.worker.signals import StopFlag
-
-    def say(line: str) -> None:
-        err.print(line, highlight=False, markup=False, soft_wrap=True)
 
     with StopFlag() as stop:
         return run_fleet(members, command, storage_url(storage), stop, say=say)
@@ -225,8 +245,7 @@ def _work(study: str | None, options: WorkerOptions, storage: str | None, *, dra
             summary = run_worker(storage_url(storage), study, options, stop=stop, listener=progress)
         finally:
             progress.close()
-    if summary.signal_number is not None:
-        raise typer.Exit(128 + summary.signal_number)
+    leave_if_stopped(summary.signal_number)
     return summary
 
 

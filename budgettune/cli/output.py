@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
+import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -42,6 +43,23 @@ class Format(StrEnum):
     table = "table"
     json = "json"
     csv = "csv"
+
+
+def say(line: str, screen: Screen = err) -> None:
+    """Print a line as it is: remarks to standard error, and answers to `out`."""
+    screen.print(line, highlight=False, markup=False)
+
+
+def warn(text: str | None) -> None:
+    """Print a sentence that a user should not miss on standard error."""
+    if text is not None:
+        err.print(Text.assemble(("note: ", "yellow"), one_line(text)), highlight=False, soft_wrap=True)
+
+
+def leave_if_stopped(signal_number: int | None) -> None:
+    """Leave with the exit status of a program that a signal ended, such as 130, where one did."""
+    if signal_number is not None:
+        raise typer.Exit(128 + signal_number)
 
 
 def print_rows(rows: Sequence[Mapping[str, Any]], form: Format, *, title: str | None = None) -> None:
@@ -112,12 +130,6 @@ def print_trials(
         print_json([{**trial_document(record), **also(record)} for record in records])
     else:
         print_rows([{**trial_row(record, form), **also(record)} for record in records], form, title=title)
-
-
-def warn(text: str | None) -> None:
-    """Print a sentence that a user should not miss on standard error."""
-    if text is not None:
-        err.print(Text.assemble(("note: ", "yellow"), one_line(text)), highlight=False, soft_wrap=True)
 
 
 def hypervolume_line(volume: float, reference: tuple[float, float]) -> str:

@@ -9,7 +9,7 @@ import typer
 
 from budgettune import api
 from budgettune.cli.options import ANSWERS, Debug, Device, FormatOption, Storage, Study, Threads, duration, examples
-from budgettune.cli.output import Format, accuracy_text, err, out, print_json, print_rows, settings_text
+from budgettune.cli.output import Format, accuracy_text, out, print_json, print_rows, say, settings_text
 from budgettune.text import format_duration
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def recommend(
         probe=probe,
         device=device,
         threads=threads,
-        say=_say,
+        say=say,
         storage=storage,
     )
     if form is Format.json:
@@ -65,11 +65,7 @@ def recommend(
         print_rows([_row(answer.choice)], form)
     else:
         for line in lines(answer):
-            out.print(line, highlight=False, markup=False, soft_wrap=True)
-
-
-def _say(line: str) -> None:
-    err.print(line, highlight=False, markup=False, soft_wrap=True)
+            say(line, out)
 
 
 def _row(prediction: Prediction) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from budgettune.cli.options import (
     studies_beginning,
     switch,
 )
-from budgettune.cli.output import Format, err, out, print_json, print_rows
+from budgettune.cli.output import Format, leave_if_stopped, out, print_json, print_rows, say, warn
 from budgettune.errors import UsageError
 from budgettune.storage.connection import storage_url
 from budgettune.text import format_duration
@@ -88,18 +88,15 @@ def study_create(
     study = api.create_study(
         spec, storage=storage, overrides=[*(sets or []), *overrides], skip_if_exists=skip_if_exists
     )
-    if note := study.spec.twin_note():
-        err.print(f"note: {note}", highlight=False, markup=False)
+    warn(study.spec.twin_note())
     if decided := study.spec.pruning.decided:
-        out.print(f"pruning, decided on {study.spec.pruning.evidence}: {decided}", highlight=False, markup=False)
+        say(f"pruning, decided on {study.spec.pruning.evidence}: {decided}", out)
     cells = (
         f"{len(study.spec.cells())} cells"
         if study.spec.sampler.name == "grid"
         else f"points by {study.spec.sampler.name}"
     )
-    out.print(
-        f"study {study.name!r}: {cells}, repeats {study.spec.sampler.repeats}. Next: budgettune worker", markup=False
-    )
+    say(f"study {study.name!r}: {cells}, repeats {study.spec.sampler.repeats}. Next: budgettune worker", out)
 
 
 @app.command("list", epilog=examples("study list", "study list --format json"))
@@ -109,8 +106,8 @@ def study_list(form: FormatOption = Format.table, storage: Storage = None, debug
 
     summaries = list_studies(storage_url(storage))
     print_rows([_summary_row(summary, form) for summary in summaries], form)
-    for fault in (summary.fault for summary in summaries if summary.fault):
-        err.print(f"note: {fault}", highlight=False, markup=False)
+    for summary in summaries:
+        warn(summary.fault)
 
 
 @app.command("show", epilog=examples("study show", "study show mine --watch --every 10s"))
@@ -147,9 +144,9 @@ def study_show(
         return
     print_rows([_summary_row(summary, form)], form)
     for one in summary.given_up:
-        err.print(f"given up: {one}", highlight=False, markup=False)
+        say(f"given up: {one}")
     if stopping is not None and form is Format.table:
-        out.print(stopping.describe(), highlight=False, markup=False)
+        say(stopping.describe(), out)
 
 
 @app.command("verify", epilog=examples("study verify", "study verify mine --format json"))
@@ -161,7 +158,7 @@ def study_verify(
     if form is Format.json:
         print_json(verification.to_json())
     else:
-        out.print(verification.describe(), highlight=False, markup=False)
+        say(verification.describe(), out)
     if not verification.whole:
         raise typer.Exit(1)
 
@@ -177,7 +174,7 @@ def study_retry(
 ) -> None:
     """Queue cells again that were given up."""
     queued = api.load_study(study, storage=storage).retry(cell)
-    out.print(f"{queued} trials queued again" if queued else "nothing was given up: nothing to queue")
+    say(f"{queued} trials queued again" if queued else "nothing was given up: nothing to queue", out)
 
 
 @app.command(
@@ -213,7 +210,7 @@ def study_delete(
     if not yes:
         raise UsageError(f"this deletes study {study!r} and its trials for good: repeat with --yes")
     delete_study(storage_url(storage), study)
-    out.print(f"study {study!r} deleted", markup=False)
+    say(f"study {study!r} deleted", out)
 
 
 def _watch(handle: StudyHandle, every_seconds: float, form: Format) -> None:
@@ -225,8 +222,7 @@ def _watch(handle: StudyHandle, every_seconds: float, form: Format) -> None:
         raise typer.BadParameter(f"--watch is for people: leave it out to get {form.value}")
     with StopFlag() as stop:
         watch(handle, out, every_seconds, stop)
-    if stop.signal_number is not None:
-        raise typer.Exit(128 + stop.signal_number)
+    leave_if_stopped(stop.signal_number)
 
 
 def _summary_row(summary: StudySummary, form: Format) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from budgettune.cli.options import (
     duration,
     examples,
 )
-from budgettune.cli.output import err, out, promise_line
+from budgettune.cli.output import err, out, promise_line, say
 from budgettune.text import format_duration
 
 if TYPE_CHECKING:
@@ -74,15 +74,11 @@ def train(
     else:
         answer, params = api.recommended(handle, budget)
         spec, trial_seed = handle.spec, handle.spec.sampler.seed
-        err.print(promise_line(answer), highlight=False, markup=False, soft_wrap=True)
+        say(promise_line(answer))
     trust = Trust.of_database(handle.url, allowed_packages(allow_import), allowed_roots(allow_root))
     seed = trial_seed if seed is None else seed
     result = _train(spec, params, seed, to, device, threads, trust)
-    out.print(
-        f"{to}: accuracy {result.test_accuracy:.2%} after {format_duration(result.train_seconds)}",
-        highlight=False,
-        markup=False,
-    )
+    say(f"{to}: accuracy {result.test_accuracy:.2%} after {format_duration(result.train_seconds)}", out)
 
 
 def _train(

@@ -1,7 +1,4 @@
-"""Stands in front of optuna-dashboard: what a visitor may see, what nobody may do, and who has to wait.
-
-A WSGI callable around another one. Each request passes a row of checks, and each check that fails says why.
-"""
+"""What visitors of a dashboard may see and do, and who has to wait: checks of each request, in front of a WSGI app."""
 
 from __future__ import annotations
 
@@ -16,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from budgettune.dashboard.passwords import Lockout, Passwords
+from budgettune.text import one_line
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -28,7 +26,6 @@ READABLE = re.compile(
     r"/|/dashboard(/.*)?|/favicon\.ico|/static/.+|/csv/\d+|/api/meta|/api/studies"
     r"|/api/studies/\d+(/param_importances|/plot/\w+)?"
 )
-LARGEST_BODY_BYTES = 2**20
 LARGEST_CREDENTIALS = 4_096
 SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -80,23 +77,28 @@ class Guard:
         start = _with_security_headers(environ, start_response)
         try:
             if environ.get("PATH_INFO") == "/healthz" and environ["REQUEST_METHOD"] in READING:
-                return _answer(start, "200 OK", {"status": "ok"})
+                return _answer(environ, start, "200 OK", {"status": "ok"})
             self._check(environ)
         except _Refused as refused:
-            _log_refusal(environ, refused)
-            return _answer(start, refused.status, {"reason": str(refused)}, refused.headers)
+            # repr and one_line keep control characters of a hostile path or proxy out of the log.
+            request = f"{environ['REQUEST_METHOD'][:10]!r} {environ.get('PATH_INFO', '')[:200]!r}"
+            log.warning("refused %s from %s: %s", request, one_line(environ.get("REMOTE_ADDR", "")[:64]), refused)
+            return _answer(environ, start, refused.status, {"reason": str(refused)}, refused.headers)
         environ.setdefault("HTTP_ACCEPT_ENCODING", "")  # optuna-dashboard fails on a request without it
         return self._app(environ, start)
 
     def _check(self, environ: WSGIEnvironment) -> None:
-        _check_form(environ)
+        path = environ.get("PATH_INFO", "")
+        if ".." in path.split("/") or "\\" in path or not path.isprintable():
+            raise _Refused("400 Bad Request", "there is no such path")
         if self._passwords is None:
             _check_host(environ)
         else:
             self._check_password(environ, self._passwords)
-        method, path = environ["REQUEST_METHOD"], environ.get("PATH_INFO", "")
+        method = environ["REQUEST_METHOD"]
         if method in READING:
-            _check_path(path)
+            if not READABLE.fullmatch(path.rstrip("/") or "/"):
+                raise _Refused("404 Not Found", "there is no such page")
         elif method not in WRITING:
             raise _Refused("405 Method Not Allowed", "unknown method", Allow=", ".join(READING))
         elif not self._allow_write:
@@ -130,25 +132,6 @@ def _credentials(header: str) -> tuple[str, str] | None:
     except (binascii.Error, UnicodeDecodeError, ValueError):
         return None
     return (user, password) if colon else None
-
-
-def _check_form(environ: WSGIEnvironment) -> None:
-    """Refuse bodies of unknown or great length, and paths that no page of ours has."""
-    if environ.get("HTTP_TRANSFER_ENCODING"):
-        raise _Refused("411 Length Required", "send the body with a Content-Length")
-    length = environ.get("CONTENT_LENGTH") or "0"
-    if not (length.isascii() and length.isdigit()):
-        raise _Refused("400 Bad Request", "Content-Length is not a number")
-    if len(length) > 12 or int(length) > LARGEST_BODY_BYTES:
-        raise _Refused("413 Content Too Large", f"the body is over {LARGEST_BODY_BYTES} bytes")
-    path = environ.get("PATH_INFO", "")
-    if ".." in path.split("/") or "\\" in path or not path.isprintable():
-        raise _Refused("400 Bad Request", "there is no such path")
-
-
-def _check_path(path: str) -> None:
-    if not READABLE.fullmatch(path.rstrip("/") or "/"):
-        raise _Refused("404 Not Found", "there is no such page")
 
 
 def _check_host(environ: WSGIEnvironment) -> None:
@@ -193,14 +176,12 @@ def _with_security_headers(environ: WSGIEnvironment, start_response: StartRespon
 
 
 def _answer(
-    start: StartResponse, status: str, document: dict[str, str], headers: Iterable[tuple[str, str]] = ()
+    environ: WSGIEnvironment,
+    start: StartResponse,
+    status: str,
+    document: dict[str, str],
+    headers: Iterable[tuple[str, str]] = (),
 ) -> list[bytes]:
     body = json.dumps(document).encode() + b"\n"
     start(status, [("Content-Type", "application/json"), ("Content-Length", str(len(body))), *headers])
-    return [body]
-
-
-def _log_refusal(environ: WSGIEnvironment, refused: _Refused) -> None:
-    # repr keeps control characters of a hostile path out of the log.
-    request = f"{environ['REQUEST_METHOD'][:10]!r} {environ.get('PATH_INFO', '')[:200]!r}"
-    log.warning("refused %s from %s: %s", request, environ.get("REMOTE_ADDR"), refused)
+    return [] if environ["REQUEST_METHOD"] == "HEAD" else [body]

@@ -1,38 +1,52 @@
 """optuna-dashboard behind a cache and a guard: read-only unless told otherwise, with a password, for many visitors.
 
 Optuna's own server re-reads the whole study at each poll. Here a poll reads what has changed since the last one
-(`live_storage`), and one view of each study serves all visitors (`shared_view`), with figures of ours (`live_figures`).
+(`live_storage`), and one view of each study serves all visitors (`shared_view`), with figures of ours (`figures`).
 """
 
 from __future__ import annotations
 
+import errno
+import ipaddress
+import logging
 import os
-import signal
 import socket
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from waitress import create_server, wasyncore
+from waitress.channel import HTTPChannel
+from waitress.task import ErrorTask
 
 from budgettune.dashboard.access import Guard, is_loopback_address
 from budgettune.dashboard.figures import FigureMaker, LiveFigures
 from budgettune.dashboard.passwords import Lockout, Passwords
 from budgettune.dashboard.shared_view import SharedViews
-from budgettune.dashboard.webserver import listen
 from budgettune.errors import UsageError
 from budgettune.records import TrialRecord
 from budgettune.storage.connection import open_engine, open_storage
-from budgettune.storage.driver_errors import redact
 from budgettune.storage.studies import all_studies
 from budgettune.storage.trials import trial_records
+from budgettune.text import one_line
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
 
 PASSWORD_VARIABLE = "BUDGETTUNE_DASHBOARD_PASSWORD"
+PROXY_VARIABLE = "BUDGETTUNE_DASHBOARD_PROXY"
+THREADS = 32
+"""Most of a thread's time goes into waiting for a first look at a study, or for its turn to check a password."""
+MOST_CONNECTIONS = 250
+QUIET_SECONDS = 15
+"""For a request to arrive, from its first byte to its last, and for which an open connection may be silent."""
+LARGEST_HEADER_BYTES = 16_384
+LARGEST_BODY_BYTES = 2**20
+
+log = logging.getLogger(__name__)
 
 
 def make_app(
@@ -77,12 +91,15 @@ def serve(
     url: str,
     host: str = "127.0.0.1",
     port: int = 8080,
+    *,
     password_file: Path | str | None = None,
     allow_write: bool = False,
-    ready: Callable[[str], None] | None = None,
+    trusted_proxy: str | None = None,
     figures: FigureMaker | None = None,
-) -> int:
-    """Serve the dashboard of a database until SIGINT or SIGTERM; return that signal's number.
+    ready: Callable[[str], object] = lambda address: None,
+    until: Callable[[], object] | None = None,
+) -> None:
+    """Serve the dashboard of a database.
 
     Args:
         url: of the storage.
@@ -90,11 +107,14 @@ def serve(
         port: 0 takes a free one.
         password_file: lines of `user:password`; else the same from the variable BUDGETTUNE_DASHBOARD_PASSWORD.
         allow_write: let visitors change and delete.
-        ready: told the address of the page; None writes it to standard error.
+        trusted_proxy: address of a proxy that says in X-Forwarded-For who visits, `*` for whoever connects; else from
+            the variable BUDGETTUNE_DASHBOARD_PROXY.
         figures: as for `make_app`.
+        ready: told the address of the page.
+        until: returns when the dashboard is to end; never where None.
 
     Raises:
-        UsageError: where the address needs a password or cannot be had, or the password file cannot work.
+        UsageError: where the address needs a password or cannot be had, or the password file or proxy cannot work.
         StorageError: where there is no such database, or it is not ours.
     """
     passwords = find_passwords(password_file)
@@ -103,15 +123,11 @@ def serve(
             f"{host} can be reached by others: give --password-file F (lines of user:password) or set "
             f"{PASSWORD_VARIABLE}, or stay on 127.0.0.1"
         )
+    proxy = _proxy_address(trusted_proxy or os.environ.get(PROXY_VARIABLE) or None)
     app = make_app(url, passwords=passwords, allow_write=allow_write, figures=figures)
-    with listen(app, host, port) as (server, address), _signals() as stopped:
-        thread = threading.Thread(target=server.serve_forever, name="budgettune-dashboard", daemon=True)
-        thread.start()
-        (ready or _announce(url))(address)
-        number = stopped()
-        server.shutdown()
-        thread.join()
-    return number
+    with listen(app, host, port, trusted_proxy=proxy) as address:
+        ready(address)
+        (until or threading.Event().wait)()
 
 
 def find_passwords(password_file: Path | str | None) -> Passwords | None:
@@ -131,32 +147,103 @@ def _is_loopback_host(host: str) -> bool:
     return bool(found) and all(is_loopback_address(str(entry[4][0])) for entry in found)
 
 
-def _announce(url: str) -> Callable[[str], None]:
-    def announce(address: str) -> None:
-        sys.stderr.write(f"Dashboard of {redact(url)} on {address} (Ctrl-C ends it)\n")
-        sys.stderr.flush()
+def _proxy_address(text: str | None) -> str | None:
+    if text is None or text == "*":
+        return text
+    try:
+        return str(ipaddress.ip_address(text))  # as the operating system spells those who connect
+    except ValueError:
+        raise UsageError(
+            f"trusted proxy {text!r} is not an address: give the one that it connects from, such as 127.0.0.1, "
+            f"or * where nobody else can connect"
+        ) from None
 
-    return announce
+
+# --- The web server ----------------------------------------------------------------------------------------------
 
 
 @contextmanager
-def _signals() -> Iterator[Callable[[], int]]:
-    """Catch SIGINT and SIGTERM; yield a call that waits for one. Only a main thread can catch them."""
-    caught: list[int] = []
-    event = threading.Event()
+def listen(app: WSGIApplication, host: str, port: int, *, trusted_proxy: str | None = None) -> Iterator[str]:
+    """Answer requests to a WSGI callable in threads of their own; yield the address.
 
-    def handler(number: int, _frame: object) -> None:
-        caught.append(number)
-        event.set()
-
-    def wait() -> int:
-        event.wait()
-        return caught[0]
-
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    previous = {number: signal.signal(number, handler) for number in numbers}
+    Raises:
+        UsageError: where the address cannot be had.
+    """
+    listener = _bound(host, port)
+    from_proxy = {"trusted_proxy_headers": {"x-forwarded-for", "x-forwarded-proto"}} if trusted_proxy else {}
+    channels: dict[int, Any] = {}
+    server = create_server(
+        app,
+        channels,
+        sockets=[listener],
+        threads=THREADS,
+        connection_limit=MOST_CONNECTIONS + 2,  # the listener and waitress's own pipe are counted
+        channel_timeout=QUIET_SECONDS,
+        cleanup_interval=1,
+        max_request_header_size=LARGEST_HEADER_BYTES,
+        max_request_body_size=LARGEST_BODY_BYTES + 1,
+        ident="BudgetTune",
+        log_socket_errors=False,  # visitors who leave are none of the operator's business
+        asyncore_use_poll=True,
+        trusted_proxy=trusted_proxy,
+        **from_proxy,
+    )
+    server.channel_class = _Connection
+    logging.getLogger("waitress").addFilter(_in_one_line)
+    thread = threading.Thread(target=server.run, name="budgettune-dashboard", daemon=True)
+    thread.start()
+    shown = f"[{host}]" if ":" in host else host or "localhost"
     try:
-        yield wait
+        yield f"http://{shown}:{listener.getsockname()[1]}/"
     finally:
-        for number, old in previous.items():
-            signal.signal(number, old)
+        server.trigger.pull_trigger(partial(wasyncore.close_all, channels))  # in the thread, which then ends
+        thread.join()
+        server.task_dispatcher.shutdown(timeout=1)
+
+
+class _BadRequest(ErrorTask):
+    """The answer to what is no request, or too large a one."""
+
+    def execute(self) -> None:
+        error = self.request.error
+        if error.code != 500:  # a page that failed is logged by waitress
+            reason = one_line(error.body)[:300]
+            log.warning("refused a request from %s: %d %s", self.channel.addr[0], error.code, reason)
+        super().execute()
+
+
+class _Connection(HTTPChannel):
+    """A visitor's connection, which is silent for as long as a request of it has not come to its end.
+
+    waitress counts from the latest byte: who drips them would never be cut off.
+    """
+
+    error_task_class = _BadRequest
+    last_activity: float
+
+    def handle_read(self) -> None:
+        latest = self.last_activity
+        is_incomplete = self.request is not None
+        super().handle_read()
+        if is_incomplete and self.request is not None:
+            self.last_activity = latest
+
+
+def _in_one_line(record: logging.LogRecord) -> bool:
+    """Make what waitress logs printable: it may repeat what somebody sent."""
+    record.msg, record.args = one_line(record.getMessage()), ()
+    return True
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    try:
+        if port not in range(65_536):
+            raise OSError(errno.EINVAL, "there is no such port")
+        family = socket.getaddrinfo(host or "0.0.0.0", None, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=128, dualstack_ipv6=family == socket.AF_INET6)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            advice = f"port {port} on {host} is taken: choose another with --port, or --port 0 for a free one"
+            raise UsageError(advice) from None
+        reason = str(error.strerror).partition(" (while")[0]  # Python adds the address to what the system says
+        raise UsageError(f"cannot listen on {host}, port {port}: {reason}: choose another --host or --port") from None

@@ -1,112 +1,50 @@
-"""Who may come in: names and passwords, plain or hashed, and a lock for those who keep guessing.
-
-A hash is written `scrypt$N$r$p$SALT$DIGEST`, salt and digest in base64 (scrypt: RFC 7914).
-"""
+"""Who may come in: users with plain or bcrypt passwords, and a lock for those who keep guessing."""
 
 from __future__ import annotations
 
-import base64
-import binascii
-import hashlib
 import hmac
 import ipaddress
+import re
 import secrets
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Self
 
+import bcrypt
+
 from budgettune.errors import UsageError
 
-_SCHEME = "scrypt"
-_DIGEST_BYTES = 32
-_MOST_MEMORY_BYTES = 256 * 2**20
-HOW_TO_WRITE = "write user:password, the password plain or as `budgettune.dashboard.passwords.hash_password` returns it"
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What one scrypt takes: 16 MiB and some 50 ms by default."""
-
-    n: int = 2**14
-    r: int = 8
-    p: int = 1
-
-    def digest(self, password: str, salt: bytes) -> bytes:
-        """Return the hash of a password."""
-        return hashlib.scrypt(
-            password.encode(),
-            salt=salt,
-            n=self.n,
-            r=self.r,
-            p=self.p,
-            maxmem=2 * _MOST_MEMORY_BYTES,
-            dklen=_DIGEST_BYTES,
-        )
-
-    def is_sane(self) -> bool:
-        """Whether scrypt takes these numbers, and a login stays within a fraction of a gigabyte."""
-        power_of_two = self.n > 1 and self.n & (self.n - 1) == 0
-        return power_of_two and self.r > 0 and 0 < self.p <= 16 and 128 * self.n * self.r <= _MOST_MEMORY_BYTES
-
-
-@dataclass(frozen=True)
-class HashedPassword:
-    """A password that cannot be read back."""
-
-    cost: Cost
-    salt: bytes
-    digest: bytes
-
-    @classmethod
-    def of(cls, password: str) -> Self:
-        """Return the hash of a plain password under a new salt."""
-        cost, salt = Cost(), secrets.token_bytes(16)
-        return cls(cost, salt, cost.digest(password, salt))
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """Return what `str` wrote, or raise ValueError."""
-        scheme, n, r, p, salt, digest = text.split("$")
-        parsed = cls(Cost(int(n), int(r), int(p)), _decoded(salt), _decoded(digest))
-        if scheme != _SCHEME or not parsed.cost.is_sane() or not parsed.salt or len(parsed.digest) != _DIGEST_BYTES:
-            raise ValueError("not a hash that hash_password wrote")
-        return parsed
-
-    def __str__(self) -> str:
-        salt, digest = (base64.b64encode(part).decode() for part in (self.salt, self.digest))
-        return f"{_SCHEME}${self.cost.n}${self.cost.r}${self.cost.p}${salt}${digest}"
-
-
-def hash_password(password: str) -> str:
-    """Return the text that stands for a password in a password file."""
-    return str(HashedPassword.of(password))
-
-
-def _decoded(text: str) -> bytes:
-    try:
-        return base64.b64decode(text, validate=True)
-    except binascii.Error as error:
-        raise ValueError(str(error)) from None
+BCRYPT = re.compile(r"\$2[aby]\$(0[4-9]|1[0-7])\$[./A-Za-z0-9]{53}")
+"""A hash as htpasswd writes it, with its cost: each step of it doubles the time of a check."""
+ANY_HASH = re.compile(r"\$\w+\$|\{SHA\}|scrypt\$")
+PLAIN_COST = 10
+HOW_TO_WRITE = "write user:password, or the line that `htpasswd -nB user` makes"
 
 
 class Passwords:
     """Users and their passwords.
 
     Checking costs the same for a known and an unknown name. A login that was right once is remembered by a keyed hash,
-    so that a page that polls does not pay for scrypt each time.
+    so that a page that polls does not pay for bcrypt each time.
+
+    Args:
+        users: password of each by name, plain or hashed.
     """
 
-    def __init__(self, users: dict[str, HashedPassword]) -> None:
-        self._users = users
-        self._costs = sorted({user.cost for user in users.values()}, key=lambda cost: (cost.n, cost.r, cost.p))
-        self._decoy_salt = secrets.token_bytes(16)
+    def __init__(self, users: Mapping[str, str]) -> None:
+        costs = [int(match[1]) for password in users.values() if (match := BCRYPT.fullmatch(password))]
+        cost = max(costs, default=PLAIN_COST)
+        self._hashes = {
+            name: password.encode() if BCRYPT.fullmatch(password) else _hashed(password, cost)
+            for name, password in users.items()
+        }
+        self._decoy = _hashed(secrets.token_hex(16), cost)
         self._key = secrets.token_bytes(32)
         self._known: set[bytes] = set()  # never longer than the users: only right passwords enter
-        # One at a time: a crowd of guesses would take gigabytes, and the cores from the training beside us.
+        # One at a time: a crowd of guesses would take the cores from the training beside us.
         self._turn = threading.Lock()
 
     @classmethod
@@ -116,17 +54,15 @@ class Passwords:
         Raises:
             UsageError: naming the line, never its text, where one is malformed or a name comes twice.
         """
-        users: dict[str, HashedPassword] = {}
+        users: dict[str, str] = {}
         for number, line in enumerate(lines, 1):
             line = line.rstrip("\r\n")
             if not line.strip() or line.startswith("#"):
                 continue
             name, _, password = line.partition(":")
-            if not name or not password:
-                raise UsageError(f"{source}, line {number}: no user and password: {HOW_TO_WRITE}")
-            if name in users:
-                raise UsageError(f"{source}, line {number}: the same user twice: keep one line")
-            users[name] = _hashed(password, f"{source}, line {number}")
+            if fault := _fault(name, password, users):
+                raise UsageError(f"{source}, line {number}: {fault}")
+            users[name] = password
         if not users:
             raise UsageError(f"{source}: no user in it: {HOW_TO_WRITE}")
         return cls(users)
@@ -147,30 +83,31 @@ class Passwords:
         mark = hmac.digest(self._key, f"{user}:{password}".encode(), "sha256")
         if mark in self._known:
             return True
-        with self._turn:
-            right = self._matches(user, password)
+        try:
+            with self._turn:
+                right = bcrypt.checkpw(password.encode(), self._hashes.get(user, self._decoy))
+        except ValueError:  # it is longer than bcrypt looks
+            return False
         if right:
             self._known.add(mark)
         return right
 
-    def _matches(self, user: str, password: str) -> bool:
-        """Hash once at every cost that the file has, whoever asks: the time tells nothing about a name."""
-        account = self._users.get(user)
-        right = False
-        for cost in self._costs:
-            is_own = account is not None and account.cost == cost
-            digest = cost.digest(password, account.salt if is_own and account else self._decoy_salt)
-            right |= hmac.compare_digest(digest, account.digest if is_own and account else bytes(_DIGEST_BYTES))
-        return right
+
+def _fault(name: str, password: str, users: Mapping[str, str]) -> str | None:
+    """Return what is wrong with a line, without its secret."""
+    if not name or not password:
+        return f"no user and password: {HOW_TO_WRITE}"
+    if name in users:
+        return "the same user twice: keep one line"
+    if ANY_HASH.match(password) and not BCRYPT.fullmatch(password):
+        return "the hash is damaged, or not one of bcrypt: make a new line with `htpasswd -nB user`"
+    if len(password.encode()) > 72:
+        return "the password is over 72 bytes, and bcrypt looks no further: choose a shorter one"
+    return None
 
 
-def _hashed(password: str, place: str) -> HashedPassword:
-    if not password.startswith(f"{_SCHEME}$"):
-        return HashedPassword.of(password)
-    try:
-        return HashedPassword.parse(password)
-    except ValueError:
-        raise UsageError(f"{place}: the hash is damaged: write it again with hash_password") from None
+def _hashed(password: str, cost: int) -> bytes:
+    return bcrypt.hashpw(password.encode(), bcrypt.gensalt(cost))
 
 
 class Lockout:

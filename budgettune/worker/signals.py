@@ -61,8 +61,8 @@ class StopFlag:
         """Ask to stop when the running trial is finished."""
         self._no_more.set()
 
-    def wait(self, seconds: float) -> bool:
-        """Sleep, but no longer than until somebody asks to stop; return whether somebody did."""
+    def wait(self, seconds: float | None = None) -> bool:
+        """Sleep until somebody asks to stop, but no longer than so many seconds; return whether somebody did."""
         return self._no_more.wait(seconds)
 
     def obey_parent(self) -> None:

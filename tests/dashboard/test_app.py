@@ -12,20 +12,28 @@ import sys
 import threading
 import time
 
+import bcrypt
 import optuna
 import pytest
 
-from budgettune.dashboard import webserver
-from budgettune.dashboard.access import LARGEST_BODY_BYTES
-from budgettune.dashboard.app import PASSWORD_VARIABLE, find_passwords, make_app, serve
-from budgettune.dashboard.passwords import HashedPassword, Lockout, Passwords, hash_password
-from budgettune.dashboard.webserver import listen
+from budgettune.dashboard import app as server
+from budgettune.dashboard.app import (
+    LARGEST_BODY_BYTES,
+    PASSWORD_VARIABLE,
+    PROXY_VARIABLE,
+    find_passwords,
+    listen,
+    make_app,
+    serve,
+)
+from budgettune.dashboard.passwords import Lockout, Passwords
 from budgettune.errors import StorageError, UsageError
 from budgettune.spec.study_spec import StudySpec
 from budgettune.storage.connection import open_storage
 from budgettune.study.handle import create_study
 
 METRICS = ["train_seconds", "test_accuracy"]
+HTPASSWD = "$2y$05$6fMYN8hUQHsOW4EeeOZB0.h.xwmVuyTjFFNPgscVnb69ayg7rk6Y6"  # of pa:ss, as htpasswd -nB writes it
 
 
 @pytest.fixture(scope="module")
@@ -59,33 +67,29 @@ class Client:
         with contextlib.closing(http.client.HTTPConnection(self.host, int(self.port), timeout=20)) as connection:
             connection.request(method, path, body, headers)
             response = connection.getresponse()
-            self.headers = dict(response.getheaders())
+            self.headers = response.headers
             self.body = response.read()
             return response.status
 
     def json(self):
         return json.loads(self.body)
 
-    def raw(self, *parts, pause=0.0):
+    def raw(self, request):
         """Send bytes as they are; return the status line."""
-        with socket.create_connection((self.host, int(self.port)), timeout=20) as connection:
-            for part in parts:
-                connection.sendall(part)
-                time.sleep(pause)
+        with self.connected() as connection:
+            with contextlib.suppress(OSError):  # it may hang up before it has all
+                connection.sendall(request)
             return connection.makefile("rb").readline()
+
+    def connected(self):
+        return socket.create_connection((self.host, int(self.port)), timeout=20)
 
 
 @contextlib.contextmanager
-def served(app):
-    """Serve a WSGI callable on a free port in a thread; yield its client."""
-    with listen(app, "127.0.0.1", 0) as (server, address):
-        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-        thread.start()
-        try:
-            yield Client(address)
-        finally:
-            server.shutdown()
-            thread.join()
+def served(app, **options):
+    """Serve a WSGI callable on a free port; yield its client."""
+    with listen(app, "127.0.0.1", 0, **options) as address:
+        yield Client(address)
 
 
 @pytest.fixture(scope="module")
@@ -202,18 +206,24 @@ def test_without_a_password_it_answers_to_local_names_only(reader):
 
 
 def test_oversized_and_shapeless_bodies_are_refused(reader):
-    assert reader("POST", "/api/studies", b"x" * (LARGEST_BODY_BYTES + 1)) == 413
+    assert reader("POST", "/api/studies", b"x" * LARGEST_BODY_BYTES) == 403
     head = b"POST /api/studies HTTP/1.1\r\nHost: localhost\r\n"
-    assert b"411" in reader.raw(head + b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n")
+    chunked = head + b"Transfer-Encoding: chunked\r\n\r\n"
+    chunk = b"%x\r\n%s\r\n" % (LARGEST_BODY_BYTES // 2, b"x" * (LARGEST_BODY_BYTES // 2))
+    assert b"403" in reader.raw(chunked + b"0\r\n\r\n")
+    assert b"413" in reader.raw(chunked + 3 * chunk)
+    assert b"400" in reader.raw(chunked + b"-1\r\n\r\n")
+    assert b"501" in reader.raw(head + b"Transfer-Encoding: gzip\r\n\r\n")
     assert b"400" in reader.raw(head + b"Content-Length: -1\r\n\r\n")
+    assert b"413" in reader.raw(head + b"Content-Length: %d\r\n\r\n" % (LARGEST_BODY_BYTES + 1))
     assert b"413" in reader.raw(head + b"Content-Length: 99999999999999999999\r\n\r\n")
     assert reader("GET", "/healthz") == 200
 
 
 def test_garbage_does_not_stop_the_server(reader):
-    assert b"414" in reader.raw(b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\n\r\n")
+    assert b"431" in reader.raw(b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\n\r\n")
     assert b"200" not in reader.raw(b"\x16\x03\x01\x00\r\n\r\n")
-    assert b"431" in reader.raw(b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 200 + b"\r\n")
+    assert b"431" in reader.raw(b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 4_000 + b"\r\n")
     assert b"431" in reader.raw(b"GET / HTTP/1.1\r\nAuthorization: Basic " + b"A" * 100_000 + b"\r\n\r\n")
     assert reader("GET", "/healthz") == 200
 
@@ -223,46 +233,89 @@ def test_garbage_does_not_stop_the_server(reader):
     [
         (b"GET /static/..%2fsecret HTTP/1.1\r\nHost: localhost\r\n\r\n", "no such path"),
         (b"BREW /api/studies HTTP/1.1\r\nHost: localhost\r\n\r\n", "unknown method"),
-        (b"POST /api/studies HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999\r\n\r\n", "over"),
-        (b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\n\r\n", "414"),
+        (b"POST /api/studies HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999\r\n\r\n", "413"),
+        (b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\n\r\n", "431"),
         (b"\x16\x03\x01\x1b[31m\r\n\r\n", "400"),
+        (b"GET / HTTP/1.1\r\nX: \x1b[31m\ny\r\n\r\n", "400"),
     ],
 )
 def test_an_attack_is_refused_and_logged_in_a_line_and_the_server_lives(reader, caplog, request_bytes, reason):
     status = reader.raw(request_bytes)
     assert b" 2" not in status
-    (line,) = [record.getMessage() for record in caplog.records if record.name.startswith("budgettune")]
+    (line,) = [record.getMessage() for record in caplog.records]
     assert "refused" in line
     assert reason in line
     assert line.isprintable()
     assert reader("GET", "/healthz") == 200
 
 
-def test_who_drips_bytes_is_cut_off(url, monkeypatch):
-    monkeypatch.setattr(webserver, "REQUEST_SECONDS", 0.3)
-    with served(make_app(url)) as client, socket.create_connection((client.host, int(client.port))) as connection:
-        connection.settimeout(5)
+@pytest.mark.parametrize(
+    ("first", "drip"),
+    [(b"", b""), (b"", b"G"), (b"GET / HTTP/1.1\r\n", b"X"), (b"POST / HTTP/1.1\r\nContent-Length: 999\r\n\r\n", b"x")],
+    ids=["silent", "first line", "header", "body"],
+)
+def test_who_drips_bytes_is_cut_off(url, monkeypatch, first, drip):
+    monkeypatch.setattr(server, "QUIET_SECONDS", 1)
+    with served(make_app(url)) as client, client.connected() as connection:
         began = time.monotonic()
-        with contextlib.suppress(OSError):
-            while time.monotonic() - began < 4:
-                connection.sendall(b"G")
-                time.sleep(0.05)
-        assert time.monotonic() - began < 3
+        connection.sendall(first)
+        connection.settimeout(0.1)
+        while time.monotonic() - began < 10:
+            with contextlib.suppress(TimeoutError):
+                connection.sendall(drip)
+                if not connection.recv(1):
+                    break
+        assert time.monotonic() - began < 8
         assert client("GET", "/healthz") == 200
 
 
-def test_connections_are_bounded_and_given_back(url, monkeypatch):
-    monkeypatch.setattr(webserver, "MOST_CONNECTIONS", 2)
-    monkeypatch.setattr(webserver, "REQUEST_SECONDS", 0.5)
+def test_those_who_drip_bytes_keep_no_others_waiting(reader):
+    with contextlib.ExitStack() as stack:
+        for _ in range(2 * server.THREADS):
+            stack.enter_context(reader.connected()).sendall(b"GET /")
+        assert reader("GET", "/healthz") == 200
+
+
+def test_connections_are_bounded_and_given_back(url, monkeypatch, caplog):
+    monkeypatch.setattr(server, "MOST_CONNECTIONS", 2)
     with served(make_app(url)) as client:
-        idle = [socket.create_connection((client.host, int(client.port))) for _ in range(2)]
-        time.sleep(0.1)
-        with pytest.raises((http.client.HTTPException, OSError)):
-            client("GET", "/healthz")
-        for connection in idle:
-            connection.close()
-        time.sleep(0.3)
+        idle = [client.connected() for _ in range(2)]
+        time.sleep(0.2)
+        with client.connected() as late:
+            late.sendall(b"GET /healthz HTTP/1.0\r\n\r\n")
+            late.settimeout(0.5)
+            with pytest.raises(TimeoutError):
+                late.recv(1)
+            for connection in idle:
+                connection.close()
+            late.settimeout(20)
+            assert b"200" in late.makefile("rb").readline()
         assert client("GET", "/healthz") == 200
+    assert {record.name for record in caplog.records} == {"waitress"}
+    assert "connection limit" in caplog.text
+
+
+def test_a_connection_serves_one_request_after_another(reader):
+    with contextlib.closing(http.client.HTTPConnection(reader.host, int(reader.port), timeout=20)) as connection:
+        for method, path, status in (
+            ("GET", "/api/studies", 200),
+            ("HEAD", "/nothing", 404),
+            ("HEAD", "/healthz", 200),
+            ("GET", "/healthz", 200),
+        ):
+            connection.request(method, path)
+            response = connection.getresponse()
+            response.read()
+            assert response.status == status
+
+
+def test_a_page_that_fails_is_logged_and_its_visitor_learns_nothing(caplog):
+    with served(lambda environ, start: 1 / 0) as client:
+        assert client("GET", "/%1b%0asecret") == 500
+        assert b"ZeroDivisionError" not in client.body
+    (record,) = caplog.records
+    assert record.getMessage().isprintable()
+    assert record.exc_info[0] is ZeroDivisionError
 
 
 def test_many_visitors_at_once_are_served(reader):
@@ -284,7 +337,7 @@ def test_many_visitors_at_once_are_served(reader):
 def guarded(url):
     """Return a client of a dashboard that asks for a password, and its clock."""
     now = [0.0]
-    passwords = Passwords.from_lines(["ada:correct horse", f"bob:{hash_password('pa:ss')}"], "test")
+    passwords = Passwords.from_lines(["ada:correct horse", f"bob:{HTPASSWD}"], "test")
     app = make_app(url, passwords=passwords, lockout=Lockout(clock=lambda: now[0]))
     with served(app) as client:
         client.now = now
@@ -324,7 +377,7 @@ def test_broken_credentials_are_wrong_passwords(guarded, header):
 
 
 def test_a_huge_password_is_wrong_without_being_hashed(guarded, monkeypatch):
-    monkeypatch.setattr(Passwords, "_matches", None)  # calling it would fail the request
+    monkeypatch.setattr(bcrypt, "checkpw", None)  # calling it would fail the request
     assert guarded("GET", "/api/studies", login=f"ada:{'x' * 5_000}") == 401
     assert guarded("GET", "/healthz") == 200
 
@@ -342,6 +395,63 @@ def test_guessing_is_locked_out_even_for_the_right_password_and_opens_again(guar
     assert guarded("GET", "/healthz") == 200
     guarded.now[0] += 2.0
     assert guarded("GET", "/api/studies", login="ada:correct horse") == 200
+
+
+def test_visitors_behind_a_trusted_proxy_wait_each_for_themselves(url, caplog):
+    app = make_app(url, passwords=Passwords.from_lines(["ada:one"], "test"))
+    guesser, visitor = "203.0.113.9, 192.0.2.1", "192.0.2.2"  # only what the proxy adds at the end counts
+    with served(app, trusted_proxy="127.0.0.1") as client:
+        statuses = [client("GET", "/api/studies", login="ada:guess", X_Forwarded_For=guesser) for _ in range(6)]
+        assert statuses == [401] * 5 + [429]
+        assert client("GET", "/api/studies", login="ada:one", X_Forwarded_For=visitor) == 200
+        assert client("GET", "/", login="ada:one", X_Forwarded_For=visitor, X_Forwarded_Proto="https") == 302
+        assert client.headers["Location"].startswith("https://")
+        for hostile in ('"\x1b[31m', "\x1b[31m"):
+            assert client("GET", "/nothing", X_Forwarded_For=hostile) in (400, 401)
+    assert "from 192.0.2.1:" in caplog.text
+    assert all(record.getMessage().isprintable() for record in caplog.records)
+
+
+@pytest.mark.parametrize("proxy", [None, "192.0.2.7"])
+def test_who_is_no_trusted_proxy_cannot_take_another_address(url, proxy):
+    app = make_app(url, passwords=Passwords.from_lines(["ada:one"], "test"))
+    with served(app, trusted_proxy=proxy) as client:
+        for number in range(5):
+            assert client("GET", "/api/studies", login="ada:guess", X_Forwarded_For=f"192.0.2.{number}") == 401
+        assert client("GET", "/api/studies", login="ada:one", X_Forwarded_For="192.0.2.9") == 429
+
+
+@pytest.mark.parametrize(("proxy", "status"), [("127.0.0.1", 200), ("*", 200), ("0:0::1", 429), (None, 429)])
+def test_the_proxy_comes_from_an_argument_or_the_environment(url, monkeypatch, proxy, status):
+    monkeypatch.setenv(PASSWORD_VARIABLE, "ada:one")
+    monkeypatch.setenv(PROXY_VARIABLE, proxy or "")
+    addresses, statuses = [], []
+
+    def visit():
+        client = Client(addresses[0])
+        for number in range(5):
+            client("GET", "/api/studies", login="ada:guess", X_Forwarded_For=f"192.0.2.{number}")
+        statuses.append(client("GET", "/api/studies", login="ada:one", X_Forwarded_For="192.0.2.9"))
+
+    serve(url, port=0, ready=addresses.append, until=visit)
+    assert statuses == [status]
+
+
+def test_a_proxy_that_is_no_address_is_refused(url):
+    with pytest.raises(UsageError, match=r"trusted proxy .* is not an address"):
+        serve(url, port=0, trusted_proxy="proxy.example")
+
+
+def test_an_ipv6_address_is_served_and_shown_in_brackets(url):
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("this box has no IPv6")
+    with listen(make_app(url), "::1", 0) as address:
+        port = int(address.removeprefix("http://[::1]:").rstrip("/"))
+        with contextlib.closing(http.client.HTTPConnection("::1", port, timeout=20)) as connection:
+            connection.request("GET", "/api/studies")
+            assert connection.getresponse().status == 200
 
 
 def test_a_page_without_a_login_does_not_lock_anybody_out(guarded):
@@ -393,21 +503,26 @@ def test_guessers_cannot_fill_the_memory_and_an_ipv6_network_counts_as_one():
     assert lockout.wait_seconds("192.0.2.1") > 0
 
 
-def test_a_hash_can_be_read_back_and_hides_the_password():
-    text = hash_password("correct horse")
-    assert "horse" not in text
-    assert text != hash_password("correct horse")
-    passwords = Passwords.from_lines([f"ada:{text}"], "test")
-    assert passwords.check("ada", "correct horse")
-    assert not passwords.check("ada", "wrong horse")
+@pytest.mark.parametrize("prefix", ["$2y$", "$2b$", "$2a$"])
+def test_a_line_of_htpasswd_lets_its_user_in(prefix):
+    passwords = Passwords.from_lines([f"ada:{HTPASSWD.replace('$2y$', prefix)}", ""], "test")
+    assert passwords.check("ada", "pa:ss")
+    for wrong in ("pa:s", "pa:sss", "", HTPASSWD, "pa:ss" + "x" * 68, "é"):
+        assert not passwords.check("ada", wrong)
+    assert not passwords.check("eve", "pa:ss")
 
 
-def test_an_unknown_name_costs_as_much_hashing_as_a_known_one(monkeypatch):
-    passwords = Passwords.from_lines(["ada:one", f"bob:{hash_password('two')}"], "test")
-    costs = []
-    cost = type(HashedPassword.of("x").cost)
-    original = cost.digest
-    monkeypatch.setattr(cost, "digest", lambda self, *rest: costs.append(self) or original(self, *rest))
+def test_a_password_as_long_as_bcrypt_looks_is_right_and_a_longer_guess_is_wrong():
+    passwords = Passwords.from_lines([f"ada:{'x' * 72}"], "test")
+    assert passwords.check("ada", "x" * 72)
+    assert not passwords.check("ada", "x" * 73)
+
+
+@pytest.mark.parametrize("lines", [["ada:one"], ["ada:one", f"bob:{HTPASSWD}"]], ids=["plain", "with a hash"])
+def test_an_unknown_name_costs_as_much_hashing_as_a_known_one(monkeypatch, lines):
+    passwords = Passwords.from_lines(lines, "test")
+    costs, checkpw = [], bcrypt.checkpw
+    monkeypatch.setattr(bcrypt, "checkpw", lambda guess, kept: costs.append(kept[4:6]) or checkpw(guess, kept))
     for name in ("ada", "bob", "eve"):
         assert not passwords.check(name, "guess")
     assert len(costs) == 3
@@ -417,7 +532,7 @@ def test_an_unknown_name_costs_as_much_hashing_as_a_known_one(monkeypatch):
 def test_a_login_that_was_right_is_not_hashed_again(monkeypatch):
     passwords = Passwords.from_lines(["ada:one"], "test")
     assert passwords.check("ada", "one")
-    monkeypatch.setattr(Passwords, "_matches", None)
+    monkeypatch.setattr(bcrypt, "checkpw", None)
     assert passwords.check("ada", "one")
 
 
@@ -428,9 +543,13 @@ def test_a_login_that_was_right_is_not_hashed_again(monkeypatch):
         (["# nobody", "", ":secret"], "line 3"),
         (["ada:secret", "ada:other"], "twice"),
         ([], "no user"),
-        (["ada:scrypt$broken"], "damaged"),
-        (["ada:scrypt$3$8$1$AAAA$AAAA"], "damaged"),
-        (["ada:scrypt$1099511627776$8$1$AAAA$" + base64.b64encode(bytes(32)).decode()], "damaged"),
+        (["ada:" + HTPASSWD[:-1] + "!"], "line 1: the hash is damaged"),
+        (["ada:" + HTPASSWD + "secret"], "htpasswd -nB"),
+        (["ada:" + HTPASSWD.replace("$05$", "$31$")], "htpasswd -nB"),  # a login would take days
+        (["ada:scrypt$16384$8$1$secret$secret"], "htpasswd -nB"),
+        (["ada:$apr1$secret$secret"], "htpasswd -nB"),
+        (["ada:{SHA}secret"], "htpasswd -nB"),
+        (["ada:" + "secret" * 13], "line 1: the password is over 72 bytes"),
     ],
 )
 def test_a_password_file_that_cannot_work_is_refused_by_line_without_its_secret(tmp_path, lines, reason):
@@ -469,16 +588,16 @@ def test_a_missing_database_and_a_taken_port_say_what_to_do(tmp_path, url):
         serve(url, port=99_999)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_it_cleanly(url, number):
-    script = f"import sys; from budgettune.dashboard.app import serve; sys.exit(serve({url!r}, port=0))"
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_it_cleanly(url, number, status):
+    command = [sys.executable, "-m", "budgettune", "dashboard", "--port", "0", "--storage", url]
     environment = {name: value for name, value in os.environ.items() if name != PASSWORD_VARIABLE}
-    with subprocess.Popen(
-        [sys.executable, "-c", script], stderr=subprocess.PIPE, text=True, env=environment
-    ) as process:
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
         line = process.stderr.readline()
         client = Client(line.split(" on ")[1].split()[0])
         assert client("GET", "/api/studies") == 200
-        process.send_signal(number)
-        assert process.wait(timeout=10) == number
+        with client.connected() as idle:
+            idle.sendall(b"GET /")
+            process.send_signal(number)
+            assert process.wait(timeout=10) == status
         assert process.stderr.read() == ""
