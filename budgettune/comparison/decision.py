@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from budgettune.comparison.result import FULL, Comparison, Standing, read_comparison
-from budgettune.comparison.significance import ALPHA
 from budgettune.errors import SpecError
 from budgettune.spec.study_spec import StudySpec
 from budgettune.text import format_duration
@@ -68,23 +67,20 @@ def decide(comparison: Comparison, budget_seconds: float | None = None) -> Decis
         return Decision(*FULL, "full: the evidence holds no run")
     budget = min(comparison.budgets, key=lambda found: abs(math.log(found / (budget_seconds or comparison.budgets[0]))))
     rows = comparison.standings(budget)
-    where = _circumstances(comparison, budget)
+    noise = f" and {comparison.shuffle_labels:.0%} of the labels shuffled" if comparison.shuffle_labels else ""
+    where = f"at {format_duration(budget)} on {_data_name(comparison)}{noise}, {comparison.machine.key}"
     if not any(row.arm == FULL and row.runs for row in rows):
         return Decision(*FULL, f"full: the evidence has no finished run of full {where} to hold others against")
     tested = sum(row.corrected_p is not None for row in rows)
     whole = [row for row in rows if row.corrected_p is not None and not row.failed]
     if not whole:
         return Decision(*FULL, f"full: no other strategy has two runs and no failed one {where}")
-    better = [row for row in whole if _is_better(row)]
+    better = [row for row in whole if row.verdict == "better"]
     best = max(better or whole, key=_advantage)
     if better:
         return Decision(*best.arm, f"{best.arm}: {_figures(best, tested)} {where}")
     closest = f"{best.arm} comes closest: {_figures(best, tested)}"
     return Decision(*FULL, f"full: nothing beats it beyond chance {where}; {closest}")
-
-
-def _is_better(row: Standing) -> bool:
-    return row.corrected_p is not None and row.corrected_p <= ALPHA and _advantage(row) > 0
 
 
 def _advantage(row: Standing) -> float:
@@ -93,7 +89,6 @@ def _advantage(row: Standing) -> float:
 
 
 def _figures(row: Standing, comparisons: int) -> str:
-    """Return an arm's difference from full, with what it rests on."""
     test = row.against_full
     assert test is not None and test.difference.low is not None and test.difference.high is not None  # it was tested
     mean, low, high = (100 * value for value in (test.difference.mean, test.difference.low, test.difference.high))
@@ -101,11 +96,6 @@ def _figures(row: Standing, comparisons: int) -> str:
         f"{mean:+.2f} points against full (95% interval {low:+.2f} to {high:+.2f}, {test.difference.count} seeds, "
         f"p {row.corrected_p:.2g} after correction for {comparisons})"
     )
-
-
-def _circumstances(comparison: Comparison, budget_seconds: float) -> str:
-    noise = f" and {comparison.shuffle_labels:.0%} of the labels shuffled" if comparison.shuffle_labels else ""
-    return f"at {format_duration(budget_seconds)} on {_data_name(comparison)}{noise}, {comparison.machine.key}"
 
 
 def _data_name(comparison: Comparison) -> str | None:

@@ -18,7 +18,7 @@ _ONLY_AT_THE_END = 10**9  # epochs between evaluations: they are off the clock, 
 
 
 class Turn(NamedTuple):
-    """One run to come; the fields are those of `Run.key`."""
+    """One run to come; the fields are those of `ComparedRun.key`."""
 
     arm: Arm
     budget_seconds: float

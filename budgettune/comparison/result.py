@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, Self
 
 from pydantic import ConfigDict, Field, ValidationError
 
-from budgettune.comparison.significance import Estimate, PairedTest, estimate, holm, paired_test
+from budgettune.comparison.significance import ALPHA, Estimate, PairedTest, estimate, holm, paired_test
 from budgettune.errors import UsageError
 from budgettune.files import write_text
 from budgettune.records import MachineInfo
@@ -50,7 +50,7 @@ class Measured(SpecModel):
     steps: int
 
 
-class Run(SpecModel):
+class ComparedRun(SpecModel):
     """One training run of a comparison.
 
     Attributes:
@@ -95,9 +95,9 @@ class Comparison(SpecModel):
     spec: dict[str, Any]
     shuffle_labels: float = 0.0
     machine: MachineInfo
-    runs: tuple[Run, ...] = ()
+    runs: tuple[ComparedRun, ...] = ()
 
-    def with_run(self, run: Run) -> Self:
+    def with_run(self, run: ComparedRun) -> Self:
         """Return the comparison with one more run, in place of one of the same key."""
         return self.model_copy(update={"runs": (*(old for old in self.runs if old.key != run.key), run)})
 
@@ -108,12 +108,16 @@ class Comparison(SpecModel):
 
     def standings(self, budget_seconds: float) -> tuple[Standing, ...]:
         """Return where each arm stands at a budget: full first, then as they first ended."""
-        by_arm: dict[Arm, list[Run]] = {FULL: []}
+        by_arm: dict[Arm, list[ComparedRun]] = {FULL: []}
         for run in self.runs:
             if run.budget_seconds == budget_seconds:
                 by_arm.setdefault(run.arm, []).append(run)
         baseline = _accuracies(by_arm[FULL])
-        return _corrected([_standing(runs, baseline) for runs in by_arm.values() if runs])
+        standings = [_standing(runs, baseline) for runs in by_arm.values() if runs]
+        corrected = iter(holm([row.against_full.t_p for row in standings if row.against_full is not None]))
+        return tuple(
+            row if row.against_full is None else replace(row, corrected_p=next(corrected)) for row in standings
+        )
 
     def rows(self) -> list[dict[str, Any]]:
         """Return the standings at every budget as plain values, one row each."""
@@ -155,6 +159,13 @@ class Standing:
     realised_prune_rate: float | None
     epochs: float | None
     failures: tuple[str, ...]
+
+    @property
+    def verdict(self) -> Literal["better", "worse", "no different"]:
+        """Against full, beyond chance: the paired t-test after Holm's correction decides."""
+        if self.against_full is None or self.corrected_p is None or self.corrected_p > ALPHA:
+            return "no different"
+        return "better" if self.against_full.difference.mean > 0 else "worse"
 
     def flat(self) -> dict[str, Any]:
         """Return plain values, one column each."""
@@ -205,8 +216,7 @@ def write_comparison(path: Path, comparison: Comparison) -> None:
     write_text(path, json.dumps(comparison.to_document(), indent=1, allow_nan=False) + "\n")
 
 
-def _standing(runs: Sequence[Run], baseline: Mapping[int, float]) -> Standing:
-    """Return where one arm stands; baseline is the accuracy of full by seed."""
+def _standing(runs: Sequence[ComparedRun], baseline: Mapping[int, float]) -> Standing:
     finished = [run.measured for run in runs if run.measured is not None]
     accuracies = _accuracies(runs)
     differences = [accuracies[seed] - baseline[seed] for seed in accuracies if seed in baseline]
@@ -226,14 +236,7 @@ def _standing(runs: Sequence[Run], baseline: Mapping[int, float]) -> Standing:
     )
 
 
-def _corrected(standings: Sequence[Standing]) -> tuple[Standing, ...]:
-    """Return standings with their corrected p, where they have a test."""
-    corrected = iter(holm([row.against_full.t_p for row in standings if row.against_full is not None]))
-    return tuple(row if row.against_full is None else replace(row, corrected_p=next(corrected)) for row in standings)
-
-
-def _accuracies(runs: Sequence[Run]) -> dict[int, float]:
-    """Return the accuracy of finished runs by seed."""
+def _accuracies(runs: Sequence[ComparedRun]) -> dict[int, float]:
     return {run.seed: run.measured.test_accuracy for run in runs if run.measured is not None}
 
 

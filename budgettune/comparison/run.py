@@ -18,7 +18,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from budgettune.comparison.plan import Turn, arms_of, budgets_of, shared_spec, turns, with_turn
-from budgettune.comparison.result import Comparison, Measured, Run, read_comparison, write_comparison
+from budgettune.comparison.result import ComparedRun, Comparison, Measured, read_comparison, write_comparison
 from budgettune.errors import BudgetTuneError, DataError, Interrupted, TrialFailed, UsageError
 from budgettune.records import TrialResult
 from budgettune.spec.study_spec import StudySpec, load_spec
@@ -88,7 +88,7 @@ def compare(
         if is_code(arm.strategy):
             trust.import_code(arm.strategy)  # better now than after an hour
     data = with_wrong_labels(load_data(shared.data, trust=trust), shuffle_labels, shared.data.seed)
-    bench = _Bench(shared, data.to(chosen), chosen, witness, trust, should_stop)
+    runner = _ArmRunner(shared, data.to(chosen), chosen, witness, trust, should_stop)
     plan = turns(arms, budgets_seconds, [spec.trial_seed(0, number) for number in range(seeds)])
     say(f"{shared.data.name}, {shared.step_label()}")
     if spec.train.lr_schedule == "constant":
@@ -96,7 +96,7 @@ def compare(
     with _sole_writer(out):
         if resume and out is not None and out.exists():
             comparison = _resumed(comparison, out)
-        return _run_all(plan, comparison, bench, out, say)
+        return _run_all(plan, comparison, runner, out, say)
 
 
 def with_wrong_labels(data: ImageData, share: float, seed: int) -> ImageData:
@@ -168,7 +168,7 @@ def _resumed(fresh: Comparison, path: Path) -> Comparison:
 
 
 def _run_all(
-    plan: Sequence[Turn], comparison: Comparison, bench: _Bench, out: Path | None, say: Callable[[str], None]
+    plan: Sequence[Turn], comparison: Comparison, runner: _ArmRunner, out: Path | None, say: Callable[[str], None]
 ) -> Comparison:
     """Run what a comparison lacks of its plan, until told to stop; the file always holds all that is finished."""
     done = {run.key for run in comparison.runs if run.measured is not None}
@@ -178,13 +178,16 @@ def _run_all(
     _keep(comparison, out)  # a file that cannot be written is found before the first run
     for number, turn in enumerate(todo, start=1):
         try:
-            run = bench.run(turn)
+            run = runner.run(turn)
         except Interrupted:
             break
         comparison = comparison.with_run(run)
         _keep(comparison, out)
+        outcome = f"failed: {run.failure}"
+        if run.measured is not None:
+            outcome = f"accuracy {run.measured.test_accuracy:.2%}, {run.measured.status}"
         left = _left(todo, number, time.monotonic() - began)
-        say(f"{number} of {len(todo)}: {turn}: {_outcome(run)}{left}")
+        say(f"{number} of {len(todo)}: {turn}: {outcome}{left}")
     return comparison
 
 
@@ -200,14 +203,8 @@ def _left(todo: Sequence[Turn], done: int, seconds: float) -> str:
     return f"; about {format_duration(rest_seconds)} left" if rest_seconds else ""
 
 
-def _outcome(run: Run) -> str:
-    if run.measured is None:
-        return f"failed: {run.failure}"
-    return f"accuracy {run.measured.test_accuracy:.2%}, {run.measured.status}"
-
-
 @dataclass(frozen=True)
-class _Bench:
+class _ArmRunner:
     """Trains single runs of one comparison in this process."""
 
     shared: StudySpec
@@ -217,9 +214,9 @@ class _Bench:
     trust: Trust
     should_stop: Callable[[], bool]
 
-    def run(self, turn: Turn) -> Run:
+    def run(self, turn: Turn) -> ComparedRun:
         """Return one run, also where it failed by a fault of its own; a fault of this box is raised."""
-        run = Run(
+        run = ComparedRun(
             strategy=turn.arm.strategy,
             prune_rate=turn.arm.prune_rate,
             budget_seconds=turn.budget_seconds,
@@ -233,7 +230,8 @@ class _Bench:
         except Exception as error:
             if not isinstance(error, BudgetTuneError):
                 logger.exception("%s failed", turn)
-            return run.model_copy(update={"failure": _reason(error)})
+            kind = error.failure_kind if isinstance(error, TrialFailed) else type(error).__name__
+            return run.model_copy(update={"failure": f"{kind}: {error}".splitlines()[0]})
         return run.model_copy(update={"tries": tries, "measured": _measured(result)})
 
     def _train(self, config: StudySpec, seed: int) -> TrialResult:
@@ -246,11 +244,6 @@ class _Bench:
             witness=self.witness,
             should_stop=self.should_stop,
         ).result
-
-
-def _reason(error: Exception) -> str:
-    kind = error.failure_kind if isinstance(error, TrialFailed) else type(error).__name__
-    return f"{kind}: {error}".splitlines()[0]
 
 
 def _measured(result: TrialResult) -> Measured:

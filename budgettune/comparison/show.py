@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from budgettune.comparison.decision import decide
 from budgettune.comparison.result import FULL, Comparison, Standing
 from budgettune.comparison.significance import (
-    ALPHA,
     Estimate,
     pooled_deviation,
     smallest_detectable,
@@ -35,10 +34,8 @@ TITLE = (
 
 def table_rows(standings: Sequence[Standing]) -> list[dict[str, Any]]:
     """Return a row per arm as people read it; a column of failures where there are any."""
-    rows = [_row(standing) for standing in standings]
-    if any(standing.failed for standing in standings):
-        rows = [row | {"failed": standing.failed} for row, standing in zip(rows, standings, strict=True)]
-    return rows
+    any_failed = any(standing.failed for standing in standings)
+    return [_row(standing) | ({"failed": standing.failed} if any_failed else {}) for standing in standings]
 
 
 def sentences(comparison: Comparison, budget_seconds: float) -> list[str]:
@@ -74,14 +71,14 @@ def _seeds_tell(tested: Sequence[Standing]) -> list[str]:
 
 
 def _row(standing: Standing) -> dict[str, Any]:
-    test = standing.against_full
+    test, p = standing.against_full, standing.corrected_p
     return {
         "strategy": str(standing.arm),
         "accuracy %": _spread(standing.accuracy),
         "against full": _spread(None if test is None else test.difference, sign="+"),
-        "p": _p(standing.corrected_p),
-        "overhead": _percent(standing.overhead, 1),
-        "pruned": _percent(standing.realised_prune_rate, 0),
+        "p": None if p is None else f"{p:.2g}" if p >= LARGEST_P_SHOWN else f"<{LARGEST_P_SHOWN:g}",
+        "overhead": None if standing.overhead is None else f"{standing.overhead:.1%}",
+        "pruned": None if standing.realised_prune_rate is None else f"{standing.realised_prune_rate:.0%}",
         "epochs": standing.epochs,
     }
 
@@ -92,16 +89,6 @@ def _spread(found: Estimate | None, sign: str = "") -> str | None:
         return None
     half = "" if found.high is None else f" ±{100 * (found.high - found.mean):.2f}"
     return f"{100 * found.mean:{sign}.2f}{half}"
-
-
-def _p(value: float | None) -> str | None:
-    if value is None:
-        return None
-    return f"{value:.2g}" if value >= LARGEST_P_SHOWN else f"<{LARGEST_P_SHOWN:g}"
-
-
-def _percent(value: float | None, digits: int) -> str | None:
-    return None if value is None else f"{value:.{digits}%}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +122,19 @@ class Panel:
 
 def panels(comparison: Comparison) -> tuple[Panel, ...]:
     """Return the values of the figure, a panel per budget; an arm whose runs all failed is in none."""
-    return tuple(_panel(budget, comparison.standings(budget)) for budget in comparison.budgets)
+    found = []
+    for budget in comparison.budgets:
+        standings = comparison.standings(budget)
+        full = next((row.by_seed for row in standings if row.arm == FULL), {})
+        accuracy, against_full = [], []
+        for row in standings:
+            if row.accuracy is not None:
+                accuracy.append(_mark(row, row.accuracy, list(row.by_seed.values())))
+            if row.against_full is not None:
+                differences = [row.by_seed[seed] - full[seed] for seed in row.by_seed if seed in full]
+                against_full.append(_mark(row, row.against_full.difference, differences))
+        found.append(Panel(budget_seconds=budget, accuracy=tuple(accuracy), against_full=tuple(against_full)))
+    return tuple(found)
 
 
 def draw(values: Sequence[Panel]) -> go.Figure:
@@ -176,18 +175,6 @@ def write_figure(path: Path, comparison: Comparison) -> None:
     write_text(path, draw(panels(comparison)).to_html(include_plotlyjs=True))
 
 
-def _panel(budget_seconds: float, standings: Sequence[Standing]) -> Panel:
-    full = next((row.by_seed for row in standings if row.arm == FULL), {})
-    accuracy, against_full = [], []
-    for row in standings:
-        if row.accuracy is not None:
-            accuracy.append(_mark(row, row.accuracy, list(row.by_seed.values())))
-        if row.against_full is not None:
-            differences = [row.by_seed[seed] - full[seed] for seed in row.by_seed if seed in full]
-            against_full.append(_mark(row, row.against_full.difference, differences))
-    return Panel(budget_seconds=budget_seconds, accuracy=tuple(accuracy), against_full=tuple(against_full))
-
-
 def _mark(row: Standing, found: Estimate, values: Sequence[float]) -> Mark:
     p = row.corrected_p
     note = f"{row.realised_prune_rate or 0:.0%} pruned, {row.epochs or 0:.3g} epochs, overhead {row.overhead or 0:.2%}"
@@ -196,15 +183,9 @@ def _mark(row: Standing, found: Estimate, values: Sequence[float]) -> Mark:
         mean=100 * found.mean,
         half=None if found.high is None else 100 * (found.high - found.mean),
         seeds=tuple(100 * value for value in values),
-        verdict=_verdict(row),
+        verdict=row.verdict,
         note=note if p is None else f"{note}, p {p:.2g}",
     )
-
-
-def _verdict(row: Standing) -> str:
-    if row.against_full is None or row.corrected_p is None or row.corrected_p > ALPHA:
-        return "no different"
-    return "better" if row.against_full.difference.mean > 0 else "worse"
 
 
 def _draw_marks(figure: go.Figure, marks: Sequence[Mark], row: int, column: int) -> None:

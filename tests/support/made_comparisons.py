@@ -1,7 +1,7 @@
 """Comparisons made by hand, for tests of what is concluded from them."""
 
 from budgettune.comparison.plan import shared_spec
-from budgettune.comparison.result import Arm, Comparison, Measured, Run
+from budgettune.comparison.result import Arm, ComparedRun, Comparison, Measured
 from budgettune.spec.study_spec import load_spec
 from tests.support.studies import machine
 
@@ -22,7 +22,7 @@ def run(arm, accuracy, *, seed=0, budget=10.0, status="clean", keep=0.7):
         epochs=7,
         steps=70,
     )
-    return Run(
+    return ComparedRun(
         strategy=arm.strategy,
         prune_rate=arm.prune_rate,
         budget_seconds=budget,
