@@ -54,7 +54,10 @@ def _passed_on(name: str) -> Callable[..., Any]:
     return method
 
 
-class LiveStorage(BaseStorage):
+_Wrapper: Any = type("_Wrapper", (BaseStorage,), {name: _passed_on(name) for name in BaseStorage.__abstractmethods__})
+
+
+class LiveStorage(_Wrapper):
     """Optuna's storage with a fast `get_all_trials`; everything else is passed on. Safe for many threads.
 
     Args:
@@ -65,24 +68,6 @@ class LiveStorage(BaseStorage):
         self._inner = inner
         self._known: dict[int, dict[int, tuple[_Line, FrozenTrial]]] = {}
         self._lock = threading.Lock()
-
-    create_new_study = _passed_on("create_new_study")
-    delete_study = _passed_on("delete_study")
-    set_study_user_attr = _passed_on("set_study_user_attr")
-    set_study_system_attr = _passed_on("set_study_system_attr")
-    get_study_id_from_name = _passed_on("get_study_id_from_name")
-    get_study_name_from_id = _passed_on("get_study_name_from_id")
-    get_study_directions = _passed_on("get_study_directions")
-    get_study_user_attrs = _passed_on("get_study_user_attrs")
-    get_study_system_attrs = _passed_on("get_study_system_attrs")
-    get_all_studies = _passed_on("get_all_studies")
-    create_new_trial = _passed_on("create_new_trial")
-    set_trial_param = _passed_on("set_trial_param")
-    set_trial_state_values = _passed_on("set_trial_state_values")
-    set_trial_intermediate_value = _passed_on("set_trial_intermediate_value")
-    set_trial_user_attr = _passed_on("set_trial_user_attr")
-    set_trial_system_attr = _passed_on("set_trial_system_attr")
-    get_trial = _passed_on("get_trial")
 
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None

@@ -122,12 +122,7 @@ class Refreshed(Generic[Value]):
 
 
 class _NotAnswered(Exception):
-    """What is behind the view answered with something else than a study."""
-
-    def __init__(self, status: str, body: bytes) -> None:
-        super().__init__(status)
-        self.status = status
-        self.body = body
+    """What is behind the view answered with something else than a study: the status and the body."""
 
 
 @dataclass(frozen=True)
@@ -136,12 +131,12 @@ class _Snapshot:
 
     Attributes:
         trials: JSON of each.
-        settled: how many of them, from the first on, can no longer change.
+        final_count: how many of them, from the first on, can no longer change.
         rest: JSON object of all else.
     """
 
     trials: list[bytes]
-    settled: int
+    final_count: int
     rest: bytes
 
     def after(self, number: int) -> bytes:
@@ -167,16 +162,18 @@ class SharedViews:
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Answer one request: from the view where it is a poll of a study, else from the dashboard."""
-        poll = _study_and_after(environ)
-        if poll is None:
+        # Which study the request polls, and from which trial on.
+        match = STUDY_PATH.fullmatch(environ.get("PATH_INFO", ""))
+        after = parse_qs(environ.get("QUERY_STRING", "")).get("after", ["0"])[-1]
+        if environ["REQUEST_METHOD"] != "GET" or match is None or not AFTER.fullmatch(after):
             answer = self._app(environ, start_response)
             if environ["REQUEST_METHOD"] not in READING:
                 self._views = {}  # somebody may have changed anything
             return answer
         try:
-            status, body = "200 OK", self._body(*poll)
+            status, body = "200 OK", self._body(int(match[1]), int(after))
         except _NotAnswered as refusal:
-            status, body = refusal.status, refusal.body
+            status, body = refusal.args
         start_response(status, [("Content-Type", "application/json"), ("Content-Length", str(len(body)))])
         return [body]
 
@@ -191,29 +188,20 @@ class SharedViews:
             raise
 
 
-def _study_and_after(environ: WSGIEnvironment) -> tuple[int, int] | None:
-    """Return which study a request polls, and from which trial on; None where it is another request."""
-    match = STUDY_PATH.fullmatch(environ.get("PATH_INFO", ""))
-    after = parse_qs(environ.get("QUERY_STRING", "")).get("after", ["0"])[-1]
-    if environ["REQUEST_METHOD"] != "GET" or match is None or not AFTER.fullmatch(after):
-        return None
-    return int(match[1]), int(after)
-
-
 def _snapshot(app: WSGIApplication, figures: Figures | None, study_id: int, old: _Snapshot | None) -> _Snapshot:
-    """Return the study as it is now; of the trials that were settled before, only the last is asked for again."""
-    start = max(old.settled - 1, 0) if old is not None else 0
+    """Return the study as it is now; of the trials that could no longer change, only the last is asked for again."""
+    start = max(old.final_count - 1, 0) if old is not None else 0
     document = json.loads(_ask(app, study_id, start))
     states = [trial["state"] for trial in document["trials"]]
     fresh = [json.dumps(trial).encode() for trial in document.pop("trials")]
-    if old is not None and old.settled and old.trials[start] != next(iter(fresh), None):
+    if old is not None and old.final_count and old.trials[start] != next(iter(fresh), None):
         return _snapshot(app, figures, study_id, None)  # it was deleted, and another made under the same id
-    unsettled = next((place for place, state in enumerate(states) if state in OPEN_STATES), len(states))
+    final = next((place for place, state in enumerate(states) if state in OPEN_STATES), len(states))
     if figures is not None:
         finished = start + sum(state not in OPEN_STATES for state in states)
         document["plotly_graph_objects"] += figures(study_id, finished)
     known = old.trials[:start] if old is not None else []
-    return _Snapshot(known + fresh, start + unsettled, json.dumps(document).encode())
+    return _Snapshot(known + fresh, start + final, json.dumps(document).encode())
 
 
 def _ask(app: WSGIApplication, study_id: int, after: int) -> bytes:
