@@ -9,17 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from budgettune import api
-from budgettune.cli.options import (
-    ANSWERS,
-    CleanOnly,
-    Debug,
-    DeviceName,
-    FormatOption,
-    Storage,
-    Study,
-    duration,
-    examples,
-)
+from budgettune.cli import options
 from budgettune.cli.output import Format, hypervolume_line, out, print_json, print_trials, say, trial_document, warn
 from budgettune.records import TrialRecord
 
@@ -38,22 +28,18 @@ class ReportFormat(StrEnum):
 
 
 @app.command(
-    rich_help_panel=ANSWERS, epilog=examples("best --budget 60s", "best mine --budget 10m --top 5 --clean-only")
+    rich_help_panel=options.ANSWERS,
+    epilog=options.examples("best --budget 60s", "best mine --budget 10m --top 5 --clean-only"),
 )
 def best(
-    study: Study = None,
-    budget: Annotated[
-        float,
-        typer.Option(
-            "--budget", parser=duration, metavar="DURATION", help="Training time allowed, such as 60s or 10m."
-        ),
-    ] = ...,  # type: ignore[assignment]
+    study: options.Study = None,
+    budget: Annotated[float, options.lasting("--budget", help="Training time allowed, such as 60s or 10m.")] = ...,  # type: ignore[assignment]
     top: Annotated[int, typer.Option("--top", min=1, metavar="K", help="How many trials to show.")] = 1,
-    device_name: DeviceName = None,
-    clean_only: CleanOnly = False,
-    form: FormatOption = Format.table,
-    storage: Storage = None,
-    debug: Debug = False,
+    device_name: options.DeviceName = None,
+    clean_only: options.CleanOnly = False,
+    form: options.FormatOption = Format.table,
+    storage: options.Storage = None,
+    debug: options.Debug = False,
 ) -> None:
     """Show the most accurate trials whose training fits a budget."""
     kind, note = api.machines(study, device_name=device_name, storage=storage)
@@ -82,14 +68,14 @@ def _chance_on_front(sure: Certainty | None, record: TrialRecord, form: Format) 
     return {} if chance is None else {"on front": f"{chance:.0%}"}
 
 
-@app.command(rich_help_panel=ANSWERS, epilog=examples("front", "front mine --clean-only --format csv"))
+@app.command(rich_help_panel=options.ANSWERS, epilog=options.examples("front", "front mine --clean-only --format csv"))
 def front(
-    study: Study = None,
-    device_name: DeviceName = None,
-    clean_only: CleanOnly = False,
-    form: FormatOption = Format.table,
-    storage: Storage = None,
-    debug: Debug = False,
+    study: options.Study = None,
+    device_name: options.DeviceName = None,
+    clean_only: options.CleanOnly = False,
+    form: options.FormatOption = Format.table,
+    storage: options.Storage = None,
+    debug: options.Debug = False,
 ) -> None:
     """Show the Pareto front of time and accuracy, and its hypervolume."""
     kind, note = api.machines(study, device_name=device_name, storage=storage)
@@ -107,11 +93,13 @@ def front(
 
 
 @app.command(
-    rich_help_panel=ANSWERS,
-    epilog=examples("report --budget 60s", "report mine --out mine.html", "report mine --format svg --figure front"),
+    rich_help_panel=options.ANSWERS,
+    epilog=options.examples(
+        "report --budget 60s", "report mine --out mine.html", "report mine --format svg --figure front"
+    ),
 )
 def report(
-    study: Study = None,
+    study: options.Study = None,
     to: Annotated[
         Path | None,
         typer.Option("--out", metavar="FILE", help="File to write; report.html where left out, or FIGURE.png."),
@@ -123,18 +111,12 @@ def report(
         str | None, typer.Option("--figure", metavar="NAME", help="Figure for png and svg, such as front or curves.")
     ] = None,
     budget: Annotated[
-        float | None,
-        typer.Option(
-            "--budget",
-            parser=duration,
-            metavar="DURATION",
-            help="Where the page's slider stands at first, such as 60s.",
-        ),
+        float | None, options.lasting("--budget", help="Where the page's slider stands at first, such as 60s.")
     ] = None,
-    device_name: DeviceName = None,
-    clean_only: CleanOnly = False,
-    storage: Storage = None,
-    debug: Debug = False,
+    device_name: options.DeviceName = None,
+    clean_only: options.CleanOnly = False,
+    storage: options.Storage = None,
+    debug: options.Debug = False,
 ) -> None:
     """Write the study's figures and answers as one page that opens without a network."""
     to = to or Path("report.html" if figure is None else f"{figure}.{form.value}")

@@ -7,18 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from budgettune.cli.options import (
-    BEFORE,
-    AllowImport,
-    Debug,
-    Device,
-    FormatOption,
-    Sets,
-    Threads,
-    duration,
-    examples,
-    switch,
-)
+from budgettune.cli import options
 from budgettune.cli.output import Format, leave_if_stopped, out, print_json, print_rows, say
 from budgettune.text import format_duration
 
@@ -29,21 +18,19 @@ app = typer.Typer()
 
 
 @app.command(
-    rich_help_panel=BEFORE,
-    epilog=examples(
+    rich_help_panel=options.BEFORE,
+    epilog=options.examples(
         "compare mine.toml --budget 30s --seeds 5 --out mine.json",
         "compare digits --budget 2s --strategies stale-quantile,infobatch",
         "compare mine.toml --budget 30s --out mine.json --resume",
     ),
 )
 def compare(
-    spec: Annotated[str, typer.Argument(metavar="SPEC", help="TOML file, or the name of a bundled one.")] = "paper",
+    spec: options.Spec = "paper",
     budgets: Annotated[
         list[float] | None,
-        typer.Option(
+        options.lasting(
             "--budget",
-            parser=duration,
-            metavar="DURATION",
             help="Training time of each run, such as 30s (repeatable); the spec's train.budget where left out.",
         ),
     ] = None,
@@ -76,13 +63,15 @@ def compare(
     figure: Annotated[
         Path | None, typer.Option("--figure", metavar="FILE", help="File for the figure, one self-contained HTML page.")
     ] = None,
-    resume: Annotated[bool, switch("--resume", help="Go on with the runs in --out; failed ones again.")] = False,
-    sets: Sets = None,
-    device: Device = "auto",
-    threads: Threads = None,
-    allow_import: AllowImport = None,
-    form: FormatOption = Format.table,
-    debug: Debug = False,
+    resume: Annotated[
+        bool, options.switch("--resume", help="Go on with the runs in --out; failed ones again.")
+    ] = False,
+    sets: options.Sets = None,
+    device: options.Device = "auto",
+    threads: options.Threads = None,
+    allow_import: options.AllowImport = None,
+    form: options.FormatOption = Format.table,
+    debug: options.Debug = False,
 ) -> None:
     """Compare pruning strategies at equal training time, against full data and random subsets."""
     from budgettune.comparison.run import compare as run_comparison

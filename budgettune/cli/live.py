@@ -6,12 +6,12 @@ A terminal gets it in place; what is not a terminal gets plain text, line by lin
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from statistics import median
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -150,37 +150,19 @@ def look(study: StudyHandle) -> Look:
 
 def watch(study: StudyHandle, console: Console, every_seconds: float, stop: StopFlag) -> None:
     """Show how a study stands until nothing is left to run, or until told to stop."""
-    with _screen(console) as screen:
+    is_terminal = console.is_terminal and not console.is_dumb_terminal
+    with Live(console=console, auto_refresh=False) if is_terminal else nullcontext() as live:
         while True:
             began = time.monotonic()
             seen = look(study)
-            screen.update(drawn(seen, console), refresh=True)
+            if live is not None:
+                live.update(drawn(seen, console), refresh=True)
+            else:
+                now = Text(f"{datetime.now():%Y-%m-%d %H:%M:%S}")
+                console.print(now, drawn(seen, console), "", sep="\n", highlight=False)
             rest_seconds = max(every_seconds, RESTS_PER_LOOK * (time.monotonic() - began))
             if seen.is_over or stop.wait(rest_seconds):
                 return
-
-
-class _Screen(Protocol):
-    def update(self, renderable: RenderableType, *, refresh: bool = False) -> None: ...
-
-
-@dataclass
-class _Lines:
-    """What is shown one below the other."""
-
-    console: Console
-
-    def update(self, renderable: RenderableType, *, refresh: bool = False) -> None:
-        self.console.print(Text(f"{datetime.now():%Y-%m-%d %H:%M:%S}"), renderable, "", sep="\n", highlight=False)
-
-
-@contextmanager
-def _screen(console: Console) -> Iterator[_Screen]:
-    if console.is_terminal and not console.is_dumb_terminal:
-        with Live(console=console, auto_refresh=False) as live:
-            yield live
-    else:
-        yield _Lines(console)
 
 
 def drawn(seen: Look, console: Console) -> RenderableType:
@@ -190,7 +172,9 @@ def drawn(seen: Look, console: Console) -> RenderableType:
     parts = [title, _states(summary), Text(_pace(seen))]
     parts += _plot(seen, min(console.width, WIDTH), ASCII if console.options.ascii_only else Glyphs())
     if seen.newest is not None:
-        parts.append(Text(f"newest: {_told(seen.newest)}"))
+        seconds, accuracy = seen.newest.train_seconds or 0.0, seen.newest.test_accuracy or 0.0
+        outcome = f"{format_duration(seconds)}, accuracy {accuracy:.2%}, {seen.newest.status}"
+        parts.append(Text(f"newest: trial {seen.newest.number}, {outcome}"))
     return Group(*parts)
 
 
@@ -237,8 +221,3 @@ def _plot(seen: Look, width: int, glyphs: Glyphs) -> list[RenderableType]:
     for text in texts:
         text.highlight_words([glyphs.marked], "green")
     return list(texts)
-
-
-def _told(record: TrialRecord) -> str:
-    seconds = format_duration(record.train_seconds or 0.0)
-    return f"trial {record.number}, {seconds}, accuracy {record.test_accuracy or 0.0:.2%}, {record.status}"

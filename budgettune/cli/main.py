@@ -14,25 +14,7 @@ import typer
 from rich.markup import escape
 
 from budgettune import api
-from budgettune.cli import answers, compare, profile, recommend, study, train
-from budgettune.cli.options import (
-    ANSWERS,
-    BEFORE,
-    HELP,
-    STUDIES,
-    AllowImport,
-    AllowRoot,
-    Debug,
-    DebugSwitch,
-    Device,
-    FormatOption,
-    Storage,
-    Threads,
-    duration,
-    examples,
-    studies_beginning,
-    switch,
-)
+from budgettune.cli import answers, compare, options, profile, recommend, study, train
 from budgettune.cli.output import Format, err, hypervolume_line, leave_if_stopped, out, print_rows, print_trials, say
 from budgettune.errors import BudgetTuneError
 from budgettune.text import format_duration
@@ -43,21 +25,21 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     no_args_is_help=True,
-    context_settings=HELP,
+    context_settings=options.HELP,
     pretty_exceptions_enable=False,
     help='"I have T seconds of training time. What should I train, and how sure are you?"',
     epilog="First steps: budgettune demo. Or, one by one: study create digits, worker, best --budget 5s, report.\n"
     "Durations are written 90s, 10m or 1h30m; a number alone means seconds. BUDGETTUNE_STORAGE names the database.\n"
     "Exit status: 0 done, 1 error, 2 wrong usage, 130 and 143 stopped by a signal.",
 )
-app.add_typer(study.app, name="study", rich_help_panel=STUDIES)
+app.add_typer(study.app, name="study", rich_help_panel=options.STUDIES)
 for module in (answers, recommend, train, compare, profile):
     app.add_typer(module.app)
 
 
 @app.command(
-    rich_help_panel=STUDIES,
-    epilog=examples(
+    rich_help_panel=options.STUDIES,
+    epilog=options.examples(
         "worker", "worker mine --threads 2 --timeout 2h", "worker --wait --processes 4 --allow-import mynets"
     ),
 )
@@ -67,26 +49,24 @@ def worker(
         typer.Argument(
             metavar="STUDY",
             help="Name; every open study where left out, oldest first.",
-            autocompletion=studies_beginning,
+            autocompletion=options.studies_beginning,
         ),
     ] = None,
-    device: Device = "auto",
-    threads: Threads = None,
+    device: options.Device = "auto",
+    threads: options.Threads = None,
     trials: Annotated[
         int | None, typer.Option("--trials", min=1, metavar="N", help="End after that many trials.")
     ] = None,
     timeout: Annotated[
-        float | None,
-        typer.Option("--timeout", parser=duration, metavar="DURATION", help="Begin no trial after that, such as 2h."),
+        float | None, options.lasting("--timeout", help="Begin no trial after that, such as 2h.")
     ] = None,
     trial_timeout: Annotated[
-        float | None,
-        typer.Option(
-            "--trial-timeout", parser=duration, metavar="DURATION", help="End a trial that takes longer, as failed."
-        ),
+        float | None, options.lasting("--trial-timeout", help="End a trial that takes longer, as failed.")
     ] = None,
-    wait: Annotated[bool, switch("--wait", help="Stay for studies and trials that come later.")] = False,
-    drain: Annotated[bool, switch("--drain", help="When told to stop, finish the running trial first.")] = False,
+    wait: Annotated[bool, options.switch("--wait", help="Stay for studies and trials that come later.")] = False,
+    drain: Annotated[
+        bool, options.switch("--drain", help="When told to stop, finish the running trial first.")
+    ] = False,
     processes: Annotated[
         int | None,
         typer.Option(
@@ -97,12 +77,12 @@ def worker(
         ),
     ] = None,
     allow_mixed: Annotated[
-        bool, switch("--allow-mixed", help="Work on studies whose times come from another kind of machine.")
+        bool, options.switch("--allow-mixed", help="Work on studies whose times come from another kind of machine.")
     ] = False,
-    allow_import: AllowImport = None,
-    allow_root: AllowRoot = None,
-    storage: Storage = None,
-    debug: Debug = False,
+    allow_import: options.AllowImport = None,
+    allow_root: options.AllowRoot = None,
+    storage: options.Storage = None,
+    debug: options.Debug = False,
 ) -> None:
     """Train open trials until none is left.
 
@@ -113,7 +93,7 @@ def worker(
     from budgettune.worker import fleet
     from budgettune.worker.options import WorkerOptions
 
-    options = WorkerOptions(
+    chosen = WorkerOptions(
         device=device,
         threads=threads,
         trials=trials,
@@ -124,16 +104,16 @@ def worker(
         allow_root=allowed_roots(allow_root),
         allow_mixed=allow_mixed,
     )
-    members = fleet.members_here(options, processes)
+    members = fleet.members_here(chosen, processes)
     if members:
         raise typer.Exit(_run_fleet(members, fleet.worker_command(study, drain=drain, debug=debug), storage))
-    summary = _work(study, options, storage, drain=drain)
+    summary = _work(study, chosen, storage, drain=drain)
     say(f"{summary.completed} trials completed, {summary.failed} failed. Next: budgettune front")
 
 
 @app.command(
-    rich_help_panel=ANSWERS,
-    epilog=examples("dashboard", "dashboard --host 0.0.0.0 --port 9000 --password-file users.txt"),
+    rich_help_panel=options.ANSWERS,
+    epilog=options.examples("dashboard", "dashboard --host 0.0.0.0 --port 9000 --password-file users.txt"),
 )
 def dashboard(
     host: Annotated[
@@ -158,9 +138,9 @@ def dashboard(
             help="Proxy whose X-Forwarded-For names visitors, or *; else $BUDGETTUNE_DASHBOARD_PROXY.",
         ),
     ] = None,
-    allow_write: Annotated[bool, switch("--allow-write", help="Let visitors change and delete.")] = False,
-    storage: Storage = None,
-    debug: Debug = False,
+    allow_write: Annotated[bool, options.switch("--allow-write", help="Let visitors change and delete.")] = False,
+    storage: options.Storage = None,
+    debug: options.Debug = False,
 ) -> None:
     """Serve optuna-dashboard with our figures, read-only unless told otherwise."""
     from budgettune.dashboard.app import serve
@@ -185,8 +165,8 @@ def dashboard(
     leave_if_stopped(stop.signal_number)
 
 
-@app.command(rich_help_panel=BEFORE, epilog=examples("doctor", "doctor --format json"))
-def doctor(form: FormatOption = Format.table, debug: Debug = False) -> None:
+@app.command(rich_help_panel=options.BEFORE, epilog=options.examples("doctor", "doctor --format json"))
+def doctor(form: options.FormatOption = Format.table, debug: options.Debug = False) -> None:
     """Say what this box has, and what would spoil its timings."""
     from budgettune.machine.doctor import doctor_facts
 
@@ -200,8 +180,8 @@ def doctor(form: FormatOption = Format.table, debug: Debug = False) -> None:
     print_rows(rows, form)
 
 
-@app.command(rich_help_panel=STUDIES, epilog=examples("demo", "demo --storage sqlite:///demo.db"))
-def demo(threads: Threads = None, storage: Storage = None, debug: Debug = False) -> None:
+@app.command(rich_help_panel=options.STUDIES, epilog=options.examples("demo", "demo --storage sqlite:///demo.db"))
+def demo(threads: options.Threads = None, storage: options.Storage = None, debug: options.Debug = False) -> None:
     """Create, work, answer: a small grid on scikit-learn's digits, in one go."""
     from budgettune.worker.options import WorkerOptions
 
@@ -231,7 +211,7 @@ def _run_fleet(members: list[Member], command: WorkerCommand, storage: str | Non
         return run_fleet(members, command, storage_url(storage), stop, say=say)
 
 
-def _work(study: str | None, options: WorkerOptions, storage: str | None, *, drain: bool = False) -> WorkerSummary:
+def _work(study: str | None, chosen: WorkerOptions, storage: str | None, *, drain: bool = False) -> WorkerSummary:
     """Run a worker with progress on standard error; leave with 130 or 143 where a signal ended it."""
     from budgettune.cli.live import TerminalProgress
     from budgettune.storage.connection import storage_url
@@ -242,7 +222,7 @@ def _work(study: str | None, options: WorkerOptions, storage: str | None, *, dra
     with StopFlag(drains=drain) as stop:
         stop.obey_parent()
         try:
-            summary = run_worker(storage_url(storage), study, options, stop=stop, listener=progress)
+            summary = run_worker(storage_url(storage), study, chosen, stop=stop, listener=progress)
         finally:
             progress.close()
     leave_if_stopped(summary.signal_number)
@@ -255,12 +235,12 @@ def main() -> None:
     try:
         app()
     except BudgetTuneError as error:
-        if DebugSwitch.is_on:
+        if options.DebugSwitch.is_on:
             raise
         err.print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(1)
     except Exception as error:
-        if DebugSwitch.is_on:
+        if options.DebugSwitch.is_on:
             raise
         text = escape(f"{type(error).__name__}: {error}".splitlines()[0])
         err.print(f"[red]unexpected error:[/] {text} (--debug shows where)", highlight=False, soft_wrap=True)

@@ -47,6 +47,11 @@ def duration(text: str) -> float:
         raise typer.BadParameter(f"{text!r} {error}") from None
 
 
+def lasting(name: str, *, metavar: str = "DURATION", **more: Any) -> Any:
+    """Return an option that takes a duration."""
+    return typer.Option(name, parser=duration, metavar=metavar, **more)
+
+
 def studies_beginning(context: typer.Context, incomplete: str) -> list[str]:
     """Return the names of studies that a shell may complete to; none where the database cannot be asked."""
     try:
@@ -100,6 +105,7 @@ Study = Annotated[
         autocompletion=studies_beginning,
     ),
 ]
+Spec = Annotated[str, typer.Argument(metavar="SPEC", help="TOML file, or the name of a bundled one.")]
 FormatOption = Annotated[
     Format, typer.Option("--format", help="Table for people, JSON or CSV for programs.", rich_help_panel=COMMON)
 ]

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from budgettune.cli.options import BEFORE, AllowImport, Debug, Device, FormatOption, Sets, Threads, examples, switch
+from budgettune.cli import options
 from budgettune.cli.output import Format, err, out, print_json, print_rows
 
 if TYPE_CHECKING:
@@ -29,25 +29,25 @@ _VERBS = {
 
 
 @app.command(
-    rich_help_panel=BEFORE,
-    epilog=examples("profile mine.toml", "profile digits --rounds 1 --no-remedies"),
+    rich_help_panel=options.BEFORE,
+    epilog=options.examples("profile mine.toml", "profile digits --rounds 1 --no-remedies"),
 )
 def profile(
-    spec: Annotated[str, typer.Argument(metavar="SPEC", help="TOML file, or the name of a bundled one.")] = "paper",
-    sets: Sets = None,
-    device: Device = "auto",
-    threads: Threads = None,
+    spec: options.Spec = "paper",
+    sets: options.Sets = None,
+    device: options.Device = "auto",
+    threads: options.Threads = None,
     rounds: Annotated[
         int, typer.Option("--rounds", min=1, metavar="N", help="Turns that each configuration is timed in.")
     ] = 3,
     steps: Annotated[int, typer.Option("--steps", min=1, metavar="N", help="Steps timed in each turn.")] = 3,
-    no_remedies: Annotated[bool, switch("--no-remedies", help="Try no cures for what is alarmed.")] = False,
+    no_remedies: Annotated[bool, options.switch("--no-remedies", help="Try no cures for what is alarmed.")] = False,
     no_cudnn_benchmark: Annotated[
-        bool, switch("--no-cudnn-benchmark", help="Leave cudnn.benchmark off, as the paper's script does.")
+        bool, options.switch("--no-cudnn-benchmark", help="Leave cudnn.benchmark off, as the paper's script does.")
     ] = False,
-    allow_import: AllowImport = None,
-    form: FormatOption = Format.table,
-    debug: Debug = False,
+    allow_import: options.AllowImport = None,
+    form: options.FormatOption = Format.table,
+    debug: options.Debug = False,
 ) -> None:
     """Time a step of every scale and batch size, and look into those that fall off a kernel cliff."""
     from budgettune.spec.study_spec import load_spec

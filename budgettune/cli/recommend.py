@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from budgettune import api
-from budgettune.cli.options import ANSWERS, Debug, Device, FormatOption, Storage, Study, Threads, duration, examples
+from budgettune.cli import options
 from budgettune.cli.output import Format, accuracy_text, out, print_json, print_rows, say, settings_text
 from budgettune.text import format_duration
 
@@ -20,14 +20,12 @@ app = typer.Typer()
 
 
 @app.command(
-    rich_help_panel=ANSWERS,
-    epilog=examples("recommend --budget 60s", "recommend mine --budget 10m --confidence 0.95 --probe 30s"),
+    rich_help_panel=options.ANSWERS,
+    epilog=options.examples("recommend --budget 60s", "recommend mine --budget 10m --confidence 0.95 --probe 30s"),
 )
 def recommend(
-    study: Study = None,
-    budget: Annotated[
-        float, typer.Option("--budget", parser=duration, metavar="60s", help="Training time allowed.")
-    ] = ...,  # type: ignore[assignment]
+    study: options.Study = None,
+    budget: Annotated[float, options.lasting("--budget", metavar="60s", help="Training time allowed.")] = ...,  # type: ignore[assignment]
     confidence: Annotated[
         float, typer.Option("--confidence", min=0.5, max=0.999, help="Least probability of ending in time.")
     ] = 0.9,
@@ -37,15 +35,13 @@ def recommend(
     ] = None,
     probe: Annotated[
         float | None,
-        typer.Option(
-            "--probe", parser=duration, metavar="30s", help="First time steps that never ran, here, for that long."
-        ),
+        options.lasting("--probe", metavar="30s", help="First time steps that never ran, here, for that long."),
     ] = None,
-    device: Device = "auto",
-    threads: Threads = None,
-    form: FormatOption = Format.table,
-    storage: Storage = None,
-    debug: Debug = False,
+    device: options.Device = "auto",
+    threads: options.Threads = None,
+    form: options.FormatOption = Format.table,
+    storage: options.Storage = None,
+    debug: options.Debug = False,
 ) -> None:
     """Say what to train within a budget, also what never ran, with predicted time and accuracy."""
     answer = api.recommend(

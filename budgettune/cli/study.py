@@ -9,20 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from budgettune import api
-from budgettune.cli.options import (
-    HELP,
-    Debug,
-    ExportFormat,
-    FormatOption,
-    SamplerName,
-    Sets,
-    Storage,
-    Study,
-    duration,
-    examples,
-    studies_beginning,
-    switch,
-)
+from budgettune.cli import options
 from budgettune.cli.output import Format, leave_if_stopped, out, print_json, print_rows, say, warn
 from budgettune.errors import UsageError
 from budgettune.storage.connection import storage_url
@@ -33,23 +20,25 @@ if TYPE_CHECKING:
     from budgettune.study.summary import StudySummary
 
 app = typer.Typer(
-    no_args_is_help=True, context_settings=HELP, help="Create, list, show, check, export, delete studies."
+    no_args_is_help=True, context_settings=options.HELP, help="Create, list, show, check, export, delete studies."
 )
 
 
 @app.command(
     "create",
-    epilog=examples(
+    epilog=options.examples(
         "study create mine.toml --repeats 3",
         "study create digits --name two --set 'search.scale=[1.0, 2.0]'",
         "study create mine.toml --sampler tpe --trials 100",
     ),
 )
 def study_create(
-    spec: Annotated[str, typer.Argument(metavar="SPEC", help="TOML file, or the name of a bundled one.")] = "paper",
+    spec: options.Spec = "paper",
     name: Annotated[str | None, typer.Option("--name", help="Name of the study, in place of the file's.")] = None,
-    grid: Annotated[bool, switch("--grid", help="Run every combination of the searched lists.")] = False,
-    sampler: Annotated[SamplerName | None, typer.Option("--sampler", help="Let a sampler choose points.")] = None,
+    grid: Annotated[bool, options.switch("--grid", help="Run every combination of the searched lists.")] = False,
+    sampler: Annotated[
+        options.SamplerName | None, typer.Option("--sampler", help="Let a sampler choose points.")
+    ] = None,
     seed: Annotated[
         int | None, typer.Option("--seed", min=0, metavar="N", help="Number that all trials' seeds follow from.")
     ] = None,
@@ -61,13 +50,14 @@ def study_create(
         int | None, typer.Option("--trials", min=1, metavar="N", help="Points after which a sampler ends.")
     ] = None,
     total: Annotated[
-        float | None,
-        typer.Option("--total", parser=duration, metavar="4h", help="Training, over all workers, to end at."),
+        float | None, options.lasting("--total", metavar="4h", help="Training, over all workers, to end at.")
     ] = None,
-    skip_if_exists: Annotated[bool, switch("--skip-if-exists", help="Leave a study of that name alone.")] = False,
-    sets: Sets = None,
-    storage: Storage = None,
-    debug: Debug = False,
+    skip_if_exists: Annotated[
+        bool, options.switch("--skip-if-exists", help="Leave a study of that name alone.")
+    ] = False,
+    sets: options.Sets = None,
+    storage: options.Storage = None,
+    debug: options.Debug = False,
 ) -> None:
     """Create a study and its open trials.
 
@@ -99,8 +89,10 @@ def study_create(
     say(f"study {study.name!r}: {cells}, repeats {study.spec.sampler.repeats}. Next: budgettune worker", out)
 
 
-@app.command("list", epilog=examples("study list", "study list --format json"))
-def study_list(form: FormatOption = Format.table, storage: Storage = None, debug: Debug = False) -> None:
+@app.command("list", epilog=options.examples("study list", "study list --format json"))
+def study_list(
+    form: options.FormatOption = Format.table, storage: options.Storage = None, debug: options.Debug = False
+) -> None:
     """List the studies of a database."""
     from budgettune.study.summary import list_studies
 
@@ -110,21 +102,16 @@ def study_list(form: FormatOption = Format.table, storage: Storage = None, debug
         warn(summary.fault)
 
 
-@app.command("show", epilog=examples("study show", "study show mine --watch --every 10s"))
+@app.command("show", epilog=options.examples("study show", "study show mine --watch --every 10s"))
 def study_show(
-    study: Study = None,
+    study: options.Study = None,
     watch: Annotated[
-        bool, switch("--watch", help="Stay and show how it goes, until nothing is left or Ctrl-C.")
+        bool, options.switch("--watch", help="Stay and show how it goes, until nothing is left or Ctrl-C.")
     ] = False,
-    every: Annotated[
-        float,
-        typer.Option(
-            "--every", parser=duration, metavar="DURATION", help="Time between looks of --watch.", show_default="2s"
-        ),
-    ] = 2.0,
-    form: FormatOption = Format.table,
-    storage: Storage = None,
-    debug: Debug = False,
+    every: Annotated[float, options.lasting("--every", help="Time between looks of --watch.", show_default="2s")] = 2.0,
+    form: options.FormatOption = Format.table,
+    storage: options.Storage = None,
+    debug: options.Debug = False,
 ) -> None:
     """Show one study: states, machines, time spent and left, and cells that were given up."""
     handle = api.load_study(study, storage=storage)
@@ -149,9 +136,12 @@ def study_show(
         say(stopping.describe(), out)
 
 
-@app.command("verify", epilog=examples("study verify", "study verify mine --format json"))
+@app.command("verify", epilog=options.examples("study verify", "study verify mine --format json"))
 def study_verify(
-    study: Study = None, form: FormatOption = Format.table, storage: Storage = None, debug: Debug = False
+    study: options.Study = None,
+    form: options.FormatOption = Format.table,
+    storage: options.Storage = None,
+    debug: options.Debug = False,
 ) -> None:
     """Check that each cell and repeat has exactly one finished trial; exit status 1 unless so."""
     verification = api.load_study(study, storage=storage).verify()
@@ -163,14 +153,14 @@ def study_verify(
         raise typer.Exit(1)
 
 
-@app.command("retry", epilog=examples("study retry", "study retry mine --cell 3"))
+@app.command("retry", epilog=options.examples("study retry", "study retry mine --cell 3"))
 def study_retry(
-    study: Study = None,
+    study: options.Study = None,
     cell: Annotated[
         int | None, typer.Option("--cell", min=0, metavar="N", help="Number of the only cell to queue.")
     ] = None,
-    storage: Storage = None,
-    debug: Debug = False,
+    storage: options.Storage = None,
+    debug: options.Debug = False,
 ) -> None:
     """Queue cells again that were given up."""
     queued = api.load_study(study, storage=storage).retry(cell)
@@ -178,18 +168,19 @@ def study_retry(
 
 
 @app.command(
-    "export", epilog=examples("study export --out mine.csv", "study export mine --format json --out mine.json")
+    "export", epilog=options.examples("study export --out mine.csv", "study export mine --format json --out mine.json")
 )
 def study_export(
-    study: Study = None,
+    study: options.Study = None,
     form: Annotated[
-        ExportFormat, typer.Option("--format", help="One row per trial; JSON also holds curves, phases and machines.")
-    ] = ExportFormat.csv,
+        options.ExportFormat,
+        typer.Option("--format", help="One row per trial; JSON also holds curves, phases and machines."),
+    ] = options.ExportFormat.csv,
     to: Annotated[
         Path | None, typer.Option("--out", metavar="FILE", help="File to write; standard output where left out.")
     ] = None,
-    storage: Storage = None,
-    debug: Debug = False,
+    storage: options.Storage = None,
+    debug: options.Debug = False,
 ) -> None:
     """Export a study, one row per trial."""
     from budgettune.study.export import export
@@ -197,12 +188,12 @@ def study_export(
     export(*api.locate(study, storage), form.value, to)
 
 
-@app.command("delete", epilog=examples("study delete mine --yes"))
+@app.command("delete", epilog=options.examples("study delete mine --yes"))
 def study_delete(
-    study: Annotated[str, typer.Argument(metavar="STUDY", help="Name.", autocompletion=studies_beginning)],
-    yes: Annotated[bool, switch("--yes", help="Really delete it, with all its trials.")] = False,
-    storage: Storage = None,
-    debug: Debug = False,
+    study: Annotated[str, typer.Argument(metavar="STUDY", help="Name.", autocompletion=options.studies_beginning)],
+    yes: Annotated[bool, options.switch("--yes", help="Really delete it, with all its trials.")] = False,
+    storage: options.Storage = None,
+    debug: options.Debug = False,
 ) -> None:
     """Delete a study and its trials for good."""
     from budgettune.study.handle import delete_study

@@ -9,19 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from budgettune import api
-from budgettune.cli.options import (
-    ANSWERS,
-    AllowImport,
-    AllowRoot,
-    Debug,
-    Device,
-    Sets,
-    Storage,
-    Study,
-    Threads,
-    duration,
-    examples,
-)
+from budgettune.cli import options
 from budgettune.cli.output import err, out, promise_line, say
 from budgettune.text import format_duration
 
@@ -33,11 +21,11 @@ app = typer.Typer()
 
 
 @app.command(
-    rich_help_panel=ANSWERS,
-    epilog=examples("train --budget 60s", "train --trial 3 --out best.pt", "train mine --set scale=1.2"),
+    rich_help_panel=options.ANSWERS,
+    epilog=options.examples("train --budget 60s", "train --trial 3 --out best.pt", "train mine --set scale=1.2"),
 )
 def train(
-    study: Study = None,
+    study: options.Study = None,
     to: Annotated[Path, typer.Option("--out", metavar="FILE", help="File for weights, params and result.")] = Path(
         "model.pt"
     ),
@@ -45,20 +33,19 @@ def train(
         int | None,
         typer.Option("--trial", min=0, metavar="N", help="Number of the trial whose params and seed to take."),
     ] = None,
-    sets: Sets = None,
+    sets: options.Sets = None,
     budget: Annotated[
-        float | None,
-        typer.Option("--budget", parser=duration, metavar="60s", help="What `recommend` says, until the time is up."),
+        float | None, options.lasting("--budget", metavar="60s", help="What `recommend` says, until the time is up.")
     ] = None,
     seed: Annotated[
         int | None, typer.Option("--seed", min=0, metavar="N", help="In place of the trial's or the study's.")
     ] = None,
-    device: Device = "auto",
-    threads: Threads = None,
-    allow_import: AllowImport = None,
-    allow_root: AllowRoot = None,
-    storage: Storage = None,
-    debug: Debug = False,
+    device: options.Device = "auto",
+    threads: options.Threads = None,
+    allow_import: options.AllowImport = None,
+    allow_root: options.AllowRoot = None,
+    storage: options.Storage = None,
+    debug: options.Debug = False,
 ) -> None:
     """Train one configuration of a study and keep the model.
 
