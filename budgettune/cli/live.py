@@ -103,7 +103,7 @@ def _label(claim: Claim) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Look:
+class Snapshot:
     """A study at one moment.
 
     Attributes:
@@ -133,13 +133,13 @@ class Look:
         return 3600 * max(self.summary.cells - done, 0) / self.per_hour
 
 
-def look(study: StudyHandle) -> Look:
+def snapshot(study: StudyHandle) -> Snapshot:
     """Return how a study stands."""
     engine, study_id = study.engine, study.study_id
     summary = study.summary()
     latest = latest_trials(engine, study_id, LATEST)
     front = pareto_front(engine, study_id)
-    return Look(
+    return Snapshot(
         summary=summary,
         per_hour=trials_per_hour(latest) if summary.states["RUNNING"] else None,
         points=tuple(objective_points(engine, study_id)),
@@ -154,27 +154,27 @@ def watch(study: StudyHandle, console: Console, every_seconds: float, stop: Stop
     with Live(console=console, auto_refresh=False) if is_terminal else nullcontext() as live:
         while True:
             began = time.monotonic()
-            seen = look(study)
+            now = snapshot(study)
             if live is not None:
-                live.update(drawn(seen, console), refresh=True)
+                live.update(drawn(now, console), refresh=True)
             else:
-                now = Text(f"{datetime.now():%Y-%m-%d %H:%M:%S}")
-                console.print(now, drawn(seen, console), "", sep="\n", highlight=False)
+                moment = Text(f"{datetime.now():%Y-%m-%d %H:%M:%S}")
+                console.print(moment, drawn(now, console), "", sep="\n", highlight=False)
             rest_seconds = max(every_seconds, RESTS_PER_LOOK * (time.monotonic() - began))
-            if seen.is_over or stop.wait(rest_seconds):
+            if now.is_over or stop.wait(rest_seconds):
                 return
 
 
-def drawn(seen: Look, console: Console) -> RenderableType:
-    """Return what is shown of a study, at most 78 characters wide and 20 lines high."""
-    summary = seen.summary
+def drawn(now: Snapshot, console: Console) -> RenderableType:
+    """Return what is shown of a study: at most 78 characters wide and 20 lines high."""
+    summary = now.summary
     title = Text(summary.name, style="bold", overflow="ellipsis", no_wrap=True)
-    parts = [title, _states(summary), Text(_pace(seen))]
-    parts += _plot(seen, min(console.width, WIDTH), ASCII if console.options.ascii_only else Glyphs())
-    if seen.newest is not None:
-        seconds, accuracy = seen.newest.train_seconds or 0.0, seen.newest.test_accuracy or 0.0
-        outcome = f"{format_duration(seconds)}, accuracy {accuracy:.2%}, {seen.newest.status}"
-        parts.append(Text(f"newest: trial {seen.newest.number}, {outcome}"))
+    parts = [title, _states(summary), Text(_pace(now))]
+    parts += _plot(now, min(console.width, WIDTH), ASCII if console.options.ascii_only else Glyphs())
+    if now.newest is not None:
+        seconds, accuracy = now.newest.train_seconds or 0.0, now.newest.test_accuracy or 0.0
+        outcome = f"{format_duration(seconds)}, accuracy {accuracy:.2%}, {now.newest.status}"
+        parts.append(Text(f"newest: trial {now.newest.number}, {outcome}"))
     return Group(*parts)
 
 
@@ -191,23 +191,23 @@ def _states(summary: StudySummary) -> RenderableType:
     return row
 
 
-def _pace(seen: Look) -> str:
-    if seen.is_over:
+def _pace(now: Snapshot) -> str:
+    if now.is_over:
         rate = "nothing is left to run"
-    elif not seen.summary.states["RUNNING"]:
+    elif not now.summary.states["RUNNING"]:
         rate = "nothing runs"
-    elif seen.per_hour is None:
+    elif now.per_hour is None:
         rate = "no trial has ended yet"
     else:
-        left = "" if seen.seconds_left is None else f", about {format_duration(seen.seconds_left)} left"
-        rate = f"{seen.per_hour:,.0f} trials/hour{left}"
-    return f"{rate}, {format_duration(seen.summary.train_seconds)} trained"
+        left = "" if now.seconds_left is None else f", about {format_duration(now.seconds_left)} left"
+        rate = f"{now.per_hour:,.0f} trials/hour{left}"
+    return f"{rate}, {format_duration(now.summary.train_seconds)} trained"
 
 
-def _plot(seen: Look, width: int, glyphs: Glyphs) -> list[RenderableType]:
+def _plot(now: Snapshot, width: int, glyphs: Glyphs) -> list[RenderableType]:
     lines = scatter(
-        seen.points,
-        seen.front,
+        now.points,
+        now.front,
         width=width,
         height=PLOT_LINES,
         x_text=format_duration,

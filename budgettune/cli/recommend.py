@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -58,16 +58,11 @@ def recommend(
     if form is Format.json:
         print_json(answer.to_json())
     elif form is Format.csv:
-        print_rows([_row(answer.choice)], form)
+        values = {name: value for name, value in vars(answer.choice).items() if name != "params"}
+        print_rows([{**answer.choice.params, **values}], form)
     else:
         for line in lines(answer):
             say(line, out)
-
-
-def _row(prediction: Prediction) -> dict[str, Any]:
-    """Return a prediction as one flat row."""
-    values = {name: value for name, value in vars(prediction).items() if name != "params"}
-    return {**prediction.params, **values}
 
 
 def lines(answer: Recommendation) -> Iterator[str]:
@@ -79,13 +74,31 @@ def lines(answer: Recommendation) -> Iterator[str]:
     )
     yield ""
     yield f"train         {_spelled(answer.choice)}"
-    yield f"  time        {_time(answer.choice)}, in time with {_percent(answer.choice.chance_in_time)}"
+    chance = answer.choice.chance_in_time
+    yield f"  time        {_time(answer.choice)}, in time with {'over 99%' if chance > 0.99 else f'{chance:.0%}'}"
     yield f"  accuracy    {accuracy_text(answer.choice)}"
     yield f"best that ran {_observed(answer)}"
     for text in answer.extrapolated:
         yield f"extrapolated  {text}"
-    yield from _next(answer)
-    yield from _basis(answer)
+    if answer.next_trial is None:
+        yield "to know more  no single trial is likely to change this answer by 0.05 points"
+    else:
+        following = answer.next_trial
+        yield (
+            f"to know more  run {_spelled(following.prediction)}: {_time(following.prediction)}; "
+            f"worth {100 * following.gain:.2f} points of the answer, as expected"
+        )
+    basis = answer.basis
+    repeats = f"{basis.repeats} repeat{'s' if basis.repeats != 1 else ''}"
+    probes = f", {format_duration(basis.probe_seconds)} of them probes" if basis.probe_seconds else ""
+    yield (
+        f"from          {basis.trials} trials of {basis.configurations} configurations, {repeats}; "
+        f"{basis.step_times} step times{probes}"
+    )
+    yield (
+        f"seeds         lie ±{basis.seed_points:.2f} points apart at this choice; no model could explain over "
+        f"{basis.noise_ceiling:.0%} of what trials differ by"
+    )
     for note in answer.notes:
         yield f"note          {note}"
 
@@ -100,10 +113,6 @@ def _time(prediction: Prediction) -> str:
     return f"{format_duration(prediction.seconds)} ({low} to {high})"
 
 
-def _percent(share: float) -> str:
-    return "over 99%" if share > 0.99 else f"{share:.0%}"
-
-
 def _observed(answer: Recommendation) -> str:
     trial = answer.observed
     if trial is None or trial.train_seconds is None:
@@ -111,29 +120,4 @@ def _observed(answer: Recommendation) -> str:
     return (
         f"trial {trial.number} ({settings_text(trial.params)}, {trial.epochs} epochs): "
         f"{format_duration(trial.train_seconds)}, {trial.test_accuracy:.2%}"
-    )
-
-
-def _next(answer: Recommendation) -> Iterator[str]:
-    if answer.next_trial is not None:
-        following = answer.next_trial
-        yield (
-            f"to know more  run {_spelled(following.prediction)}: {_time(following.prediction)}; "
-            f"worth {100 * following.gain:.2f} points of the answer, as expected"
-        )
-    else:
-        yield "to know more  no single trial is likely to change this answer by 0.05 points"
-
-
-def _basis(answer: Recommendation) -> Iterator[str]:
-    basis = answer.basis
-    repeats = f"{basis.repeats} repeat{'s' if basis.repeats != 1 else ''}"
-    probes = f", {format_duration(basis.probe_seconds)} of them probes" if basis.probe_seconds else ""
-    yield (
-        f"from          {basis.trials} trials of {basis.configurations} configurations, {repeats}; "
-        f"{basis.step_times} step times{probes}"
-    )
-    yield (
-        f"seeds         lie ±{basis.seed_points:.2f} points apart at this choice; no model could explain over "
-        f"{basis.noise_ceiling:.0%} of what trials differ by"
     )

@@ -15,7 +15,7 @@ import time
 import pytest
 from rich.console import Console
 
-from budgettune.cli.live import drawn, look, watch
+from budgettune.cli.live import drawn, snapshot, watch
 from budgettune.cli.text_plot import ASCII, Glyphs, scatter
 from budgettune.records import TrialRecord
 from budgettune.study.handle import create_study
@@ -94,7 +94,7 @@ def study(sqlite_url):
 
 def text_of(study, **options):
     console = Console(file=io.StringIO(), width=80, **options)
-    console.print(drawn(look(study), console))
+    console.print(drawn(snapshot(study), console))
     return console.file.getvalue()
 
 
@@ -112,9 +112,9 @@ def test_it_tells_states_throughput_time_left_and_front_in_80_columns_and_24_lin
 def test_a_study_without_trials_and_a_terminal_without_unicode_do(sqlite_url):
     study = create_study(SPEC, sqlite_url)
     console = Console(file=io.TextIOWrapper(io.BytesIO(), encoding="ascii"), width=80)
-    console.print(drawn(look(study), console))
+    console.print(drawn(snapshot(study), console))
     study.complete(study.claim(), RESULT)
-    console.print(drawn(look(study), console))
+    console.print(drawn(snapshot(study), console))
     console.file.seek(0)
     text = console.file.read()
     assert "0 of 4 complete, 4 waiting" in text
