@@ -152,7 +152,7 @@ def run_workers(url: str, options: argparse.Namespace) -> tuple[float, list[floa
 def serve_ours(url: str, port: int) -> None:
     from budgettune.dashboard.app import serve
 
-    serve(url, port=port, ready=lambda address: None)
+    serve(url, port=port)
 
 
 def serve_optunas(url: str, port: int) -> None:

@@ -16,6 +16,7 @@ def test_imports_follow_the_rules(capsys, request):
 LIGHT = {
     "budgettune": "torch optuna sqlalchemy numpy",
     "budgettune.api": "torch optuna",
+    "budgettune.cli.live": "torch",
     "budgettune.cli.main": "torch optuna plotly",
     "budgettune.machine.doctor": "torch optuna",
     "budgettune.machine.fingerprint": "torch optuna",

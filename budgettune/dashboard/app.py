@@ -189,6 +189,8 @@ def listen(app: WSGIApplication, host: str, port: int, *, trusted_proxy: str | N
         **from_proxy,
     )
     server.channel_class = _Connection
+    # An IPv6 socket spells those who come by IPv4 otherwise than a trusted proxy is spelled.
+    server.fix_addr = lambda address: (address[0].removeprefix("::ffff:"), *address[1:])
     logging.getLogger("waitress").addFilter(_in_one_line)
     thread = threading.Thread(target=server.run, name="budgettune-dashboard", daemon=True)
     thread.start()

@@ -442,16 +442,34 @@ def test_a_proxy_that_is_no_address_is_refused(url):
         serve(url, port=0, trusted_proxy="proxy.example")
 
 
-def test_an_ipv6_address_is_served_and_shown_in_brackets(url):
+@pytest.mark.parametrize("host", ["::1", "::"])
+def test_an_ipv6_address_is_served_and_shown_in_brackets(url, host):
     try:
-        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+        socket.create_server((host, 0), family=socket.AF_INET6).close()
     except OSError:
         pytest.skip("this box has no IPv6")
-    with listen(make_app(url), "::1", 0) as address:
-        port = int(address.removeprefix("http://[::1]:").rstrip("/"))
-        with contextlib.closing(http.client.HTTPConnection("::1", port, timeout=20)) as connection:
-            connection.request("GET", "/api/studies")
-            assert connection.getresponse().status == 200
+    with listen(make_app(url), host, 0) as address:
+        port = int(address.removeprefix(f"http://[{host}]:").rstrip("/"))
+        for name in ("::1", "127.0.0.1") if host == "::" else ("::1",):
+            with contextlib.closing(http.client.HTTPConnection(name, port, timeout=20)) as connection:
+                connection.request("GET", "/api/studies")
+                assert connection.getresponse().status == 200
+
+
+def test_a_trusted_proxy_that_comes_by_ipv4_to_an_ipv6_socket_is_known(url):
+    if not socket.has_dualstack_ipv6():
+        pytest.skip("this box has no IPv6")
+    visitors = []
+
+    def app(environ, start):
+        visitors.append(environ["REMOTE_ADDR"])
+        start("204 No Content", [])
+        return []
+
+    with listen(app, "::", 0, trusted_proxy="127.0.0.1") as address:
+        client = Client(address.replace("[::]", "127.0.0.1"))
+        assert client("GET", "/", X_Forwarded_For="192.0.2.1") == 204
+    assert visitors == ["192.0.2.1"]
 
 
 def test_a_page_without_a_login_does_not_lock_anybody_out(guarded):
