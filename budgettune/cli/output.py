@@ -64,15 +64,15 @@ def leave_if_stopped(signal_number: int | None) -> None:
 
 def print_rows(rows: Sequence[Mapping[str, Any]], form: Format, *, title: str | None = None) -> None:
     """Print rows with equal keys; JSON and CSV go alone to standard output."""
+    keys = list(dict.fromkeys(key for row in rows for key in row))
     if form is Format.json:
         print_json(list(rows))
     elif form is Format.csv:
-        writer = csv.DictWriter(sys.stdout, fieldnames=list(dict.fromkeys(key for row in rows for key in row)))
-        writer.writerow({key: csv_safe(key) for key in writer.fieldnames})
+        writer = csv.DictWriter(sys.stdout, keys)
+        writer.writerow({key: csv_safe(key) for key in keys})
         writer.writerows({key: csv_safe(value) for key, value in row.items()} for row in rows)
     else:
         table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
-        keys = list(dict.fromkeys(key for row in rows for key in row))
         for key in keys:
             numeric = all(isinstance(row.get(key), (int, float, type(None))) for row in rows)
             table.add_column(
@@ -149,8 +149,7 @@ def promise_line(answer: Recommendation) -> str:
 
 def settings_text(params: Mapping[str, Any]) -> str:
     """Return settings as people read them."""
-    shown = (f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in params.items())
-    return ", ".join(shown) or "the study's settings"
+    return ", ".join(f"{name} {shown(value)}" for name, value in params.items()) or "the study's settings"
 
 
 def accuracy_text(prediction: Prediction) -> str:
