@@ -1,4 +1,4 @@
-"""Which running trials end early: those that finished trials will almost surely beat in both time and accuracy.
+"""The rule of early stops: a running trial ends that finished ones will almost surely beat in time and accuracy.
 
 After an epoch, a trial's final seconds and final accuracy are forecast from the finished trials of its study, each
 looked at where it was equally far. The trial is dominated where one of them took no longer than the least that the

@@ -1,4 +1,4 @@
-"""How sure a front is: what seeds make of one configuration, and the chance that no other beats it.
+"""The certainty of a front: what seeds make of one configuration, and the chance that no other beats it.
 
 A *cell* is one configuration; its repeats differ by their seeds. Seconds count by their logarithm. What seeds do is
 taken as normal. To times they do the same in every cell; accuracies differ the more, the less a network has learnt, so
@@ -223,7 +223,7 @@ def _lead(seconds: Floats, accuracy: Floats) -> Floats:
 
 
 def cells_to_repeat(results: Results, most_repeats: int) -> list[int]:
-    """Return the cells that a further seed is worth most for, most at stake first; none where the front is settled.
+    """Return the cells that a further seed is worth most for, most at stake first; none where the front is certain.
 
     At stake is the accuracy that one expects to lose at a cell's time by trusting the front as observed (the expected
     opportunity cost of Chick and Inoue, 2001): what a member may lie behind faster cells, what another may lie ahead.

@@ -1,4 +1,4 @@
-"""Which trials a study still needs, decided from what it holds. Pure: no database is asked here.
+"""The ledger of a study: which trials it still needs, decided from those that it holds. No database is asked here.
 
 A *slot* is one cell and repeat. At every moment a slot has at most one row that is open, complete or stopped early:
 
