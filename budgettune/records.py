@@ -455,3 +455,34 @@ class SlotRow:
     def next_attempt(self) -> int:
         """Number of the try that follows this failed one."""
         return self.attempt + 1 if self.uses_attempt else self.attempt
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A running trial that is ours.
+
+    Attributes:
+        number: Optuna's trial number.
+        params: searched values; none while a sampler has yet to draw them.
+        cell: index of the point.
+        attempt: 1 for the first try.
+        seed: of this cell and repeat.
+    """
+
+    trial_id: int
+    number: int
+    params: dict[str, Any]
+    cell: int
+    repeat: int
+    attempt: int
+    seed: int
+
+    @property
+    def slot(self) -> Slot:
+        """The cell and repeat that it stands for."""
+        return Slot(self.cell, self.repeat)
+
+    @property
+    def keys(self) -> dict[str, int]:
+        """User attributes that say which cell, repeat and attempt it is."""
+        return {"cell": self.cell, "repeat": self.repeat, "attempt": self.attempt, "seed": self.seed}

@@ -30,6 +30,7 @@ from benchmarks.support import synthetic
 from budgettune import api
 from budgettune.cli.main import app
 from budgettune.errors import BudgetTuneError, SpecError, StorageError, StudyNotFound
+from budgettune.records import Claim
 from budgettune.spec.study_spec import StudySpec
 from budgettune.storage.answers import best_under_budget
 from budgettune.storage.connection import open_engine, open_storage, writing
@@ -37,7 +38,6 @@ from budgettune.storage.schema import study_user_attributes, trial_params, trial
 from budgettune.storage.trials import trial_records
 from budgettune.study.export import export
 from budgettune.study.handle import (
-    Claim,
     StudyHandle,
     create_study,
     delete_study,

@@ -22,7 +22,7 @@ from rich.text import Text
 
 from budgettune.cli.output import Screen, say, shown
 from budgettune.cli.text_plot import ASCII, Glyphs, Point, scatter
-from budgettune.records import EpochRecord, TrialRecord, TrialResult
+from budgettune.records import Claim, EpochRecord, TrialRecord, TrialResult
 from budgettune.storage.answers import latest_trials, objective_points
 from budgettune.study.pareto import pareto_front
 from budgettune.study.summary import StudySummary, trials_per_hour
@@ -32,7 +32,7 @@ from budgettune.worker.signals import StopFlag
 
 if TYPE_CHECKING:
     from budgettune.spec.study_spec import StudySpec
-    from budgettune.study.handle import Claim, StudyHandle
+    from budgettune.study.handle import StudyHandle
 
 LATEST = 50  # trials that the throughput is taken from
 WIDTH, PLOT_LINES, BAR = 78, 10, 30

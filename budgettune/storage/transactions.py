@@ -9,7 +9,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from budgettune.records import HANDED_BACK, LOST, Slot, SlotRow
+from budgettune.records import HANDED_BACK, LOST, Claim, SlotRow
 from budgettune.storage.connection import writing
 from budgettune.storage.schema import (
     DIRECTIONS,
@@ -49,27 +49,6 @@ from budgettune.storage.writes import (
 
 CLAIM_ATTRIBUTES = ("cell", "repeat", "attempt", "seed")
 MANY_ROWS = 1_000
-
-
-@dataclass(frozen=True)
-class TakenTrial:
-    """A row that is now ours to run.
-
-    Attributes:
-        attributes: cell, repeat, attempt and, but for a row that lost it, seed.
-        params_are_drawn: false for a sampled point that has no params yet.
-    """
-
-    trial_id: int
-    number: int
-    params: dict[str, Any]
-    attributes: dict[str, Any]
-    params_are_drawn: bool = True
-
-    @property
-    def slot(self) -> Slot:
-        """The cell and repeat that the row stands for."""
-        return Slot(self.attributes["cell"], self.attributes["repeat"])
 
 
 @dataclass(frozen=True)
@@ -139,20 +118,24 @@ def delete_study(engine: sa.Engine, study_id: int) -> None:
 # --- Claim ----------------------------------------------------------------------------------------------------------
 
 
-def take_waiting(engine: sa.Engine, study_id: int, after_id: int = 0) -> TakenTrial | None:
+def take_waiting(
+    engine: sa.Engine, study_id: int, seed_of: Callable[[int, int], int], after_id: int = 0
+) -> Claim | None:
     """Turn the oldest waiting trial of a cell into a running one with its first heartbeat; None where none waits.
 
-    Trials up to the id `after_id` are known not to wait, and are not looked at.
+    Trials up to the id `after_id` are known not to wait, and are not looked at. A row that lost its seed gets that of
+    `seed_of` its cell and repeat.
     """
     with writing(engine) as connection:
         while (found := _next_waiting(connection, study_id, after_id)) is not None:
             after_id, number = found
             stored = read_attributes(connection, [after_id], CLAIM_ATTRIBUTES)[after_id]
-            attributes = {"attempt": 1} | {name: value for name, value in stored.items() if type(value) is int}
-            if type(number) is int and {"cell", "repeat"} <= attributes.keys():
+            keys = {"attempt": 1} | {name: value for name, value in stored.items() if type(value) is int}
+            if type(number) is int and {"cell", "repeat"} <= keys.keys():
                 set_state(connection, after_id, "RUNNING", datetime_start=utc_in())
                 beat(connection, after_id)
-                return TakenTrial(after_id, number, read_params(connection, [after_id])[after_id], attributes)
+                params = read_params(connection, [after_id])[after_id]
+                return Claim(after_id, number, params, **{"seed": seed_of(keys["cell"], keys["repeat"]), **keys})
     return None
 
 
@@ -187,7 +170,7 @@ def renew_lease(engine: sa.Engine, trial_id: int) -> bool:
 def record_result(
     engine: sa.Engine,
     study_id: int,
-    taken: TakenTrial,
+    claim: Claim,
     attributes: Mapping[str, Any],
     values: tuple[float, float] | None,
     machine_key: str | None = None,
@@ -202,7 +185,7 @@ def record_result(
     Args:
         engine: from `open_engine`.
         study_id: of the study.
-        taken: the trial.
+        claim: the trial.
         attributes: of its result.
         values: seconds and accuracy; None for a trial that was stopped early.
         machine_key: of the kind of machine that counts; None asks the study.
@@ -214,32 +197,32 @@ def record_result(
             return False  # deleted meanwhile
         if not is_known:
             add_machine_key(connection, study_id, attributes["device_name"])
-        state = lock_trial(connection, taken.trial_id)
+        state = lock_trial(connection, claim.trial_id)
         fits = (machine_key or own_machine_key(connection, study_id)) in (None, attributes.get("device_name"))
         if state == "RUNNING" and fits:
-            end_trial(connection, taken.trial_id, ended, attributes, values)
+            end_trial(connection, claim.trial_id, ended, attributes, values)
             return True
         if state == "RUNNING":
-            end_trial(connection, taken.trial_id, ended, {**attributes, "extra": True}, values)
-            insert_trials(connection, study_id, [NewTrial("WAITING", taken.attributes, params_of=taken.trial_id)])
+            end_trial(connection, claim.trial_id, ended, {**attributes, "extra": True}, values)
+            insert_trials(connection, study_id, [NewTrial("WAITING", claim.keys, params_of=claim.trial_id)])
             return False
         if state == ended:
-            return read_attributes(connection, [taken.trial_id], ["extra"])[taken.trial_id].get("extra") is not True
-        return state is not None and _record_late(connection, study_id, taken, attributes, values, fits)
+            return read_attributes(connection, [claim.trial_id], ["extra"])[claim.trial_id].get("extra") is not True
+        return state is not None and _record_late(connection, study_id, claim, attributes, values, fits)
 
 
 def _record_late(
     connection: sa.Connection,
     study_id: int,
-    taken: TakenTrial,
+    claim: Claim,
     attributes: Mapping[str, Any],
     values: tuple[float, float] | None,
     fits: bool,
 ) -> bool:
     """Keep the result of a trial that was taken for lost: for its cell where that still waits, else as an extra."""
-    attributes = {**attributes, "late_of": taken.number}
-    rows = [row for row in slot_rows(connection, study_id) if row.slot == taken.slot]
-    delivered = next((row for row in rows if row.late_of == taken.number), None)
+    attributes = {**attributes, "late_of": claim.number}
+    rows = [row for row in slot_rows(connection, study_id) if row.slot == claim.slot]
+    delivered = next((row for row in rows if row.late_of == claim.number), None)
     if delivered is not None:
         return not delivered.extra
     for row in rows if fits else ():
@@ -249,7 +232,7 @@ def _record_late(
     counts = fits and not any(row.is_taken for row in rows)
     if not counts:
         attributes["extra"] = True
-    new = NewTrial(_ended(values), {**taken.attributes, **attributes}, params_of=taken.trial_id, values=values)
+    new = NewTrial(_ended(values), {**claim.keys, **attributes}, params_of=claim.trial_id, values=values)
     insert_trials(connection, study_id, [new])
     return counts
 
@@ -260,21 +243,29 @@ def _ended(values: tuple[float, float] | None) -> str:
 
 
 def record_failure(
-    engine: sa.Engine, study_id: int, taken: TakenTrial, failure_kind: str, message: str, max_attempts: int
+    engine: sa.Engine,
+    study_id: int,
+    claim: Claim,
+    failure_kind: str,
+    message: str,
+    max_attempts: int,
+    *,
+    keeps_params: bool = True,
 ) -> bool:
     """Fail a running trial and queue its slot again; return whether it was queued.
 
-    Nothing happens where the trial runs no longer: whoever ended it has seen to its slot.
+    Nothing happens where the trial runs no longer: whoever ended it has seen to its slot. Nor is a slot queued here
+    whose trial keeps no params that the next one may copy: they are not drawn, or not those of its cell.
     """
     failure = {"kind": failure_kind, "message": message}
-    attempt = taken.attributes["attempt"] + (failure_kind != HANDED_BACK)
+    attempt = claim.attempt + (failure_kind != HANDED_BACK)
     with writing(engine) as connection:
-        if not lock_study(connection, study_id) or lock_trial(connection, taken.trial_id) != "RUNNING":
+        if not lock_study(connection, study_id) or lock_trial(connection, claim.trial_id) != "RUNNING":
             return False
-        end_trial(connection, taken.trial_id, "FAIL", {"failure": failure})
-        if attempt > max_attempts or not taken.params_are_drawn:
+        end_trial(connection, claim.trial_id, "FAIL", {"failure": failure})
+        if attempt > max_attempts or not keeps_params:
             return False
-        again = NewTrial("WAITING", {**taken.attributes, "attempt": attempt}, params_of=taken.trial_id)
+        again = NewTrial("WAITING", {**claim.keys, "attempt": attempt}, params_of=claim.trial_id)
         insert_trials(connection, study_id, [again])
         return True
 
@@ -329,7 +320,7 @@ def _fail_lost(connection: sa.Connection, study_id: int, lease_seconds: float) -
 # --- Sampled points -------------------------------------------------------------------------------------------------
 
 
-def reserve(engine: sa.Engine, study_id: int, decide: Callable[[list[SlotRow]], NewTrial | None]) -> TakenTrial | None:
+def reserve(engine: sa.Engine, study_id: int, decide: Callable[[list[SlotRow]], NewTrial | None]) -> Claim | None:
     """Add a running row for the next point, its params to be drawn; None where the study has all it wants.
 
     Its number seeds the draw, so the row comes first; the study's lock keeps the count from overshooting.
@@ -339,7 +330,7 @@ def reserve(engine: sa.Engine, study_id: int, decide: Callable[[list[SlotRow]], 
         if new is None:
             return None
         [(trial_id, number)] = insert_trials(connection, study_id, [new])
-        return TakenTrial(trial_id, number, {}, dict(new.attributes), params_are_drawn=False)
+        return Claim(trial_id, number, {}, **new.attributes)
 
 
 def fill_reserved(

@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from budgettune.errors import BudgetTuneError, SpecError, StudyExists
-from budgettune.records import HANDED_BACK, Slot, SlotRow, TrialResult, trial_attributes
+from budgettune.records import HANDED_BACK, Claim, Slot, SlotRow, TrialResult, trial_attributes
 from budgettune.spec.study_spec import StudySpec
 from budgettune.storage import slots, transactions
 from budgettune.storage.answers import state_counts
 from budgettune.storage.connection import Engine, open_engine, open_storage, reading
 from budgettune.storage.driver_errors import redact, translated
 from budgettune.storage.studies import find_study, own_machine_key
-from budgettune.storage.transactions import Reconciled, TakenTrial
+from budgettune.storage.transactions import Reconciled
 from budgettune.storage.trials import stopping_notes
 from budgettune.storage.writes import NewTrial
 from budgettune.study.dashboard_note import study_note
@@ -35,31 +35,6 @@ if TYPE_CHECKING:
 
 LEASE_SECONDS = 60.0
 LONGEST_MESSAGE = 2_000  # characters of a failure that a row keeps
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A trial that is ours to run.
-
-    Attributes:
-        number: Optuna's trial number.
-        params: searched values.
-        cell: index of the point.
-        attempt: 1 for the first try.
-        seed: of this cell and repeat.
-    """
-
-    trial_id: int
-    number: int
-    params: dict[str, Any]
-    cell: int
-    repeat: int
-    attempt: int
-    seed: int
-
-    def taken(self) -> TakenTrial:
-        attributes = {"cell": self.cell, "repeat": self.repeat, "attempt": self.attempt, "seed": self.seed}
-        return TakenTrial(self.trial_id, self.number, self.params, attributes)
 
 
 def create_study(spec: StudySpec, url: str, *, skip_if_exists: bool = False) -> StudyHandle:
@@ -179,30 +154,29 @@ class StudyHandle:
 
         None may also mean that the rest is running elsewhere: ask `is_finished`, and `reconcile` now and then.
         """
-        while (taken := self._take()) is not None:
-            if taken.params.keys() == self.spec.search.keys():
-                seed = self.spec.trial_seed(*taken.slot)
-                return Claim(taken.trial_id, taken.number, taken.params, **{"seed": seed, **taken.attributes})
+        while (claim := self._take()) is not None:
+            if claim.params.keys() == self.spec.search.keys():
+                return claim
             # Another program's hand: it would train something else than its cell says.
-            self._end(replace(taken, params_are_drawn=False), "damaged", "its params are not those that are searched")
+            self._end(claim, "damaged", "its params are not those that are searched", keeps_params=False)
             self.reconcile()
         return None
 
-    def _take(self) -> TakenTrial | None:
+    def _take(self) -> Claim | None:
         if self.spec.sampler.total is not None and self._ledger().is_spent:
             return None
-        taken = self._take_waiting()
-        if taken is None and self.spec.sampler.name != "grid":
+        claim = self._take_waiting()
+        if claim is None and self.spec.sampler.name != "grid":
             self.reconcile()  # lost trials mislead samplers, and their points come first
-            taken = self._take_waiting() or self._draw()
-        return taken
+            claim = self._take_waiting() or self._draw()
+        return claim
 
-    def _take_waiting(self) -> TakenTrial | None:
+    def _take_waiting(self) -> Claim | None:
         # Rows never come back to waiting, but for those that another worker was about to take: `reconcile` looks again.
-        taken = transactions.take_waiting(self.engine, self.study_id, self._taken_up_to)
-        if taken is not None:
-            self._taken_up_to = taken.trial_id
-        return taken
+        claim = transactions.take_waiting(self.engine, self.study_id, self.spec.trial_seed, self._taken_up_to)
+        if claim is not None:
+            self._taken_up_to = claim.trial_id
+        return claim
 
     def heartbeat(self, trial_id: int) -> bool:
         """Renew the lease of a running trial; false where it was taken for lost (or deleted)."""
@@ -225,7 +199,7 @@ class StudyHandle:
         machine_key = key if allow_mixed else self._machine_key
         is_known = key in self._known_machine_keys
         counts = transactions.record_result(
-            self.engine, self.study_id, claim.taken(), attributes, values, machine_key, is_known=is_known
+            self.engine, self.study_id, claim, attributes, values, machine_key, is_known=is_known
         )
         self._known_machine_keys.add(key)
         return counts
@@ -238,16 +212,18 @@ class StudyHandle:
             failure_kind: a short word such as `out-of-memory`.
             message: the reason, for people.
         """
-        return self._end(claim.taken(), failure_kind, message)
+        return self._end(claim, failure_kind, message)
 
     def hand_back(self, claim: Claim) -> bool:
         """Queue the cell of a trial that was told to stop; this uses up no attempt."""
-        return self._end(claim.taken(), HANDED_BACK, "told to stop; its cell was queued again")
+        return self._end(claim, HANDED_BACK, "told to stop; its cell was queued again")
 
-    def _end(self, taken: TakenTrial, failure_kind: str, message: str) -> bool:
+    def _end(self, claim: Claim, failure_kind: str, message: str, *, keeps_params: bool = True) -> bool:
         attempts = self.spec.sampler.max_attempts
         message = redact(message[: 2 * LONGEST_MESSAGE])[:LONGEST_MESSAGE]
-        return transactions.record_failure(self.engine, self.study_id, taken, failure_kind, message, attempts)
+        return transactions.record_failure(
+            self.engine, self.study_id, claim, failure_kind, message, attempts, keeps_params=keeps_params
+        )
 
     # --- repair -------------------------------------------------------------------------------------------------------
 
@@ -320,7 +296,7 @@ class StudyHandle:
 
     # --- sampled points ---------------------------------------------------------------------------------------------
 
-    def _draw(self) -> TakenTrial | None:
+    def _draw(self) -> Claim | None:
         """Reserve a row for the next point, let the sampler draw its params, and queue its repeats."""
         reserved = transactions.reserve(self.engine, self.study_id, self._next_point)
         if reserved is None:
@@ -330,20 +306,21 @@ class StudyHandle:
                 params = self._draw_params(reserved)
         except BaseException as error:
             message = f"{type(error).__name__}: {error}"
-            self._end(reserved, HANDED_BACK if isinstance(error, KeyboardInterrupt) else "sampler", message)
+            failure_kind = HANDED_BACK if isinstance(error, KeyboardInterrupt) else "sampler"
+            self._end(reserved, failure_kind, message, keeps_params=False)
             if isinstance(error, BudgetTuneError) or not isinstance(error, Exception):
                 raise
             raise BudgetTuneError(
                 f"study {self.name!r}: its sampler cannot draw a point ({message}): look with `budgettune study "
                 f"export` for rows of another program, or make a new study"
             ) from error
-        return None if params is None else replace(reserved, params=params, params_are_drawn=True)
+        return None if params is None else replace(reserved, params=params)
 
     def _next_point(self, rows: list[SlotRow]) -> NewTrial | None:
         queued = Ledger(self.spec, rows).to_draw()
         return None if queued is None else NewTrial("RUNNING", queued.row_keys(self.spec))
 
-    def _draw_params(self, reserved: TakenTrial) -> dict[str, Any] | None:
+    def _draw_params(self, reserved: Claim) -> dict[str, Any] | None:
         from budgettune.study import sampling
 
         space = sampling.search_space(self.spec)

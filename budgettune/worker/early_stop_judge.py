@@ -8,11 +8,11 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from budgettune.errors import StorageError
-from budgettune.records import EpochRecord, TrialResult
+from budgettune.records import Claim, EpochRecord, TrialResult
 from budgettune.spec.study_spec import StudySpec
 from budgettune.storage.trials import trial_records
 from budgettune.study.early_stop import Progress, Rival, StopVerdict, is_control, judge, note_of
-from budgettune.study.handle import Claim, StudyHandle
+from budgettune.study.handle import StudyHandle
 
 logger = logging.getLogger(__name__)
 

@@ -16,9 +16,9 @@ from budgettune.errors import (
     TrialFailed,
     UsageError,
 )
-from budgettune.records import TrialResult
+from budgettune.records import Claim, TrialResult
 from budgettune.spec.trust import Trust
-from budgettune.study.handle import Claim, StudyHandle, load_study
+from budgettune.study.handle import StudyHandle, load_study
 from budgettune.study.summary import study_names
 from budgettune.training.device import pick_device
 from budgettune.training.session import DataCache, prepare_process, undisturbed

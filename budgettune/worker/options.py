@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
-from budgettune.records import EpochRecord, TrialResult
+from budgettune.records import Claim, EpochRecord, TrialResult
 
 if TYPE_CHECKING:
     from budgettune.spec.study_spec import StudySpec
-    from budgettune.study.handle import Claim, StudyHandle
+    from budgettune.study.handle import StudyHandle
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,9 +20,9 @@ from urllib.parse import parse_qs, urlsplit
 
 from budgettune.errors import StorageError, StudyNotFound
 from budgettune.files import replacing
-from budgettune.records import TrialResult
+from budgettune.records import Claim, TrialResult
 from budgettune.storage.trials import trial_records
-from budgettune.study.handle import Claim, StudyHandle, load_study
+from budgettune.study.handle import StudyHandle, load_study
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,8 @@ from types import TracebackType
 from typing import Self
 
 from budgettune.errors import TrialTimeout
-from budgettune.study.handle import Claim, StudyHandle
+from budgettune.records import Claim
+from budgettune.study.handle import StudyHandle
 from budgettune.text import format_duration
 
 logger = logging.getLogger(__name__)
