@@ -25,11 +25,13 @@ class FinishedTrials:
 
     Args:
         study: whose.
-        kind: of machine that their times must come from; None for any.
+        machine_key: kind of machine that their times must come from; None for any.
     """
 
-    def __init__(self, study: StudyHandle, kind: str | None, clock: Callable[[], float] = time.monotonic) -> None:
-        self._study, self._kind, self._clock = study, kind, clock
+    def __init__(
+        self, study: StudyHandle, machine_key: str | None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._study, self._machine_key, self._clock = study, machine_key, clock
         self._looked_at = -LOOK_SECONDS
         self._numbers_read: set[int] = set()
         self._rivals: tuple[Rival, ...] = ()
@@ -48,7 +50,7 @@ class FinishedTrials:
         engine, study_id = self._study.engine, self._study.study_id
         records = trial_records(engine, study_id, states={"COMPLETE"}, leave_out=self._numbers_read)
         self._numbers_read |= {record.number for record in records}
-        fair = (record for record in records if not record.extra and self._kind in (None, record.device_name))
+        fair = (record for record in records if not record.extra and self._machine_key in (None, record.device_name))
         self._rivals += tuple(rival for rival in map(Rival.of, fair) if rival is not None)
 
 

@@ -139,12 +139,12 @@ class _Worker:
 
     def _fits(self, study: StudyHandle) -> bool:
         """Whether a study's times come from machines of this kind; where it was named and they do not, say so."""
-        kind = None if self.options.allow_mixed else study.machine_key()
-        if kind in (None, self.machine.key):
+        machine_key = None if self.options.allow_mixed else study.machine_key()
+        if machine_key in (None, self.machine.key):
             return True
         refusal = (
-            f"study {study.name!r} takes its times on {kind}, and this worker is {self.machine.key}: run it on such "
-            f"a machine (--threads tells how many of a CPU's), or mix their times knowingly with --allow-mixed"
+            f"study {study.name!r} takes its times on {machine_key}, and this worker is {self.machine.key}: run it on "
+            f"such a machine (--threads tells how many of a CPU's), or mix their times knowingly with --allow-mixed"
         )
         if self.study_name:
             raise UsageError(refusal)
@@ -239,8 +239,8 @@ class _Worker:
         """Return what judges a trial as it runs, None where its study lets all trials run to their end."""
         if study.spec.stopping.rule == "none":
             return None
-        kind = None if self.options.allow_mixed else self.machine.key
-        finished = self._finished.setdefault(study.study_id, FinishedTrials(study, kind))
+        machine_key = None if self.options.allow_mixed else self.machine.key
+        finished = self._finished.setdefault(study.study_id, FinishedTrials(study, machine_key))
         return TrialJudge(study.spec, claim, finished.known)
 
     def _deliver(self, study: StudyHandle, claim: Claim, result: TrialResult) -> None:

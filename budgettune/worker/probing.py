@@ -71,18 +71,18 @@ def probe_study(
 
     As `probe_here`, on a device whose threads are set; `should_stop` is asked before each probe.
     """
-    kind = Device(device).machine().key
+    machine_key = Device(device).machine().key
     records = trial_records(engine, study_id, documents=False)
-    known = read_probes(engine, study_id).get(kind, [])
+    known = read_probes(engine, study_id).get(machine_key, [])
     ends = time.perf_counter() + limit_seconds
     probes = probe_steps(
-        unmeasured(spec, records, known, kind),
+        unmeasured(spec, records, known, machine_key),
         device,
         should_stop=lambda: should_stop() or time.perf_counter() >= ends,
         say=say,
     )
     if probes:
-        add_probes(engine, study_id, kind, probes)
+        add_probes(engine, study_id, machine_key, probes)
     return probes
 
 
