@@ -44,7 +44,8 @@ from budgettune.storage.trials import trial_records
 from budgettune.study.handle import create_study, load_study
 from budgettune.training.data.load import load_data
 from budgettune.training.trainer import train
-from budgettune.worker.loop import WorkerOptions, run_worker
+from budgettune.worker.loop import run_worker
+from budgettune.worker.options import WorkerOptions
 from budgettune.worker.signals import StopFlag
 
 WORKERS, CELLS = 6, 80

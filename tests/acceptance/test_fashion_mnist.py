@@ -8,7 +8,8 @@ from budgettune.spec.study_spec import load_spec
 from budgettune.study.handle import create_study
 from budgettune.training.data.load import load_data
 from budgettune.training.trainer import train
-from budgettune.worker.loop import WorkerOptions, run_worker
+from budgettune.worker.loop import run_worker
+from budgettune.worker.options import WorkerOptions
 
 ROOT = os.environ.get("BUDGETTUNE_FASHION_MNIST", "")
 pytestmark = [

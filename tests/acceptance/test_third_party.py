@@ -12,7 +12,8 @@ from budgettune.spec.study_spec import load_spec
 from budgettune.storage.trials import trial_records
 from budgettune.study.handle import create_study
 from budgettune.study.pareto import pareto_front
-from budgettune.worker.loop import WorkerOptions, run_worker
+from budgettune.worker.loop import run_worker
+from budgettune.worker.options import WorkerOptions
 
 
 @pytest.fixture
