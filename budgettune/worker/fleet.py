@@ -96,17 +96,15 @@ def plan_fleet(options: WorkerOptions, processes: int | None, gpus: Sequence[str
         return []
     if options.device.startswith("cuda") or (on_gpus and count > len(gpus)):
         raise UsageError("--processes is for CPUs, and a GPU takes one worker: add --device cpu, or leave it out")
-    shared = replace(options, threads=options.threads or max(1, cores // count))
-    trials = options.trials
-    shares = [None if trials is None else trials // count + (index < trials % count) for index in range(count)]
-    if on_gpus:
-        return [
-            Member(f"gpu {gpu}", replace(shared, device="cuda", trials=share), {"CUDA_VISIBLE_DEVICES": gpu})
-            for gpu, share in zip(gpus, shares, strict=False)
-        ]
-    return [
-        Member(f"worker {index}", replace(shared, device="cpu", trials=share)) for index, share in enumerate(shares)
-    ]
+    device, threads = "cuda" if on_gpus else "cpu", options.threads or max(1, cores // count)
+    members = []
+    for index in range(count):
+        name, environment = f"worker {index}", {}
+        if on_gpus:
+            name, environment = f"gpu {gpus[index]}", {"CUDA_VISIBLE_DEVICES": gpus[index]}
+        trials = None if options.trials is None else options.trials // count + (index < options.trials % count)
+        members.append(Member(name, replace(options, device=device, threads=threads, trials=trials), environment))
+    return members
 
 
 def members_here(options: WorkerOptions, processes: int | None) -> list[Member]:
