@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from budgettune.predict.curves import EpochPoint, inside_edges, points_of, test_images
-from budgettune.predict.features import DesignRows, Features, Shape
+from budgettune.predict.features import DesignRows, Features, ModelShape
 from budgettune.predict.regression import Average, Floats, Ints, Posterior, Prior
 from budgettune.predict.workload import RunLength, Workload, Workloads
 from budgettune.records import TrialRecord
@@ -44,7 +44,7 @@ OWN = (0.02, 0.06, 0.15)
 HELPERS = (0.1, 0.2, 0.4, 0.8)
 """Deviations of an early point that are tried, per share of the learning rate that is still to fall."""
 
-MOST_TRIALS = 250
+MOST_LEARNT = 250
 """Trials to learn from; of more, a fixed chance draws so many."""
 MOST_SEARCHED = 160  # points that deviations and shapes are chosen on
 SAME_TRIAL = 0.5  # correlation of the seed's effect on two points of one curve
@@ -159,7 +159,7 @@ class AccuracyModel:
 
     def __init__(self, workloads: Workloads, records: Sequence[TrialRecord]) -> None:
         # Shuffled, so that any beginning is a fair sample.
-        order = np.random.default_rng(0).permutation(len(records))[:MOST_TRIALS]
+        order = np.random.default_rng(0).permutation(len(records))[:MOST_LEARNT]
         points = [point for index in order for point in points_of(workloads, records[index])]
         finals = [point for point in points if point.is_final]
         self.seed_noise = fit_seed_noise(finals)
@@ -181,7 +181,7 @@ class AccuracyModel:
         )
         finals_rows = rows[np.flatnonzero(is_final)]
         shapes = [
-            Shape(bend, critical, float(np.median(finals_rows.lengths(critical))), smooth, own)
+            ModelShape(bend, critical, float(np.median(finals_rows.lengths(critical))), smooth, own)
             for bend, factor, smooth, own in product(BENDS, CRITICAL_BATCHES, SMOOTH, OWN)
             for critical in [factor * middle_batch]
         ]
@@ -212,7 +212,7 @@ class AccuracyModel:
         ]
         return AccuracyForecasts(means, self.calibration * variances, self.calibration * np.array(seeds))
 
-    def _posterior(self, points: _Observations, shape: Shape, helper: float) -> Posterior:
+    def _posterior(self, points: _Observations, shape: ModelShape, helper: float) -> Posterior:
         prior = Prior(*self._features.priors, shape.smooth, shape.own)
         return Posterior(prior, self._features.inputs(points.rows, shape), points.values, points.noise(helper))
 

@@ -32,7 +32,7 @@ LEAST_SIZE_RANGE = 0.5  # in factors of e
 
 
 @dataclass(frozen=True)
-class Shape:
+class ModelShape:
     """What enters the model nonlinearly: the law of length, and how much is left to the two remainders."""
 
     bend: float  # how soon more training stops to help: 0 would be never
@@ -100,7 +100,7 @@ class Features:
             ids=np.array([workload.number for workload, _, _ in runs]),
         )
 
-    def inputs(self, rows: DesignRows, shape: Shape) -> Inputs:
+    def inputs(self, rows: DesignRows, shape: ModelShape) -> Inputs:
         """Return rows by a shape's law of length."""
         lengths = rows.lengths(shape.critical_batch) / shape.middle_length
         growth = (1 - lengths**-shape.bend) / shape.bend

@@ -15,7 +15,7 @@ from budgettune.records import StepProbe, TrialRecord
 from budgettune.spec.study_spec import StudySpec
 
 FOLDS = 5
-MOST_TRIALS = 100
+MOST_CHECKED = 100
 """Taken at most, to learn from and to check: a random choice of whole configurations."""
 
 _NORMAL = NormalDist()
@@ -59,7 +59,7 @@ def held_out(
     numbers = {record.number: whole.workloads.of(record.params).number for record in whole.timed}
     distinct = np.random.default_rng(0).permutation(sorted(set(numbers.values())))
     share = len(numbers) / len(distinct)
-    chosen = distinct[: max(FOLDS, int(MOST_TRIALS / share))]
+    chosen = distinct[: max(FOLDS, int(MOST_CHECKED / share))]
     taken = [record for record in whole.timed if numbers[record.number] in chosen]
     predictions: list[HeldOut] = []
     for fold in np.array_split(chosen, FOLDS):

@@ -40,10 +40,10 @@ MISALIGNED = (0.3, 0.3)
 VARIANT_DEVIATION = 0.5  # of another precision, optimiser or augmentation that was never measured
 PROBE_DEVIATION = 0.05  # of what a probe misses: everything between two steps of a real run
 SHARED_BY_PROBES = 0.9  # of the variance from run to run
-MOST_STEPS = 200  # to learn from; of more, a fixed chance draws so many, and the others count as never timed
+MOST_STEP_TIMES = 200  # to learn from; of more, a fixed chance draws so many, and the others count as never timed
 LEAST_PROBE_DEVIATION = 0.01  # of one probe, however steady its steps were
 _ANY_LEVEL = 2.0  # deviation of the level that all steps share
-AXIS_SCALE = 1.5  # in factors of e, over which smooth remainders are alike
+SIZE_SCALE = 1.5  # in factors of e, over which smooth remainders are alike
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,8 +100,10 @@ class StepTimes:
     """
 
     def __init__(self, measured: Sequence[StepTime], scatter: float = 0.0, freedom: int = 0) -> None:
-        if len(measured) > MOST_STEPS:
-            measured = [measured[index] for index in np.random.default_rng(0).permutation(len(measured))[:MOST_STEPS]]
+        if len(measured) > MOST_STEP_TIMES:
+            measured = [
+                measured[index] for index in np.random.default_rng(0).permutation(len(measured))[:MOST_STEP_TIMES]
+            ]
         self.measured = frozenset(time.workload.step for time in measured)
         self._numbers: dict[str, int] = {}
         workloads = [time.workload for time in measured]
@@ -147,7 +149,7 @@ class StepTimes:
         strange = [float(one.step_variant not in self._variants) for one in workloads]
         misaligned = np.array([_misalignment(workload) for workload in workloads])
         columns = [np.ones(len(workloads)), misaligned, np.array(probed, dtype=float), np.array(strange)]
-        axes = np.column_stack([_log_sizes(workloads) / AXIS_SCALE, misaligned])
+        axes = np.column_stack([_log_sizes(workloads) / SIZE_SCALE, misaligned])
         ids = np.array([self._numbers.setdefault(workload.step, len(self._numbers)) for workload in workloads])
         return Inputs(np.column_stack([*columns, np.array(variants)]), axes, ids)
 
