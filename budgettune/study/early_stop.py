@@ -2,7 +2,7 @@
 
 After an epoch, a trial's final seconds and final accuracy are forecast from the finished trials of its study, each
 looked at where it was equally far. The trial is dominated where one of them took no longer than the least that the
-forecast allows, and is at least as accurate as the most. Pure: records in, verdicts out.
+forecast allows, and is at least as accurate as the most. Pure: records in, notes out.
 """
 
 from __future__ import annotations
@@ -104,48 +104,36 @@ class EndForecast:
     most_accuracy: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class StopVerdict:
-    """Why a trial need not go on.
+def judge(progress: Progress, rivals: Sequence[Rival], epoch: int, confidence: float) -> StoppingNote | None:
+    """Return why a trial that is so far is dominated; None where it may still matter, or too little is known.
 
-    Attributes:
-        epoch: 0-based, after which it was judged.
-        train_seconds: on the clock by then.
-        rival: number of a finished trial that will beat it.
+    Args:
+        progress: of the trial.
+        rivals: finished trials.
+        epoch: 0-based, after which it is judged.
+        confidence: in each bound of the forecast.
     """
-
-    epoch: int
-    train_seconds: float
-    forecast: EndForecast
-    rival: int
-    rival_seconds: float
-    rival_accuracy: float
-
-    def describe(self) -> str:
-        """Return the reason for people."""
-        return (
-            f"after epoch {self.epoch + 1} ({format_duration(self.train_seconds)}): it would take at least "
-            f"{format_duration(self.forecast.least_seconds)} and reach at most {self.forecast.most_accuracy:.1%}; "
-            f"trial {self.rival} took {format_duration(self.rival_seconds)} and reached {self.rival_accuracy:.1%}"
-        )
-
-
-def judge(progress: Progress, rivals: Sequence[Rival], epoch: int, confidence: float) -> StopVerdict | None:
-    """Return why a trial that stands there is dominated; None where it may still matter, or too little is known."""
-    ahead = forecast_end(progress, rivals, confidence)
-    if ahead is None:
+    end = forecast_end(progress, rivals, confidence)
+    if end is None:
         return None
-    beating = (rival for rival in rivals if rival.beats(ahead.least_seconds, ahead.most_accuracy))
+    beating = (rival for rival in rivals if rival.beats(end.least_seconds, end.most_accuracy))
     best = max(beating, key=lambda rival: rival.accuracy, default=None)
     if best is None:
         return None
-    return StopVerdict(
+    return StoppingNote(
+        stopped=True,
         epoch=epoch,
         train_seconds=progress.seconds,
-        forecast=ahead,
+        expected_seconds=end.seconds,
+        least_seconds=end.least_seconds,
+        expected_accuracy=end.accuracy,
+        most_accuracy=end.most_accuracy,
         rival=best.number,
-        rival_seconds=best.seconds,
-        rival_accuracy=best.accuracy,
+        reason=(
+            f"after epoch {epoch + 1} ({format_duration(progress.seconds)}): it would take at least "
+            f"{format_duration(end.least_seconds)} and reach at most {end.most_accuracy:.1%}; "
+            f"trial {best.number} took {format_duration(best.seconds)} and reached {best.accuracy:.1%}"
+        ),
     )
 
 
@@ -212,29 +200,7 @@ def is_control(seed: int, cell: int, repeat: int, share: float) -> bool:
     return int.from_bytes(digest[:4], "big") < share * 2**32
 
 
-# --- What rows keep -------------------------------------------------------------------------------------------------
-
-
-def note_of(verdict: StopVerdict, beaten: bool | None = None) -> StoppingNote:
-    """Return what a trial's row keeps.
-
-    Args:
-        verdict: on it.
-        beaten: of a control, whether its result is beaten by a trial that had finished when it was judged; None for a
-            trial that was stopped.
-    """
-    return StoppingNote(
-        stopped=beaten is None,
-        wrong=None if beaten is None else not beaten,
-        epoch=verdict.epoch,
-        train_seconds=verdict.train_seconds,
-        expected_seconds=verdict.forecast.seconds,
-        least_seconds=verdict.forecast.least_seconds,
-        expected_accuracy=verdict.forecast.accuracy,
-        most_accuracy=verdict.forecast.most_accuracy,
-        rival=verdict.rival,
-        reason=verdict.describe(),
-    )
+# --- What it did in a study -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)

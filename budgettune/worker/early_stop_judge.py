@@ -8,10 +8,10 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from budgettune.errors import StorageError
-from budgettune.records import Claim, EpochRecord, TrialResult
+from budgettune.records import Claim, EpochRecord, StoppingNote, TrialResult
 from budgettune.spec.study_spec import StudySpec
 from budgettune.storage.trials import trial_records
-from budgettune.study.early_stop import Progress, Rival, StopVerdict, is_control, judge, note_of
+from budgettune.study.early_stop import Progress, Rival, is_control, judge
 from budgettune.study.handle import StudyHandle
 
 logger = logging.getLogger(__name__)
@@ -67,22 +67,22 @@ class TrialJudge:
         self._train, self._confidence, self._rivals = spec.resolve(claim.params).train, spec.stopping.confidence, rivals
         self._is_control = is_control(spec.sampler.seed, claim.cell, claim.repeat, spec.stopping.control)
         self._curve: list[EpochRecord] = []
-        self._verdict: StopVerdict | None = None
+        self._note: StoppingNote | None = None
         self._rivals_then: tuple[Rival, ...] = ()
 
     def ends_early(self, record: EpochRecord) -> bool:
         """Take in one more epoch of the curve, and say whether training ends with it."""
         self._curve.append(record)
         progress = Progress.of(self._curve, epochs=self._train.epochs, budget_seconds=self._train.budget)
-        if self._verdict is None and progress.share < 1.0:
+        if self._note is None and progress.share < 1.0:
             self._rivals_then = self._rivals()
-            self._verdict = judge(progress, self._rivals_then, record.epoch, self._confidence)
-        return self._verdict is not None and not self._is_control
+            self._note = judge(progress, self._rivals_then, record.epoch, self._confidence)
+        return self._note is not None and not self._is_control
 
     def with_note(self, result: TrialResult) -> TrialResult:
         """Return a trial's result with what was decided about it."""
-        if self._verdict is None:
-            return result
-        values = (result.train_seconds, result.test_accuracy)
-        beaten = any(rival.beats(*values) for rival in self._rivals_then) if self._is_control else None
-        return replace(result, stopping=note_of(self._verdict, beaten))
+        note = self._note
+        if note is not None and self._is_control:
+            beaten = any(rival.beats(result.train_seconds, result.test_accuracy) for rival in self._rivals_then)
+            note = replace(note, stopped=False, wrong=not beaten)
+        return replace(result, stopping=note)

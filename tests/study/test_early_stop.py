@@ -1,4 +1,4 @@
-"""Stopping by dominance: forecasts and verdicts on made-up curves, rows of stopped trials."""
+"""Stopping by dominance: forecasts and stops on made-up curves, rows of stopped trials."""
 
 import json
 from dataclasses import replace
@@ -20,11 +20,9 @@ from budgettune.study.early_stop import (
     LEAST_RIVALS,
     Progress,
     Rival,
-    StopVerdict,
     forecast_end,
     is_control,
     judge,
-    note_of,
     summary_of_notes,
 )
 from budgettune.study.handle import create_study
@@ -54,20 +52,21 @@ def rivals():
     return [finished(k, 10.0 + 5 * k, 0.3 - 0.01 * k, noise=0.02, rng=rng) for k in range(20)]
 
 
-# --- Forecast and verdict -------------------------------------------------------------------------------------------
+# --- Forecast and stop ----------------------------------------------------------------------------------------------
 
 
 def test_a_slow_trial_with_a_poor_curve_is_dominated_by_a_trial_that_beats_its_bounds(rivals):
-    verdict = judge(progress(curve(200.0, 0.29)[:4]), rivals, 3, 0.95)
-    assert verdict is not None
-    ahead = verdict.forecast
-    assert ahead.least_seconds <= 200.0 * 1.001
-    assert 0.65 < ahead.accuracy < ahead.most_accuracy < verdict.rival_accuracy
-    assert verdict.rival_seconds <= ahead.least_seconds
-    assert verdict.rival == 19
-    assert verdict.train_seconds == pytest.approx(80.0)
-    assert "after epoch 4 (1m20s)" in verdict.describe()
-    assert "trial 19 took 1m45s and reached 89.0%" in verdict.describe()
+    note = judge(progress(curve(200.0, 0.29)[:4]), rivals, 3, 0.95)
+    assert note is not None
+    assert note.stopped
+    assert note.wrong is None
+    assert note.least_seconds <= 200.0 * 1.001
+    assert 0.65 < note.expected_accuracy < note.most_accuracy < rivals[19].accuracy
+    assert rivals[19].seconds <= note.least_seconds
+    assert note.rival == 19
+    assert note.train_seconds == pytest.approx(80.0)
+    assert "after epoch 4 (1m20s)" in note.reason
+    assert "trial 19 took 1m45s and reached 89.0%" in note.reason
 
 
 def test_a_trial_that_is_faster_than_all_others_goes_on_however_poor_it_is(rivals):
@@ -151,15 +150,19 @@ def test_one_in_ten_is_a_control_the_same_on_every_box_and_others_in_another_stu
     assert all(is_control(0, cell, 0, 1.0) for cell in range(500))
 
 
-def verdict(rivals) -> StopVerdict:
-    found = judge(progress(curve(200.0, 0.29)[:4]), rivals, 3, 0.95)
-    assert found is not None
-    return found
+def stop(rivals) -> StoppingNote:
+    note = judge(progress(curve(200.0, 0.29)[:4]), rivals, 3, 0.95)
+    assert note is not None
+    return note
+
+
+def control(note, *, wrong):
+    return replace(note, stopped=False, wrong=wrong)
 
 
 def test_the_rate_of_wrong_stops_is_estimated_from_controls_with_an_exact_bound(rivals):
-    found = verdict(rivals)
-    notes = [note_of(found)] * 3 + [note_of(found, beaten=True)] * 9 + [note_of(found, beaten=False)]
+    note = stop(rivals)
+    notes = [note] * 3 + [control(note, wrong=False)] * 9 + [control(note, wrong=True)]
     summary = summary_of_notes(notes)
     assert (summary.stopped, summary.controls, summary.wrong) == (3, 10, 1)
     assert summary.wrong_rate_at_most == pytest.approx(0.3942, abs=1e-4)  # the textbook's for 1 of 10, one-sided 95%
@@ -167,7 +170,7 @@ def test_the_rate_of_wrong_stops_is_estimated_from_controls_with_an_exact_bound(
     assert summary.saved_seconds == pytest.approx(360.0, rel=0.01)
     assert "3 trials were stopped early: 6m00s of 10m00s (60%) saved" in summary.describe()
     assert "of 10 controls 1 would have been stopped wrongly: at most 39% of the stops" in summary.describe()
-    assert summary_of_notes([note_of(found, beaten=False)]).wrong_rate_at_most == 1.0
+    assert summary_of_notes([control(note, wrong=True)]).wrong_rate_at_most == 1.0
     foreign = StoppingNote(stopped=False, train_seconds=1.0, expected_seconds=2.0)  # says not how it ended
     assert summary_of_notes([foreign]).wrong == 0
     assert summary_of_notes([]).wrong_rate_at_most is None
@@ -178,7 +181,7 @@ def test_the_rate_of_wrong_stops_is_estimated_from_controls_with_an_exact_bound(
 
 @pytest.fixture
 def stopped(rivals) -> TrialResult:
-    return replace(result(), stopping=note_of(verdict(rivals)))
+    return replace(result(), stopping=stop(rivals))
 
 
 @pytest.fixture
