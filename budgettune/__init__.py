@@ -7,7 +7,6 @@ torch.
 from __future__ import annotations
 
 import importlib
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -45,15 +44,17 @@ _NAMES = {
 _HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
 __all__ = sorted([*_HOME, "report"])
 
-try:
-    __version__ = version("budgettune")
-except PackageNotFoundError:  # run from a checkout that was never installed
-    __version__ = "unknown"
-
 
 def __getattr__(name: str) -> Any:
     if name == "report":
         return importlib.import_module("budgettune.report")
+    if name == "__version__":
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            return version("budgettune")
+        except PackageNotFoundError:  # run from a checkout that was never installed
+            return "unknown"
     if name not in _HOME:
         raise AttributeError(f"module 'budgettune' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"budgettune.{_HOME[name]}"), name)

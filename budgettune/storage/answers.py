@@ -135,13 +135,13 @@ def objective_points(
         return [(row[0], row[1]) for row in rows]
 
 
-def finished_points(
+def front_rows(
     connection: sa.Connection, study_id: int, *, device_name: str | None = None, clean_only: bool = False
 ) -> list[tuple[float, float, int, int]]:
-    """Return (train_seconds, test_accuracy, number, trial id) of every finished trial."""
+    """Return (train_seconds, -test_accuracy, number, trial id) of every finished trial, sorted."""
     seconds, accuracy, query = _finished(study_id, device_name, clean_only)
-    columns = (seconds.c.value, accuracy.c.value, trials.c.number, trials.c.trial_id)
-    return [(row[0], row[1], row[2], row[3]) for row in connection.execute(query.with_only_columns(*columns))]
+    columns = (seconds.c.value, -accuracy.c.value, trials.c.number, trials.c.trial_id)
+    return sorted(map(tuple, connection.execute(query.with_only_columns(*columns))))
 
 
 def _finished(

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from budgettune.records import TrialRecord
-from budgettune.storage.answers import finished_points
+from budgettune.storage.answers import front_rows
 from budgettune.storage.connection import Engine, reading
 from budgettune.storage.trials import records_of
 
@@ -17,8 +17,7 @@ def pareto_front(
 ) -> list[TrialRecord]:
     """Return the finished trials that no other beats in both time and accuracy, fastest first."""
     with reading(engine) as connection:
-        points = finished_points(connection, study_id, device_name=device_name, clean_only=clean_only)
-        rows = sorted((seconds, -accuracy, number, trial_id) for seconds, accuracy, number, trial_id in points)
+        rows = front_rows(connection, study_id, device_name=device_name, clean_only=clean_only)
         return records_of(connection, [row[3] for row in undominated(rows)])
 
 
