@@ -1,13 +1,13 @@
 """Images in a file, for sets larger than memory: written once, mapped read-only, gathered batch by batch.
 
-The file is one page of JSON, then uint8 [N, C, H, W], then float64 [N, 2, C]: for each image and channel the sum of
-its values and of their squares, so that mean and deviation of any subset follow without a pass over the pixels.
+NAME.KEY.npy is uint8 [N, C, H, W] as numpy writes it, and behind it float64 [N, 2, C]: for each image and channel the
+sum of its values and of their squares, so that mean and deviation of any subset follow without a pass over the pixels.
+The key changes with the content.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import mmap
 import os
@@ -15,10 +15,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 from filelock import FileLock
+from numpy.lib.format import magic, open_memmap
 from torch import Tensor
 
 from budgettune.errors import DataError
@@ -31,53 +33,9 @@ Write = Callable[[int, np.ndarray], None]
 Fill = Callable[[Write], None]
 Store = Callable[[Shape, Fill], None]
 
-_FORMAT = 1  # part of the key: another format is another file
-_HEADER_BYTES = 4_096
+_FORMAT = 2  # part of the key: another format is another file
+_HEADER_BYTES = 4_096  # a page: images of whole pages do not straddle one more
 _ROWS_PER_RELEASE = 32
-
-
-class CacheFile:
-    """A whole cache file, mapped read-only.
-
-    Args:
-        descriptor: of the open file, which may be closed afterwards.
-        shape: [N, C, H, W] of its images.
-    """
-
-    def __init__(self, descriptor: int, shape: Shape) -> None:
-        self._map = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
-        count, channels = shape[:2]
-        pixels = np.frombuffer(self._map, np.uint8, math.prod(shape), _HEADER_BYTES)
-        moments = np.frombuffer(self._map, np.float64, count * 2 * channels, _HEADER_BYTES + pixels.nbytes)
-        self.shape = shape
-        self._pixels = pixels.reshape(shape)
-        self._moments = moments.reshape(count, 2, channels)
-
-    def copy_rows(self, rows: np.ndarray, out: np.ndarray) -> None:
-        """Copy images into out, uint8 [B, C, H, W], and leave next to none of the file in resident memory.
-
-        A touched page counts as resident, and recent kernels map up to 2 MB around it: without a release every few
-        rows, one batch could make a gigabyte resident. The pages stay in the system's cache, which is not ours.
-        """
-        self._ask_for(rows)
-        for begin in range(0, len(rows), _ROWS_PER_RELEASE):
-            part = slice(begin, begin + _ROWS_PER_RELEASE)
-            out[part] = self._pixels[rows[part]]
-            self._map.madvise(mmap.MADV_DONTNEED)
-
-    def sum_moments(self, rows: np.ndarray) -> np.ndarray:
-        """Return float64 [2, C], exact: the sums of values and of squared values over some images."""
-        sums: np.ndarray = self._moments[rows].sum(axis=0)
-        self._map.madvise(mmap.MADV_DONTNEED)
-        return sums
-
-    def _ask_for(self, rows: np.ndarray) -> None:
-        """Have the system read all rows that are not in its cache at once: three times faster than one by one."""
-        size = math.prod(self.shape[1:])
-        for row in rows.tolist():
-            begin = _HEADER_BYTES + row * size
-            page = begin - begin % mmap.PAGESIZE
-            self._map.madvise(mmap.MADV_WILLNEED, page, begin + size - page)
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,12 +43,14 @@ class MappedImages:
     """Some images of a cache file. Stands in for their tensor, uint8 [N, C, H, W], where a set is used.
 
     Attributes:
-        file: where they are.
-        rows: which, int64 [N].
+        pixels: all images of the file, mapped read-only.
+        moments: float64 [all, 2, C], likewise.
+        rows: which images, int64 [N].
         device: where batches go.
     """
 
-    file: CacheFile
+    pixels: np.memmap
+    moments: np.memmap
     rows: np.ndarray
     device: torch.device = torch.device("cpu")  # noqa: RUF009 (immutable)
 
@@ -100,7 +60,7 @@ class MappedImages:
     @property
     def shape(self) -> Shape:
         """[N, C, H, W]."""
-        return (len(self.rows), *self.file.shape[1:])
+        return (len(self.rows), *self.pixels.shape[1:])
 
     def __getitem__(self, indices: Tensor) -> Tensor:
         """Return a batch as a tensor, uint8 [B, C, H, W], on the device.
@@ -110,7 +70,7 @@ class MappedImages:
         """
         rows = self.rows[indices.cpu().numpy()]
         batch = host_bytes((len(rows), *self.shape[1:]), self.device)
-        self.file.copy_rows(rows, batch.numpy())
+        self._copy_rows(rows, batch.numpy())
         return batch.to(self.device, non_blocking=True)
 
     def split(self, size: int) -> Iterator[Tensor]:
@@ -128,7 +88,29 @@ class MappedImages:
 
     def sum_moments(self) -> np.ndarray:
         """Return float64 [2, C], exact: the sums of all values of a channel and of their squares."""
-        return self.file.sum_moments(self.rows)
+        sums: np.ndarray = np.asarray(self.moments[self.rows].sum(axis=0))
+        _mapping(self.moments).madvise(mmap.MADV_DONTNEED)
+        return sums
+
+    def _copy_rows(self, rows: np.ndarray, out: np.ndarray) -> None:
+        """Copy images into out, and leave next to none of the file in resident memory.
+
+        A touched page counts as resident, and recent kernels map up to 2 MB around it: without a release every few
+        rows, one batch could make a gigabyte resident. The pages stay in the system's cache, which is not ours.
+        """
+        pixels, mapping = np.asarray(self.pixels), _mapping(self.pixels)
+        for row in rows.tolist():  # have the system read what it lacks at once: three times faster than one by one
+            begin = self.pixels.offset % mmap.ALLOCATIONGRANULARITY + row * pixels[0].nbytes
+            page = begin - begin % mmap.PAGESIZE
+            mapping.madvise(mmap.MADV_WILLNEED, page, begin + pixels[0].nbytes - page)
+        for begin in range(0, len(rows), _ROWS_PER_RELEASE):
+            part = slice(begin, begin + _ROWS_PER_RELEASE)
+            out[part] = pixels[rows[part]]
+            mapping.madvise(mmap.MADV_DONTNEED)
+
+
+def _mapping(array: np.memmap) -> mmap.mmap:
+    return cast(mmap.mmap, array.base)
 
 
 def channel_moments(images: np.ndarray) -> np.ndarray:
@@ -137,8 +119,8 @@ def channel_moments(images: np.ndarray) -> np.ndarray:
     return np.stack([values.sum(axis=-1), np.einsum("ncp,ncp->nc", values, values)], axis=1)
 
 
-def cache_file(folder: str, root: Path, image_size: int | None) -> Path:
-    """Return the cache file of the images under a root at a size; it stays the same when the images change.
+def cache_path(folder: str, root: Path, image_size: int | None) -> Path:
+    """Return FOLDER/NAME of the images under a root at a size; it stays the same when the images change.
 
     Raises:
         DataError: where the folder lies inside the root, where it would look like a class of images.
@@ -147,7 +129,7 @@ def cache_file(folder: str, root: Path, image_size: int | None) -> Path:
     if place.resolve().is_relative_to(root):
         raise DataError(f"data.cache: {place} lies inside data.root: name a folder outside {root}")
     digest = hashlib.sha256(f"{root}\n{image_size}".encode("utf-8", "surrogateescape")).hexdigest()
-    return place / f"{root.name}-{digest[:12]}.images"
+    return place / f"{root.name}-{digest[:12]}"
 
 
 def content_key(root: Path, paths: Sequence[str], image_size: int | None) -> str:
@@ -157,27 +139,27 @@ def content_key(root: Path, paths: Sequence[str], image_size: int | None) -> str
         status = os.stat(path)  # noqa: PTH116 (a Path for each of a million files costs memory and time)
         line = f"{os.path.relpath(path, root)}\0{status.st_size}\0{status.st_mtime_ns}\n"
         digest.update(line.encode("utf-8", "surrogateescape"))
-    return digest.hexdigest()
+    return digest.hexdigest()[:32]
 
 
 def mapped_images(path: Path, key: str, build: Callable[[Store], None]) -> MappedImages:
-    """Return the images of a cache file, written first where there is none of that key.
+    """Return the images of a cache, written first where there are none of that key.
 
     Of several processes one writes while the others wait. A file takes its name when it is whole.
 
     Args:
-        path: of the cache file.
+        path: FOLDER/NAME of the cache.
         key: of the content that it must have.
         build: asked to store all images, through a function of their shape and of what writes them.
 
     Raises:
-        DataError: where the file cannot be written or read, and what build raises.
+        DataError: where the files cannot be written or read, and what build raises.
     """
     try:
         images = open_cache(path, key)
         if images is None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(path.with_suffix(".lock")):
+            with FileLock(f"{path}.lock"):
                 if open_cache(path, key) is None:  # nobody wrote it while we waited for the lock
                     build(partial(write_cache, path, key))
             images = open_cache(path, key)
@@ -189,55 +171,48 @@ def mapped_images(path: Path, key: str, build: Callable[[Store], None]) -> Mappe
 
 
 def open_cache(path: Path, key: str) -> MappedImages | None:
-    """Return all images of a cache file, or None where it is missing, cut short or of another key."""
+    """Return all images of a cache, or None where it has none of that key, or its file is damaged."""
+    file = path.with_name(f"{path.name}.{key}.npy")
     try:
-        with path.open("rb") as file:
-            header = json.loads(file.read(_HEADER_BYTES))
-            count, channels, height, width = header["shape"]
-            shape = count, channels, height, width
-            if header["key"] != key or os.fstat(file.fileno()).st_size != _file_bytes(shape):
-                return None
-            return MappedImages(CacheFile(file.fileno(), shape), np.arange(count))
-    except (FileNotFoundError, ValueError, KeyError, TypeError):  # none, or a page that is no header of ours
+        pixels = open_memmap(file, mode="r")
+        if pixels.dtype != np.uint8 or pixels.ndim != 4:
+            return None
+        shape = len(pixels), 2, pixels.shape[1]
+        moments = np.memmap(file, np.float64, "r", pixels.offset + pixels.nbytes, shape)
+    except (FileNotFoundError, ValueError):  # a ValueError where it is cut short, or no array
         return None
+    return MappedImages(pixels, moments, np.arange(len(pixels)))
 
 
 def write_cache(path: Path, key: str, shape: Shape, fill: Fill) -> None:
-    """Write a cache file whole or not at all, with no more in memory than what fill hands over at a time."""
-    unfinished = path.with_suffix(".unfinished")  # of a killed process too: the lock's holder writes over it
+    """Write a cache whole or not at all, with no more in memory than what fill hands over at a time.
+
+    What the cache had before is deleted; who has it mapped keeps it.
+    """
+    size, moments_size = math.prod(shape[1:]), 2 * shape[1] * np.dtype(np.float64).itemsize
+    moments_begin = _HEADER_BYTES + shape[0] * size
+    unfinished = path.with_name(f"{path.name}.unfinished")  # of a killed process too: the lock's holder writes over it
+
+    def write(row: int, images: np.ndarray) -> None:
+        # Opened anew, because threads share no position; not mapped, because a full disk would be a crash.
+        with unfinished.open("r+b") as file:
+            file.seek(_HEADER_BYTES + row * size)
+            file.write(np.ascontiguousarray(images).data)
+            file.seek(moments_begin + row * moments_size)
+            file.write(channel_moments(images).data)
+
     try:
         with unfinished.open("wb") as file:
-            _reserve(file.fileno(), _file_bytes(shape))
-            fill(partial(_write_images, file.fileno(), shape))
-            header = json.dumps({"format": _FORMAT, "key": key, "dtype": "uint8", "shape": shape})
-            _write_all(file.fileno(), header.ljust(_HEADER_BYTES - 1).encode() + b"\n", 0)
+            header = repr({"descr": "|u1", "fortran_order": False, "shape": shape}).ljust(_HEADER_BYTES - 11) + "\n"
+            file.write(magic(1, 0) + len(header).to_bytes(2, "little") + header.encode())
+            file.flush()
+            if hasattr(os, "posix_fallocate"):  # not on macOS; a full disk is noticed before hours of decoding
+                os.posix_fallocate(file.fileno(), 0, moments_begin + shape[0] * moments_size)
+            fill(write)
             os.fsync(file.fileno())
-        unfinished.replace(path)
+        whole = unfinished.replace(path.with_name(f"{path.name}.{key}.npy"))
     finally:
         unfinished.unlink(missing_ok=True)
-
-
-def _write_images(file: int, shape: Shape, row: int, images: np.ndarray) -> None:
-    moments = channel_moments(images)
-    _write_all(file, np.ascontiguousarray(images).data.cast("B"), _HEADER_BYTES + row * math.prod(shape[1:]))
-    _write_all(file, moments.data.cast("B"), _HEADER_BYTES + math.prod(shape) + row * moments[0].nbytes)
-
-
-def _write_all(file: int, content: bytes | memoryview, offset: int) -> None:
-    """Write at an offset: threads share no position, and a full disk is an error where a mapping would crash."""
-    rest = memoryview(content)
-    while rest:
-        written = os.pwrite(file, rest, offset)
-        rest, offset = rest[written:], offset + written
-
-
-def _reserve(file: int, count: int) -> None:
-    """Take the room at once, so that a full disk is noticed before hours of decoding."""
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(file, 0, count)
-    else:  # macOS
-        os.ftruncate(file, count)
-
-
-def _file_bytes(shape: Shape) -> int:
-    return _HEADER_BYTES + math.prod(shape) + shape[0] * 2 * shape[1] * np.dtype(np.float64).itemsize
+    for other in path.parent.iterdir():
+        if other.name.startswith(f"{path.name}.") and other.suffix != ".lock" and other != whole:
+            other.unlink()

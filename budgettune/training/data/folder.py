@@ -19,7 +19,7 @@ from budgettune.errors import DataError
 from budgettune.machine.fingerprint import usable_cores
 from budgettune.spec.tables import DataSpec
 from budgettune.text import message_of
-from budgettune.training.data.cache import Fill, MappedImages, Shape, Write, cache_file, content_key, mapped_images
+from budgettune.training.data.cache import Fill, MappedImages, Shape, Write, cache_path, content_key, mapped_images
 from budgettune.training.data.images import ImageSet, SourceImages, hold_out
 from budgettune.training.data.sources import quiet
 
@@ -119,8 +119,8 @@ def _read(root: Path, paths: Sequence[str], spec: DataSpec) -> Tensor | MappedIm
     size = spec.image_size
     if spec.cache is None:
         return _decode_into(_in_memory, paths, size)
-    file = cache_file(spec.cache, root, size)
-    return mapped_images(file, content_key(root, paths, size), lambda store: _decode_into(store, paths, size))
+    path, key = cache_path(spec.cache, root, size), content_key(root, paths, size)
+    return mapped_images(path, key, lambda store: _decode_into(store, paths, size))
 
 
 def _in_memory(shape: Shape, fill: Fill) -> Tensor:

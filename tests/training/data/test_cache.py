@@ -27,7 +27,7 @@ BUILDER = """
 import sys
 from pathlib import Path
 import numpy as np
-from budgettune.training.cache import mapped_images
+from budgettune.training.data.cache import mapped_images
 
 images = np.random.default_rng(0).integers(0, 256, (100, 3, 7, 7), dtype=np.uint8)
 
@@ -97,7 +97,7 @@ def test_train_and_test_folders_share_one_file(tmp_path, store):
     for part in ("train", "test"):
         write_tree(tmp_path / "images" / part, each=4)
     mapped = load(tmp_path / "images", store)
-    assert len(list(store.glob("*.images"))) == 1
+    assert len(list(store.glob("*.npy"))) == 1
     assert torch.equal(everything(mapped.held_out.images), load(tmp_path / "images").held_out.images)
 
 
@@ -130,14 +130,14 @@ def rewrite(root):
     ],
     ids=["rewritten", "removed", "moved", "added"],
 )
-def test_a_changed_folder_is_read_again_into_the_same_file(root, store, change):
+def test_a_changed_folder_is_read_again_and_the_file_of_before_goes(root, store, change):
     before = load(root, store)
     old = everything(before.train.images)
     change(root)
     after, plain = load(root, store), load(root)
     assert torch.equal(everything(after.train.images), plain.train.images)
     assert torch.equal(everything(before.train.images), old)  # who has the old set keeps it
-    assert [path.suffix for path in sorted(store.iterdir())] == [".images", ".lock"]
+    assert sorted(path.suffix for path in store.iterdir()) == [".lock", ".npy"]
 
 
 def test_one_colour_file_among_grey_ones_makes_all_rgb(tmp_path, store):
@@ -156,17 +156,43 @@ def test_a_damaged_image_leaves_no_cache(root, store):
 
 @pytest.mark.parametrize(
     "damage",
-    [lambda whole: whole[:-1], lambda whole: b"", lambda whole: bytes(len(whole)), lambda whole: b"[1]\n"],
-    ids=["cut", "empty", "zeros", "other"],
+    [
+        lambda whole: whole[:-1],
+        lambda whole: whole[: -len(IMAGES) * 48],
+        lambda whole: b"",
+        lambda whole: bytes(len(whole)),
+        lambda whole: b"[1]\n",
+        lambda whole: whole.replace(b"|u1", b"<f8", 1),
+        lambda whole: whole.replace(b"shape", b"shake", 1),
+        lambda whole: whole.replace(b", 7, 7)", b", 49)  ", 1),
+        lambda whole: whole.replace(b"(100,", b"(1_00", 1),
+        lambda whole: whole.replace(b"(100,", b"((100", 1),
+    ],
+    ids=["cut", "no-moments", "empty", "zeros", "other", "type", "key", "dimensions", "number", "syntax"],
 )
 def test_a_file_that_is_not_whole_is_built_again(tmp_path, damage):
-    path = tmp_path / "set.images"
+    path = tmp_path / "set"
     write_cache(path, "key", SHAPE, write_all)
-    path.write_bytes(damage(path.read_bytes()))
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(damage(file.read_bytes()))
     assert open_cache(path, "key") is None
     images = mapped_images(path, "key", lambda store: store(SHAPE, write_all))
     assert np.array_equal(everything(images).numpy(), IMAGES)
     assert open_cache(path, "another key") is None
+
+
+def test_numpy_reads_the_images(tmp_path):
+    write_cache(tmp_path / "set", "key", SHAPE, write_all)
+    assert np.array_equal(np.load(tmp_path / "set.key.npy"), IMAGES)
+
+
+def test_a_file_of_the_former_format_is_not_read_and_goes(root, store):
+    load(root, store)
+    (file,) = store.glob("*.npy")
+    former = file.with_name(file.name.replace(file.suffixes[-2] + file.suffix, ".images"))
+    file.rename(former)
+    assert torch.equal(everything(load(root, store).train.images), load(root).train.images)
+    assert sorted(path.suffix for path in store.iterdir()) == [".lock", ".npy"]
 
 
 def start_builder(path):
@@ -178,17 +204,17 @@ def start_builder(path):
 
 
 def test_a_killed_build_is_not_taken_for_whole_and_does_not_block_the_next(tmp_path):
-    path = tmp_path / "set.images"
+    path = tmp_path / "set"
     with start_builder(path) as builder:
         builder.kill()
     assert open_cache(path, "key") is None
     images = mapped_images(path, "key", lambda store: store(SHAPE, write_all))
     assert np.array_equal(everything(images).numpy(), IMAGES)
-    assert not path.with_suffix(".unfinished").exists()
+    assert sorted(found.name for found in tmp_path.iterdir()) == ["set.key.npy", "set.lock"]
 
 
 def test_while_one_process_builds_another_waits_and_takes_what_it_built(tmp_path):
-    path = tmp_path / "set.images"
+    path = tmp_path / "set"
     found = []
     waiter = threading.Thread(target=lambda: found.append(mapped_images(path, "key", never)))
     with start_builder(path) as builder:
@@ -214,7 +240,7 @@ def test_a_place_that_cannot_be_written_is_named(root, store):
 
 
 def test_moments_are_exact_for_every_subset(tmp_path):
-    path = tmp_path / "set.images"
+    path = tmp_path / "set"
     write_cache(path, "key", SHAPE, write_all)
     images = open_cache(path, "key")
     rows = torch.tensor([5, 99, 0])
@@ -225,7 +251,7 @@ def test_moments_are_exact_for_every_subset(tmp_path):
 
 
 def test_a_choice_of_a_choice_reads_the_right_rows_for_the_right_device(tmp_path):
-    path = tmp_path / "set.images"
+    path = tmp_path / "set"
     write_cache(path, "key", SHAPE, write_all)
     images = open_cache(path, "key").select(torch.arange(0, 100, 2)).select(slice(10, 20))
     assert images.shape == (10, 3, 7, 7)
@@ -237,7 +263,7 @@ def test_a_choice_of_a_choice_reads_the_right_rows_for_the_right_device(tmp_path
 
 @pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from /proc")
 def test_reading_all_in_random_order_leaves_next_to_nothing_resident(tmp_path):
-    path, shape = tmp_path / "large.images", (16_384, 3, 64, 64)  # 200 MB
+    path, shape = tmp_path / "large", (16_384, 3, 64, 64)  # 200 MB
 
     def fill(write):
         block = pixels(512, *shape[1:])
