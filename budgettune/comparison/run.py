@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 from budgettune.comparison.plan import Turn, arms_of, budgets_of, shared_spec, turns, with_turn
 from budgettune.comparison.result import ComparedRun, Comparison, Measured, read_comparison, write_comparison
 from budgettune.errors import BudgetTuneError, DataError, Interrupted, TrialFailed, UsageError
+from budgettune.machine.witness import Witness
 from budgettune.records import TrialResult
 from budgettune.spec.study_spec import StudySpec, load_spec
 from budgettune.spec.tables import is_code
@@ -28,7 +29,7 @@ from budgettune.text import format_duration, parse_duration
 from budgettune.training.data.load import ImageData, load_data
 from budgettune.training.device import pick_device
 from budgettune.training.session import prepare_process, undisturbed
-from budgettune.training.trainer import Witness, train
+from budgettune.training.trainer import train
 
 logger = logging.getLogger(__name__)
 

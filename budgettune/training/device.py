@@ -108,6 +108,18 @@ class Device:
                 torch.manual_seed(seed)
             yield
 
+    @contextmanager
+    def full_memory_named(self, batch_size: int) -> Iterator[None]:
+        """Raise OutOfMemory, which says what would fit, where what happens inside fails for want of memory."""
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise OutOfMemory(
+                f"no memory left on {self.torch} at batch size {batch_size}: a smaller batch_size or scale would fit"
+            ) from error
+
     def machine(self) -> MachineInfo:
         """Return the fingerprint of this box and device."""
         threads = torch.get_num_threads()

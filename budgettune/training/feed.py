@@ -113,7 +113,7 @@ class Feed:
     def _choose(self, candidates: Batch, waiting: Batch | None) -> Batch:
         """Return what waits for a full batch, with what the strategy chooses among the candidates behind it."""
         with self.watch.phase("select"):
-            selection = self.strategy.select(self.passes.look(candidates))
+            selection = self.strategy.select(self.passes.score_candidates(candidates))
             batch = taken(candidates, selection.positions)
             weights = product(batch.weights, selection.weights)
             batch = Batch(batch.indices, batch.images, batch.labels, weights)

@@ -1,4 +1,4 @@
-"""A model that learns: built from a spec, fed with images, stepped by its optimiser, and looked at without learning."""
+"""A model that learns: built from a spec, fed with images, stepped by its optimiser, asked for scores."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ class Learner:
         self.head = last_linear(self.model, data.num_classes)
 
     @property
-    def look_batch(self) -> int:
+    def scoring_batch(self) -> int:
         """Images that evaluation and scoring take at a time."""
         return max(1, min(EVALUATION_BATCH, EVALUATION_PIXELS // self.data.image_size**2))
 
@@ -146,7 +146,7 @@ class Learner:
         optimizer.zero_grad(set_to_none=True)
         return losses.detach(), logits.detach()
 
-    def look(self, batch: Batch) -> Scores:
+    def score_batch(self, batch: Batch) -> Scores:
         """Return what the model says of a batch in evaluation mode, learning nothing and moving no statistic."""
         seen: list[Tensor] = []
         hook = self.head and self.head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
@@ -163,7 +163,7 @@ class Learner:
         embedding = seen[-1].flatten(1).float() if seen else None
         return Scores(batch.indices, batch.labels, losses, logits, embedding)
 
-    def warm_up(self, steps: int, trained: Iterable[int], looked_at: Iterable[int]) -> None:
+    def warm_up(self, steps: int, trained: Iterable[int], scored: Iterable[int]) -> None:
         """Pay for kernel selection, compilation and first allocations with throwaway steps on random labels.
 
         Weights and random states are put back.
@@ -171,7 +171,7 @@ class Learner:
         Args:
             steps: of each shape.
             trained: sizes of batches in training.
-            looked_at: sizes of batches in evaluation mode.
+            scored: sizes of batches in evaluation mode.
         """
         if not steps:
             return
@@ -182,9 +182,9 @@ class Learner:
             for size in sorted(set(trained), reverse=True):
                 for _ in range(steps):
                     self._step(self._throwaway(size), optimizer)
-            for size in sorted(set(looked_at), reverse=True):
+            for size in sorted(set(scored), reverse=True):
                 for _ in range(steps):
-                    self.look(self._throwaway(size))
+                    self.score_batch(self._throwaway(size))
         self.model.load_state_dict(snapshot)
         self.generator.set_state(state)
 

@@ -45,11 +45,11 @@ class ModelPasses:
         """Return what the model in training says now of the unaugmented images of indices; None for all."""
         return self._score(self.learner, indices)
 
-    def look(self, candidates: Batch) -> Scores:
+    def score_candidates(self, candidates: Batch) -> Scores:
         """Return what the model in training says of gathered images, in batches of the size that it trains on."""
         size = self.learner.config.train.batch_size
         parts = [
-            self.learner.look(Batch(*part))
+            self.learner.score_batch(Batch(*part))
             for part in zip(
                 candidates.indices.split(size),
                 candidates.images.split(size),
@@ -110,9 +110,9 @@ class ModelPasses:
 
     def _score(self, learner: Learner, indices: Tensor | None = None) -> Scores:
         data, parts = learner.data.train, []
-        for chunk, places in self._batches(self._all(indices), learner.look_batch):
+        for chunk, places in self._batches(self._all(indices), learner.scoring_batch):
             self.check()
-            parts.append(learner.look(Batch(chunk, learner.normalise(data.images[places]), data.labels[chunk])))
+            parts.append(learner.score_batch(Batch(chunk, learner.normalise(data.images[places]), data.labels[chunk])))
             self.scored_samples += len(chunk)
         # Once a pass, so that what the device did is charged to the phase that asked for it.
         learner.device.synchronize()

@@ -7,17 +7,18 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from statistics import median
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
 
-from budgettune.errors import BudgetUsedUp, Interrupted, NonFiniteLoss, OutOfMemory, SpecError
+from budgettune.errors import BudgetUsedUp, Interrupted, NonFiniteLoss, SpecError
+from budgettune.machine.witness import NoWitness, Witness
 from budgettune.records import EpochRecord, PhaseSeconds, TrialResult
 from budgettune.spec.study_spec import StudySpec
 from budgettune.spec.trust import Trust
-from budgettune.training.data.load import ImageData, ImageSet, augment
-from budgettune.training.device import Device, is_out_of_memory
+from budgettune.training.data.load import ImageData, augment
+from budgettune.training.device import Device
 from budgettune.training.feed import Feed
 from budgettune.training.learner import Batch, Learner, learning_rate_of, weights_sha256
 from budgettune.training.passes import ModelPasses
@@ -25,27 +26,6 @@ from budgettune.training.pruning import EpochPlan, make_strategy
 from budgettune.training.resnet import count_parameters
 from budgettune.training.schedule import BudgetProgress, EpochProgress, Progress
 from budgettune.training.stopwatch import Stopwatch
-
-
-class Witness(Protocol):
-    """Somebody who watches the machine while the clock runs, and says whether the time can be believed."""
-
-    def start(self) -> None:
-        """Begin to watch."""
-
-    def stop(self) -> tuple[str, Mapping[str, Any]]:
-        """Return the status (clean, disturbed or unverified) and the evidence."""
-
-
-class Nobody:
-    """A witness that saw nothing."""
-
-    def start(self) -> None:
-        """Look away."""
-
-    def stop(self) -> tuple[str, Mapping[str, Any]]:
-        """Vouch for nothing."""
-        return "unverified", {}
 
 
 @dataclass(frozen=True)
@@ -101,17 +81,9 @@ def train(
     config = spec.resolve(params or {})
     target = Device(device)
     target.prepare()
-    try:
-        with target.own_chance(seed):
-            run = TrainingRun(config, data.to(target.torch), target, seed, Stopwatch(clock, target.synchronize), trust)
-            return run.train(load_seconds, witness, should_stop, on_epoch, ends_early)
-    except (RuntimeError, MemoryError) as error:
-        if is_out_of_memory(error):
-            raise OutOfMemory(
-                f"no memory left on {target.torch} at batch size {config.train.batch_size}: "
-                f"a smaller batch_size or scale would fit"
-            ) from error
-        raise
+    with target.full_memory_named(config.train.batch_size), target.own_chance(seed):
+        run = TrainingRun(config, data.to(target.torch), target, seed, Stopwatch(clock, target.synchronize), trust)
+        return run.train(load_seconds, witness, should_stop, on_epoch, ends_early)
 
 
 class TrainingRun:
@@ -158,21 +130,6 @@ class TrainingRun:
         self.full_visits = 0.0  # what the same epochs would have visited without pruning; a cut epoch counts in part
         self.prepared_seconds = 0.0
 
-    @property
-    def architecture(self) -> dict[str, Any]:
-        """What the model tells of itself: realised widths and blocks."""
-        return self.learner.architecture
-
-    @property
-    def precision(self) -> str:
-        """fp32 or bf16, as realised."""
-        return self.learner.precision
-
-    @property
-    def multiply_adds(self) -> int:
-        """Of one forward pass of one image."""
-        return self.learner.multiply_adds
-
     def train(
         self,
         load_seconds: float,
@@ -184,10 +141,13 @@ class TrainingRun:
         """Train until the epochs or the budget are used up; the arguments are those of the function `train`."""
         self.passes.should_stop = should_stop
         curve: list[EpochRecord] = []
-        witness = witness or Nobody()
+        witness = witness or NoWitness()
         witness.start()
         try:
-            self._prepare()
+            with self.watch.running(), self.watch.phase("prepare"):
+                self.strategy.prepare(self.passes)
+                self.device.synchronize()
+            self.prepared_seconds = self.watch.elapsed()
             progress = self._progress()
             while not curve or not progress.is_over(len(curve)):
                 curve.append(self._epoch(len(curve), progress, should_stop))
@@ -197,12 +157,6 @@ class TrainingRun:
         finally:
             status, evidence = witness.stop()
         return Trained(self._result(tuple(curve), load_seconds, progress, status, evidence), self.learner.model)
-
-    def _prepare(self) -> None:
-        with self.watch.running(), self.watch.phase("prepare"):
-            self.strategy.prepare(self.passes)
-            self.device.synchronize()
-        self.prepared_seconds = self.watch.elapsed()
 
     def _progress(self) -> Progress:
         if self.config.train.budget is not None:
@@ -240,13 +194,17 @@ class TrainingRun:
         loss = float(loss_sum) / samples
         if not math.isfinite(loss):
             raise NonFiniteLoss(f"the loss of epoch {epoch} is {loss}: lower train.lr, or use fp32")
+        accuracy = None
+        if progress.is_over(epoch + 1) or (epoch + 1) % self.config.train.evaluate_every == 0:
+            with watch.aside("evaluate"):
+                accuracy = self._accuracy()
         return EpochRecord(
             epoch=epoch,
             train_seconds=watch.elapsed(),
             steps=steps,
             samples=samples,
             loss=loss,
-            accuracy=self._accuracy_if_due(epoch, progress),
+            accuracy=accuracy,
         )
 
     def _plan(self, epoch: int, progress: Progress) -> EpochPlan:
@@ -278,38 +236,29 @@ class TrainingRun:
         """Pay off the clock for every batch shape that the strategy expects, in training and in scoring."""
         steps, size = self.config.clock.warmup_steps, self.config.train.batch_size
         lasts = {count % size for count in self.strategy.epoch_sizes()} - {0}
-        looked_at = set(self._scoring_shapes())
-        self.learner.warm_up(steps, {size, *lasts}, looked_at)
+        scored = set(self._scoring_shapes())
+        self.learner.warm_up(steps, {size, *lasts}, scored)
         for scale in set(self.strategy.helper_scales) - {None} if steps else ():
             with self.device.own_chance(self.seed):
-                self._helper(scale, self.seed).warm_up(steps, {size, *lasts}, looked_at)
+                self._helper(scale, self.seed).warm_up(steps, {size, *lasts}, scored)
 
     def _scoring_shapes(self) -> Iterator[int]:
         if not self.strategy.needs_model:
             return
-        sizes = [(self.strategy.size, self.learner.look_batch)]
+        sizes = [(self.strategy.size, self.learner.scoring_batch)]
         if self.strategy.candidates > 1:
             batch = self.config.train.batch_size
             sizes += [(self.feed.chunk, batch), (self.strategy.size % self.feed.chunk, batch)]
         for count, size in sizes:
             yield from {min(count, size), count % size} - {0}
 
-    def _accuracy_if_due(self, epoch: int, progress: Progress) -> float | None:
-        last = progress.is_over(epoch + 1)
-        if not last and (epoch + 1) % self.config.train.evaluate_every:
-            return None
-        with self.watch.aside("evaluate"):
-            return self._accuracy(self.data.held_out)
-
-    def _accuracy(self, held_out: ImageSet) -> float:
+    def _accuracy(self) -> float:
         """Return the share of held-out images that are classified correctly, on the deterministic transform."""
-        learner = self.learner
-        correct = torch.zeros((), dtype=torch.int64, device=self.device.torch)
+        learner, held_out = self.learner, self.data.held_out
+        size, correct = learner.scoring_batch, torch.zeros((), dtype=torch.int64, device=self.device.torch)
         learner.model.eval()
         with torch.inference_mode(), self.device.autocast(learner.precision):
-            for images, labels in zip(
-                held_out.images.split(learner.look_batch), held_out.labels.split(learner.look_batch), strict=True
-            ):
+            for images, labels in zip(held_out.images.split(size), held_out.labels.split(size), strict=True):
                 if self.config.data.augment_test:
                     images = augment(images, pad=self.data.pad, flip=self.data.flip, generator=self.held_out_generator)
                 correct += (learner.model(learner.normalise(images)).argmax(dim=1) == labels).sum()
@@ -338,19 +287,19 @@ class TrainingRun:
             scored_samples=self.passes.scored_samples,
             helper_samples=self.passes.helper_samples,
             parameters=count_parameters(self.learner.model),
-            multiply_adds=self.multiply_adds,
+            multiply_adds=self.learner.multiply_adds,
             step_ms_median=middle,
             step_ms_mad=median(abs(value - middle) for value in step_ms),
             peak_memory_mb=self.device.peak_memory_mb(),
             final_lr=learning_rate_of(self.config.train, progress.at(len(curve), 0.0)),
             seed=self.seed,
-            precision=self.precision,
+            precision=self.learner.precision,
             weights_sha256=weights_sha256(self.learner.model),
             curve=curve,
             phases=PhaseSeconds(load=load_seconds, **self.watch.seconds),
             machine=self.device.machine(),
             batch_shapes=tuple(sorted(self.batch_shapes, reverse=True)),
-            architecture=self.architecture,
+            architecture=self.learner.architecture,
             status=status,
             evidence=evidence,
         )

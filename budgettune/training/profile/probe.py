@@ -11,12 +11,11 @@ from statistics import fmean, median, pstdev
 
 import torch
 
-from budgettune.errors import OutOfMemory, SpecError
 from budgettune.spec.study_spec import StudySpec
 from budgettune.spec.tables import DataSpec
 from budgettune.spec.trust import Trust
 from budgettune.training.data.load import ImageData, ImageSet, load_data
-from budgettune.training.device import Device, is_out_of_memory
+from budgettune.training.device import Device
 from budgettune.training.profile.kernels import Kernel, kernels_of
 from budgettune.training.stopwatch import Stopwatch
 from budgettune.training.trainer import TrainingRun
@@ -95,12 +94,9 @@ class Probe:
         trust: Trust = Trust(),
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        batch = config.train.batch_size
-        if batch > len(data.train):
-            raise SpecError(f"batch_size: {batch} is larger than the {len(data.train)} training images")
         self.device, self.clock, self.cudnn_benchmark = device, clock, cudnn_benchmark
         self.config = config.resolve({"pruning.strategy": "full", "pruning.prune_rate": 0.0, "train.budget": None})
-        first = data.train.take(slice(batch))
+        first = data.train.take(slice(config.train.batch_size))
         with self._guarded(), device.own_chance(0):
             self._run = TrainingRun(
                 self.config,
@@ -110,7 +106,7 @@ class Probe:
                 Stopwatch(clock, device.synchronize),
                 trust,
             )
-        self._indices = torch.arange(batch, device=device.torch)
+        self._indices = torch.arange(config.train.batch_size, device=device.torch)
         self._losses = torch.zeros((), device=device.torch)
 
     def measure(self, steps: int) -> ProbeResult:
@@ -118,13 +114,13 @@ class Probe:
         size = max(1, steps // SEGMENTS) if self.device.is_cuda else 1
         with self._guarded():
             ms = [self._stretch(size) for _ in range(max(1, steps // size))]
-        architecture = self._run.architecture
+        learner = self._run.learner
         return ProbeResult(
             batch_size=self.config.train.batch_size,
-            precision=self._run.precision,
-            widths=tuple(architecture.get("widths", ())),
-            blocks=architecture.get("blocks"),
-            multiply_adds=self._run.multiply_adds,
+            precision=learner.precision,
+            widths=tuple(learner.architecture.get("widths", ())),
+            blocks=learner.architecture.get("blocks"),
+            multiply_adds=learner.multiply_adds,
             steps=size * len(ms),
             ms_median=median(ms),
             ms_mad=median(abs(value - median(ms)) for value in ms),
@@ -155,14 +151,8 @@ class Probe:
         before = torch.backends.cudnn.benchmark
         torch.backends.cudnn.benchmark = self.cudnn_benchmark
         try:
-            yield
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise OutOfMemory(
-                f"no memory left on {self.device.torch} at batch size {self.config.train.batch_size}: "
-                f"a smaller batch_size or scale would fit"
-            ) from error
+            with self.device.full_memory_named(self.config.train.batch_size):
+                yield
         finally:
             torch.backends.cudnn.benchmark = before
 
