@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -81,17 +82,17 @@ def train_one(
         should_stop: asked before every step; true ends training with Interrupted.
         on_epoch: told each point of the curve.
     """
-    chosen = pick_device(device)
-    _, witness = prepare_process(chosen, threads)
+    torch_device = pick_device(device)
+    _, witness = prepare_process(torch_device, threads)
     config = spec.resolve(params)
     trust.check_files(config)
-    data, load_seconds = DataCache(chosen, trust).get(config.data)
+    data, load_seconds = DataCache(torch_device, trust).get(config.data)
     return train(
         spec,
         params,
         seed=seed,
         data=data,
-        device=chosen,
+        device=torch_device,
         load_seconds=load_seconds,
         trust=trust,
         witness=witness,
@@ -112,8 +113,10 @@ def save_model(path: str | Path, trained: Trained, spec: StudySpec, params: Mapp
         "params": dict(params),
         "result": trained.result.to_json(),
     }
+    content = io.BytesIO()  # torch, writing to a full disk, tells of its own state and not of the disk
+    torch.save(document, content)
     try:
         with replacing(Path(path)) as file:
-            torch.save(document, file)
-    except (OSError, RuntimeError) as error:
-        raise UsageError(f"model file {path} cannot be written: {error}") from error
+            file.write(content.getbuffer())
+    except OSError as error:
+        raise UsageError(f"model file {path} cannot be written: {error.strerror}") from error

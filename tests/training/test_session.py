@@ -1,28 +1,52 @@
-"""Model files."""
+"""What outlives a training: the file of its model."""
 
-from types import SimpleNamespace
+import resource
+from contextlib import contextmanager
 
 import pytest
 import torch
 
 from budgettune.errors import UsageError
 from budgettune.records import TrialResult
-from budgettune.spec.study_spec import load_spec
+from budgettune.spec.study_spec import StudySpec
 from budgettune.training.session import save_model
-from tests.support.studies import result
+from budgettune.training.trainer import Trained
+from tests.support.studies import RESULT
+
+SPEC = StudySpec.from_document({"name": "ours"})
+SMALL, LARGE = Trained(RESULT, torch.nn.Linear(10, 10)), Trained(RESULT, torch.nn.Linear(1_000, 1_000))
 
 
-def test_a_model_file_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
-    def save_and_fill_the_disk(document, file):
-        file.write(b"begun")
-        raise OSError("no space left on device")
+@contextmanager
+def room_for(count):
+    """Let no file become longer than that many bytes, as on a disk that is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (count, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
-    path, trained = tmp_path / "model.pt", SimpleNamespace(model=torch.nn.Linear(2, 1), result=result())
-    save_model(path, trained, load_spec("digits"), {"scale": 1.0})
-    monkeypatch.setattr(torch, "save", save_and_fill_the_disk)
-    with pytest.raises(UsageError, match="cannot be written: no space left"):
-        save_model(path, trained, load_spec("digits"), {"scale": 1.4})
-    saved = torch.load(path, weights_only=True)
-    assert saved["params"] == {"scale": 1.0}
-    assert TrialResult.from_json(saved["result"]).curve == trained.result.curve
+
+def test_a_model_is_kept_with_where_it_came_from(tmp_path):
+    save_model(tmp_path / "model.pt", SMALL, SPEC, {"train.lr": 0.1})
+    kept = torch.load(tmp_path / "model.pt", weights_only=True)
+    assert torch.equal(kept["state_dict"]["weight"], SMALL.model.weight)
+    assert (kept["spec"], kept["params"]) == (SPEC.to_document(), {"train.lr": 0.1})
+    assert TrialResult.from_json(kept["result"]).curve == RESULT.curve
+
+
+def test_the_model_of_before_stays_where_the_disk_has_no_room_for_the_next(tmp_path):
+    path = tmp_path / "model.pt"
+    save_model(path, SMALL, SPEC, {})
+    before = path.read_bytes()
+    with room_for(1_000_000), pytest.raises(UsageError, match=r"model\.pt cannot be written: File too large"):
+        save_model(path, LARGE, SPEC, {})
+    assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("place", [".", "nowhere/model.pt"])
+def test_a_place_that_cannot_be_written_is_named(tmp_path, place):
+    with pytest.raises(UsageError, match=r"model file .* cannot be written: .* directory"):
+        save_model(tmp_path / place, SMALL, SPEC, {})

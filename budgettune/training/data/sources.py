@@ -7,7 +7,7 @@ import random
 import socket
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,31 +24,6 @@ from budgettune.training.data.images import SourceImages, as_labels, check_class
 DEFAULT_ROOT = "data"
 _DIGITS_LARGEST = 16
 _PATIENCE_SECONDS = 30.0
-
-
-@contextlib.contextmanager
-def downloading(root: Path) -> Iterator[None]:
-    """Make the folder and hold its lock, so that workers which start together do not write the same file.
-
-    Raises:
-        OSError: where the folder cannot be written.
-    """
-    root.mkdir(parents=True, exist_ok=True)
-    patience = socket.getdefaulttimeout()
-    with FileLock(root / ".budgettune-download.lock"), quiet():
-        socket.setdefaulttimeout(_PATIENCE_SECONDS)  # torchvision sets none and would wait for a dead mirror
-        try:
-            yield
-        finally:
-            socket.setdefaulttimeout(patience)
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep progress off standard output, which belongs to data, and the loaders' warnings off the terminal."""
-    with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 def read_digits(spec: DataSpec) -> SourceImages:
@@ -74,9 +49,15 @@ def read_cifar(spec: DataSpec) -> SourceImages:
     loader = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[spec.name]
     facts = BUILT_IN_SETS[spec.name]
     root = Path(spec.root or DEFAULT_ROOT).expanduser()
-    if _bad_cifar_files(loader, root):
-        _fetch_cifar(loader, root, spec.name)
     folder = str(root / loader.base_folder)
+    if _bad_cifar_files(loader, root):
+        failure = fetch(root, lambda: loader(str(root), download=True), lambda: not _bad_cifar_files(loader, root))
+        if bad := _bad_cifar_files(loader, root):
+            raise DataError(
+                f"{spec.name}: {', '.join(bad)} in {folder}, and the download of {loader.url} failed "
+                f"({failure or 'its files are not the known ones'}): "
+                f"put {loader.filename} (md5 {loader.tgz_md5}) into {root}"
+            )
     try:
         with quiet():
             parts = [loader(str(root), train=train) for train in (True, False)]
@@ -136,22 +117,6 @@ def _random_state_kept() -> Iterator[None]:
         np.random.set_state(numpy)
 
 
-def _fetch_cifar(loader: Any, root: Path, name: str) -> None:
-    try:
-        with downloading(root):
-            if _bad_cifar_files(loader, root):  # another worker may have been quicker
-                loader(str(root), download=True)
-        reason = "its files are not the known ones"
-    except Exception as error:  # torchvision lets network, archive and file errors through as they come
-        reason = message_of(error)
-    bad = _bad_cifar_files(loader, root)
-    if bad:
-        raise DataError(
-            f"{name}: {', '.join(bad)} in {root / loader.base_folder}, and the download of {loader.url} failed "
-            f"({reason}): put {loader.filename} (md5 {loader.tgz_md5}) into {root}"
-        )
-
-
 def _bad_cifar_files(loader: Any, root: Path) -> list[str]:
     """Return a word on each file that is missing or has not the known contents."""
     from torchvision.datasets.utils import check_integrity
@@ -165,3 +130,30 @@ def _bad_cifar_files(loader: Any, root: Path) -> list[str]:
         elif not check_integrity(path, md5):
             bad.append(f"{name} is damaged")
     return bad
+
+
+def fetch(root: Path, download: Callable[[], object], is_complete: Callable[[], object]) -> str | None:
+    """Download into a folder what is not there yet, and return what went wrong, None where nothing did.
+
+    Of workers that start together one downloads while the others wait.
+    """
+    patience = socket.getdefaulttimeout()
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with FileLock(root / ".budgettune-download.lock"), quiet():
+            socket.setdefaulttimeout(_PATIENCE_SECONDS)  # torchvision sets none and would wait for a dead mirror
+            if not is_complete():
+                download()
+    except Exception as error:  # torchvision lets network, archive and file errors through as they come
+        return message_of(error)
+    finally:
+        socket.setdefaulttimeout(patience)
+    return None
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep progress off standard output, which belongs to data, and the loaders' warnings off the terminal."""
+    with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
