@@ -1,4 +1,4 @@
-"""The only file that knows one device from another. Nothing else in training mentions CUDA."""
+"""Devices: the only file of training that knows one from another, and mentions CUDA."""
 
 from __future__ import annotations
 
@@ -65,7 +65,6 @@ class Device:
             keep_freed_memory()
 
     def synchronize(self) -> None:
-        """Return when the device has nothing left to do."""
         if self.is_cuda:
             self._cuda.synchronize(self.torch)
 
@@ -84,17 +83,23 @@ class Device:
             self._pending.pop(0).synchronize()
 
     def reset_peak_memory(self) -> None:
-        """Begin a new measurement of peak memory."""
         if self.is_cuda:
             self._cuda.reset_peak_memory_stats(self.torch)
         elif sys.platform == "linux":
-            _write("/proc/self/clear_refs", "5")
+            # A sandbox may forbid it: the peak is then that of the whole process, never too small.
+            with suppress(OSError):
+                Path("/proc/self/clear_refs").write_text("5")
 
     def peak_memory_mb(self) -> float:
         """Return MiB at the peak: of the allocator on CUDA, of the process's resident set elsewhere."""
         if self.is_cuda:
             return float(self._cuda.max_memory_allocated(self.torch)) / 2**20
-        return _peak_resident_mb()
+        try:
+            status = Path("/proc/self/status").read_text()
+            return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+        except (OSError, ValueError, IndexError):
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            return peak / (2**20 if sys.platform == "darwin" else 1024)
 
     def autocast(self, precision: str) -> AbstractContextManager[Any]:
         """Return the context in which forward passes run at a precision (fp32 or bf16)."""
@@ -178,18 +183,3 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (torch.OutOfMemoryError, MemoryError, OutOfMemory)):
         return True
     return isinstance(error, RuntimeError) and bool(_NO_MEMORY.search(str(error)))
-
-
-def _peak_resident_mb() -> float:
-    try:
-        status = Path("/proc/self/status").read_text()
-        return int(status.partition("VmHWM:")[2].split()[0]) / 1024
-    except (OSError, ValueError, IndexError):
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak / (2**20 if sys.platform == "darwin" else 1024)
-
-
-def _write(path: str, text: str) -> None:
-    # A sandbox may forbid it: the peak is then that of the whole process, never too small.
-    with suppress(OSError):
-        Path(path).write_text(text)

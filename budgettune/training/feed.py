@@ -1,4 +1,4 @@
-"""From an epoch's plan to batches: shuffled, cut, gathered, and chosen among where a strategy chooses."""
+"""Batches of an epoch's plan: shuffled, cut, gathered, and chosen among where a strategy chooses."""
 
 from __future__ import annotations
 
@@ -35,17 +35,6 @@ class Order:
 
     def __len__(self) -> int:
         return len(self.indices)
-
-    @property
-    def count(self) -> int:
-        """How many chunks there are."""
-        return math.ceil(len(self) / self.chunk)
-
-    def chunks(self) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-        """Yield (indices, places, weights), chunk at a time."""
-        for begin in range(0, len(self), self.chunk):
-            part = slice(begin, begin + self.chunk)
-            yield self.indices[part], self.places[part], None if self.weights is None else self.weights[part]
 
 
 class Feed:
@@ -96,10 +85,13 @@ class Feed:
             go_on: asked before anything is gathered; when it says no, the epoch ends.
         """
         chosen: Batch | None = None
-        for number, chunk in enumerate(order.chunks()):
+        count = math.ceil(len(order) / order.chunk)
+        for number in range(count):
             if not go_on():
                 return
-            share, batch = number / order.count, self.gather(*chunk)
+            part = slice(number * order.chunk, (number + 1) * order.chunk)
+            weights = None if order.weights is None else order.weights[part]
+            share, batch = number / count, self.gather(order.indices[part], order.places[part], weights)
             if not order.select:
                 yield share, batch
                 continue

@@ -19,7 +19,6 @@ from budgettune.training.data.load import ImageData, augment, normalise
 from budgettune.training.device import Device, pick_precision
 from budgettune.training.pruning import Scores
 from budgettune.training.resnet import ScalableResNet, count_multiply_adds
-from budgettune.training.schedule import learning_rate
 
 EVALUATION_BATCH = 1_000
 EVALUATION_PIXELS = 1_024_000  # a thousand images of 32×32: evaluating larger ones must not set the peak of memory
@@ -74,11 +73,6 @@ def make_optimizer(config: TrainSpec, model: nn.Module) -> torch.optim.Optimizer
     return kind(parameters, **common)
 
 
-def learning_rate_of(config: TrainSpec, progress: float) -> float:
-    """Return the learning rate of a `[train]` table at a progress in [0, 1]."""
-    return learning_rate(config.lr_schedule, config.lr, progress)
-
-
 def weights_sha256(model: nn.Module) -> str:
     """Return a hash of all weights and buffers: equal where two trainings gave identical models."""
     digest = hashlib.sha256()
@@ -111,7 +105,9 @@ class Learner:
         self.forward = torch.compile(self.model) if config.train.compile else self.model
         self.generator = torch.Generator(device.torch).manual_seed(seed)
         self.optimizer = make_optimizer(config.train, self.model)
-        self.head = last_linear(self.model, data.num_classes)
+        linear = (layer for layer in self.model.modules() if isinstance(layer, nn.Linear))
+        makes_logits = [layer for layer in linear if layer.out_features == data.num_classes]
+        self.head = makes_logits[-1] if makes_logits else None
 
     @property
     def scoring_batch(self) -> int:
@@ -193,9 +189,3 @@ class Learner:
         batch = self.gather(indices, self.data.train.places(indices))
         labels = torch.randint(self.data.num_classes, (size,), device=self.device.torch)
         return Batch(indices, batch.images, labels)
-
-
-def last_linear(model: nn.Module, num_classes: int) -> nn.Linear | None:
-    """Return the linear layer that makes the logits: the last one of num_classes outputs, None where there is none."""
-    layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear) and layer.out_features == num_classes]
-    return layers[-1] if layers else None

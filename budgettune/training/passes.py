@@ -10,9 +10,9 @@ from torch import Tensor
 
 from budgettune.errors import BudgetUsedUp, Interrupted
 from budgettune.text import format_duration
-from budgettune.training.learner import Batch, Learner, learning_rate_of
+from budgettune.training.learner import Batch, Learner
 from budgettune.training.pruning import Scorer, Scores
-from budgettune.training.schedule import BudgetProgress, EpochProgress, FirstOf
+from budgettune.training.schedule import BudgetProgress, EpochProgress, FirstOf, learning_rate
 from budgettune.training.stopwatch import Stopwatch
 
 MakeHelper = Callable[[float | None, int], Learner]
@@ -75,7 +75,10 @@ class ModelPasses:
         with self.learner.device.own_chance(seed):
             helper = self.make_helper(scale, seed)
             scorer = partial(self._score, helper)
-            end = self._end(epochs, budget_share)
+            end, budget = FirstOf(EpochProgress(epochs)), self.learner.config.train.budget
+            if budget is not None:
+                deadline = self.watch.elapsed() + budget_share * budget
+                end = FirstOf(EpochProgress(epochs), BudgetProgress(deadline, self.watch.elapsed))
             for epoch in range(epochs):
                 if epoch and end.is_over(epoch):
                     break
@@ -84,13 +87,6 @@ class ModelPasses:
                     on_epoch(epoch, scorer)
         helper.device.synchronize()
         return scorer
-
-    def _end(self, epochs: int, budget_share: float) -> FirstOf:
-        budget = self.learner.config.train.budget
-        if budget is None:
-            return FirstOf(EpochProgress(epochs))
-        deadline = self.watch.elapsed() + budget_share * budget
-        return FirstOf(EpochProgress(epochs), BudgetProgress(deadline, self.watch.elapsed))
 
     def _helper_epoch(self, helper: Learner, indices: Tensor, epoch: int, end: FirstOf) -> None:
         order = indices[torch.randperm(len(indices), generator=helper.generator, device=indices.device)]
@@ -101,7 +97,7 @@ class ModelPasses:
             if number and end.is_over(epoch):
                 break
             began = self.watch.clock()
-            lr = learning_rate_of(train, end.at(epoch, number / len(batches)))
+            lr = learning_rate(train.lr_schedule, train.lr, end.at(epoch, number / len(batches)))
             helper.step(helper.gather(chunk, places), lr)
             self.helper_samples += len(chunk)
             if train.budget is not None:

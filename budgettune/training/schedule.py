@@ -16,7 +16,7 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 
 
 def learning_rate(name: str, base: float, progress: float) -> float:
-    """Return the learning rate at a progress, which is clipped to [0, 1]."""
+    """Return the learning rate of a schedule at a progress, which is clipped to [0, 1]."""
     return base * SCHEDULES[name](min(1.0, max(0.0, progress)))
 
 
@@ -35,7 +35,7 @@ class EpochProgress:
         return epoch >= self.epochs
 
     def learn(self, step_seconds: float) -> None:
-        """Take no notice: epochs end when they end."""
+        """Take in how long the latest step took: no matter, epochs end when they end."""
 
     def lead(self) -> int | None:
         """Return how many steps the host may run ahead of the device: any number."""
@@ -61,7 +61,6 @@ class BudgetProgress:
         self._recent: deque[float] = deque(maxlen=15)
 
     def at(self, epoch: int, share: float) -> float:
-        """Return the progress now."""
         whole = self.budget_seconds - self._began - self._step()
         return min(1.0, (self.elapsed() - self._began) / max(whole, 1e-9))
 
@@ -70,7 +69,6 @@ class BudgetProgress:
         return self.elapsed() + self._step() / 2 > self.budget_seconds
 
     def learn(self, step_seconds: float) -> None:
-        """Take in how long the latest step took."""
         self._recent.append(step_seconds)
 
     def lead(self) -> int | None:
@@ -85,20 +83,17 @@ Progress = EpochProgress | BudgetProgress
 
 
 class FirstOf:
-    """Training that ends at the first of several ends."""
+    """Training that ends at the first of several ends; its progress is towards the nearest."""
 
     def __init__(self, *ends: Progress) -> None:
         self.ends = ends
 
     def at(self, epoch: int, share: float) -> float:
-        """Return the progress towards the nearest end."""
         return max(end.at(epoch, share) for end in self.ends)
 
     def is_over(self, epoch: int) -> bool:
-        """Whether one end is reached."""
         return any(end.is_over(epoch) for end in self.ends)
 
     def learn(self, step_seconds: float) -> None:
-        """Tell all how long the latest step took."""
         for end in self.ends:
             end.learn(step_seconds)

@@ -20,11 +20,11 @@ from budgettune.spec.trust import Trust
 from budgettune.training.data.load import ImageData, augment
 from budgettune.training.device import Device
 from budgettune.training.feed import Feed
-from budgettune.training.learner import Batch, Learner, learning_rate_of, weights_sha256
+from budgettune.training.learner import Batch, Learner, weights_sha256
 from budgettune.training.passes import ModelPasses
 from budgettune.training.pruning import EpochPlan, make_strategy
 from budgettune.training.resnet import count_parameters
-from budgettune.training.schedule import BudgetProgress, EpochProgress, Progress
+from budgettune.training.schedule import BudgetProgress, EpochProgress, Progress, learning_rate
 from budgettune.training.stopwatch import Stopwatch
 
 
@@ -180,8 +180,7 @@ class TrainingRun:
                 order = self.feed.order(plan)
             began = watch.clock()
             for share, batch in self.feed.batches(order, go_on):
-                lr = learning_rate_of(self.config.train, progress.at(epoch, share))
-                self.step(batch, plan.lr_factor * lr, loss_sum)
+                self.step(batch, plan.lr_factor * self._learning_rate(progress.at(epoch, share)), loss_sum)
                 self.step_seconds.append(watch.clock() - began)
                 progress.learn(self.step_seconds[-1])
                 if (lead := progress.lead()) is not None:
@@ -206,6 +205,9 @@ class TrainingRun:
             loss=loss,
             accuracy=accuracy,
         )
+
+    def _learning_rate(self, progress: float) -> float:
+        return learning_rate(self.config.train.lr_schedule, self.config.train.lr, progress)
 
     def _plan(self, epoch: int, progress: Progress) -> EpochPlan:
         try:
@@ -291,7 +293,7 @@ class TrainingRun:
             step_ms_median=middle,
             step_ms_mad=median(abs(value - middle) for value in step_ms),
             peak_memory_mb=self.device.peak_memory_mb(),
-            final_lr=learning_rate_of(self.config.train, progress.at(len(curve), 0.0)),
+            final_lr=self._learning_rate(progress.at(len(curve), 0.0)),
             seed=self.seed,
             precision=self.learner.precision,
             weights_sha256=weights_sha256(self.learner.model),
