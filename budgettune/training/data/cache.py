@@ -175,13 +175,17 @@ def open_cache(path: Path, key: str) -> MappedImages | None:
     file = path.with_name(f"{path.name}.{key}.npy")
     try:
         pixels = open_memmap(file, mode="r")
-        if pixels.dtype != np.uint8 or pixels.ndim != 4:
-            return None
         shape = len(pixels), 2, pixels.shape[1]
         moments = np.memmap(file, np.float64, "r", pixels.offset + pixels.nbytes, shape)
-    except (FileNotFoundError, ValueError):  # a ValueError where it is cut short, or no array
+        is_whole = file.stat().st_size == moments.offset + moments.nbytes
+    except FileNotFoundError:
         return None
-    return MappedImages(pixels, moments, np.arange(len(pixels)))
+    except OSError:
+        raise
+    except Exception:  # a damaged header may trip numpy's parser anywhere
+        return None
+    is_ours = is_whole and pixels.dtype == np.uint8 and pixels.ndim == 4
+    return MappedImages(pixels, moments, np.arange(len(pixels))) if is_ours else None
 
 
 def write_cache(path: Path, key: str, shape: Shape, fill: Fill) -> None:
@@ -203,8 +207,8 @@ def write_cache(path: Path, key: str, shape: Shape, fill: Fill) -> None:
 
     try:
         with unfinished.open("wb") as file:
-            header = repr({"descr": "|u1", "fortran_order": False, "shape": shape}).ljust(_HEADER_BYTES - 11) + "\n"
-            file.write(magic(1, 0) + len(header).to_bytes(2, "little") + header.encode())
+            header = repr({"descr": "|u1", "fortran_order": False, "shape": shape}).ljust(_HEADER_BYTES - 13) + "\n"
+            file.write(magic(3, 0) + len(header).to_bytes(4, "little") + header.encode())
             file.flush()
             if hasattr(os, "posix_fallocate"):  # not on macOS; a full disk is noticed before hours of decoding
                 os.posix_fallocate(file.fileno(), 0, moments_begin + shape[0] * moments_size)

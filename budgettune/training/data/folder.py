@@ -45,7 +45,11 @@ def read_folder(spec: DataSpec) -> SourceImages:
         DataError: where the tree has another shape, a file cannot be decoded or has another size, or the cache cannot
             be written.
     """
-    root = _root(spec)
+    if spec.root is None:
+        raise DataError(f"data.root is missing: set it to the folder of your images; {_LAYOUT}")
+    root = Path(spec.root).expanduser()
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder: correct data.root; {_LAYOUT}")
     parts = [root / "train", root / "test"]
     present = [part for part in parts if part.is_dir()]
     if len(present) == 1:
@@ -53,26 +57,22 @@ def read_folder(spec: DataSpec) -> SourceImages:
         raise DataError(f"{missing}: no such folder beside {present[0].name}: {_LAYOUT}")
     folders = present or [root]
     classes = _classes(folders[0])
-    for folder in folders[1:]:
-        _check_same_classes(classes, folders[0], folder)
+    if odd := sorted(set(classes) ^ set(_classes(folders[-1]))):
+        raise DataError(
+            f"{folders[1]}: other classes than {folders[0]} ({', '.join(odd[:5])}{' …' if len(odd) > 5 else ''}): "
+            f"give both the same class folders"
+        )
     listed = [_files(folder, classes) for folder in folders]
     files = [file for part in listed for file in part]
     images = ImageSet(_read(root, [path for path, _ in files], spec), torch.tensor([label for _, label in files]))
-    if len(listed) == 2:
+    if present:
         train, test = images.take(slice(len(listed[0]))), images.take(slice(len(listed[0]), None))
     else:
-        train, test = _split(images, spec.seed, str(root))
+        count = max(1, round(len(images) * HELD_OUT_FRACTION))
+        rest, held = hold_out(images.labels, count, (spec.seed, 0), str(root))
+        train, test = images.take(rest), images.take(held)
     # Nothing says that a mirrored image still shows the same class: it may be text or a hand.
     return SourceImages(train=train, test=test, num_classes=len(classes), flip=False)
-
-
-def _root(spec: DataSpec) -> Path:
-    if spec.root is None:
-        raise DataError(f"data.root is missing: set it to the folder of your images; {_LAYOUT}")
-    root = Path(spec.root).expanduser()
-    if not root.is_dir():
-        raise DataError(f"{root}: no such folder: correct data.root; {_LAYOUT}")
-    return root
 
 
 def _classes(folder: Path) -> list[str]:
@@ -80,15 +80,6 @@ def _classes(folder: Path) -> list[str]:
     if len(classes) < 2:
         raise DataError(f"{folder}: {len(classes)} class folders, at least two are needed: {_LAYOUT}")
     return classes
-
-
-def _check_same_classes(classes: Sequence[str], train: Path, test: Path) -> None:
-    odd = sorted(set(classes) ^ set(_classes(test)))
-    if odd:
-        raise DataError(
-            f"{test}: other classes than {train} ({', '.join(odd[:5])}{' …' if len(odd) > 5 else ''}): "
-            f"give both the same class folders"
-        )
 
 
 def _files(folder: Path, classes: Sequence[str]) -> list[tuple[str, int]]:
@@ -139,13 +130,15 @@ def _decode_into(store: Callable[[Shape, Fill], T], paths: Sequence[str], size: 
     with quiet():
         first = _decode(paths[0], size)
     height, width = first.shape[:2]
-    channels = 1 if first.ndim == 2 else 3
+
+    def store_in(channels: int) -> T:
+        shape = channels, height, width
+        return store((len(paths), *shape), partial(_decode_all, paths, size, shape))
+
     try:
-        return store(
-            (len(paths), channels, height, width), partial(_decode_all, paths, size, (channels, height, width))
-        )
+        return store_in(1 if first.ndim == 2 else 3)
     except _ColourFoundError:  # among grey ones: begin again, rather than open every file twice
-        return store((len(paths), 3, height, width), partial(_decode_all, paths, size, (3, height, width)))
+        return store_in(3)
 
 
 def _decode_all(paths: Sequence[str], size: int | None, shape: tuple[int, int, int], write: Write) -> None:
@@ -169,7 +162,7 @@ def _planes(array: np.ndarray, shape: tuple[int, int, int], path: str, first: st
     channels, height, width = shape
     if array.shape[:2] != (height, width):
         raise DataError(
-            f"{path}: {_size(array.shape[0], array.shape[1])} pixels where {first} has {_size(height, width)}: "
+            f"{path}: {array.shape[0]}×{array.shape[1]} pixels where {first} has {height}×{width}: "
             f"set data.image_size to bring all to one size"
         )
     if array.ndim == 2:
@@ -197,13 +190,3 @@ def _decode(path: str, size: int | None) -> np.ndarray:
         raise
     except Exception as error:  # a damaged file may trip its decoder anywhere
         raise DataError(f"{path}: cannot be read as an image ({message_of(error)}): replace it or delete it") from None
-
-
-def _size(height: int, width: int) -> str:
-    return f"{height}×{width}"
-
-
-def _split(images: ImageSet, seed: int, where: str) -> tuple[ImageSet, ImageSet]:
-    count = max(1, round(len(images) * HELD_OUT_FRACTION))
-    rest, held = hold_out(images.labels, count, (seed, 0), where)
-    return images.take(rest), images.take(held)

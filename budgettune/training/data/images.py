@@ -50,6 +50,21 @@ class ImageSet:
         """Return the same images on a device."""
         return ImageSet(self.images.to(device), self.labels.to(device))
 
+    def resized(self, size: int) -> ImageSet:
+        """Return square images: antialiased bilinear, sides stretched where they differ; a cache was built so."""
+        if isinstance(self.images, MappedImages) or self.images.shape[-2:] == (size, size):
+            return self
+        resized = functional.interpolate(self.images, size=(size, size), mode="bilinear", antialias=True)
+        return ImageSet(resized.contiguous(), self.labels)
+
+    def sum_moments(self) -> np.ndarray:
+        """Return float64 [2, C], exact: the sums of all values of a channel and of their squares, in bounded memory."""
+        if isinstance(self.images, MappedImages):
+            return self.images.sum_moments()
+        parts = self.images.split(max(1, _PART_BYTES // self.images[0].numel()))
+        sums: np.ndarray = np.sum([channel_moments(part.numpy()).sum(axis=0) for part in parts], axis=0)
+        return sums
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SourceImages:
@@ -101,9 +116,8 @@ def as_images(values: Any, where: str) -> Tensor:
     """
     images = _tensor(values, f"{where}: images")
     if images.dtype != torch.uint8:
-        raise DataError(
-            f"{where}: images are {_name(images.dtype)}, not uint8: scale them to 0 … 255, round, and convert them"
-        )
+        kind = str(images.dtype).removeprefix("torch.")
+        raise DataError(f"{where}: images are {kind}, not uint8: scale them to 0 … 255, round, and convert them")
     if len(images) == 0:
         raise DataError(f"{where}: no images: give at least one for each class")
     if images.ndim == 3:
@@ -126,9 +140,9 @@ def as_labels(values: Any, where: str) -> Tensor:
     """
     labels = _tensor(values, f"{where}: labels")
     if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        shape = tuple(labels.shape)
+        kind = str(labels.dtype).removeprefix("torch.")
         raise DataError(
-            f"{where}: labels are {_name(labels.dtype)} of the shape {shape}: give whole numbers of the shape [N]"
+            f"{where}: labels are {kind} of the shape {tuple(labels.shape)}: give whole numbers of the shape [N]"
         )
     if len(labels) == 0:
         raise DataError(f"{where}: no labels: give one for each image")
@@ -175,14 +189,9 @@ def hold_out(labels: Tensor, count: int, seed: Sequence[int], where: str) -> tup
         )
     rng = np.random.default_rng(list(seed))
     quotas = _quotas(sizes, count)
-    held = np.concatenate(
-        [
-            rng.permutation(np.flatnonzero(labels.numpy() == cls))[:quota]
-            for cls, quota in zip(classes, quotas, strict=True)
-        ]
-    )
     mask = torch.zeros(len(labels), dtype=torch.bool)
-    mask[torch.from_numpy(held)] = True
+    for cls, quota in zip(classes, quotas, strict=True):
+        mask[torch.from_numpy(rng.permutation(np.flatnonzero(labels.numpy() == cls))[:quota])] = True
     return (~mask).nonzero().flatten(), mask.nonzero().flatten()
 
 
@@ -193,23 +202,6 @@ def _quotas(sizes: np.ndarray, count: int) -> np.ndarray:
     while quotas.sum() < count:
         quotas[np.argmax(np.where(quotas < sizes - 1, shares - quotas, -np.inf))] += 1
     return quotas
-
-
-def sum_moments(images: Tensor | MappedImages) -> np.ndarray:
-    """Return float64 [2, C], exact: the sums of all values of a channel and of their squares, in bounded memory."""
-    if isinstance(images, MappedImages):
-        return images.sum_moments()
-    parts = images.split(max(1, _PART_BYTES // images[0].numel()))
-    sums: np.ndarray = np.sum([channel_moments(part.numpy()).sum(axis=0) for part in parts], axis=0)
-    return sums
-
-
-def resize(images: Tensor, size: int) -> Tensor:
-    """Return uint8 [N, C, size, size]: antialiased bilinear, sides stretched where they differ."""
-    if images.shape[-2:] == (size, size):
-        return images
-    resized = functional.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
-    return resized.contiguous()
 
 
 def _tensor(values: Any, what: str) -> Tensor:
@@ -224,7 +216,3 @@ def _tensor(values: Any, what: str) -> Tensor:
     if tensor.ndim == 0:
         raise DataError(f"{what} are a single value: give a numpy array or a tensor with one entry for each image")
     return tensor
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -14,10 +14,9 @@ from budgettune.spec.tables import DataSpec
 from budgettune.spec.trust import Trust
 from budgettune.text import message_of
 from budgettune.training.data.augment import augment, normalise
-from budgettune.training.data.cache import MappedImages
 from budgettune.training.data.fashion_mnist import read_fashion_mnist
 from budgettune.training.data.folder import read_folder
-from budgettune.training.data.images import ImageSet, SourceImages, hold_out, resize, sum_moments
+from budgettune.training.data.images import ImageSet, SourceImages, hold_out
 from budgettune.training.data.sources import read_cifar, read_code, read_digits
 
 __all__ = ["ImageData", "ImageSet", "augment", "load_data", "normalise"]
@@ -85,10 +84,14 @@ def load_data(spec: DataSpec, *, trust: Trust = Trust()) -> ImageData:
         SpecError: where package.module:function cannot be imported.
         UsageError: where its package is not allowed.
     """
-    source = _read(spec, trust)
+    reader = _READERS.get(spec.name)
+    try:
+        source = reader(spec) if reader else read_code(spec, trust)
+    except OSError as error:
+        raise DataError(f"{spec.name}: {message_of(error)}: check data.root and its permissions") from None
     train, held_out = _split(source, spec)
     if spec.image_size is not None:
-        train, held_out = (_resized(part, spec.image_size) for part in (train, held_out))
+        train, held_out = (part.resized(spec.image_size) for part in (train, held_out))
     _check_shapes(train.images.shape, held_out.images.shape, spec.name)
     mean, std = _channel_statistics(train)
     return ImageData(
@@ -101,14 +104,6 @@ def load_data(spec: DataSpec, *, trust: Trust = Trust()) -> ImageData:
         flip=source.flip if spec.flip is None else spec.flip,
         pad=max(1, train.images.shape[-1] // _PAD_FRACTION),
     )
-
-
-def _read(spec: DataSpec, trust: Trust) -> SourceImages:
-    reader = _READERS.get(spec.name)
-    try:
-        return reader(spec) if reader else read_code(spec, trust)
-    except OSError as error:
-        raise DataError(f"{spec.name}: {message_of(error)}: check data.root and its permissions") from None
 
 
 def _split(source: SourceImages, spec: DataSpec) -> tuple[ImageSet, ImageSet]:
@@ -129,12 +124,6 @@ def _split(source: SourceImages, spec: DataSpec) -> tuple[ImageSet, ImageSet]:
     return train.take(torch.from_numpy(np.sort(order[: spec.train_size]))), held_out
 
 
-def _resized(images: ImageSet, size: int) -> ImageSet:
-    if isinstance(images.images, MappedImages):  # resized as the cache was built
-        return images
-    return replace(images, images=resize(images.images, size))
-
-
 def _check_shapes(train: Sequence[int], held_out: Sequence[int], name: str) -> None:
     (channels, height, width), other = train[1:], tuple(held_out[1:])
     if other[0] != channels:
@@ -153,7 +142,7 @@ def _channel_statistics(train: ImageSet) -> tuple[tuple[float, ...], tuple[float
     count, _, height, width = train.images.shape
     values = count * height * width
     means, stds = [], []
-    for channel_sums in sum_moments(train.images).T.tolist():
+    for channel_sums in train.sum_moments().T.tolist():
         total, squares = map(int, channel_sums)  # whole numbers do not round
         std = math.sqrt(max(0, values * squares - total**2)) / values / 255
         means.append(total / values / 255)

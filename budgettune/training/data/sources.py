@@ -80,28 +80,26 @@ def read_code(spec: DataSpec, trust: Trust) -> SourceImages:
         DataError: where it fails, or returns anything else.
     """
     with _random_state_kept():
-        parts = _call(trust.import_code(spec.name), spec)
+        function = trust.import_code(spec.name)
+        try:
+            parts = tuple(function(spec))
+        except BudgetTuneError:
+            raise
+        except Exception as error:  # it is the user's code
+            reason = f"{type(error).__name__}: {message_of(error)}"
+            raise DataError(
+                f"{spec.name} failed ({reason}): correct it; it is called with the study's DataSpec"
+            ) from error
+    if len(parts) != 4:
+        raise DataError(
+            f"{spec.name} returned {len(parts)} values: return (train_images, train_labels, test_images, test_labels)"
+        )
     train_images, train_labels, test_images, test_labels = parts
     num_classes = int(as_labels(train_labels, f"{spec.name}: training part").max()) + 1
     train = image_set(train_images, train_labels, f"{spec.name}: training part", num_classes)
     test = image_set(test_images, test_labels, f"{spec.name}: test part", num_classes)
     check_classes(train.labels, num_classes, spec.name)
     return SourceImages(train=train, test=test, num_classes=num_classes, flip=False)
-
-
-def _call(function: Any, spec: DataSpec) -> tuple[Any, Any, Any, Any]:
-    try:
-        parts = tuple(function(spec))
-    except BudgetTuneError:
-        raise
-    except Exception as error:  # it is the user's code
-        reason = f"{type(error).__name__}: {message_of(error)}"
-        raise DataError(f"{spec.name} failed ({reason}): correct it; it is called with the study's DataSpec") from error
-    if len(parts) != 4:
-        raise DataError(
-            f"{spec.name} returned {len(parts)} values: return (train_images, train_labels, test_images, test_labels)"
-        )
-    return parts
 
 
 @contextlib.contextmanager

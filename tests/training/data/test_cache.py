@@ -159,16 +159,31 @@ def test_a_damaged_image_leaves_no_cache(root, store):
     [
         lambda whole: whole[:-1],
         lambda whole: whole[: -len(IMAGES) * 48],
+        lambda whole: whole + b"more",
         lambda whole: b"",
         lambda whole: bytes(len(whole)),
         lambda whole: b"[1]\n",
         lambda whole: whole.replace(b"|u1", b"<f8", 1),
         lambda whole: whole.replace(b"shape", b"shake", 1),
+        lambda whole: whole.replace(b"(100, 3, 7, 7)", b"(100, 3, 7, 1)", 1),
         lambda whole: whole.replace(b", 7, 7)", b", 49)  ", 1),
         lambda whole: whole.replace(b"(100,", b"(1_00", 1),
         lambda whole: whole.replace(b"(100,", b"((100", 1),
     ],
-    ids=["cut", "no-moments", "empty", "zeros", "other", "type", "key", "dimensions", "number", "syntax"],
+    ids=[
+        "cut",
+        "no-moments",
+        "long",
+        "empty",
+        "zeros",
+        "other",
+        "type",
+        "key",
+        "shape",
+        "dimensions",
+        "number",
+        "syntax",
+    ],
 )
 def test_a_file_that_is_not_whole_is_built_again(tmp_path, damage):
     path = tmp_path / "set"
