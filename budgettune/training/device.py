@@ -102,7 +102,6 @@ class Device:
             return peak / (2**20 if sys.platform == "darwin" else 1024)
 
     def autocast(self, precision: str) -> AbstractContextManager[Any]:
-        """Return the context in which forward passes run at a precision (fp32 or bf16)."""
         return torch.autocast(self.torch.type, dtype=torch.bfloat16, enabled=precision == "bf16", cache_enabled=True)
 
     @contextmanager
@@ -126,7 +125,6 @@ class Device:
             ) from error
 
     def machine(self) -> MachineInfo:
-        """Return the fingerprint of this box and device."""
         threads = torch.get_num_threads()
         if not self.is_cuda:
             return fingerprint(device="cpu", threads=threads)
@@ -179,7 +177,6 @@ def pick_precision(precision: str, device: torch.device, widths: list[int] | Non
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that the device or the host has no memory left."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError, OutOfMemory)):
         return True
     return isinstance(error, RuntimeError) and bool(_NO_MEMORY.search(str(error)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -55,7 +55,6 @@ class Feed:
         return max(self.batch_size, min(round(self.batch_size * self.strategy.candidates), self.strategy.size))
 
     def order(self, plan: EpochPlan) -> Order:
-        """Shuffle what a plan keeps."""
         device = self.learner.device.torch
         count = self.strategy.size if plan.indices is None else len(plan.indices)
         shuffled = torch.randperm(count, generator=self.learner.generator, device=device)
@@ -107,8 +106,10 @@ class Feed:
         with self.watch.phase("select"):
             selection = self.strategy.select(self.passes.score_candidates(candidates))
             batch = taken(candidates, selection.positions)
-            weights = product(batch.weights, selection.weights)
-            batch = Batch(batch.indices, batch.images, batch.labels, weights)
+            weights = batch.weights if selection.weights is None else selection.weights
+            if batch.weights is not None and selection.weights is not None:
+                weights = batch.weights * selection.weights
+            batch = replace(batch, weights=weights)
             return batch if waiting is None or not len(waiting) else both(waiting, batch)
 
 
@@ -120,25 +121,17 @@ def taken(batch: Batch, part: Tensor | slice) -> Batch:
 
 
 def both(one: Batch, other: Batch) -> Batch:
-    """Return one batch behind another."""
     weights = None
     if one.weights is not None or other.weights is not None:
-        weights = torch.cat([weights_of(one), weights_of(other)])
+        weights = torch.cat(
+            [
+                torch.ones(len(batch), device=batch.indices.device) if batch.weights is None else batch.weights
+                for batch in (one, other)
+            ]
+        )
     return Batch(
         torch.cat([one.indices, other.indices]),
         torch.cat([one.images, other.images]),
         torch.cat([one.labels, other.labels]),
         weights,
     )
-
-
-def weights_of(batch: Batch) -> Tensor:
-    """Return a batch's weights, float32 [B]."""
-    return torch.ones(len(batch), device=batch.indices.device) if batch.weights is None else batch.weights
-
-
-def product(one: Tensor | None, other: Tensor | None) -> Tensor | None:
-    """Return the product of two weights, of which None is all one."""
-    if one is None or other is None:
-        return other if one is None else one
-    return one * other

@@ -123,7 +123,6 @@ class Learner:
         return Batch(indices, self.normalise(images), data.train.labels[indices], weights)
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Return uint8 images as the model takes them."""
         dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
         return normalise(images, self.data.mean, self.data.std, dtype)
 

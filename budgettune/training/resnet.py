@@ -82,7 +82,6 @@ class ScalableResNet(nn.Module):
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Return the number of trainable parameters."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 

@@ -70,17 +70,9 @@ def train_one(
     should_stop: Callable[[], bool] = lambda: False,
     on_epoch: Callable[[EpochRecord], None] = lambda record: None,
 ) -> Trained:
-    """Train one configuration without recording it in a study, and return its result and model.
+    """Train one configuration with its images and a witness, without recording it, and return its result and model.
 
-    Args:
-        spec: of a study, or of this configuration alone.
-        params: values of what the study searches.
-        seed: of everything random.
-        device: auto, cpu, cuda or cuda:N.
-        threads: of the CPU; None for every usable core.
-        trust: what the spec may name.
-        should_stop: asked before every step; true ends training with Interrupted.
-        on_epoch: told each point of the curve.
+    Args are those of `trainer.train`, but for the device by its name, and the threads of the CPU (None: all cores).
     """
     torch_device = pick_device(device)
     _, witness = prepare_process(torch_device, threads)

@@ -68,7 +68,6 @@ class Stopwatch:
             self._counted, self._opened = self.elapsed(), None
 
     def phase(self, name: str) -> _Phase:
-        """Charge what happens inside to a phase."""
         return _Phase(self, name)
 
     @contextmanager

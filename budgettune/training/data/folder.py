@@ -106,7 +106,6 @@ def _images_under(folder: Path | str) -> Iterator[str]:
 
 
 def _read(root: Path, paths: Sequence[str], spec: DataSpec) -> Tensor | MappedImages:
-    """Return all images: in memory, or from the cache file where the study has one."""
     size = spec.image_size
     if spec.cache is None:
         return _decode_into(_in_memory, paths, size)

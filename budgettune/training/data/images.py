@@ -47,7 +47,6 @@ class ImageSet:
         return indices.cpu() if isinstance(self.images, MappedImages) else indices
 
     def to(self, device: torch.device | str) -> ImageSet:
-        """Return the same images on a device."""
         return ImageSet(self.images.to(device), self.labels.to(device))
 
     def resized(self, size: int) -> ImageSet:

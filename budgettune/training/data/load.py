@@ -57,16 +57,13 @@ class ImageData:
 
     @property
     def channels(self) -> int:
-        """Channels of every image."""
         return int(self.train.images.shape[1])
 
     @property
     def image_size(self) -> int:
-        """Pixels on a side; images are square."""
         return int(self.train.images.shape[-1])
 
     def to(self, device: torch.device | str) -> ImageData:
-        """Return the same images on a device."""
         return replace(self, train=self.train.to(device), held_out=self.held_out.to(device))
 
 
