@@ -12,7 +12,7 @@ from budgettune.errors import BudgetUsedUp, Interrupted
 from budgettune.text import format_duration
 from budgettune.training.learner import Batch, Learner
 from budgettune.training.pruning import Scorer, Scores
-from budgettune.training.schedule import BudgetProgress, EpochProgress, FirstOf, learning_rate
+from budgettune.training.schedule import BudgetProgress, EpochProgress, Progress, learning_rate
 from budgettune.training.stopwatch import Stopwatch
 
 MakeHelper = Callable[[float | None, int], Learner]
@@ -75,34 +75,36 @@ class ModelPasses:
         with self.learner.device.own_chance(seed):
             helper = self.make_helper(scale, seed)
             scorer = partial(self._score, helper)
-            end, budget = FirstOf(EpochProgress(epochs)), self.learner.config.train.budget
-            if budget is not None:
-                deadline = self.watch.elapsed() + budget_share * budget
-                end = FirstOf(EpochProgress(epochs), BudgetProgress(deadline, self.watch.elapsed))
+            ends: list[Progress] = [EpochProgress(epochs)]  # the first of them counts
+            if (budget := self.learner.config.train.budget) is not None:
+                ends.append(BudgetProgress(self.watch.elapsed() + budget_share * budget, self.watch.elapsed))
             for epoch in range(epochs):
-                if epoch and end.is_over(epoch):
+                if epoch and any(end.is_over(epoch) for end in ends):
                     break
-                self._helper_epoch(helper, self._all(indices), epoch, end)
+                self._helper_epoch(helper, self._all(indices), epoch, ends)
                 if on_epoch is not None:
                     on_epoch(epoch, scorer)
         helper.device.synchronize()
         return scorer
 
-    def _helper_epoch(self, helper: Learner, indices: Tensor, epoch: int, end: FirstOf) -> None:
+    def _helper_epoch(self, helper: Learner, indices: Tensor, epoch: int, ends: list[Progress]) -> None:
         order = indices[torch.randperm(len(indices), generator=helper.generator, device=indices.device)]
         train = helper.config.train
         batches = list(self._batches(order, train.batch_size))
         for number, (chunk, places) in enumerate(batches):
             self.check()
-            if number and end.is_over(epoch):
+            if number and any(end.is_over(epoch) for end in ends):
                 break
             began = self.watch.clock()
-            lr = learning_rate(train.lr_schedule, train.lr, end.at(epoch, number / len(batches)))
+            progress = max(end.at(epoch, number / len(batches)) for end in ends)
+            lr = learning_rate(train.lr_schedule, train.lr, progress)
             helper.step(helper.gather(chunk, places), lr)
             self.helper_samples += len(chunk)
             if train.budget is not None:
                 helper.device.pace(2)
-            end.learn(self.watch.clock() - began)
+            step_seconds = self.watch.clock() - began
+            for end in ends:
+                end.learn(step_seconds)
 
     def _score(self, learner: Learner, indices: Tensor | None = None) -> Scores:
         data, parts = learner.data.train, []

@@ -80,20 +80,3 @@ class BudgetProgress:
 
 
 Progress = EpochProgress | BudgetProgress
-
-
-class FirstOf:
-    """Training that ends at the first of several ends; its progress is towards the nearest."""
-
-    def __init__(self, *ends: Progress) -> None:
-        self.ends = ends
-
-    def at(self, epoch: int, share: float) -> float:
-        return max(end.at(epoch, share) for end in self.ends)
-
-    def is_over(self, epoch: int) -> bool:
-        return any(end.is_over(epoch) for end in self.ends)
-
-    def learn(self, step_seconds: float) -> None:
-        for end in self.ends:
-            end.learn(step_seconds)
