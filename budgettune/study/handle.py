@@ -158,7 +158,7 @@ class StudyHandle:
             if claim.params.keys() == self.spec.search.keys():
                 return claim
             # Another program's hand: it would train something else than its cell says.
-            self._end(claim, "damaged", "its params are not those that are searched", keeps_params=False)
+            self.fail(claim, "damaged", "its params are not those that are searched", keeps_params=False)
             self.reconcile()
         return None
 
@@ -204,26 +204,24 @@ class StudyHandle:
         self._known_machine_keys.add(key)
         return counts
 
-    def fail(self, claim: Claim, failure_kind: str, message: str) -> bool:
+    def fail(self, claim: Claim, failure_kind: str, message: str, *, keeps_params: bool = True) -> bool:
         """Fail a trial; its cell is queued again unless it was given up. Return whether it was queued.
 
         Args:
             claim: from `claim`.
             failure_kind: a short word such as `out-of-memory`.
             message: the reason, for people.
+            keeps_params: whether the next try may copy its params; else `reconcile` queues its cell.
         """
-        return self._end(claim, failure_kind, message)
-
-    def hand_back(self, claim: Claim) -> bool:
-        """Queue the cell of a trial that was told to stop; this uses up no attempt."""
-        return self._end(claim, HANDED_BACK, "told to stop; its cell was queued again")
-
-    def _end(self, claim: Claim, failure_kind: str, message: str, *, keeps_params: bool = True) -> bool:
         attempts = self.spec.sampler.max_attempts
         message = redact(message[: 2 * LONGEST_MESSAGE])[:LONGEST_MESSAGE]
         return transactions.record_failure(
             self.engine, self.study_id, claim, failure_kind, message, attempts, keeps_params=keeps_params
         )
+
+    def hand_back(self, claim: Claim) -> bool:
+        """Queue the cell of a trial that was told to stop; this uses up no attempt."""
+        return self.fail(claim, HANDED_BACK, "told to stop; its cell was queued again")
 
     # --- repair -------------------------------------------------------------------------------------------------------
 
@@ -307,7 +305,7 @@ class StudyHandle:
         except BaseException as error:
             message = f"{type(error).__name__}: {error}"
             failure_kind = HANDED_BACK if isinstance(error, KeyboardInterrupt) else "sampler"
-            self._end(reserved, failure_kind, message, keeps_params=False)
+            self.fail(reserved, failure_kind, message, keeps_params=False)
             if isinstance(error, BudgetTuneError) or not isinstance(error, Exception):
                 raise
             raise BudgetTuneError(
