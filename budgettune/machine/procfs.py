@@ -27,13 +27,18 @@ def affinity() -> frozenset[int] | None:
     return frozenset(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
 
 
-def cpu_info(key: str, root: Path = ROOT) -> str | None:
-    """Return what /proc/cpuinfo says of the first CPU under a key such as `model name` or `flags`."""
-    for line in (read(root / "proc/cpuinfo") or "").splitlines():
+def _field(path: Path, key: str) -> str | None:
+    """Return the value of the first line `key: value`."""
+    for line in (read(path) or "").splitlines():
         name, _, value = line.partition(":")
         if name.strip() == key:
             return value.strip()
     return None
+
+
+def cpu_info(key: str, root: Path = ROOT) -> str | None:
+    """Return what /proc/cpuinfo says of the first CPU under a key such as `model name` or `flags`."""
+    return _field(root / "proc/cpuinfo", key)
 
 
 def cpu_seconds(cpus: Collection[int], root: Path = ROOT) -> tuple[float, float] | None:
@@ -76,11 +81,8 @@ def thread_waits(root: Path = ROOT) -> dict[int, float] | None:
 
 def memory_mb(key: str, root: Path = ROOT) -> int | None:
     """Return a line of /proc/meminfo, such as `MemTotal` or `MemAvailable`, in MiB."""
-    for line in (read(root / "proc/meminfo") or "").splitlines():
-        name, _, value = line.partition(":")
-        if name == key:
-            return int(value.split()[0]) // 1024
-    return None
+    value = _field(root / "proc/meminfo", key)
+    return None if value is None else int(value.split()[0]) // 1024
 
 
 def cgroup_folders(controller: str, root: Path = ROOT) -> Iterator[Path]:

@@ -9,6 +9,7 @@ import functools
 import math
 import statistics
 import time
+import timeit
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -73,12 +74,7 @@ class Sentinel:
 
     def _median(self) -> float:
         self._work()  # caches and clock speed settle
-        return statistics.median(self._timed() for _ in range(self.RUNS))
-
-    def _timed(self) -> float:
-        start = self._clock()
-        self._work()
-        return self._clock() - start
+        return statistics.median(timeit.repeat(self._work, timer=self._clock, repeat=self.RUNS, number=1))
 
 
 def _fixed_work() -> None:

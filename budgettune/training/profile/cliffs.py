@@ -51,11 +51,6 @@ class CliffVerdict:
     is_cliff: bool = False
 
 
-def is_aligned(widths: Sequence[int]) -> bool:
-    """Whether all channel counts are multiples of 8."""
-    return all(width % ALIGNMENT == 0 for width in widths)
-
-
 def growth(points: Iterable[ProbeResult]) -> float:
     """Return the exponent of time against arithmetic: the median slope over all pairs, kept in [0, 1].
 
@@ -144,7 +139,7 @@ def _by_others(own: ProbeResult, others: Sequence[ProbeResult], scale: Sequence[
 def _scale(own: ProbeResult, results: Mapping[Key, ProbeResult]) -> list[ProbeResult]:
     """Return what tells how time grows with arithmetic: aligned networks at the same batch, else all of them."""
     comparable = [result for result in results.values() if _comparable(own, result)]
-    aligned = [result for result in comparable if is_aligned(result.widths)]
+    aligned = [result for result in comparable if not any(width % ALIGNMENT for width in result.widths)]
     return aligned if len({result.multiply_adds for result in aligned}) > 1 else comparable
 
 

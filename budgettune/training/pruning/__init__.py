@@ -61,7 +61,7 @@ def strategy_class(name: str, trust: Trust = Trust()) -> type[Strategy]:
         module, _, attribute = STRATEGIES[name].path.partition(":")
         bundled: type[Strategy] = getattr(importlib.import_module(f"{__name__}.{module}"), attribute)
         return bundled
-    kind = trust.import_code(name)
-    if not (isinstance(kind, type) and issubclass(kind, Strategy)):
+    own = trust.import_code(name)
+    if not (isinstance(own, type) and issubclass(own, Strategy)):
         raise SpecError(f"pruning.strategy: {name} must be a subclass of budgettune.training.pruning.Strategy")
-    return kind
+    return own
