@@ -267,7 +267,7 @@ class TrialResult(JsonValue):
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Self:
         """Return the result that `to_json` wrote."""
-        return super().from_json({**document, "stopping": document["stopping"] or None})
+        return super().from_json({**document, "stopping": document.get("stopping") or None})
 
     def is_finite(self) -> bool:
         """Whether both objectives are finite numbers, so that a database takes them."""

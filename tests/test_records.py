@@ -36,6 +36,12 @@ def test_a_result_comes_back_from_json_that_has_a_note_or_an_empty_one(stopping)
     assert TrialResult.from_json(document).stopping == stopping
 
 
+def test_a_result_comes_back_from_before_there_were_notes():
+    document = result().to_json()
+    del document["stopping"]
+    assert TrialResult.from_json(document).stopping is None
+
+
 @pytest.mark.parametrize("change", [{"colour": "red"}, {"machine": {"hostname": "box"}}, {"steps": "many"}])
 def test_what_is_no_result_of_this_version_is_refused(change):
     with pytest.raises(ValueError, match=next(iter(change))):

@@ -118,14 +118,14 @@ def _record(
     row: Sequence[Any], params: dict[str, Any], values: dict[int, float], attributes: dict[str, Any]
 ) -> TrialRecord:
     _, number, state, started_at, completed_at = row
-    note = StoppingNote.read(attributes.get("stopping"))
+    note, failure = StoppingNote.read(attributes.get("stopping")), failure_pair(attributes.get("failure"))
     return TrialRecord(
         number=number,
         state=state,
         params=params,
         train_seconds=values.get(0),
         test_accuracy=values.get(1),
-        failure=failure_text(attributes.get("failure")),
+        failure=None if failure is None else ": ".join(filter(None, failure)),
         status=_text(attributes.get("status")),
         device_name=_text(attributes.get("device_name")),
         extra=attributes.get("extra") is True,
@@ -260,9 +260,3 @@ def failure_pair(value: Any) -> tuple[str, str] | None:
     if isinstance(value, Mapping):
         return _text(value.get("kind")) or "unknown", _text(value.get("message")) or ""
     return ("unknown", value) if isinstance(value, str) else None
-
-
-def failure_text(value: Any) -> str | None:
-    """Return a stored failure as `kind: message`."""
-    pair = failure_pair(value)
-    return None if pair is None else ": ".join(part for part in pair if part)
