@@ -156,8 +156,8 @@ def _curve_lines(view: Overview, some: list[Curve], name: str, colour: str, widt
         return []
     return [
         scatter(
-            np.concatenate([[*in_unit(view, curve.seconds), np.nan] for curve in some]),
-            np.concatenate([[*curve.accuracy, np.nan] for curve in some]),
+            np.concatenate([[*in_unit(view, curve.seconds), np.nan] for curve in some], dtype=np.float32),
+            np.concatenate([[*curve.accuracy, np.nan] for curve in some], dtype=np.float32),
             [f"trial {curve.number}" for curve in some for _ in range(len(curve.seconds) + 1)],
             mode="lines+markers" if max(len(curve.seconds) for curve in some) <= 2 else "lines",
             line={"color": colour, "width": width},

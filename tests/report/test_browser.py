@@ -5,6 +5,7 @@ Needs Playwright and a Chromium: `pip install 'budgettune[browser]'`, and on Deb
 
 import os
 import shutil
+import time
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -27,6 +28,8 @@ FLAGS = [
     "--disable-sync",
     "--no-first-run",
 ]
+PATIENCE_MS = 300_000
+"""For whatever the tests wait for: Playwright's own 30 s pass on a busy machine before a page of 5 MB has drawn all."""
 DESK = {"width": 1100, "height": 900}
 PHONE = {"width": 375, "height": 700}
 RECORDS = make_records(80, repeats=2)
@@ -41,7 +44,7 @@ def browser():
     if found is None:
         pytest.skip(NEEDS)
     with playwright.sync_playwright() as started:
-        chromium = started.chromium.launch(executable_path=found, args=FLAGS)
+        chromium = started.chromium.launch(executable_path=found, args=FLAGS, timeout=PATIENCE_MS)
         yield chromium
         chromium.close()
 
@@ -52,6 +55,7 @@ def visit(browser, file, records, **settings):
     file.write_text(build_page(contents("study", records, PAPER_SEARCH)), encoding="utf-8")
     complaints = []
     context = browser.new_context(offline=True, **settings)
+    context.set_default_timeout(PATIENCE_MS)
     page = context.new_page()
     page.on("console", lambda message: message.type == "error" and complaints.append(message.text))
     page.on("pageerror", lambda error: complaints.append(str(error)))
@@ -72,28 +76,26 @@ def page(browser, tmp_path_factory):
 
 
 def draw_all(page):
-    """Scroll through the page until every figure of the shown machine is drawn."""
-    plots = page.locator(".plot:visible")
-    for place in range(plots.count()):
-        plots.nth(place).scroll_into_view_if_needed()
-        plots.nth(place).locator(".main-svg").first.wait_for()
+    """Scroll through the page until every figure of the shown machine is drawn.
+
+    Playwright's own scrolling wants a figure to stand still for two frames, which it may not while others are drawn.
+    """
+    for place in range(page.locator(".plot:visible").count()):
+        plot = f"[...document.querySelectorAll('.plot')].filter(plot => plot.offsetParent)[{place}]"
+        until(page, f"(plot => (plot.scrollIntoView(), plot.isDrawn))({plot})")
 
 
 def until(page, expression):
     """Wait for a condition (Playwright's own waiting evaluates texts, which the page's policy forbids)."""
-    for _ in range(200):
-        if page.evaluate(expression):
-            return
+    deadline = time.monotonic() + PATIENCE_MS / 1000
+    while not page.evaluate(expression):
+        assert time.monotonic() < deadline, f"never so: {expression}"
         page.wait_for_timeout(50)
-    raise AssertionError(f"never so: {expression}")
 
 
 def test_every_figure_is_drawn_offline_without_an_error(page):
-    assert (
-        page.locator(".plot").count()
-        == page.locator(".plot .bglayer").count()
-        == sum(figure.about == "trials" for figure in FIGURES.values())
-    )
+    expected = sum(figure.about == "trials" for figure in FIGURES.values())
+    assert page.locator(".plot").count() == page.locator(".plot .bglayer").count() == expected
 
 
 def test_the_main_figure_has_a_point_for_every_finished_trial(page):
