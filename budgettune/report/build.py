@@ -36,17 +36,7 @@ def write_report(
     format: str = "html",  # noqa: A002
     figure: str | None = None,
 ) -> None:
-    """Write the report of a study, all or nothing.
-
-    Args:
-        engine: from `open_engine`, or a handle's.
-        study_id: from `find_study`, or a handle's.
-        out: file to write; `-` for standard output.
-        device_name: only times of that kind of machine.
-        clean_only: only times that nothing is known to have disturbed.
-        budget_seconds: where the slider of the page stands at first.
-        format: html for the page; png or svg for one figure.
-        figure: which figure, for png and svg.
+    """Write the report of a study, all or nothing; `budgettune.write_report` says what the arguments mean.
 
     Raises:
         UsageError: where the options cannot work together, or name what is not there, or the file cannot be written.

@@ -141,11 +141,7 @@ def _spelled(one: Prediction) -> str:
     return "<br>".join([*settings, f"{one.epochs} epochs"])
 
 
-# --- The recommended path -------------------------------------------------------------------------------------------
-
-
 def _draw_recommended(forecast: StudyForecast, path: tuple[Prediction, ...]) -> go.Figure:
-    """Return the expected accuracy of what is recommended at each budget, with its 90% interval, beside what ran."""
     view = forecast.view
     budgets = in_unit(view, forecast.budgets)
     band = scatter(
@@ -170,7 +166,6 @@ def _draw_recommended(forecast: StudyForecast, path: tuple[Prediction, ...]) -> 
 
 
 def _say_recommended(forecast: StudyForecast, path: tuple[Prediction, ...]) -> str:
-    """Say what is recommended in the middle of the budgets, and what ran best within it."""
     place = len(forecast.budgets) // 2
     budget, choice = forecast.budgets[place], path[place]
     settings = [f"{name} {value_text(value)}" for name, value in choice.params.items()]
@@ -196,8 +191,6 @@ recommended = Figure(
 )
 
 
-# --- Budget by budget, value by value -------------------------------------------------------------------------------
-
 Surface = tuple[tuple[Prediction | None, ...], ...]
 
 
@@ -208,7 +201,6 @@ def _surface(forecast: StudyForecast) -> Surface:
 
 
 def _draw_surface(forecast: StudyForecast, surface: Surface) -> go.Figure:
-    """Return the expected accuracy over budget and scale, and beside it how uncertain it is."""
     figure = make_subplots(1, 2, shared_yaxes=True, subplot_titles=["expected accuracy", "half of its 90% interval"])
     levels = list(zip(*surface, strict=True))
     texts = [["" if one is None else _spelled(one) for one in row] for row in levels]
@@ -240,7 +232,6 @@ def _draw_surface(forecast: StudyForecast, surface: Surface) -> go.Figure:
 
 
 def _say_surface(forecast: StudyForecast, surface: Surface) -> str:
-    """Say which level of the marker's parameter is the best at the smallest and at the largest budget."""
     name = forecast.view.marker.label if forecast.view.marker else ""
     parts = []
     for place in (0, -1):
@@ -261,8 +252,6 @@ surface = Figure(
 )
 
 
-# --- Trials held out ------------------------------------------------------------------------------------------------
-
 Checks = tuple[HeldOut, ...]
 
 
@@ -273,7 +262,6 @@ def _held_out(forecast: StudyForecast) -> Checks:
 
 
 def _draw_predicted(forecast: StudyForecast, checks: Checks) -> go.Figure:
-    """Return what was predicted of the time and the accuracy of held-out trials against what came."""
     view = forecast.view
     figure = make_subplots(1, 2, subplot_titles=["training time", "test accuracy"])
     numbers = [f"trial {one.number}" for one in checks]
@@ -316,7 +304,6 @@ def _draw_predicted(forecast: StudyForecast, checks: Checks) -> go.Figure:
 
 
 def _say_predicted(_: StudyForecast, checks: Checks) -> str:
-    """Say how far predictions of held-out trials were off."""
     shares = np.array([abs(one.prediction.seconds / one.seconds - 1) for one in checks])
     points = 100 * np.array([abs(one.prediction.accuracy - one.accuracy) for one in checks])
     return (
@@ -338,11 +325,7 @@ predicted = Figure(
 )
 
 
-# --- Calibration ----------------------------------------------------------------------------------------------------
-
-
 def _draw_calibration(_: StudyForecast, checks: Checks) -> go.Figure:
-    """Return which share of held-out trials lay in intervals of each width."""
     lines = [diagonal(0, 1, name="honest")]
     for name, places, colour in (
         ("time", [one.seconds_place for one in checks], BLUE),
@@ -360,7 +343,6 @@ def _draw_calibration(_: StudyForecast, checks: Checks) -> go.Figure:
 
 
 def _say_calibration(_: StudyForecast, checks: Checks) -> str:
-    """Say how many held-out trials lay in their 90% intervals."""
     times = coverage([one.seconds_place for one in checks], 0.9)
     shares = coverage([one.accuracy_place for one in checks], 0.9)
     return f"Of intervals that promise 90%, {times:.0%} held the time and {shares:.0%} the accuracy."

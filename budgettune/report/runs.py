@@ -46,19 +46,6 @@ MOST_BAR_GROUPS = 12
 MOST_SPREADS = 200
 
 
-# --- Curves ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Curve:
-    """Accuracy of one trial over its training seconds; points that were not evaluated are left out."""
-
-    number: int
-    seconds: tuple[float, ...]
-    accuracy: tuple[float, ...]
-    is_on_front: bool
-
-
 class ReachedPoint(NamedTuple):
     """A trial as it was after one epoch."""
 
@@ -70,15 +57,17 @@ class ReachedPoint(NamedTuple):
 
 @dataclass(frozen=True)
 class Curves:
-    """Curves of a sample of trials, and what all of them reached on the way.
+    """A sample of trials that were evaluated on the way, and what all such trials reached.
 
     Attributes:
-        shown: the ends of the front and trials spread evenly over the ranking by accuracy.
+        best: of the front, at even distances, its ends among them.
+        others: spread evenly over the ranking by accuracy.
         total: trials that have a curve.
         front: points after any epoch of any trial that no other point beats, fastest first.
     """
 
-    shown: tuple[Curve, ...]
+    best: list[TrialRecord]
+    others: list[TrialRecord]
     total: int
     front: tuple[ReachedPoint, ...]
 
@@ -95,7 +84,11 @@ def curves_of(view: Overview) -> Curves:
             "Accuracy was evaluated at the end of each trial only: train.evaluate_every = 1 draws curves."
         )
     on_front = {trial.number for trial in view.answers}
-    shown = tuple(_curve(trial, trial.number in on_front) for trial in _sample(evaluated, on_front))
+    best = [trial for trial in evaluated if trial.number in on_front]
+    others = [trial for trial in evaluated if trial.number not in on_front]
+    if len(evaluated) > MOST_CURVES:
+        best = _evenly(sorted(best, key=objectives), MOST_FRONT_CURVES)
+        others = _evenly(sorted(others, key=lambda trial: objectives(trial)[1]), MOST_CURVES - len(best))
     points = sorted(
         (epoch.train_seconds, -epoch.accuracy, trial.number, epoch.epoch)
         for trial in evaluated
@@ -103,33 +96,16 @@ def curves_of(view: Overview) -> Curves:
         if epoch.accuracy is not None
     )
     front = tuple(ReachedPoint(seconds, -loss, *of) for seconds, loss, *of in undominated(points))
-    return Curves(shown, len(evaluated), front)
-
-
-def _curve(trial: TrialRecord, is_on_front: bool) -> Curve:
-    points = [(epoch.train_seconds, epoch.accuracy) for epoch in trial.curve if epoch.accuracy is not None]
-    return Curve(trial.number, tuple(p[0] for p in points), tuple(p[1] for p in points), is_on_front)
-
-
-def _sample(trials: Sequence[TrialRecord], on_front: set[int]) -> list[TrialRecord]:
-    """Return at most MOST_CURVES trials: some of the front, the rest evenly from the ranking by accuracy."""
-    if len(trials) <= MOST_CURVES:
-        return list(trials)
-    best = [trial for trial in trials if trial.number in on_front]
-    best = _evenly(sorted(best, key=objectives), MOST_FRONT_CURVES)
-    others = sorted((t for t in trials if t.number not in on_front), key=lambda trial: objectives(trial)[1])
-    return [*_evenly(others, MOST_CURVES - len(best)), *best]
+    return Curves(best, others, len(evaluated), front)
 
 
 def _evenly(items: list[TrialRecord], most: int) -> list[TrialRecord]:
-    """Return that many items at even distances, the first and the last among them."""
     if len(items) <= most:
         return items
     return [items[round(place)] for place in np.linspace(0, len(items) - 1, most)]
 
 
 def _draw_curves(view: Overview, values: Curves) -> go.Figure:
-    """Return accuracy over training seconds for a sample of trials, and the front of what all reached on the way."""
     reached = scatter(
         in_unit(view, [point.seconds for point in values.front]),
         [point.accuracy for point in values.front],
@@ -138,11 +114,9 @@ def _draw_curves(view: Overview, values: Curves) -> go.Figure:
         line={"color": FRONT, "width": 3, "shape": "hv"},
         name="best reached on the way, of all trials",
     )
-    others = [curve for curve in values.shown if not curve.is_on_front]
-    best = [curve for curve in values.shown if curve.is_on_front]
     traces = [
-        *_curve_lines(view, others, "other trials", GREY, 0.8),
-        *_curve_lines(view, best, "trials of the final front", BLUE, 1.8),
+        *_curve_lines(view, values.others, "other trials", GREY, 0.8),
+        *_curve_lines(view, values.best, "trials of the final front", BLUE, 1.8),
         reached,
     ]
     return new_figure(
@@ -150,16 +124,19 @@ def _draw_curves(view: Overview, values: Curves) -> go.Figure:
     )
 
 
-def _curve_lines(view: Overview, some: list[Curve], name: str, colour: str, width: float) -> list[Any]:
-    """Return many curves as one trace, with gaps between them."""
-    if not some:
+def _curve_lines(view: Overview, trials: list[TrialRecord], name: str, colour: str, width: float) -> list[Any]:
+    """Return many curves as one trace, with gaps between them; points that were not evaluated are left out."""
+    if not trials:
         return []
+    curves = [[epoch for epoch in trial.curve if epoch.accuracy is not None] for trial in trials]
+    seconds = [[*(epoch.train_seconds for epoch in curve), np.nan] for curve in curves]
+    accuracy = [np.array([*(epoch.accuracy for epoch in curve), np.nan], dtype=np.float32) for curve in curves]
     return [
         scatter(
-            np.concatenate([[*in_unit(view, curve.seconds), np.nan] for curve in some], dtype=np.float32),
-            np.concatenate([[*curve.accuracy, np.nan] for curve in some], dtype=np.float32),
-            [f"trial {curve.number}" for curve in some for _ in range(len(curve.seconds) + 1)],
-            mode="lines+markers" if max(len(curve.seconds) for curve in some) <= 2 else "lines",
+            in_unit(view, np.concatenate(seconds)),
+            np.concatenate(accuracy),
+            [f"trial {trial.number}" for trial, times in zip(trials, seconds, strict=True) for _ in times],
+            mode="lines+markers" if max(map(len, curves)) <= 2 else "lines",
             line={"color": colour, "width": width},
             name=name,
         )
@@ -167,10 +144,9 @@ def _curve_lines(view: Overview, some: list[Curve], name: str, colour: str, widt
 
 
 def _say_curves(view: Overview, values: Curves) -> str:
-    """Say how many curves are shown, and whether stopping early would have been an answer."""
     last_epoch = {trial.number: trial.curve[-1].epoch for trial in view.trials if trial.curve}
     early = [point for point in values.front if point.epoch < last_epoch[point.number]]
-    shown = len(values.shown)
+    shown = len(values.best) + len(values.others)
     sample = "all" if shown == values.total else f"{shown} of {values.total:,}"
     steps = f"{len(early)} of the {len(values.front)} steps of the red staircase"
     text = f"Shown: {sample} trials. {steps} belong to trials that had not ended"
@@ -191,9 +167,6 @@ curves = Figure(
     draw=_draw_curves,
     say=_say_curves,
 )
-
-
-# --- Repeats --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -229,7 +202,6 @@ def repeat_spreads(view: Overview) -> tuple[RepeatSpread, ...]:
 
 
 def _draw_repeats(view: Overview, spreads: tuple[RepeatSpread, ...]) -> go.Figure:
-    """Return mean and standard deviation of time and accuracy over the repeats of each configuration."""
     shown = spreads[:MOST_SPREADS]
     bars = {"color": GREY, "thickness": 1.2}
     trace = scatter(
@@ -250,7 +222,6 @@ def _draw_repeats(view: Overview, spreads: tuple[RepeatSpread, ...]) -> go.Figur
 
 
 def _say_repeats(_: Overview, spreads: tuple[RepeatSpread, ...]) -> str:
-    """Say how much repeats of one configuration differ."""
     points = 100 * statistics.median(spread.accuracy_deviation for spread in spreads)
     share = statistics.median(spread.seconds_deviation / (spread.seconds or 1.0) for spread in spreads)
     shown = f" (the {MOST_SPREADS} most accurate are shown)" if len(spreads) > MOST_SPREADS else ""
@@ -271,8 +242,6 @@ repeats = Figure(
     say=_say_repeats,
 )
 
-
-# --- Phases ---------------------------------------------------------------------------------------------------------
 
 PHASES = {
     "prepare": ("pruning: preparing", BROWN),
@@ -322,7 +291,6 @@ def _bar(label: str, trials: Sequence[TrialRecord]) -> PhaseBar:
 
 
 def _draw_phases(_: Overview, bars: tuple[PhaseBar, ...]) -> go.Figure:
-    """Return where each trial's time went, on the clock and off it."""
     traces = [
         go.Bar(
             y=[html_safe(bar.label) for bar in bars],
@@ -349,7 +317,6 @@ def _draw_phases(_: Overview, bars: tuple[PhaseBar, ...]) -> go.Figure:
 
 
 def _say_phases(_: Overview, bars: tuple[PhaseBar, ...]) -> str:
-    """Say what share of the clock is arithmetic and what share choosing samples costs."""
     on_clock = sum(bar.trials * bar.seconds.on_clock for bar in bars) or 1.0
     share = {
         name: sum(bar.trials * getattr(bar.seconds, name) for bar in bars) / on_clock
@@ -369,9 +336,6 @@ phases = Figure(
     draw=_draw_phases,
     say=_say_phases,
 )
-
-
-# --- Pruning --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -400,7 +364,6 @@ def pruning_done(view: Overview) -> PruningDone:
 
 
 def _draw_pruning(_: Overview, done: PruningDone) -> go.Figure:
-    """Return the prune rate that trials realised against the one that was asked for."""
     most = float(max(done.asked.max(), done.realised.max(), 0.01))
     texts = [f"trial {number}" for number in done.numbers]
     marker = {"size": 8, "color": BLUE, "opacity": 0.6}
@@ -416,7 +379,6 @@ def _draw_pruning(_: Overview, done: PruningDone) -> go.Figure:
 
 
 def _say_pruning(_: Overview, done: PruningDone) -> str:
-    """Say what share of the visits the hardest pruning left out."""
     most = float(done.asked.max())
     realised = float(done.realised[done.asked == most].mean())
     return f"Trials asked for a prune rate of {most:.4g} left out {realised:.1%} of their sample visits."
@@ -433,14 +395,11 @@ pruning = Figure(
 )
 
 
-# --- Trials that were stopped early ---------------------------------------------------------------------------------
-
 Notes = Sequence[StoppingNote]
 """On trials that were stopped early and on controls, as `budgettune.storage.trials.stopping_notes` returns them."""
 
 
 def _draw_stopping(_: Notes, stopped: Notes) -> go.Figure:
-    """Return what stopped trials took, and what they would have taken to their end, one on the other."""
     if not stopped:
         raise NothingToDraw("No trial was stopped early.")
     spent = np.cumsum([0.0, *(note.train_seconds for note in stopped)])

@@ -25,9 +25,6 @@ TREES = 100
 SHUFFLES = 5
 
 
-# --- Hypervolume ----------------------------------------------------------------------------------------------------
-
-
 class Growth(NamedTuple):
     """Hypervolume after so many finished trials and their training seconds."""
 
@@ -85,7 +82,6 @@ def _join(front: list[tuple[float, float]], point: tuple[float, float], referenc
 
 
 def _draw_hypervolume(_: Overview, history: VolumeHistory) -> go.Figure:
-    """Return how the hypervolume of the front grew over trials and over training seconds."""
     trials, seconds, volume = zip(*history.steps, strict=True)
     looks = {"mode": "lines+markers", "line": {"color": FRONT, "shape": "hv"}, "marker": {"size": 5}}
     unit = {"title": {"text": "hypervolume (s × accuracy)"}, "rangemode": "tozero"}
@@ -105,7 +101,6 @@ def _draw_hypervolume(_: Overview, history: VolumeHistory) -> go.Figure:
 
 
 def _say_hypervolume(_: Overview, history: VolumeHistory) -> str:
-    """Say when most of the hypervolume was there."""
     last = history.steps[-1]
     enough = next(step for step in history.steps if step.volume >= 0.95 * last.volume)
     seconds, accuracy = history.reference
@@ -124,9 +119,6 @@ hypervolume = Figure(
     draw=_draw_hypervolume,
     say=_say_hypervolume,
 )
-
-
-# --- Importance -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -208,7 +200,6 @@ def _importance(objective: str, inputs: np.ndarray, target: np.ndarray, groups: 
 
 
 def _draw_importance(_: Overview, values: Importances) -> go.Figure:
-    """Return how much each parameter matters for time and for accuracy."""
     traces = [
         go.Bar(
             y=[html_safe(axis.label) for axis in values.axes],
@@ -230,7 +221,6 @@ def _draw_importance(_: Overview, values: Importances) -> go.Figure:
 
 
 def _say_importance(view: Overview, values: Importances) -> str:
-    """Say which parameter matters most for each objective, and how far to trust that."""
     parts = []
     for each in values.objectives:
         first = values.axes[int(np.argmax(each.shares))].label

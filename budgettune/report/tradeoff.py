@@ -58,11 +58,7 @@ def _sample_sentence(view: Overview, most: int) -> str:
     return "" if count <= most else f" Drawn are {most:,} of {count:,} trials: the front and a random sample."
 
 
-# --- The answer at each budget --------------------------------------------------------------------------------------
-
-
 def _draw_answer(view: Overview, points: np.ndarray) -> go.Figure:
-    """Return the best accuracy within each budget as a staircase, with the places where a page marks a choice."""
     seconds, accuracy = in_unit(view, points[:, 0]), points[:, 1]
     stairs = scatter(
         [*seconds.tolist(), 1.1 * float(seconds[-1])],
@@ -85,7 +81,6 @@ def _draw_answer(view: Overview, points: np.ndarray) -> go.Figure:
 
 
 def _say_answer(view: Overview, points: np.ndarray) -> str:
-    """Say what no limit buys, and what half of that time does."""
     text = f"The most accurate of all: {summary(view.most_accurate)}."
     within = np.flatnonzero(points[:, 0] <= points[-1, 0] / 2)
     if len(within):
@@ -102,9 +97,6 @@ answer = Figure(
     draw=_draw_answer,
     say=_say_answer,
 )
-
-
-# --- All trials and their front -------------------------------------------------------------------------------------
 
 
 def _draw_front(view: Overview, groups: Groups) -> go.Figure:
@@ -156,7 +148,6 @@ def _unit_interval(values: np.ndarray) -> np.ndarray:
 
 
 def _say_front(view: Overview, _: Groups) -> str:
-    """Say how many trials are on the front, where it begins and ends, and which times are in doubt."""
     if len(view.trials) == 1:
         return f"One trial is finished, {summary(view.trials[0])}: a front needs more."
     count = len(view.front)
@@ -182,9 +173,6 @@ front = Figure(
     draw=_draw_front,
     say=_say_front,
 )
-
-
-# --- Panel by panel -------------------------------------------------------------------------------------------------
 
 
 def _panels(view: Overview) -> Groups:
@@ -231,7 +219,6 @@ def _grid(view: Overview, titles: list[str]) -> dict[str, Any]:
 
 
 def _say_panels(view: Overview, split: Groups) -> str:
-    """Say which panels the front comes from."""
     on_front = {trial.number for trial in view.front}
     counts = Counter(
         int(member) for member, trial in zip(split.members, view.trials, strict=True) if trial.number in on_front
@@ -251,9 +238,6 @@ panels = Figure(
     draw=_draw_panels,
     say=_say_panels,
 )
-
-
-# --- Time by parameter ----------------------------------------------------------------------------------------------
 
 
 def _time_axes(view: Overview) -> list[FigureAxis]:
@@ -294,7 +278,6 @@ def _median_lines(view: Overview, axis: FigureAxis, x: np.ndarray, y: np.ndarray
 
 
 def _say_times(view: Overview, axes: list[FigureAxis]) -> str:
-    """Say how time changes with the marker's and the colour's parameter."""
     return " ".join(_time_ratio(view, axis) for axis in axes) + _sample_sentence(view, MOST_IN_OTHERS)
 
 
@@ -321,9 +304,6 @@ times = Figure(
     draw=_draw_times,
     say=_say_times,
 )
-
-
-# --- Accuracy by parameter ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -389,7 +369,6 @@ def _draw_accuracies(_: Overview, cells: AccuracyMap) -> go.Figure:
 
 
 def _say_accuracies(_: Overview, cells: AccuracyMap) -> str:
-    """Say which cell is the most accurate on average."""
     across, down, mean = cells.best()
     names = [
         f"{groups.axis.label} {label}" for groups, label in ((cells.across, across), (cells.down, down)) if groups.axis
