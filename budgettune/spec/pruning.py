@@ -206,7 +206,10 @@ def largest_drop(spec: PruningSpec, epochs: int | None) -> float:
 
 def rate_limit(spec: PruningSpec, epochs: int | None) -> float:
     """Return the prune rate that a strategy must stay below: 0 where every epoch is kept whole."""
-    return _rate(_parts(_without_rate(spec), epochs), _ceiling(spec), epochs)
+    largest = 1.0  # all but nothing, where the method sets no lower bound
+    if spec.strategy == "infobatch":
+        largest = LARGEST_CHANCE * (BELOW_MEAN if spec.criterion == "loss" else 1.0)
+    return _rate(_parts(_without_rate(spec), epochs), largest, epochs)
 
 
 def expected_visits(spec: PruningSpec, size: int, epochs: int) -> list[int]:
@@ -230,13 +233,6 @@ def epoch_sizes(spec: PruningSpec, size: int, epochs: int | None) -> tuple[int, 
 
 def _visits(size: int, drop: float) -> int:
     return max(1, size - round(drop * size))
-
-
-def _ceiling(spec: PruningSpec) -> float:
-    """Return what the strongest epochs may drop at most: all but nothing, where the method sets no lower bound."""
-    if spec.strategy != "infobatch":
-        return 1.0
-    return LARGEST_CHANCE * (BELOW_MEAN if spec.criterion == "loss" else 1.0)
 
 
 def _without_rate(spec: PruningSpec) -> PruningSpec:

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from budgettune.errors import SpecError
 from budgettune.spec.study_spec import StudySpec, bundled_studies, load_spec
+from budgettune.spec.tables import RangeSpec
 
 
 def spec_of(text: str) -> StudySpec:
@@ -106,6 +107,24 @@ def test_scales_that_round_to_the_same_network_run_once_and_are_named():
     assert len(spec.cells()) == 64
     assert spec.twin_note() == "left out, because they build the same network: scale 1.3 as scale 1.2"
     assert load_spec("paper").twin_note() is None
+
+
+@pytest.mark.parametrize(
+    ("axis", "values", "places", "spread"),
+    [
+        ({"low": 1, "high": 6, "step": 2}, [1, 3, 5], [1, 3, 5], (1, 2, 4, 5, 6)),
+        ({"low": 1, "high": 3}, [1, 2, 3], [1, 2, 3], (1, 2, 3)),
+        ({"low": 0.1, "high": 0.45, "step": 0.1}, [0.1, 0.2, 0.3, 0.4], [0.1, 0.3, 0.4], None),
+        ({"low": 1.0, "high": 3.0}, None, [1.0, 2.0, 2.8], (1.0, 1.5, 2.0, 2.5, 3.0)),
+        ({"low": 1e-4, "high": 1.0, "log": True}, None, [1e-4, 1e-2, 10**-0.4], (1e-4, 1e-3, 1e-2, 1e-1, 1.0)),
+        ({"low": 1, "high": 100, "log": True}, range(1, 101), [1, 10, 63], (1, 3, 10, 32, 100)),
+    ],
+)
+def test_a_range_lists_its_values_and_what_lies_between_its_ends(axis, values, places, spread):
+    searched = RangeSpec.model_validate(axis)
+    assert searched.values() is None if values is None else searched.values() == pytest.approx(list(values))
+    assert [searched.at(place) for place in (0.0, 0.5, 0.9)] == pytest.approx(places)
+    assert spread is None or searched.spread(5) == pytest.approx(spread)
 
 
 def test_every_cell_and_repeat_has_a_seed_of_its_own():

@@ -1,5 +1,6 @@
 """What a box lets a study name: folders of files, and packages of code."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 
 from budgettune.errors import SpecError, UsageError
 from budgettune.spec.study_spec import StudySpec
-from budgettune.spec.trust import Trust
+from budgettune.spec.trust import Trust, allowed_packages, allowed_roots
 
 SERVER = "postgresql://anna@db/budgettune"
 
@@ -88,3 +89,14 @@ def test_a_name_that_cannot_work_says_why(package, name, message):
     package("bt_a", models="def build(): ...", broken="1 / 0")
     with pytest.raises(SpecError, match=message):
         Trust(["bt_a"]).import_code(name)
+
+
+def test_the_environment_counts_where_the_command_line_names_nothing(monkeypatch):
+    monkeypatch.setenv("BUDGETTUNE_ALLOW_IMPORT", "mine, yours,")
+    monkeypatch.setenv("BUDGETTUNE_ALLOW_ROOT", os.pathsep.join(["/srv/a", "/srv/b"]))
+    assert allowed_packages(None) == {"mine", "yours"}
+    assert allowed_packages(["theirs"]) == {"theirs"}
+    assert allowed_roots(None) == {"/srv/a", "/srv/b"}
+    assert allowed_roots(["/srv/c"]) == {"/srv/c"}
+    monkeypatch.delenv("BUDGETTUNE_ALLOW_ROOT")
+    assert allowed_roots(None) is None
