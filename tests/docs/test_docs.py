@@ -31,7 +31,7 @@ NOT_RUN = {
     "budgettune compare paper": "trains on CIFAR-100 for hours",
     "budgettune profile paper": "takes minutes, and CIFAR-100",
     "budgettune report paper": "its study was not trained here",
-    "budgettune report digits --format svg": "needs kaleido and a browser: tests/report/test_report_figures.py",
+    "budgettune report digits --format svg": "needs kaleido and a browser: tests/report/test_figures.py",
     "budgettune study verify paper": "its study was not trained here",
     "budgettune worker paper": "trains on CIFAR-100 for hours",
 }
