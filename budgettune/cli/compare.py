@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from budgettune.cli import options
 from budgettune.cli.output import Format, leave_if_stopped, out, print_json, print_rows, say
 from budgettune.text import format_duration
-
-if TYPE_CHECKING:
-    from budgettune.comparison.result import Comparison
+from budgettune.worker.signals import StopFlag
 
 app = typer.Typer()
 
@@ -74,13 +72,13 @@ def compare(
     debug: options.Debug = False,
 ) -> None:
     """Compare pruning strategies at equal training time, against full data and random subsets."""
-    from budgettune.comparison.run import compare as run_comparison
+    from budgettune.comparison import run
+    from budgettune.comparison.show import sentences, table_rows, write_figure
     from budgettune.spec.study_spec import load_spec
     from budgettune.spec.trust import allowed_packages
-    from budgettune.worker.signals import StopFlag
 
     with StopFlag() as stop:
-        comparison = run_comparison(
+        comparison = run.compare(
             load_spec(spec).with_overrides(sets or []),
             budgets or (),
             seeds=seeds,
@@ -95,19 +93,6 @@ def compare(
             should_stop=lambda: stop.cuts_short,
             say=say,
         )
-    _show_comparison(comparison, form)
-    if figure is not None and comparison.runs:
-        from budgettune.comparison.show import write_figure
-
-        write_figure(figure, comparison)
-    if stop.signal_number is not None:
-        say("stopped before the end" + ("" if to is None else f": add --resume to go on with {to}"))
-    leave_if_stopped(stop.signal_number)
-
-
-def _show_comparison(comparison: Comparison, form: Format) -> None:
-    from budgettune.comparison.show import sentences, table_rows
-
     if form is Format.json:
         print_json(comparison.to_document())
     elif form is Format.csv:
@@ -118,3 +103,8 @@ def _show_comparison(comparison: Comparison, form: Format) -> None:
             print_rows(table_rows(comparison.standings(budget)), form, title=title)
             for sentence in sentences(comparison, budget):
                 say(sentence, out)
+    if figure is not None and comparison.runs:
+        write_figure(figure, comparison)
+    if stop.signal_number is not None:
+        say("stopped before the end" + ("" if to is None else f": add --resume to go on with {to}"))
+    leave_if_stopped(stop.signal_number)

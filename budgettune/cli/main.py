@@ -8,7 +8,7 @@ from __future__ import annotations
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.markup import escape
@@ -17,11 +17,10 @@ from budgettune import api
 from budgettune.cli import answers, compare, options, profile, recommend, study, train
 from budgettune.cli.output import Format, err, hypervolume_line, leave_if_stopped, out, print_rows, print_trials, say
 from budgettune.errors import BudgetTuneError
+from budgettune.storage.connection import storage_url
 from budgettune.text import format_duration
-
-if TYPE_CHECKING:
-    from budgettune.worker.fleet import Member, WorkerCommand
-    from budgettune.worker.options import WorkerOptions, WorkerSummary
+from budgettune.worker.options import WorkerOptions, WorkerSummary
+from budgettune.worker.signals import StopFlag
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -91,7 +90,6 @@ def worker(
     """
     from budgettune.spec.trust import allowed_packages, allowed_roots
     from budgettune.worker import fleet
-    from budgettune.worker.options import WorkerOptions
 
     chosen = WorkerOptions(
         device=device,
@@ -106,7 +104,9 @@ def worker(
     )
     members = fleet.members_here(chosen, processes)
     if members:
-        raise typer.Exit(_run_fleet(members, fleet.worker_command(study, drain=drain, debug=debug), storage))
+        command = fleet.worker_command(study, drain=drain, debug=debug)
+        with StopFlag() as stop:
+            raise typer.Exit(fleet.run_fleet(members, command, storage_url(storage), stop, say=say))
     summary = _work(study, chosen, storage, drain=drain)
     say(f"{summary.completed} trials completed, {summary.failed} failed. Next: budgettune front")
 
@@ -145,9 +145,7 @@ def dashboard(
     """Serve optuna-dashboard with our figures, read-only unless told otherwise."""
     from budgettune.dashboard.app import serve
     from budgettune.report import front_figures
-    from budgettune.storage.connection import storage_url
     from budgettune.storage.driver_errors import redact
-    from budgettune.worker.signals import StopFlag
 
     url = storage_url(storage)
     with StopFlag() as stop:
@@ -183,8 +181,6 @@ def doctor(form: options.FormatOption = Format.table, debug: options.Debug = Fal
 @app.command(rich_help_panel=options.STUDIES, epilog=options.examples("demo", "demo --storage sqlite:///demo.db"))
 def demo(threads: options.Threads = None, storage: options.Storage = None, debug: options.Debug = False) -> None:
     """Create, work, answer: a small grid on scikit-learn's digits, in one go."""
-    from budgettune.worker.options import WorkerOptions
-
     digits = api.create_study("digits", storage=storage, skip_if_exists=True)
     summary = _work(digits.name, WorkerOptions(device="cpu", threads=threads), storage)
     say(f"study {digits.name!r}: {summary.completed} trials trained now, {len(digits.spec.cells())} in all\n", out)
@@ -202,21 +198,10 @@ def demo(threads: options.Threads = None, storage: options.Storage = None, debug
     )
 
 
-def _run_fleet(members: list[Member], command: WorkerCommand, storage: str | None) -> int:
-    from budgettune.storage.connection import storage_url
-    from budgettune.worker.fleet import run_fleet
-    from budgettune.worker.signals import StopFlag
-
-    with StopFlag() as stop:
-        return run_fleet(members, command, storage_url(storage), stop, say=say)
-
-
 def _work(study: str | None, chosen: WorkerOptions, storage: str | None, *, drain: bool = False) -> WorkerSummary:
     """Run a worker with progress on standard error; leave with 130 or 143 where a signal ended it."""
     from budgettune.cli.live import TerminalProgress
-    from budgettune.storage.connection import storage_url
     from budgettune.worker.loop import run_worker
-    from budgettune.worker.signals import StopFlag
 
     progress = TerminalProgress(err)
     with StopFlag(drains=drain) as stop:

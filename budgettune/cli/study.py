@@ -14,9 +14,9 @@ from budgettune.cli.output import Format, leave_if_stopped, out, print_json, pri
 from budgettune.errors import UsageError
 from budgettune.storage.connection import storage_url
 from budgettune.text import format_duration
+from budgettune.worker.signals import StopFlag
 
 if TYPE_CHECKING:
-    from budgettune.study.handle import StudyHandle
     from budgettune.study.summary import StudySummary
 
 app = typer.Typer(
@@ -116,7 +116,13 @@ def study_show(
     """Show one study: states, machines, time spent and left, and cells that were given up."""
     handle = api.load_study(study, storage=storage)
     if watch:
-        _watch(handle, every, form)
+        from budgettune.cli import live
+
+        if form is not Format.table:
+            raise typer.BadParameter(f"--watch is for people: leave it out to get {form.value}")
+        with StopFlag() as stop:
+            live.watch(handle, out, every, stop)
+        leave_if_stopped(stop.signal_number)
         return
     summary, stopping = handle.summary(), handle.early_stops()
     if form is Format.json:
@@ -202,18 +208,6 @@ def study_delete(
         raise UsageError(f"this deletes study {study!r} and its trials for good: repeat with --yes")
     delete_study(storage_url(storage), study)
     say(f"study {study!r} deleted", out)
-
-
-def _watch(handle: StudyHandle, every_seconds: float, form: Format) -> None:
-    """Stay until nothing is left; leave with 130 or 143 where a signal ended it."""
-    from budgettune.cli.live import watch
-    from budgettune.worker.signals import StopFlag
-
-    if form is not Format.table:
-        raise typer.BadParameter(f"--watch is for people: leave it out to get {form.value}")
-    with StopFlag() as stop:
-        watch(handle, out, every_seconds, stop)
-    leave_if_stopped(stop.signal_number)
 
 
 def _summary_row(summary: StudySummary, form: Format) -> dict[str, Any]:

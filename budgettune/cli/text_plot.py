@@ -47,12 +47,13 @@ def scatter(
         y_text: label of a number on the y axis.
         glyphs: characters to draw with.
     """
-    points, marked = _finite(points), _finite(marked)
+    points, marked = ([point for point in some if all(map(math.isfinite, point))] for some in (points, marked))
     if not points:
         return []
     lowest, highest = min(y for _, y in points), max(y for _, y in points)
     first, last = min(x for x, _ in points), max(x for x, _ in points)
     is_log = first > 0 and last / first > LOG_RANGE
+    scale = math.log if is_log else float
     labels = {0: y_text(highest), height - 1: y_text(lowest)}
     margin = max(map(len, labels.values()))
     columns = max(width - margin - 2, 2)
@@ -60,7 +61,7 @@ def scatter(
     for glyph, some in ((glyphs.other, points), (glyphs.marked, marked)):
         for x, y in some:
             row = _place(highest - y, highest - lowest, height)
-            rows[row][_column(x, first, last, is_log, columns)] = glyph
+            rows[row][_place(scale(x) - scale(first), scale(last) - scale(first), columns)] = glyph
     axis = [
         f"{labels.get(number, ''):>{margin}} {glyphs.tick if number in labels else glyphs.upright}{''.join(row)}"
         for number, row in enumerate(rows)
@@ -69,16 +70,6 @@ def scatter(
     below = f"{left}{right:>{max(columns - len(left), 0)}}"
     blank = " " * (margin + 1)
     return [line.rstrip() for line in (*axis, f"{blank}{glyphs.corner}{glyphs.floor * columns}", f"{blank} {below}")]
-
-
-def _finite(points: Sequence[Point]) -> list[Point]:
-    return [point for point in points if all(map(math.isfinite, point))]
-
-
-def _column(x: float, first: float, last: float, is_log: bool, columns: int) -> int:
-    if is_log:
-        return _place(math.log(x / first), math.log(last / first), columns)
-    return _place(x - first, last - first, columns)
 
 
 def _place(part: float, whole: float, places: int) -> int:

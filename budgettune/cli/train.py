@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -12,10 +12,7 @@ from budgettune import api
 from budgettune.cli import options
 from budgettune.cli.output import err, out, promise_line, say
 from budgettune.text import format_duration
-
-if TYPE_CHECKING:
-    from budgettune.spec.study_spec import StudySpec
-    from budgettune.spec.trust import Trust
+from budgettune.worker.signals import StopFlag
 
 app = typer.Typer()
 
@@ -52,6 +49,7 @@ def train(
     Give --budget, --trial or settings with --set. Nothing is recorded in the study.
     """
     from budgettune.spec.trust import Trust, allowed_packages, allowed_roots
+    from budgettune.training.session import save_model, train_one
 
     if [trial is not None, bool(sets), budget is not None].count(True) != 1:
         raise typer.BadParameter("give one of --trial N, --set key=value and --budget 60s")
@@ -63,33 +61,16 @@ def train(
         spec, trial_seed = handle.spec, handle.spec.sampler.seed
         say(promise_line(answer))
     trust = Trust.of_database(handle.url, allowed_packages(allow_import), allowed_roots(allow_root))
-    seed = trial_seed if seed is None else seed
-    result = _train(spec, params, seed, to, device, threads, trust)
-    say(f"{to}: accuracy {result.test_accuracy:.2%} after {format_duration(result.train_seconds)}", out)
-
-
-def _train(
-    spec: StudySpec,
-    params: dict[str, Any],
-    seed: int,
-    to: Path,
-    device: str,
-    threads: int | None,
-    trust: Trust,
-) -> Any:
-    from budgettune.training.session import save_model, train_one
-    from budgettune.worker.signals import StopFlag
-
-    show = err.status("training") if err.is_terminal else nullcontext()
-    with StopFlag() as stop, show:
+    with StopFlag() as stop, err.status("training") if err.is_terminal else nullcontext():
         trained = train_one(
             spec,
             params,
-            seed=seed,
+            seed=trial_seed if seed is None else seed,
             device=device,
             threads=threads,
             trust=trust,
             should_stop=lambda: stop.cuts_short,
         )
     save_model(to, trained, spec, params)
-    return trained.result
+    accuracy, seconds = trained.result.test_accuracy, trained.result.train_seconds
+    say(f"{to}: accuracy {accuracy:.2%} after {format_duration(seconds)}", out)
