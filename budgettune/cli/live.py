@@ -51,7 +51,6 @@ class TerminalProgress(Listener):
         self._remaining = ""
 
     def claimed(self, study: StudyHandle, claim: Claim) -> None:
-        """Show which trial begins."""
         self._began = time.monotonic()
         if self.console.is_terminal and self._status is None:
             self._status = self.console.status("")
@@ -59,7 +58,6 @@ class TerminalProgress(Listener):
         self._show(f"{_label(claim)}: reading images, warming up")
 
     def epoch(self, claim: Claim, spec: StudySpec, record: EpochRecord) -> None:
-        """Show how far the trial is."""
         budget_seconds = spec.train.budget
         of = f"/{spec.train.epochs}" if budget_seconds is None else f", {format_duration(budget_seconds)} allowed"
         accuracy = "" if record.accuracy is None else f", accuracy {record.accuracy:.1%}"
@@ -67,7 +65,6 @@ class TerminalProgress(Listener):
         self._show(f"{_label(claim)}: epoch {record.epoch + 1}{of}, {seconds} on the clock{accuracy}{self._remaining}")
 
     def completed(self, study: StudyHandle, claim: Claim, result: TrialResult) -> None:
-        """Print the trial's two objectives, or why it was stopped early."""
         self._wall_seconds.append(time.monotonic() - self._began)
         self._remaining = self._estimate(study.counts())
         outcome = f"{format_duration(result.train_seconds)}, accuracy {result.test_accuracy:.2%}, {result.status}"
@@ -76,7 +73,6 @@ class TerminalProgress(Listener):
         say(f"{_label(claim)}: {outcome}{self._remaining}", self.console)
 
     def failed(self, claim: Claim, reason: str) -> None:
-        """Print why a trial gave no result."""
         say(f"{_label(claim)}: {reason}", self.console)
 
     def close(self) -> None:
@@ -121,7 +117,6 @@ class Snapshot:
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing is left to run."""
         return self.summary.seconds_left == 0 and not self.summary.states["RUNNING"]
 
     @property

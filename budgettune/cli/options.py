@@ -35,7 +35,6 @@ class DebugSwitch:
 
     @classmethod
     def turn(cls, value: bool) -> None:
-        """Take in one command's --debug."""
         cls.is_on = cls.is_on or value
 
 

@@ -71,7 +71,6 @@ class ComparedRun(SpecModel):
 
     @property
     def arm(self) -> Arm:
-        """What was run."""
         return Arm(self.strategy, self.prune_rate)
 
     @property

@@ -248,14 +248,6 @@ class _ArmRunner:
 
 
 def _measured(result: TrialResult) -> Measured:
-    return Measured.model_validate(
-        {
-            "status": result.status,
-            "test_accuracy": result.test_accuracy,
-            "train_seconds": result.train_seconds,
-            "prune_seconds": result.phases.pruning,
-            "keep_fraction": result.keep_fraction,
-            "epochs": result.epochs,
-            "steps": result.steps,
-        }
-    )
+    same = ("status", "test_accuracy", "train_seconds", "keep_fraction", "epochs", "steps")
+    values = {name: getattr(result, name) for name in same}
+    return Measured.model_validate(values | {"prune_seconds": result.phases.pruning})

@@ -73,7 +73,6 @@ class Guard:
         self._lockout = Lockout() if lockout is None else lockout
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Answer one request."""
         start = _with_security_headers(environ, start_response)
         try:
             if environ.get("PATH_INFO") == "/healthz" and environ["REQUEST_METHOD"] in READING:

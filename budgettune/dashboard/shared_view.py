@@ -53,7 +53,6 @@ class RefreshPace:
 
     @property
     def is_due(self) -> bool:
-        """Whether the rest is over."""
         return self.clock() >= self._due_at
 
     def rest(self, began: float) -> None:
