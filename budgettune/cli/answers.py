@@ -1,4 +1,4 @@
-"""What a study answers: `budgettune best`, `front` and `report`. None of them loads torch."""
+"""`budgettune best`, `front` and `report`: what a study answers. None of them loads torch."""
 
 from __future__ import annotations
 

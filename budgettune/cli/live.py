@@ -1,4 +1,4 @@
-"""What is renewed while it is looked at: a worker's progress, and a study for `study show --watch`.
+"""A worker's progress, and a study as it goes (`study show --watch`).
 
 A terminal gets it in place; what is not a terminal gets plain text, line by line.
 """

@@ -1,4 +1,4 @@
-"""How values reach a terminal or another program: tables for people, JSON and CSV for programs."""
+"""Output of commands: lines and tables for people, JSON and CSV for programs, and the status of a signal."""
 
 from __future__ import annotations
 

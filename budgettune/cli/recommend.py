@@ -1,4 +1,4 @@
-"""`budgettune recommend`, and how an answer reads."""
+"""`budgettune recommend`: what to train within a budget."""
 
 from __future__ import annotations
 

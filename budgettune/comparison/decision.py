@@ -1,4 +1,4 @@
-"""What a comparison of pruning strategies supports: `[pruning] when = "auto"`, decided when a study is created."""
+"""The strategy that a comparison supports: `[pruning] when = "auto"`, decided when a study is created."""
 
 from __future__ import annotations
 

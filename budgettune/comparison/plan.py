@@ -1,4 +1,4 @@
-"""Which runs a comparison consists of, in which order, and what all of them share. No torch."""
+"""The plan of a comparison: its runs, their order, and what all of them share. No torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a handful of seeds can tell: means, intervals, paired tests, and how large a difference they would show.
+"""Statistics of a handful of seeds: means, intervals, paired tests, and how large a difference they would show.
 
 Pure functions of numbers. Seeds are paired: run k of two strategies starts from the same weights and order, so their
 difference is a number of its own, freed of what the seed alone does.
