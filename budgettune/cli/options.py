@@ -34,8 +34,9 @@ class DebugSwitch:
     is_on = False
 
     @classmethod
-    def turn(cls, value: bool) -> None:
+    def turn(cls, value: bool) -> bool:
         cls.is_on = cls.is_on or value
+        return value
 
 
 def duration(text: str) -> float:

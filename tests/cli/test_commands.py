@@ -240,6 +240,14 @@ def test_debug_shows_the_traceback(run, monkeypatch):
         main.main()
 
 
+def test_the_processes_of_a_fleet_are_debugged_where_their_parent_is(run, monkeypatch):
+    from budgettune.worker import fleet
+
+    monkeypatch.setattr(fleet, "run_fleet", lambda members, command, *_, **__: print(command(members[0], 0.0)) or 0)
+    assert "'--debug'" in run("worker", "--processes", 2, "--debug")[1]
+    assert "'--debug'" not in run("worker", "--processes", 2)[1]
+
+
 def test_scales_that_build_the_same_network_are_named_at_creation(run):
     err = run("study", "create", "paper", "--set", "model.width_multiple=8", "--set", "model.depth_rounding=nearest")[2]
     assert "scale 1.3 as scale 1.2" in err
