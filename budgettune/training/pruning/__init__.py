@@ -34,24 +34,16 @@ def make_strategy(
     trust: Trust = Trust(),
     epochs: int | None = None,
 ) -> Strategy:
-    """Return the strategy that a `[pruning]` table names, for `size` training samples.
-
-    Args:
-        spec: the `[pruning]` table.
-        size: number of training samples.
-        seed: of the strategy's own chance.
-        device: of all tensors.
-        trust: which packages code of your own may come from.
-        epochs: of the run; None under a time budget.
+    """Return the strategy that a `[pruning]` table names, for `size` training samples; as Strategy says.
 
     Raises:
-        SpecError: where code of your own is named that is not a Strategy.
+        SpecError: where the rate cannot be reached; and what `strategy_class` raises.
     """
     return strategy_class(spec.strategy, trust)(size, spec, seed=seed, device=device, epochs=epochs)
 
 
 def strategy_class(name: str, trust: Trust = Trust()) -> type[Strategy]:
-    """Return the class that a name or package.module:Class stands for, imported now.
+    """Return the class that a name or package.module:Class stands for, imported now from where `trust` allows.
 
     Raises:
         SpecError: where code of your own is not a Strategy, or cannot be imported.

@@ -183,8 +183,7 @@ class Strategy(ABC):
 
     def drop_count(self, epoch: int, progress: float) -> int:
         """Return how many samples an epoch is to drop for the asked rate; 0 where the strategy keeps it whole."""
-        part = drop_share(self.spec, epoch, progress)
-        return min(self.size - 1, round(self.largest_drop * part * self.size))
+        return min(self.size - 1, round(self.largest_drop * drop_share(self.spec, epoch, progress) * self.size))
 
     @property
     def candidates(self) -> float:
@@ -209,12 +208,7 @@ class Strategy(ABC):
 
     @abstractmethod
     def plan(self, epoch: int, progress: float) -> EpochPlan:
-        """Return what an epoch visits. May use `self.passes`.
-
-        Args:
-            epoch: 0-based.
-            progress: share of training that lies behind, in [0, 1].
-        """
+        """Return what a 0-based epoch visits; progress in [0, 1] lies behind. May use `self.passes`."""
 
     def select(self, candidates: Scores) -> Selection:
         """Return which candidates to train on: at least one. Asked only where `candidates` is above 1."""
@@ -256,11 +250,7 @@ class RemembersLosses(Strategy):
 
 
 class Quota:
-    """How many of each batch of candidates to keep, so that rounding never accumulates over an epoch.
-
-    Args:
-        share: to keep, in (0, 1].
-    """
+    """How many of each batch of candidates to keep for a share in (0, 1]; rounding never accumulates over an epoch."""
 
     def __init__(self, share: float) -> None:
         self.share = share

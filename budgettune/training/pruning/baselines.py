@@ -95,16 +95,12 @@ class PaperAsCoded(Strategy):
             return EpochPlan()
         if self.kept is None:
             self.table.copy_(self.recent)
-            self.kept = self._at_least_the_threshold().nonzero().squeeze(1)
+            comparable = self.table.isfinite()
+            subset = self.permutation(self.size)[: self.SUBSET]
+            losses = self.table[subset[comparable[subset]]]
+            threshold = losses.quantile(self.spec.prune_rate) if len(losses) else -torch.inf  # all are kept
+            self.kept = ((self.table >= threshold) | ~comparable).nonzero().squeeze(1)
         return EpochPlan(self.kept)
 
     def observe(self, indices: Tensor, losses: Tensor, logits: Tensor | None = None) -> None:
         self.recent[indices] = losses
-
-    def _at_least_the_threshold(self) -> Tensor:
-        comparable = self.table.isfinite()
-        subset = self.permutation(self.size)[: self.SUBSET]
-        losses = self.table[subset[comparable[subset]]]
-        if not len(losses):
-            return torch.ones_like(comparable)
-        return (self.table >= losses.quantile(self.spec.prune_rate)) | ~comparable

@@ -95,11 +95,8 @@ class Craig(Strategy):
     def plan(self, epoch: int, progress: float) -> EpochPlan:
         if self.keep_count < self.size and (self.kept is None or epoch % self.spec.reselect_every == 0):
             scores = self.passes.score()
+            gradients, drop = softmax_error(scores.logits, scores.labels), self.size - self.keep_count
             self.kept, self.weights = weighted_coreset(
-                softmax_error(scores.logits, scores.labels),
-                scores.labels,
-                self.size - self.keep_count,
-                generator=self.generator,
-                each_step=self.passes.check,
+                gradients, scores.labels, drop, generator=self.generator, each_step=self.passes.check
             )
         return EpochPlan(self.kept, self.weights)

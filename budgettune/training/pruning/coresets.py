@@ -57,7 +57,6 @@ def medoids(
         groups: int64 [n], such as labels; some may be missing.
         keep: in all, 0 ≤ keep ≤ n.
         epsilon: what the guarantee gives up for speed, in (0, 1).
-        generator: on the device of points.
         each_step: called before each of the steps, of which there are many; it may raise.
 
     Returns:
@@ -138,11 +137,7 @@ def _distances(some: Tensor, points: Tensor) -> Tensor:
 def apportion(sizes: Tensor, total: int) -> Tensor:
     """Return shares of a total in proportion to sizes: int64, exact, and no larger than the sizes.
 
-    By largest remainder. Where the total allows, each that is not empty has at least one.
-
-    Args:
-        sizes: int64, not negative.
-        total: at most their sum.
+    By largest remainder. Where the total, at most the sum of sizes, allows, each that is not empty has at least one.
     """
     present = (sizes > 0).long()
     first = present if total >= int(present.sum()) else torch.zeros_like(sizes)
@@ -157,13 +152,8 @@ def spherical_kmeans(points: Tensor, clusters: int, *, rounds: int = 25, generat
     """Return the cosine distance of each point to its nearest centre: float32 [n] in [0, 2], NaN where not finite.
 
     Lloyd's rounds on the unit sphere (Dhillon and Modha 2001) from a start by k-means++ (Arthur and Vassilvitskii
-    2007); they end where no point changes its centre. A centre that loses all its points stays where it is.
-
-    Args:
-        points: float32 [n, dimensions]; their length is of no account, and points at zero are at distance 1.
-        clusters: centres; no more than there are points.
-        rounds: at most.
-        generator: of the start; on the device of points.
+    2007); they end where no point changes its centre. A centre that loses all its points stays where it is. Of points,
+    float32 [n, dimensions], the length is of no account, and those at zero are at distance 1.
     """
     finite = points.isfinite().all(dim=1)
     distances = torch.full((len(points),), torch.nan, device=points.device)

@@ -13,9 +13,8 @@ class InfoBatch(RemembersLosses):
     """Of m samples whose last loss lies below the mean, keep k at random with weight m / k (Qin et al. 2023).
 
     A sample below the mean is kept with probability k / m, so that the weighted gradient of an epoch has the
-    expectation of the full one. From progress `delta` on nothing is dropped, whatever delta times the epochs comes to.
-    The first epoch drops nothing either. With `criterion = "random"` all samples stand
-    where else only those below the mean do.
+    expectation of the full one. From progress `delta` on nothing is dropped, whatever delta times the epochs comes to,
+    and nothing in the first epoch. With `criterion = "random"` all samples stand where else those below the mean do.
 
     In the paper k / m is a parameter (a half); here it follows from the prune rate. The share below the mean is known
     only in training: where an epoch cannot drop what it should (fewer lie below the mean, or k / m would fall under
@@ -25,8 +24,17 @@ class InfoBatch(RemembersLosses):
     no whole number; it seeds numpy's global generator; it rounds k down while the weight knows nothing of it.
     """
 
-    state = ("losses", "owed")
+    state = ("scores", "owed")
     owed = 0  # of what earlier epochs should have dropped
+
+    @property
+    def scores(self) -> Tensor:
+        """The losses, by the name that saved states have for them."""
+        return self.losses
+
+    @scores.setter
+    def scores(self, losses: Tensor) -> None:
+        self.losses = losses
 
     def plan(self, epoch: int, progress: float) -> EpochPlan:
         if not (drop := self.drop_count(epoch, progress)):

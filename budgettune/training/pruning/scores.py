@@ -12,8 +12,6 @@ from torch.nn.functional import one_hot
 
 from budgettune.errors import DataError
 
-Side = Literal["hard", "middle", "easy"]
-
 
 def softmax_error(logits: Tensor, labels: Tensor) -> Tensor:
     """Return softmax − onehot: float32 [B, classes], the gradient of cross-entropy in the logits [B, classes]."""
@@ -69,7 +67,9 @@ def drop_lowest(losses: Tensor, drop: int, generator: torch.Generator) -> Tensor
     return keep
 
 
-def keep_by_score(scores: Tensor, drop: int, side: Side, generator: torch.Generator) -> Tensor:
+def keep_by_score(
+    scores: Tensor, drop: int, side: Literal["hard", "middle", "easy"], generator: torch.Generator
+) -> Tensor:
     """Return what is left when `drop` samples go: int64 [n - drop], ascending.
 
     Exactly `drop` samples go, ties broken at random, but never one whose score is not finite, and never the last. Kept
@@ -124,14 +124,10 @@ def _with_the_unscored(kept: Tensor, scores: Tensor) -> Tensor:
 
 
 def read_scores(name: str, size: int) -> Tensor:
-    """Return the scores of a `.npy` file: float64 [size].
+    """Return the scores of a `.npy` file: float64 [size], in the order in which the study loads its training samples.
 
     Nothing in the file is unpickled, and it is not read before its shape is known to be right. A score that is not
     finite stands for a sample without a score, which is always kept.
-
-    Args:
-        name: of the file, as the study has it.
-        size: number of training samples, in the order in which the study loads them.
 
     Raises:
         DataError: where there is no such file, or it does not hold one number for each training sample.

@@ -13,11 +13,8 @@ ROUNDS = 20  # of k-means on a line; it has settled long before
 def group_starts(ordered: Tensor, groups: int) -> Tensor:
     """Return where each group of k-means on a line begins, from quantiles on (Lloyd 1982): int64 [groups].
 
-    On sorted values a group is an interval, so that a round is one search and one difference of running sums.
-
-    Args:
-        ordered: float32 [n], ascending and finite, n >= 1.
-        groups: how many; empty ones begin where the next one does.
+    On sorted values, float32 [n], finite, n >= 1, a group is an interval, so that a round is one search and one
+    difference of running sums. Empty groups begin where the next one does.
     """
     count = len(ordered)
     sums = torch.cat([ordered.new_zeros(1).double(), ordered.double().cumsum(0)])
