@@ -20,15 +20,7 @@ from budgettune.training.data.load import ImageData
 from budgettune.training.device import Device, has_fast_bf16, pick_device, pick_precision
 from budgettune.training.profile.cliffs import THRESHOLD, CliffVerdict, judge, nearest_healthy
 from budgettune.training.profile.probe import Probe, ProbeResult, probe_images
-from budgettune.training.profile.result import (
-    Alarm,
-    ProfileReport,
-    ProfileRow,
-    Remedy,
-    explain,
-    pair_kernels,
-    remedy,
-)
+from budgettune.training.profile.result import Alarm, ProfileReport, ProfileRow, Remedy, explain, pair_kernels, remedy
 from budgettune.training.profile.space import aligned_twin, configurations
 
 _LANES = {"AVX512": 16, "AVX2": 8}  # 32-bit numbers in a vector

@@ -208,7 +208,7 @@ class Strategy(ABC):
 
     @abstractmethod
     def plan(self, epoch: int, progress: float) -> EpochPlan:
-        """Return what a 0-based epoch visits; progress in [0, 1] lies behind. May use `self.passes`."""
+        """Return what an epoch, counted from 0, visits when progress in [0, 1] lies behind. May use `self.passes`."""
 
     def select(self, candidates: Scores) -> Selection:
         """Return which candidates to train on: at least one. Asked only where `candidates` is above 1."""

@@ -57,6 +57,7 @@ def medoids(
         groups: int64 [n], such as labels; some may be missing.
         keep: in all, 0 ≤ keep ≤ n.
         epsilon: what the guarantee gives up for speed, in (0, 1).
+        generator: on the device of points.
         each_step: called before each of the steps, of which there are many; it may raise.
 
     Returns:

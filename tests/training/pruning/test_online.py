@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 
 from budgettune.spec.pruning import LARGEST_CHANCE
 from budgettune.training.pruning.bandits import EpsilonGreedy, UpperConfidenceBound
-from budgettune.training.pruning.infobatch import InfoBatch
+from budgettune.training.pruning.by_last_loss import InfoBatch, group_starts
 from budgettune.training.pruning.selective import draw, rank_share
-from budgettune.training.pruning.seta import group_starts
 from tests.support.simulation import World, make, play
 
 ALL = torch.arange
