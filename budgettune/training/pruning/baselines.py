@@ -41,17 +41,12 @@ class RandomSubset(Strategy):
         if self.spec.replacement:
             return EpochPlan(self.permutation(self.size)[: self.keep_count])
         if len(self.queue) < self.keep_count:
-            self.queue = torch.cat([self.queue, self._next_round()])
+            fresh = self.permutation(self.size)
+            left_over = torch.isin(fresh, self.queue)
+            # What is left of the last permutation comes last in this one: no sample twice in an epoch.
+            self.queue = torch.cat([self.queue, fresh[~left_over], fresh[left_over]])
         kept, self.queue = self.queue[: self.keep_count], self.queue[self.keep_count :]
         return EpochPlan(kept)
-
-    def _next_round(self) -> Tensor:
-        """Return a permutation in which what is left of the old one comes last: no sample twice in an epoch."""
-        fresh = self.permutation(self.size)
-        is_left_over = torch.zeros(self.size, dtype=torch.bool, device=self.device)
-        is_left_over[self.queue] = True
-        left_over = is_left_over[fresh]
-        return torch.cat([fresh[~left_over], fresh[left_over]])
 
 
 class StaleQuantile(RemembersLosses):

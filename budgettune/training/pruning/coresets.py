@@ -9,16 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
+Step = Callable[[], None]
+
 _BLOCK_VALUES = 16 * 2**20  # coordinates, or distances, that are held at a time: 64 MiB
 
 
 def weighted_coreset(
-    points: Tensor,
-    groups: Tensor,
-    drop: int,
-    *,
-    generator: torch.Generator,
-    each_step: Callable[[], None] = lambda: None,
+    points: Tensor, groups: Tensor, drop: int, *, generator: torch.Generator, each_step: Step = lambda: None
 ) -> tuple[Tensor, Tensor]:
     """Return medoids of each group and weights in proportion to their clusters, when `drop` points go.
 
@@ -40,7 +37,7 @@ def medoids(
     *,
     epsilon: float = 0.1,
     generator: torch.Generator,
-    each_step: Callable[[], None] = lambda: None,
+    each_step: Step = lambda: None,
 ) -> tuple[Tensor, Tensor]:
     """Return medoids of each group, and how many points of the group are nearest to each.
 
@@ -84,12 +81,7 @@ def medoids(
 
 
 def _stochastic_greedy(
-    points: Tensor,
-    sizes: Tensor,
-    quotas: Tensor,
-    epsilon: float,
-    generator: torch.Generator,
-    each_step: Callable[[], None],
+    points: Tensor, sizes: Tensor, quotas: Tensor, epsilon: float, generator: torch.Generator, each_step: Step
 ) -> tuple[Tensor, Tensor]:
     """Choose in every row at once; a row's first `quota` picks count, the steps that it takes after them do not.
 
@@ -158,24 +150,19 @@ def spherical_kmeans(points: Tensor, clusters: int, *, rounds: int = 25, generat
     """
     finite = points.isfinite().all(dim=1)
     distances = torch.full((len(points),), torch.nan, device=points.device)
-    if finite.any():
-        inside = normalize(points[finite], dim=1)
-        centres = _lloyd(inside, _plus_plus(inside, min(clusters, len(inside)), generator), rounds)
-        distances[finite] = 1 - (inside @ centres.T).amax(dim=1)
-    return distances
-
-
-def _lloyd(points: Tensor, centres: Tensor, rounds: int) -> Tensor:
-    """Return where the centres come to rest, or are after so many rounds; all of length one."""
-    nearest = None
+    if not finite.any():
+        return distances
+    inside = normalize(points[finite], dim=1)
+    centres, nearest = _plus_plus(inside, min(clusters, len(inside)), generator), None
     for _ in range(rounds):
-        previous, nearest = nearest, (points @ centres.T).argmax(dim=1)
+        previous, nearest = nearest, (inside @ centres.T).argmax(dim=1)
         if previous is not None and torch.equal(nearest, previous):
             break
         # As a product and not by scattering, whose sums are in no fixed order on CUDA.
-        sums = one_hot(nearest, len(centres)).to(points.dtype).T @ points
+        sums = one_hot(nearest, len(centres)).to(inside.dtype).T @ inside
         centres = normalize(sums, dim=1).where(sums.norm(dim=1, keepdim=True) > 0, centres)
-    return centres
+    distances[finite] = 1 - (inside @ centres.T).amax(dim=1)
+    return distances
 
 
 def _plus_plus(points: Tensor, clusters: int, generator: torch.Generator) -> Tensor:

@@ -32,8 +32,6 @@ class Forgetting(_ScoredInPassing):
     Toneva et al. (2018), "An empirical study of example forgetting", algorithm 1: a sample is forgotten where it was
     classified correctly and the next time is not; one that was never correct ranks hardest. They count over a whole
     training and then train again; here the counting lasts until score_until of the run and the run goes on.
-
-    Extra cost: none beyond a comparison per batch.
     """
 
     state = ("kept", "was_correct", "was_learnt", "forgotten")
@@ -62,8 +60,6 @@ class CoverageCentric(_ScoredInPassing):
     Zheng et al. (2023), "Coverage-centric coreset selection for high pruning rates", algorithm 1, with their default
     score, the area under the margin. Their β is cutoff; it never cuts more than is to be dropped. They score by a
     whole training and train again; here scoring lasts until score_until of the run and the run goes on.
-
-    Extra cost: none beyond a softmax per batch.
     """
 
     state = ("kept", "margins", "visits")

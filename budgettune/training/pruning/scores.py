@@ -15,8 +15,7 @@ from budgettune.errors import DataError
 
 def softmax_error(logits: Tensor, labels: Tensor) -> Tensor:
     """Return softmax − onehot: float32 [B, classes], the gradient of cross-entropy in the logits [B, classes]."""
-    error: Tensor = logits.float().softmax(dim=1) - one_hot(labels, logits.shape[1])
-    return error
+    return logits.float().softmax(dim=1) - one_hot(labels, logits.shape[1])
 
 
 def el2n(logits: Tensor, labels: Tensor) -> Tensor:
