@@ -69,15 +69,10 @@ class Scores:
 
 @dataclass(frozen=True)
 class Selection:
-    """Which samples of a batch of candidates are trained on.
+    """Which samples of a batch of candidates are trained on."""
 
-    Attributes:
-        positions: int64 [k], k >= 1, each place in the batch at most once.
-        weights: float32 [k], factors on the loss of each; None for all one.
-    """
-
-    positions: Tensor
-    weights: Tensor | None = None
+    positions: Tensor  # int64 [k], k >= 1, each place in the batch at most once
+    weights: Tensor | None = None  # float32 [k], factors on the loss of each; None for all one
 
 
 class Scorer(Protocol):
@@ -92,13 +87,9 @@ class Passes(Protocol):
 
     Every call may raise Interrupted (the trial was told to stop) or BudgetUsedUp (a time budget is over): strategies
     let both pass.
-
-    Attributes:
-        labels: int64 [n], of all training samples.
-        num_classes: labels run from 0 to num_classes - 1.
     """
 
-    labels: Tensor
+    labels: Tensor  # int64 [n], of all training samples, from 0 to num_classes - 1
     num_classes: int
 
     def check(self) -> None:
@@ -151,12 +142,11 @@ class Strategy(ABC):
         largest_drop: fraction of the samples that the epochs of the strongest pruning drop, for the asked rate.
         needs_model: whether it uses passes or `select`, and so works in the trainer only.
         state: names of the attributes that a resumed run needs.
-        passes: what `prepare` was given.
     """
 
     needs_model: ClassVar[bool] = False
     state: tuple[str, ...] = ()
-    passes: Passes
+    passes: Passes  # what `prepare` was given
 
     def __init__(
         self,

@@ -33,8 +33,7 @@ class InfoBatch(RemembersLosses):
     owed = 0  # of what earlier epochs should have dropped
 
     @property
-    def scores(self) -> Tensor:
-        """The losses, by the name that saved states have for them."""
+    def scores(self) -> Tensor:  # saved states have the losses by this name
         return self.losses
 
     @scores.setter
@@ -92,13 +91,11 @@ class Kakurenbo(RemembersLosses):
         if len(self.hidden):
             scores = self.passes.score(self.hidden)
             self.observe(scores.indices, scores.losses, scores.logits)
-        wanted = self.drop_count(epoch, progress)
-        if wanted:
-            wanted = min(self.size - self.keep_count, wanted + self.owed)
+        drop = self.drop_count(epoch, progress)
+        wanted = min(self.size - self.keep_count, drop + self.owed) if drop else 0
         hide = ~drop_lowest(self.losses, wanted, self.generator) & self.is_sure
         self.hidden = hide.nonzero().squeeze(1)
-        if wanted:
-            self.owed += self.drop_count(epoch, progress) - len(self.hidden)
+        self.owed += drop - len(self.hidden)
         if not len(self.hidden):
             return EpochPlan()
         kept = (~hide).nonzero().squeeze(1)
@@ -131,17 +128,13 @@ class SeTa(RemembersLosses):
         rest = order[round(self.spec.random_share * drop) :]
         # Losses that are not finite are the hardest; in a random order, so that ties are broken at random.
         losses, ranks = self.losses[rest].nan_to_num(torch.inf, torch.inf, torch.inf).sort(stable=True)
-        start = self._start(losses, epoch - 1, len(rest) - (self.size - drop))
-        return EpochPlan(rest[ranks[start : start + self.size - drop]])
-
-    def _start(self, losses: Tensor, turn: int, latest: int) -> int:
-        """Return where the window begins: at one group after the other, as long as it fits."""
-        finite = losses[losses.isfinite()]
-        if not len(finite):
-            return 0
-        starts = group_starts(finite, self.spec.groups)
-        starts = torch.cat([starts[starts < latest], starts.new_tensor([latest])]).unique()
-        return int(starts[turn % len(starts)])
+        keep, start = self.size - drop, 0
+        if len(finite := losses[losses.isfinite()]):
+            # The window begins at one group after the other, as long as it fits.
+            latest, starts = len(rest) - keep, group_starts(finite, self.spec.groups)
+            starts = torch.cat([starts[starts < latest], starts.new_tensor([latest])]).unique()
+            start = int(starts[(epoch - 1) % len(starts)])
+        return EpochPlan(rest[ranks[start : start + keep]])
 
 
 def group_starts(ordered: Tensor, groups: int) -> Tensor:

@@ -176,7 +176,7 @@ class TestPrototypes:
             asked.append(clusters)
             return torch.zeros(len(points))
 
-        monkeypatch.setattr("budgettune.training.pruning.scored_in_passing.spherical_kmeans", spy)
+        monkeypatch.setattr("budgettune.training.pruning.static.spherical_kmeans", spy)
         for fields in ({}, {"clusters": 7}):
             make("prototypes", **fields).plan(5, 0.5)
         assert asked == [CLASSES, 7]
