@@ -36,18 +36,11 @@ _DISTINCT = 1.1  # ratio of arithmetic below which two points say nothing about 
 
 @dataclass(frozen=True, kw_only=True)
 class CliffVerdict:
-    """How a configuration stands against what others predict.
+    """How a configuration stands against what others predict: None and empty where there is no witness."""
 
-    Attributes:
-        predicted_ms: per step, by the witness that predicts least; None where there is no witness.
-        excess: measured over predicted time; None likewise.
-        witness: `aligned twin`, `neighbours` or `other batches`; empty likewise.
-        is_cliff: whether the excess is over the threshold.
-    """
-
-    predicted_ms: float | None = None
-    excess: float | None = None
-    witness: str = ""
+    predicted_ms: float | None = None  # per step, by the witness that predicts least
+    excess: float | None = None  # measured over predicted time
+    witness: str = ""  # aligned twin, neighbours or other batches
     is_cliff: bool = False
 
 
@@ -73,13 +66,7 @@ def predict(own: ProbeResult, witnesses: Sequence[ProbeResult], exponent: float)
 def judge(
     results: Mapping[Key, ProbeResult], twins: Mapping[Key, Key], threshold: float = THRESHOLD
 ) -> dict[Key, CliffVerdict]:
-    """Return a verdict on every configuration.
-
-    Args:
-        results: by key, aligned twins among them.
-        twins: from the key of an unaligned configuration to that of its aligned twin; may lack any.
-        threshold: time over prediction from which it is a cliff.
-    """
+    """Return a verdict on every configuration; twins lead from unaligned ones to aligned ones, and may lack any."""
     by_twin = {key: _verdict(results[key], _by_twin(key, results, twins), threshold) for key in results}
     healthy = {key: result for key, result in results.items() if not by_twin[key].is_cliff}
     verdicts = {}
@@ -99,13 +86,10 @@ def judge(
 
 def nearest_healthy(key: Key, results: Mapping[Key, ProbeResult], verdicts: Mapping[Key, CliffVerdict]) -> Key | None:
     """Return the configuration of the same batch and precision, on no cliff, that is nearest in arithmetic."""
-    healthy = {other: result for other, result in results.items() if not verdicts[other].is_cliff}
     own = results[key]
-    return min(
-        (other for other, result in healthy.items() if other != key and _comparable(own, result)),
-        key=lambda other: _distance(own, results[other]),
-        default=None,
-    )
+    healthy = [other for other in results if other != key and not verdicts[other].is_cliff]
+    alike = [other for other in healthy if _comparable(own, results[other])]
+    return min(alike, key=lambda other: _distance(own, results[other]), default=None)
 
 
 def _verdict(own: ProbeResult, predictions: Mapping[str, float | None], threshold: float) -> CliffVerdict:

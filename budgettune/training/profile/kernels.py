@@ -12,7 +12,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import IO
@@ -39,21 +39,13 @@ _WRAPPERS = re.compile(r"convolution|^autograd::|^profiler::", re.IGNORECASE)
 
 @dataclass(frozen=True, kw_only=True)
 class Kernel:
-    """One kernel of a step.
-
-    Attributes:
-        name: as the library calls it.
-        kind: fft, reference, fallback or reorder; empty for one that nothing speaks against.
-        launches: per step.
-        ms: milliseconds per step, on its own.
-        share: of all kernels' time.
-    """
+    """One kernel of a step, by the name that its library gives it."""
 
     name: str
-    kind: str
-    launches: int
-    ms: float
-    share: float
+    kind: str  # fft, reference, fallback or reorder; empty for one that nothing speaks against
+    launches: int  # per step
+    ms: float  # per step, on its own
+    share: float  # of all kernels' time
 
 
 def kernels_of(step: Callable[[], None], device: Device, passes: int = 3) -> tuple[Kernel, ...]:
@@ -143,13 +135,10 @@ def _captured(descriptor: int) -> Iterator[IO[str]]:
     """Send what libraries write to a file descriptor into a file: they know nothing of sys.stdout."""
     sys.stdout.flush()
     sys.stderr.flush()
-    kept = os.dup(descriptor)
-    try:
-        with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
-            os.dup2(output.fileno(), descriptor)
-            try:
-                yield output
-            finally:
-                os.dup2(kept, descriptor)
-    finally:
-        os.close(kept)
+    with ExitStack() as stack:
+        kept = os.dup(descriptor)
+        stack.callback(os.close, kept)
+        output = stack.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace"))
+        os.dup2(output.fileno(), descriptor)
+        stack.callback(os.dup2, kept, descriptor)
+        yield output

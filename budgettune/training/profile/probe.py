@@ -20,39 +20,24 @@ from budgettune.training.profile.kernels import Kernel, kernels_of
 from budgettune.training.stopwatch import Stopwatch
 from budgettune.training.trainer import TrainingRun
 
-SEGMENTS = 3
-"""Stretches that a measurement is cut into on a device which the host does not wait for at every step."""
-
+_STRETCHES = 3  # that a measurement is cut into on a device which the host does not wait for at every step
 _FLOP_PER_MULTIPLY_ADD = 6  # two operations, in the forward pass and twice in the backward pass
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeResult:
-    """What one configuration's steps cost.
-
-    Attributes:
-        batch_size: images per step.
-        precision: fp32 or bf16, as realised.
-        widths: realised channels of the stages; empty for a model that does not tell.
-        blocks: realised basic blocks per stage; None likewise.
-        multiply_adds: of one forward pass of one image.
-        steps: timed steps.
-        ms_median: milliseconds per step.
-        ms_mad: median absolute deviation of the same.
-        ms_mean: milliseconds per step in the mean, as a whole run has them: stalls count.
-        ms_error: standard error of the mean.
-    """
+    """What one configuration's steps cost: milliseconds are per step."""
 
     batch_size: int
-    precision: str
-    widths: tuple[int, ...]
-    blocks: int | None
-    multiply_adds: int
-    steps: int
+    precision: str  # fp32 or bf16, as realised
+    widths: tuple[int, ...]  # realised channels of the stages; empty for a model that does not tell
+    blocks: int | None  # realised basic blocks per stage; None likewise
+    multiply_adds: int  # of one forward pass of one image
+    steps: int  # timed
     ms_median: float
-    ms_mad: float
-    ms_mean: float
-    ms_error: float
+    ms_mad: float  # median absolute deviation
+    ms_mean: float  # as a whole run has them: stalls count
+    ms_error: float  # standard error of the mean
 
     @property
     def flop_per_step(self) -> float:
@@ -74,9 +59,7 @@ class Probe:
     Args:
         config: a resolved spec; its pruning and its length of training play no part.
         data: at least batch_size images on the device, such as `probe_images` gives.
-        device: where it runs.
         cudnn_benchmark: whether cuDNN measures its kernels, as in training, or trusts its heuristic.
-        trust: which packages code named in the spec may come from.
         clock: seconds, monotonic.
 
     Raises:
@@ -97,21 +80,15 @@ class Probe:
         self.device, self.clock, self.cudnn_benchmark = device, clock, cudnn_benchmark
         self.config = config.resolve({"pruning.strategy": "full", "pruning.prune_rate": 0.0, "train.budget": None})
         first = data.train.take(slice(config.train.batch_size))
+        data = replace(data, train=first, held_out=first)
         with self._guarded(), device.own_chance(0):
-            self._run = TrainingRun(
-                self.config,
-                replace(data, train=first, held_out=first),
-                device,
-                0,
-                Stopwatch(clock, device.synchronize),
-                trust,
-            )
+            self._run = TrainingRun(self.config, data, device, 0, Stopwatch(clock, device.synchronize), trust)
         self._indices = torch.arange(config.train.batch_size, device=device.torch)
         self._losses = torch.zeros((), device=device.torch)
 
     def measure(self, steps: int) -> ProbeResult:
         """Time some steps, one by one on a CPU, in a few stretches elsewhere."""
-        size = max(1, steps // SEGMENTS) if self.device.is_cuda else 1
+        size = max(1, steps // _STRETCHES) if self.device.is_cuda else 1
         with self._guarded():
             ms = [self._stretch(size) for _ in range(max(1, steps // size))]
         learner = self._run.learner
@@ -158,13 +135,7 @@ class Probe:
 
 
 def probe_images(spec: DataSpec, count: int, device: torch.device, trust: Trust = Trust()) -> ImageData:
-    """Return images to probe with: random ones in the shape of a built-in set, else the set's own.
-
-    Args:
-        spec: `[data]` of the study.
-        count: images that a built-in set is imitated with.
-        device: to put them on.
-        trust: which packages the images may come from.
+    """Return images to probe with: `count` random ones in the shape of a built-in set, else the set's own.
 
     Raises:
         DataError: where a set that is not built in cannot be read.

@@ -109,13 +109,11 @@ class _ProbeFactory:
         return by_label
 
     def probe(self, config: StudySpec, cudnn_benchmark: bool | None = None) -> Probe:
-        return self.make_probe(
-            config,
-            self._images_for(config),
-            self.device,
-            cudnn_benchmark=self.cudnn_benchmark if cudnn_benchmark is None else cudnn_benchmark,
-            trust=self.trust,
-        )
+        key, count = config.data.model_dump_json(), config.train.batch_size
+        if key not in self.images or len(self.images[key].train) < count:
+            self.images[key] = probe_images(config.data, count, self.device.torch, self.trust)
+        benchmark = self.cudnn_benchmark if cudnn_benchmark is None else cudnn_benchmark
+        return self.make_probe(config, self.images[key], self.device, cudnn_benchmark=benchmark, trust=self.trust)
 
     def changes(self, config: StudySpec) -> dict[str, Callable[[], Probe]]:
         """Return what may help a configuration: the change, and how to build its probe."""
@@ -133,12 +131,6 @@ class _ProbeFactory:
             smaller = config.resolve({"train.batch_size": max(1, config.train.batch_size - 1)})
             builders["cudnn.benchmark=True"] = partial(self.probe, smaller, cudnn_benchmark=True)
         return builders
-
-    def _images_for(self, config: StudySpec) -> ImageData:
-        key, count = config.data.model_dump_json(), config.train.batch_size
-        if key not in self.images or len(self.images[key].train) < count:
-            self.images[key] = probe_images(config.data, count, self.device.torch, self.trust)
-        return self.images[key]
 
 
 @dataclass

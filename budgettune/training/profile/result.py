@@ -24,7 +24,6 @@ class ProfileRow:
     verdict: CliffVerdict
 
     def flat(self) -> dict[str, Any]:
-        """Return plain values, one column each."""
         return {
             "label": self.label,
             **self.params,
@@ -43,84 +42,52 @@ class ProfileRow:
 
 @dataclass(frozen=True, kw_only=True)
 class KernelPair:
-    """A kernel of an alarmed configuration beside the same of its neighbour; None where one does not run it.
-
-    Attributes:
-        extra_ms: per step, beyond what the neighbour's time is at the configuration's arithmetic.
-    """
+    """A kernel of an alarmed configuration beside the same of its neighbour; None where one does not run it."""
 
     name: str
     kind: str
     own: Kernel | None
     neighbour: Kernel | None
-    extra_ms: float
+    extra_ms: float  # per step, beyond what the neighbour's time is at the configuration's arithmetic
 
 
 @dataclass(frozen=True, kw_only=True)
 class Remedy:
-    """A change that was tried on an alarmed configuration.
+    """A change that was tried on an alarmed configuration, and what a step is with it."""
 
-    Attributes:
-        change: overrides to set, or the switch to flip.
-        widths: realised with it.
-        step_ms: per step with it.
-        speedup: of the step.
-        speedup_per_flop: the same at equal arithmetic; widths that are rounded up do more of it.
-    """
-
-    change: str
-    widths: tuple[int, ...]
+    change: str  # overrides to set, or the switch to flip
+    widths: tuple[int, ...]  # realised
     step_ms: float
     speedup: float
-    speedup_per_flop: float
+    speedup_per_flop: float  # at equal arithmetic: widths that are rounded up do more of it
 
 
 @dataclass(frozen=True, kw_only=True)
 class Alarm:
-    """A network that is far slower than its arithmetic explains, looked at where it is worst.
+    """A network that is far slower than its arithmetic explains, looked at where it is worst."""
 
-    Attributes:
-        label: of its worst configuration.
-        also: labels of the same network at other batches that are alarmed too.
-        neighbour: label of the nearest configuration in arithmetic that is on no cliff.
-        explanation: in a sentence or two.
-        kernels: those that cost most beyond what the neighbour's cost, first; all, where there is no neighbour.
-        remedies: fastest first; empty where none was tried.
-    """
-
-    label: str
-    also: tuple[str, ...]
+    label: str  # of its worst configuration
+    also: tuple[str, ...]  # labels of the same network at other batches that are alarmed too
     verdict: CliffVerdict
-    neighbour: str | None
+    neighbour: str | None  # label of the nearest configuration in arithmetic that is on no cliff
     explanation: str
-    kernels: tuple[KernelPair, ...]
-    remedies: tuple[Remedy, ...]
+    kernels: tuple[KernelPair, ...]  # first those that cost most beyond what the neighbour's cost
+    remedies: tuple[Remedy, ...]  # fastest first; empty where none was tried
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProfileReport:
-    """What a profile found.
-
-    Attributes:
-        device: name of what was probed.
-        threads: of the CPU.
-        threshold: time over prediction from which a configuration is alarmed.
-        rows: one for each configuration of the search space.
-        alarms: one for each network off a cliff.
-        skipped: which configurations could not run, and why.
-        status: clean, disturbed or unverified: whether the box was quiet meanwhile.
-    """
+    """What a profile found on a device: its configurations, and an alarm for each network off a cliff."""
 
     device: str
     threads: int
-    threshold: float
+    threshold: float  # time over prediction from which a configuration is alarmed
     rows: tuple[ProfileRow, ...]
     alarms: tuple[Alarm, ...]
-    skipped: tuple[str, ...] = ()
-    status: str = "unverified"
+    skipped: tuple[str, ...] = ()  # which configurations could not run, and why
+    status: str = "unverified"  # or clean or disturbed: whether the box was quiet meanwhile
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
         return asdict(self) | {"rows": [row.flat() for row in self.rows]}
 
 
@@ -136,13 +103,7 @@ def remedy(change: str, before: ProbeResult, after: ProbeResult) -> Remedy:
 
 
 def pair_kernels(own: Sequence[Kernel], neighbour: Sequence[Kernel], flop_ratio: float) -> tuple[KernelPair, ...]:
-    """Return kernels side by side, those with the most extra time first.
-
-    Args:
-        own: kernels of the alarmed configuration.
-        neighbour: kernels of a healthy one, empty where there is none.
-        flop_ratio: arithmetic of the alarmed step over the neighbour's.
-    """
+    """Return kernels side by side, those with the most extra time first; flop_ratio is own arithmetic over theirs."""
     ours, theirs = ({kernel.name: kernel for kernel in kernels} for kernels in (own, neighbour))
     pairs = [
         KernelPair(
@@ -158,13 +119,9 @@ def pair_kernels(own: Sequence[Kernel], neighbour: Sequence[Kernel], flop_ratio:
 
 
 def explain(own: ProbeResult, neighbour: ProbeResult | None, pairs: Sequence[KernelPair], lanes: int | None) -> str:
-    """Return why a configuration is slow, as far as its kernels tell.
+    """Return why a configuration is slow, as far as the kernels of it and a healthy neighbour tell.
 
-    Args:
-        own: the alarmed configuration.
-        neighbour: the healthy one that it is held against.
-        pairs: their kernels.
-        lanes: 32-bit numbers in a vector of the CPU; None on other devices.
+    Lanes are the 32-bit numbers in a vector of the CPU; None on other devices.
     """
     sentences = [_slow_kinds(pairs) or _dearest(pairs)]
     if lanes and own.widths and vector_fill(own.widths, lanes) < 0.95:
@@ -201,10 +158,8 @@ def _slow_kinds(pairs: Sequence[KernelPair]) -> str:
     """Name kernels of a slow kind that the neighbour does with less of."""
     whole_ms = sum(_ms(pair.own) for pair in pairs)
     slow = [pair for pair in pairs if pair.kind and pair.own and pair.extra_ms > NOTABLE_SHARE * whole_ms]
-    if not slow:
-        return ""
     named = [f"{pair.name} ({pair.kind}, {pair.own.share:.0%} of its time)" for pair in slow[:3] if pair.own]
-    return f"It runs kernels of a slow kind: {', '.join(named)}."
+    return f"It runs kernels of a slow kind: {', '.join(named)}." if named else ""
 
 
 def _dearest(pairs: Sequence[KernelPair]) -> str:
