@@ -16,38 +16,23 @@ from budgettune.spec.pruning import PruningSpec, drop_share, epoch_sizes, larges
 
 @dataclass(frozen=True)
 class EpochPlan:
-    """Which samples an epoch visits, and how.
+    """Which samples an epoch visits, and how."""
 
-    Attributes:
-        indices: int64 [n], each sample at most once, in any order (the trainer shuffles); None for all.
-        weights: float32 [n], factors on the loss of each; None for all one.
-        select: whether `select` is asked in this epoch, where the strategy has more than one candidate per place.
-        lr_factor: on the learning rate of the whole epoch.
-    """
-
-    indices: Tensor | None = None
-    weights: Tensor | None = None
-    select: bool = True
-    lr_factor: float = 1.0
+    indices: Tensor | None = None  # int64 [n], each at most once, in any order (the trainer shuffles); None for all
+    weights: Tensor | None = None  # float32 [n], factors on the loss of each; None for all one
+    select: bool = True  # whether `select` is asked in this epoch, where there is more than one candidate per place
+    lr_factor: float = 1.0  # on the learning rate of the whole epoch
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What a model in evaluation mode says of some samples, without learning from them.
+    """What a model in evaluation mode says of some samples, without learning from them."""
 
-    Attributes:
-        indices: int64 [n], of the samples.
-        labels: int64 [n].
-        losses: float32 [n], cross-entropy.
-        logits: float32 [n, classes].
-        embedding: float32 [n, d], what the model's last linear layer reads; None where it has no such layer.
-    """
-
-    indices: Tensor
-    labels: Tensor
-    losses: Tensor
-    logits: Tensor
-    embedding: Tensor | None = None
+    indices: Tensor  # int64 [n], of the samples
+    labels: Tensor  # int64 [n]
+    losses: Tensor  # float32 [n], cross-entropy
+    logits: Tensor  # float32 [n, classes]
+    embedding: Tensor | None = None  # float32 [n, d], what the model's last linear layer reads; None where it has none
 
     def __len__(self) -> int:
         return len(self.indices)
