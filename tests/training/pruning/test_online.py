@@ -140,6 +140,13 @@ class TestInfoBatch:
         expected = mean_gradient(infobatch(losses, 0.29, kind=WrongWeight), gradients)
         assert not torch.allclose(expected, gradients.sum(dim=0), atol=1e-3)
 
+    def test_saved_states_have_the_losses_as_scores(self):
+        saved, loaded = make("infobatch"), make("infobatch", seed=1)
+        saved.observe(torch.arange(20), torch.arange(20.0))
+        assert saved.state_dict()["scores"].tolist() == list(range(20))
+        loaded.load_state_dict(saved.state_dict())
+        assert loaded.losses.tolist() == list(range(20))
+
     def test_only_samples_below_the_mean_are_thinned_and_all_alike(self):
         strategy = infobatch([0.0, 1.0, 2.0, 3.0, 4.0, 20.0, 21.0, 22.0])
         often = torch.zeros(8)
