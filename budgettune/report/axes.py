@@ -25,18 +25,12 @@ Search = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class FigureAxis:
-    """A searched parameter that took at least two values.
+    """A searched parameter that took at least two values."""
 
-    Attributes:
-        name: as in a trial's params.
-        label: for people: the last part of the name, or all of it where two names end alike.
-        levels: its distinct values in order; texts where it is categorical.
-    """
-
-    name: str
-    label: str
+    name: str  # as in a trial's params
+    label: str  # for people: the last part of the name, or all of it where two names end alike
     kind: Literal["numeric", "log", "categorical"]
-    levels: tuple[Any, ...]
+    levels: tuple[Any, ...]  # its distinct values in order; texts where it is categorical
 
     def code(self, value: Any) -> float:
         """Return where a value lies on a linear scale, NaN where it has no place on this axis."""
@@ -65,20 +59,13 @@ class FigureAxis:
 
 @dataclass(frozen=True)
 class Groups:
-    """Trials put together by one axis.
+    """Trials put together by one axis."""
 
-    Attributes:
-        axis: None where nothing was searched, so that all trials are one group.
-        labels: of the groups, in order.
-        members: index of each trial's group.
-    """
-
-    axis: FigureAxis | None
-    labels: tuple[str, ...]
-    members: np.ndarray
+    axis: FigureAxis | None  # None where nothing was searched, so that all trials are one group
+    labels: tuple[str, ...]  # of the groups, in order
+    members: np.ndarray  # index of each trial's group
 
     def indices(self, group: int) -> np.ndarray:
-        """Return the indices of a group's trials."""
         return np.flatnonzero(self.members == group)
 
 
@@ -88,7 +75,6 @@ def is_number(value: Any) -> bool:
 
 
 def value_text(value: Any) -> str:
-    """Return a parameter's value for people."""
     if value is None:
         return "-"
     if isinstance(value, bool):
@@ -97,19 +83,13 @@ def value_text(value: Any) -> str:
 
 
 def searched_axes(trials: Sequence[TrialRecord], search: Search | None = None) -> tuple[FigureAxis, ...]:
-    """Return the parameters that took at least two values, in the order of the search space.
-
-    Args:
-        trials: those that a figure shows.
-        search: of the spec, where there is one: it knows which ranges are logarithmic.
-    """
+    """Return the parameters that took at least two values, in the order of the search space."""
     search = search or {}
-    names = dict.fromkeys([*search, *(name for trial in trials for name in trial.params)])
-    labels = param_labels(names)
-    axes = []
-    for name in names:
-        taken = [trial.params[name] for trial in trials if name in trial.params]
-        axes.append(_axis(name, labels[name], taken, search.get(name)))
+    labels = param_labels([*search, *(name for trial in trials for name in trial.params)])
+    axes = [
+        _axis(name, label, [trial.params[name] for trial in trials if name in trial.params], search.get(name))
+        for name, label in labels.items()
+    ]
     return tuple(axis for axis in axes if len(axis.levels) > 1)
 
 
@@ -122,22 +102,17 @@ def param_labels(names: Iterable[str]) -> dict[str, str]:
 
 def _axis(name: str, label: str, values: Sequence[Any], searched: Any) -> FigureAxis:
     if not all(map(is_number, values)):
-        return FigureAxis(
-            name, label, "categorical", tuple(dict.fromkeys(map(value_text, _in_order(values, searched))))
-        )
+        taken = dict.fromkeys(map(value_text, values))
+        # What a study file lists comes first, and in its order.
+        listed = map(value_text, searched if isinstance(searched, Sequence) else ())
+        texts = dict.fromkeys([*(text for text in listed if text in taken), *taken])
+        return FigureAxis(name, label, "categorical", tuple(texts))
     levels = tuple(sorted(set(values)))
     if isinstance(searched, RangeSpec):
         is_log = searched.log
     else:
         is_log = bool(levels) and levels[0] > 0 and levels[-1] / levels[0] >= LOG_AXIS_RATIO
     return FigureAxis(name, label, "log" if is_log else "numeric", levels)
-
-
-def _in_order(values: Sequence[Any], searched: Any) -> list[Any]:
-    """Return values, those that a study file lists first and in its order."""
-    taken = set(map(value_text, values))
-    listed = searched if isinstance(searched, Sequence) and not isinstance(searched, str) else ()
-    return [*(value for value in listed if value_text(value) in taken), *values]
 
 
 def grouped(axis: FigureAxis | None, trials: Sequence[TrialRecord], most: int) -> Groups:

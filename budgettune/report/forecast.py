@@ -50,25 +50,22 @@ WIDTHS = tuple(share / 20 for share in range(1, 20))
 """Central intervals of which a calibration plot tells."""
 
 
+Surface = tuple[tuple[Prediction | None, ...], ...]
+"""For each budget, the best run of each level; None where nothing of it ends in time."""
+Checks = tuple[HeldOut, ...]
+"""Finished trials beside what the others say of them; empty where there are too few to hold any out."""
+
+
 @dataclass(frozen=True)
 class StudyForecast:
-    """What is predicted of a study on one kind of machine.
-
-    Attributes:
-        view: of its finished trials.
-        budgets: seconds, rising.
-        path: the recommended run within each budget.
-        levels: values of the view's marker parameter (a model's scale, mostly), in order.
-        surface: for each budget, the best run of each level; None where nothing of it ends in time.
-        checks: finished trials beside what the others say of them; empty where there are too few to hold any out.
-    """
+    """What is predicted of a study on one kind of machine."""
 
     view: Overview
-    budgets: tuple[float, ...]
-    path: tuple[Prediction, ...]
-    levels: tuple[str, ...]
-    surface: tuple[tuple[Prediction | None, ...], ...]
-    checks: tuple[HeldOut, ...]
+    budgets: tuple[float, ...]  # seconds, rising
+    path: tuple[Prediction, ...]  # the recommended run within each budget
+    levels: tuple[str, ...]  # values of the view's marker parameter (a model's scale, mostly), in order
+    surface: Surface
+    checks: Checks
 
 
 @on_one_thread
@@ -80,11 +77,8 @@ def forecast(
 ) -> StudyForecast:
     """Return what is predicted for the machine of a view.
 
-    Args:
-        view: of its finished trials.
-        spec: of the study; None where this version cannot read it.
-        records: of all trials of the study.
-        probes: step times taken outside trials, by kind of machine.
+    The records are of all trials of the study, its spec is None where this version cannot read it, and probes are step
+    times taken outside trials, by kind of machine.
 
     Raises:
         NothingToDraw: where too little has finished to predict anything, or the study cannot be predicted.
@@ -92,7 +86,7 @@ def forecast(
     if spec is None:
         raise NothingToDraw("the study's spec cannot be read, so nothing is predicted")
     device_name, records = view.trials[0].device_name, _some(records)
-    lowest, highest = ENDS[0] * float(view.seconds.min()), ENDS[1] * float(view.seconds.max())
+    lowest, highest = ENDS[0] * view.seconds.min(), ENDS[1] * view.seconds.max()
     asked = []
     try:
         predictor = Predictor(spec, records, device_name=device_name, probes=probes)
@@ -130,15 +124,17 @@ def _some(records: Sequence[TrialRecord]) -> Sequence[TrialRecord]:
 
 def _best_of(candidates: Candidates, name: str, level: str) -> Prediction | None:
     """Return the best run that has a parameter at a level."""
-    same = [
-        index for index, (time, _) in enumerate(candidates.runs) if value_text(time.workload.params.get(name)) == level
-    ]
+    values = [value_text(time.workload.params.get(name)) for time, _ in candidates.runs]
+    same = [index for index, value in enumerate(values) if value == level]
     return candidates.prediction(max(same, key=lambda index: candidates.expected[index])) if same else None
 
 
+def _settings(one: Prediction) -> list[str]:
+    return [f"{name} {value_text(value)}" for name, value in one.params.items()]
+
+
 def _spelled(one: Prediction) -> str:
-    settings = [html_safe(f"{name} {value_text(value)}") for name, value in one.params.items()]
-    return "<br>".join([*settings, f"{one.epochs} epochs"])
+    return "<br>".join([*map(html_safe, _settings(one)), f"{one.epochs} epochs"])
 
 
 def _draw_recommended(forecast: StudyForecast, path: tuple[Prediction, ...]) -> go.Figure:
@@ -155,7 +151,7 @@ def _draw_recommended(forecast: StudyForecast, path: tuple[Prediction, ...]) -> 
     line = scatter(
         budgets,
         [one.accuracy for one in path],
-        [_spelled(one) for one in path],
+        list(map(_spelled, path)),
         mode="lines+markers",
         line={"color": BLUE, "width": 2.5},
         name="recommended",
@@ -168,9 +164,8 @@ def _draw_recommended(forecast: StudyForecast, path: tuple[Prediction, ...]) -> 
 def _say_recommended(forecast: StudyForecast, path: tuple[Prediction, ...]) -> str:
     place = len(forecast.budgets) // 2
     budget, choice = forecast.budgets[place], path[place]
-    settings = [f"{name} {value_text(value)}" for name, value in choice.params.items()]
     text = (
-        f"Within {format_duration(budget)}: {', '.join(settings)} for {counted(choice.epochs, 'epoch')}, "
+        f"Within {format_duration(budget)}: {', '.join(_settings(choice))} for {counted(choice.epochs, 'epoch')}, "
         f"{choice.accuracy:.2%} expected ({choice.accuracy_low:.2%} to {choice.accuracy_high:.2%})."
     )
     ran = [objectives(trial) for trial in forecast.view.trials]
@@ -189,9 +184,6 @@ recommended = Figure(
     say=_say_recommended,
     about="forecast",
 )
-
-
-Surface = tuple[tuple[Prediction | None, ...], ...]
 
 
 def _surface(forecast: StudyForecast) -> Surface:
@@ -252,9 +244,6 @@ surface = Figure(
 )
 
 
-Checks = tuple[HeldOut, ...]
-
-
 def _held_out(forecast: StudyForecast) -> Checks:
     if not forecast.checks:
         raise NothingToDraw("too few trials to hold some out and predict them from the others")
@@ -266,19 +255,11 @@ def _draw_predicted(forecast: StudyForecast, checks: Checks) -> go.Figure:
     figure = make_subplots(1, 2, subplot_titles=["training time", "test accuracy"])
     numbers = [f"trial {one.number}" for one in checks]
     predictions = [one.prediction for one in checks]
-    times = [
-        in_unit(view, [one.seconds for one in predictions]),
-        in_unit(view, [one.seconds for one in checks]),
-        in_unit(view, [one.seconds_low for one in predictions]),
-        in_unit(view, [one.seconds_high for one in predictions]),
-    ]
-    shares = [
-        np.array([one.accuracy for one in predictions]),
-        np.array([one.accuracy for one in checks]),
-        np.array([one.accuracy_low for one in predictions]),
-        np.array([one.accuracy_high for one in predictions]),
-    ]
-    for column, (means, came, low, high) in enumerate((times, shares), start=1):
+    said = np.array([(one.seconds, one.seconds_low, one.seconds_high) for one in predictions])
+    times = in_unit(view, np.column_stack([[one.seconds for one in checks], said])).T
+    said = np.array([(one.accuracy, one.accuracy_low, one.accuracy_high) for one in predictions])
+    shares = np.column_stack([[one.accuracy for one in checks], said]).T
+    for column, (came, means, low, high) in enumerate((times, shares), start=1):
         ends = float(min(low.min(), came.min())), float(max(high.max(), came.max()))
         reach = {"type": "data", "symmetric": False, "array": high - means, "arrayminus": means - low}
         trials = scatter(
@@ -290,7 +271,7 @@ def _draw_predicted(forecast: StudyForecast, checks: Checks) -> go.Figure:
             showlegend=False,
         )
         figure.add_traces([diagonal(*ends, showlegend=False), trials], rows=1, cols=column)
-    is_log = float(times[1].max()) > LOG_TIME_RATIO * float(times[1].min()) > 0
+    is_log = float(times[0].max()) > LOG_TIME_RATIO * float(times[0].min()) > 0
     kind = {"type": "log"} if is_log else {}
     return figure.update_layout(
         template=LIGHT,
@@ -304,7 +285,7 @@ def _draw_predicted(forecast: StudyForecast, checks: Checks) -> go.Figure:
 
 
 def _say_predicted(_: StudyForecast, checks: Checks) -> str:
-    shares = np.array([abs(one.prediction.seconds / one.seconds - 1) for one in checks])
+    shares = [abs(one.prediction.seconds / one.seconds - 1) for one in checks]
     points = 100 * np.array([abs(one.prediction.accuracy - one.accuracy) for one in checks])
     return (
         f"{counted(len(checks), 'trial')} were held out, a fifth of the configurations at a time. Times were off by "

@@ -57,19 +57,12 @@ class ReachedPoint(NamedTuple):
 
 @dataclass(frozen=True)
 class Curves:
-    """A sample of trials that were evaluated on the way, and what all such trials reached.
+    """A sample of trials that were evaluated on the way, and what all such trials reached."""
 
-    Attributes:
-        best: of the front, at even distances, its ends among them.
-        others: spread evenly over the ranking by accuracy.
-        total: trials that have a curve.
-        front: points after any epoch of any trial that no other point beats, fastest first.
-    """
-
-    best: list[TrialRecord]
-    others: list[TrialRecord]
-    total: int
-    front: tuple[ReachedPoint, ...]
+    best: list[TrialRecord]  # of the front, at even distances, its ends among them
+    others: list[TrialRecord]  # spread evenly over the ranking by accuracy
+    total: int  # trials that have a curve
+    front: tuple[ReachedPoint, ...]  # points after any epoch of any trial that no other point beats, fastest first
 
 
 def curves_of(view: Overview) -> Curves:
@@ -114,14 +107,10 @@ def _draw_curves(view: Overview, values: Curves) -> go.Figure:
         line={"color": FRONT, "width": 3, "shape": "hv"},
         name="best reached on the way, of all trials",
     )
-    traces = [
-        *_curve_lines(view, values.others, "other trials", GREY, 0.8),
-        *_curve_lines(view, values.best, "trials of the final front", BLUE, 1.8),
-        reached,
-    ]
-    return new_figure(
-        "Accuracy while training", traces, xaxis=time_axis(view, rangemode="normal"), yaxis=accuracy_axis(view)
-    )
+    others = _curve_lines(view, values.others, "other trials", GREY, 0.8)
+    best = _curve_lines(view, values.best, "trials of the final front", BLUE, 1.8)
+    xaxis, yaxis = time_axis(view, rangemode="normal"), accuracy_axis(view)
+    return new_figure("Accuracy while training", [*others, *best, reached], xaxis=xaxis, yaxis=yaxis)
 
 
 def _curve_lines(view: Overview, trials: list[TrialRecord], name: str, colour: str, width: float) -> list[Any]:
@@ -169,8 +158,7 @@ curves = Figure(
 )
 
 
-@dataclass(frozen=True)
-class RepeatSpread:
+class RepeatSpread(NamedTuple):
     """Mean and sample standard deviation over the repeats of one configuration."""
 
     label: str
@@ -212,13 +200,8 @@ def _draw_repeats(view: Overview, spreads: tuple[RepeatSpread, ...]) -> go.Figur
         error_y={"array": [spread.accuracy_deviation for spread in shown], **bars},
         marker={"size": 8, "color": BLUE},
     )
-    return new_figure(
-        "Spread over repeats",
-        [trace],
-        showlegend=False,
-        xaxis=time_axis(view, "mean training time"),
-        yaxis=accuracy_axis(view),
-    )
+    xaxis, yaxis = time_axis(view, "mean training time"), accuracy_axis(view)
+    return new_figure("Spread over repeats", [trace], showlegend=False, xaxis=xaxis, yaxis=yaxis)
 
 
 def _say_repeats(_: Overview, spreads: tuple[RepeatSpread, ...]) -> str:
@@ -258,8 +241,7 @@ PHASES = {
 """Name and colour of each field of `PhaseSeconds`."""
 
 
-@dataclass(frozen=True)
-class PhaseBar:
+class PhaseBar(NamedTuple):
     """Mean seconds of each phase over some trials; `trials` is how many."""
 
     label: str
@@ -303,8 +285,7 @@ def _draw_phases(_: Overview, bars: tuple[PhaseBar, ...]) -> go.Figure:
         for phase in (*ON_CLOCK, *OFF_CLOCK)
         if any(getattr(bar.seconds, phase) > 0 for bar in bars)
     ]
-    is_each_trial = all(bar.trials == 1 for bar in bars)
-    seconds, trial = ("seconds", "trial") if is_each_trial else ("mean seconds per trial", "")
+    seconds, trial = ("seconds", "trial") if all(b.trials == 1 for b in bars) else ("mean seconds per trial", "")
     return new_figure(
         "Where the time went",
         traces,
@@ -318,13 +299,12 @@ def _draw_phases(_: Overview, bars: tuple[PhaseBar, ...]) -> go.Figure:
 
 def _say_phases(_: Overview, bars: tuple[PhaseBar, ...]) -> str:
     on_clock = sum(bar.trials * bar.seconds.on_clock for bar in bars) or 1.0
-    share = {
-        name: sum(bar.trials * getattr(bar.seconds, name) for bar in bars) / on_clock
-        for name in ("step", "data", "pruning")
-    }
+    step, data, pruning = (
+        sum(bar.trials * getattr(bar.seconds, name) for bar in bars) / on_clock for name in ("step", "data", "pruning")
+    )
     return (
-        f"Of the time on the clock {share['step']:.0%} are steps, {share['data']:.0%} batches; choosing samples, with "
-        f"what that needs before and after, which pruning must earn back, takes {share['pruning']:.2%}."
+        f"Of the time on the clock {step:.0%} are steps, {data:.0%} batches; choosing samples, with what that needs "
+        f"before and after, which pruning must earn back, takes {pruning:.2%}."
     )
 
 
@@ -338,8 +318,7 @@ phases = Figure(
 )
 
 
-@dataclass(frozen=True)
-class PruningDone:
+class PruningDone(NamedTuple):
     """Prune rate asked for and realised (1 - keep fraction over the whole training) of some trials."""
 
     asked: np.ndarray
@@ -367,12 +346,10 @@ def _draw_pruning(_: Overview, done: PruningDone) -> go.Figure:
     most = float(max(done.asked.max(), done.realised.max(), 0.01))
     texts = [f"trial {number}" for number in done.numbers]
     marker = {"size": 8, "color": BLUE, "opacity": 0.6}
+    trials = scatter(done.asked, done.realised, texts, marker=marker, name="trials")
     return new_figure(
         "Samples left out",
-        [
-            diagonal(0, most, name="as asked"),
-            scatter(done.asked, done.realised, texts, marker=marker, name="trials"),
-        ],
+        [diagonal(0, most, name="as asked"), trials],
         xaxis={"title": {"text": "prune rate asked for"}, **SHARE},
         yaxis={"title": {"text": "share of sample visits left out"}, **SHARE},
     )

@@ -81,7 +81,7 @@ def _draw_answer(view: Overview, points: np.ndarray) -> go.Figure:
 
 
 def _say_answer(view: Overview, points: np.ndarray) -> str:
-    text = f"The most accurate of all: {summary(view.most_accurate)}."
+    text = f"The most accurate of all: {summary(view.answers[-1])}."
     within = np.flatnonzero(points[:, 0] <= points[-1, 0] / 2)
     if len(within):
         half = within[-1]
@@ -131,10 +131,8 @@ def label_indices(view: Overview) -> list[int]:
     x = _unit_interval(np.log(view.seconds) if view.time_is_log else view.seconds)
     y = _unit_interval(view.accuracy)
     width, height = LABEL_BOX
-    on_front = {trial.number for trial in view.front}
-    order = sorted(range(len(x)), key=lambda index: view.trials[index].number not in on_front)[:MOST_LABELS]
     chosen: list[int] = []
-    for index in order:
+    for index in sorted(range(len(x)), key=lambda index: not view.is_on_front[index])[:MOST_LABELS]:
         hides_a_point = ((x > x[index] - width) & (x < x[index]) & (y > y[index]) & (y < y[index] + height)).any()
         hides_a_text = any(abs(x[index] - x[other]) < width and abs(y[index] - y[other]) < height for other in chosen)
         if not hides_a_point and not hides_a_text:
@@ -153,7 +151,7 @@ def _say_front(view: Overview, _: Groups) -> str:
     count = len(view.front)
     text = f"{count} of {len(view.trials):,} trials {'is' if count == 1 else 'are'} on the front: no other one is both "
     text += f"faster and more accurate. The fastest is {summary(view.front[0])}"
-    text += f"; the most accurate {summary(view.most_accurate)}." if count > 1 else "."
+    text += f"; the most accurate {summary(view.answers[-1])}." if count > 1 else "."
     if view.label:
         text += f" Beside markers, where there is room: {view.label.label}."
     disturbed = sum(trial.status == "disturbed" for trial in view.trials)
@@ -203,10 +201,15 @@ def _draw_panels(view: Overview, split: Groups) -> go.Figure:
 def _grid(view: Overview, titles: list[str]) -> dict[str, Any]:
     """Return the layout of panels that share their scales; a narrow page gives each a row of its own."""
     count = len(titles)
-    columns = min(count, PANELS_IN_A_ROW)
-    rows = math.ceil(count / columns)
+    rows = math.ceil(count / PANELS_IN_A_ROW)
     layout: dict[str, Any] = {
-        "grid": {"rows": rows, "columns": columns, "pattern": "independent", "xgap": 0.14, "ygap": 0.3},
+        "grid": {
+            "rows": rows,
+            "columns": min(count, PANELS_IN_A_ROW),
+            "pattern": "independent",
+            "xgap": 0.14,
+            "ygap": 0.3,
+        },
         "height": 60 + PANEL_HEIGHT * rows,
         "legend": {"y": 1 + TITLE_HEIGHT / (PANEL_HEIGHT * rows)},
         "meta": {"panels": count},
@@ -219,10 +222,7 @@ def _grid(view: Overview, titles: list[str]) -> dict[str, Any]:
 
 
 def _say_panels(view: Overview, split: Groups) -> str:
-    on_front = {trial.number for trial in view.front}
-    counts = Counter(
-        int(member) for member, trial in zip(split.members, view.trials, strict=True) if trial.number in on_front
-    )
+    counts = Counter(split.members[view.is_on_front].tolist())
     name = split.axis.label if split.axis else ""
     *first, last = [f"{counts[group]} from {name} {split.labels[group]}" for group in sorted(counts)]
     parts = f"{', '.join(first)} and {last}" if first else last
@@ -282,12 +282,11 @@ def _say_times(view: Overview, axes: list[FigureAxis]) -> str:
 
 
 def _time_ratio(view: Overview, axis: FigureAxis) -> str:
-    """Compare the median times at the two ends of an axis, or of the fastest and the slowest category."""
     groups = grouped(axis, view.trials, MOST_GROUPS)
     medians = [
-        (float(np.median(view.seconds[groups.indices(group)])), f"{axis.label} {label}")
+        (float(np.median(view.seconds[some])), f"{axis.label} {label}")
         for group, label in enumerate(groups.labels)
-        if len(groups.indices(group)) and label != ABSENT
+        if len(some := groups.indices(group)) and label != ABSENT
     ]
     if axis.kind == "categorical":
         medians.sort()
@@ -308,17 +307,12 @@ times = Figure(
 
 @dataclass(frozen=True)
 class AccuracyMap:
-    """Mean accuracy of the trials in each cell of two parameters, NaN where there is none.
-
-    Attributes:
-        mean: shape (rows, columns), of (groups of `down`, groups of `across`).
-        count: trials in each cell, the same shape.
-    """
+    """Mean accuracy of the trials in each cell of two parameters, NaN where there is none."""
 
     across: Groups
     down: Groups
-    mean: np.ndarray
-    count: np.ndarray
+    mean: np.ndarray  # shape (rows, columns), of (groups of `down`, groups of `across`)
+    count: np.ndarray  # trials in each cell, the same shape
 
     def best(self) -> tuple[str, str, float]:
         """Return the labels (across, down) of the most accurate cell, and its mean accuracy."""
@@ -345,15 +339,14 @@ def accuracy_map(view: Overview) -> AccuracyMap:
 
 def _draw_accuracies(_: Overview, cells: AccuracyMap) -> go.Figure:
     """Return the map (the paper's Figure 9)."""
-    texts = [
-        [f"{mean:.1%}<br>n={count}" if count else "" for mean, count in zip(*row, strict=True)]
-        for row in zip(cells.mean, cells.count, strict=True)
-    ]
     heat = go.Heatmap(
         z=[[None if math.isnan(mean) else mean for mean in row] for row in cells.mean.tolist()],
         x=[html_safe(label) for label in cells.across.labels],
         y=[html_safe(label) for label in cells.down.labels],
-        text=texts,
+        text=[
+            [f"{mean:.1%}<br>n={count}" if count else "" for mean, count in zip(*row, strict=True)]
+            for row in zip(cells.mean, cells.count, strict=True)
+        ],
         texttemplate="%{text}",
         colorscale="Viridis",
         showscale=False,
@@ -370,9 +363,8 @@ def _draw_accuracies(_: Overview, cells: AccuracyMap) -> go.Figure:
 
 def _say_accuracies(_: Overview, cells: AccuracyMap) -> str:
     across, down, mean = cells.best()
-    names = [
-        f"{groups.axis.label} {label}" for groups, label in ((cells.across, across), (cells.down, down)) if groups.axis
-    ]
+    sides = ((cells.across, across), (cells.down, down))
+    names = [f"{groups.axis.label} {label}" for groups, label in sides if groups.axis]
     return f"Most accurate on average: {' with '.join(names)}, {mean:.2%}."
 
 

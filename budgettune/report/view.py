@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Generic, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Generic, Literal, NamedTuple, TypeVar, cast
 
 import numpy as np
 
@@ -26,8 +26,7 @@ MOST_IN_FRONT, MOST_IN_OTHERS = 10_000, 2_500
 """Trials that the main figure and the other scatter plots draw; beyond, a sample that says so."""
 
 
-@dataclass(frozen=True)
-class TimeUnit:
+class TimeUnit(NamedTuple):
     """The unit in which figures show training time."""
 
     name: str
@@ -36,23 +35,14 @@ class TimeUnit:
 
 @dataclass(frozen=True, eq=False)
 class Overview:
-    """The finished trials of one kind of machine, and what every figure asks of them first.
+    """The finished trials of one kind of machine, and what every figure asks of them first."""
 
-    Attributes:
-        trials: by number.
-        front: those that no other beats in both time and accuracy, fastest first.
-        axes: parameters that took at least two values.
-        colour: parameter shown as colour: the prune rate, where it is searched.
-        marker: parameter shown as marker and panel: the scale of the model, where it is searched.
-        label: parameter written beside a point: the batch size, where it is searched.
-    """
-
-    trials: tuple[TrialRecord, ...]
-    front: tuple[TrialRecord, ...]
+    trials: tuple[TrialRecord, ...]  # by number
+    front: tuple[TrialRecord, ...]  # those that no other beats in both time and accuracy, fastest first
     axes: tuple[FigureAxis, ...]
-    colour: FigureAxis | None
-    marker: FigureAxis | None
-    label: FigureAxis | None
+    colour: FigureAxis | None  # parameter shown as colour: the prune rate, where it is searched
+    marker: FigureAxis | None  # parameter shown as marker and panel: the scale of the model, where it is searched
+    label: FigureAxis | None  # parameter written beside a point: the batch size, where it is searched
 
     @cached_property
     def seconds(self) -> np.ndarray:
@@ -65,19 +55,19 @@ class Overview:
         return np.array([objectives(trial)[1] for trial in self.trials])
 
     @cached_property
+    def is_on_front(self) -> np.ndarray:
+        """Whether each trial is: bool of shape (trials,)."""
+        numbers = {trial.number for trial in self.front}
+        return np.array([trial.number in numbers for trial in self.trials])
+
+    @cached_property
     def unit(self) -> TimeUnit:
-        """Unit that suits the slowest trial."""
         return unit_for(float(self.seconds.max()))
 
     @cached_property
     def time_is_log(self) -> bool:
         """Whether times span so much that only a logarithmic scale shows them all."""
         return float(self.seconds.min()) > 0 and float(self.seconds.max() / self.seconds.min()) > LOG_TIME_RATIO
-
-    @property
-    def most_accurate(self) -> TrialRecord:
-        """The trial that answers when time does not matter; the lower number where two are equal."""
-        return self.answers[-1]
 
     @cached_property
     def answers(self) -> tuple[TrialRecord, ...]:
@@ -103,23 +93,15 @@ Values = TypeVar("Values")
 class Figure(Generic[Subject, Values]):
     """A figure of the report: what it shows, how that is drawn, and what it says in words.
 
-    Attributes:
-        name: as `--figure` and `budgettune.report.figures` have it.
-        title: its heading on the page.
-        guide: how to read it, for somebody who has never seen one.
-        values: what it shows, from its subject; raises NothingToDraw where the subject does not hold it.
-        draw: a plotly figure from subject and values.
-        say: a sentence or two computed from subject and values.
-        about: its subject: an overview of trials, a forecast of what never ran, or the notes on trials that were
-            stopped early.
+    Its subject is an overview of trials, a forecast of what never ran, or the notes on trials that were stopped early.
     """
 
-    name: str
-    title: str
-    guide: str
-    values: Callable[[Subject], Values]
+    name: str  # as `--figure` and `budgettune.report.figures` have it
+    title: str  # its heading on the page
+    guide: str  # how to read it, for somebody who has never seen one
+    values: Callable[[Subject], Values]  # what it shows; raises NothingToDraw where the subject does not hold it
     draw: Callable[[Subject, Values], go.Figure]
-    say: Callable[[Subject, Values], str]
+    say: Callable[[Subject, Values], str]  # a sentence or two
     about: Literal["trials", "forecast", "stopping"] = "trials"
 
     def __call__(self, subject: Records | Subject, search: Search | None = None) -> go.Figure:
@@ -140,23 +122,20 @@ class Figure(Generic[Subject, Values]):
 
 
 def unit_for(most_seconds: float) -> TimeUnit:
-    """Return the unit that suits times up to some seconds."""
     units = (TimeUnit("h", 3600.0), TimeUnit("min", 60.0))
     return next((unit for unit in units if most_seconds >= 3 * unit.seconds), TimeUnit("s", 1.0))
 
 
 def objectives(trial: TrialRecord) -> tuple[float, float]:
-    """Return the seconds and the accuracy of a finished trial."""
+    """Return the seconds and the accuracy; the trial must be finished."""
     return cast("float", trial.train_seconds), cast("float", trial.test_accuracy)
 
 
 def configuration_key(trial: TrialRecord) -> str:
-    """Return what trials of one configuration share."""
     return repr(sorted(trial.params.items()))
 
 
 def machine_name(trial: TrialRecord) -> str:
-    """Return the kind of machine that a trial's time comes from, for people."""
     return trial.device_name or UNKNOWN_MACHINE
 
 
@@ -189,9 +168,7 @@ def of_machine(trials: Iterable[TrialRecord], device_name: str) -> tuple[TrialRe
 def overview(records: Records, search: Search | None = None) -> Overview:
     """Return what figures start from; an overview is returned as it is.
 
-    Args:
-        records: trials of a study, finished or not.
-        search: search space of the spec, where it is known: it says which ranges are logarithmic.
+    Where the search space of the spec is known, it says which ranges are logarithmic.
 
     Raises:
         NothingToDraw: where no trial is finished.
@@ -213,7 +190,7 @@ def overview(records: Records, search: Search | None = None) -> Overview:
 
 
 def pareto_front(trials: Iterable[TrialRecord]) -> tuple[TrialRecord, ...]:
-    """Return the finished trials that no other beats in both time and accuracy, fastest first."""
+    """Return those of finished trials that no other beats in both time and accuracy, fastest first."""
     trials = tuple(trials)
     points = ((*objectives(trial), trial.number, index) for index, trial in enumerate(trials))
     rows = sorted((seconds, -accuracy, number, index) for seconds, accuracy, number, index in points)
@@ -227,13 +204,10 @@ def _parts(axes: Sequence[FigureAxis]) -> tuple[FigureAxis | None, FigureAxis | 
     marker = next((left.pop(key) for key in SCALE_KEYS if key in left), None)
     label = left.pop("train.batch_size", None)
     # A colour scale tells numbers best, a shape tells few levels best.
-    for axis in sorted(left.values(), key=lambda axis: axis.kind == "categorical"):
-        if colour is None:
-            colour = axis
-        elif marker is None:
-            marker = axis
-        elif label is None:
-            label = axis
+    others = iter(sorted(left.values(), key=lambda axis: axis.kind == "categorical"))
+    colour = colour or next(others, None)
+    marker = marker or next(others, None)
+    label = label or next(others, None)
     # Of few parameters none is left to a label.
     if colour is None:
         colour, label = label, None
@@ -245,18 +219,15 @@ def _parts(axes: Sequence[FigureAxis]) -> tuple[FigureAxis | None, FigureAxis | 
 
 
 def params_text(trial: TrialRecord, axes: Sequence[FigureAxis]) -> str:
-    """Return the searched values of a trial in a line."""
     return ", ".join(f"{axis.label} {value_text(trial.params.get(axis.name))}" for axis in axes)
 
 
 def summary(trial: TrialRecord) -> str:
-    """Return a trial's number, accuracy and time in a few words."""
     seconds, accuracy = objectives(trial)
     return f"trial {trial.number}: {accuracy:.2%} in {format_duration(seconds)}"
 
 
 def counted(number: int, thing: str) -> str:
-    """Return a number of things in words, with the plural's s."""
     return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
@@ -264,8 +235,6 @@ def shown_indices(view: Overview, most: int) -> np.ndarray:
     """Return the trials to draw as indices: all, or the front and a random sample of the others."""
     if len(view.trials) <= most:
         return np.arange(len(view.trials))
-    on_front = {trial.number for trial in view.front}
-    is_kept = np.array([trial.number in on_front for trial in view.trials])
-    others = np.flatnonzero(~is_kept)
-    sample = np.random.default_rng(0).choice(others, max(0, most - int(is_kept.sum())), replace=False)
-    return np.sort(np.concatenate([np.flatnonzero(is_kept), sample]))
+    front, others = np.flatnonzero(view.is_on_front), np.flatnonzero(~view.is_on_front)
+    sample = np.random.default_rng(0).choice(others, max(0, most - len(front)), replace=False)
+    return np.sort(np.concatenate([front, sample]))
