@@ -70,25 +70,16 @@ FOLDER = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Contents:
-    """A whole report but for its drawings.
-
-    Attributes:
-        views: one for each kind of machine, most trials first; times of two kinds never share a figure.
-        left_out: kinds of machine beyond the MOST_MACHINES that are shown.
-        states: trials of the study in each state.
-        failures: reasons with their count, most frequent first.
-        machines: rows of a table.
-        stopping: notes on trials that were stopped early and on controls; empty where nothing was judged.
-    """
+    """A whole report but for its drawings."""
 
     study: str
-    views: tuple[Overview, ...]
-    left_out: tuple[str, ...]
-    states: dict[str, int]
-    failures: tuple[tuple[str, int], ...]
-    machines: tuple[dict[str, str], ...]
+    views: tuple[Overview, ...]  # one for each kind of machine, most trials first: times of two never share a figure
+    left_out: tuple[str, ...]  # kinds of machine beyond the MOST_MACHINES that are shown
+    states: dict[str, int]  # trials of the study in each state
+    failures: tuple[tuple[str, int], ...]  # reasons with their count, most frequent first
+    machines: tuple[dict[str, str], ...]  # rows of a table
     clean_only: bool
-    stopping: Notes = ()
+    stopping: Notes = ()  # empty where nothing was judged
 
 
 def contents(
@@ -100,15 +91,7 @@ def contents(
     clean_only: bool = False,
     stopping: Notes = (),
 ) -> Contents:
-    """Return what a page says of a study.
-
-    Args:
-        study: its name.
-        records: all its trials.
-        search: the search space of its spec.
-        device_name: only that kind of machine.
-        clean_only: only times that nothing is known to have disturbed.
-        stopping: notes on trials that were stopped early.
+    """Return what a page says of a study from all its trials, or from those of one kind of machine.
 
     Raises:
         UsageError: where no finished trial is of that kind of machine.
@@ -132,16 +115,16 @@ def contents(
 
 def _machine_rows(trials: Sequence[TrialRecord]) -> tuple[dict[str, str], ...]:
     """Return a row for each kind of machine; names of boxes stay out, because reports are handed on."""
-    rows = []
-    for kind, count in machine_counts(trials).items():
-        infos = [trial.machine for trial in trials if machine_name(trial) == kind and trial.machine is not None]
-        rows.append({"machine": kind, "trials": f"{count:,}", **(_machine_facts(infos) if infos else {})})
-    return tuple(rows)
+    return tuple(
+        {"machine": kind, "trials": f"{count:,}"}
+        | _machine_facts([trial.machine for trial in trials if trial.machine and machine_name(trial) == kind])
+        for kind, count in machine_counts(trials).items()
+    )
 
 
 def _machine_facts(infos: Sequence[MachineInfo]) -> dict[str, str]:
     facts = {
-        "boxes": [str(len({info.hostname for info in infos}))],
+        "boxes": [str(len({info.hostname for info in infos}))] if infos else [],
         "processor": [info.cpu for info in infos],
         "cores": [str(info.cores) for info in infos],
         "threads": [str(info.threads) for info in infos],
@@ -151,7 +134,7 @@ def _machine_facts(infos: Sequence[MachineInfo]) -> dict[str, str]:
         "CUDA": [info.cuda or "-" for info in infos],
         "driver": [info.driver or "-" for info in infos],
     }
-    return {name: ", ".join(dict.fromkeys(values)) for name, values in facts.items()}
+    return {name: ", ".join(dict.fromkeys(values)) for name, values in facts.items() if values}
 
 
 def _states_sentence(contents: Contents) -> str:
@@ -168,10 +151,8 @@ def _notices(contents: Contents) -> Iterator[str]:
     elif contents.clean_only:
         yield "Only times that nothing is known to have disturbed are in this report."
     if len(contents.views) > 1:
-        yield (
-            f"This study holds times from {len(contents.machines)} kinds of machine. They cannot be compared, so each "
-            "kind is shown by itself."
-        )
+        kinds = f"{len(contents.machines)} kinds of machine"
+        yield f"This study holds times from {kinds}. They cannot be compared, so each kind is shown by itself."
     if contents.left_out:
         yield (
             f"Left out are {len(contents.left_out)} kinds with fewer trials ({'; '.join(contents.left_out)}): "
@@ -184,18 +165,13 @@ def _notices(contents: Contents) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Answer:
-    """The best trial from a budget on.
-
-    Attributes:
-        facts: pairs of a name and a text that tell what to train and how far to trust it.
-        command: trains it again and keeps the model.
-    """
+    """The best trial from a budget on."""
 
     seconds: float
     accuracy: float
     number: int
-    facts: tuple[tuple[str, str], ...]
-    command: str
+    facts: tuple[tuple[str, str], ...]  # names and texts that tell what to train and how far to trust it
+    command: str  # trains it again and keeps the model
 
 
 def answers(view: Overview, study: str) -> tuple[Answer, ...]:
@@ -275,7 +251,7 @@ def build_page(
         contents: what it says.
         forecast: returns what is predicted of what never ran, or raises NothingToDraw.
         budget_seconds: where the slider stands at first; the most accurate trial's time where None.
-        now: the date in the footer.
+        now: for the footer.
     """
     views = [_view_values(f"machine{place}", view, forecast) for place, view in enumerate(contents.views)]
     scripts = [(FOLDER / "page.js").read_text(encoding="utf-8"), _plotly_source()] if views else []
@@ -287,12 +263,9 @@ def build_page(
         },
     }
     # No name of a study reaches the template's own text, so nothing but its author can write template code.
+    loader = FileSystemLoader(FOLDER)
     environment = Environment(
-        loader=FileSystemLoader(FOLDER),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
+        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
     )
     environment.filters["prose"] = _prose
     return environment.get_template("page.html").render(
@@ -312,7 +285,7 @@ def build_page(
 
 
 def _view_values(key: str, view: Overview, forecast: Callable[[Overview], StudyForecast] | None) -> dict[str, Any]:
-    """Return what the template asks of one kind of machine; the key prefixes the ids in its part."""
+    """Return what the template asks of one kind of machine; the key is a prefix of the ids in its part."""
     rows = front_rows(view)
     return {
         "key": key,
@@ -325,16 +298,16 @@ def _view_values(key: str, view: Overview, forecast: Callable[[Overview], StudyF
 
 
 def _cards(key: str, view: Overview, forecast: Callable[[Overview], StudyForecast] | None) -> Iterator[Card]:
-    ahead, why_not = None, ""
+    subjects: dict[str, Any] = {"trials": view}
+    why_not = ""
     try:
-        ahead = None if forecast is None else forecast(view)
+        if forecast is not None:
+            subjects["forecast"] = forecast(view)
     except NothingToDraw as reason:
         why_not = str(reason)
     for figure in FIGURES.values():
-        if figure.about == "trials":
-            yield _card(f"{key}-{figure.name}", figure, view)
-        elif figure.about == "forecast" and ahead is not None:
-            yield _card(f"{key}-{figure.name}", figure, ahead)
+        if figure.about in subjects:
+            yield _card(f"{key}-{figure.name}", figure, subjects[figure.about])
         elif figure is recommended and why_not:  # said once, for all that would follow from a forecast
             yield Card(f"{key}-{figure.name}", figure, why_not)
 

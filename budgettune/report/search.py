@@ -33,8 +33,7 @@ class Growth(NamedTuple):
     volume: float
 
 
-@dataclass(frozen=True)
-class VolumeHistory:
+class VolumeHistory(NamedTuple):
     """Each trial that made the hypervolume grow, and the last one; against a reference of (seconds, accuracy)."""
 
     steps: tuple[Growth, ...]
@@ -123,17 +122,11 @@ hypervolume = Figure(
 
 @dataclass(frozen=True)
 class Importance:
-    """How much worse a forest predicts an objective when it is told wrong values of one parameter.
+    """How much worse a forest predicts an objective when it is told wrong values of one parameter."""
 
-    Attributes:
-        objective: what is predicted.
-        shares: of each parameter: growth of the squared error over the objective's variance.
-        explained: share of the variance that the forest predicts of trials that it has not seen (R²).
-    """
-
-    objective: str
-    shares: tuple[float, ...]
-    explained: float
+    objective: str  # what is predicted
+    shares: tuple[float, ...]  # of each parameter: growth of the squared error over the objective's variance
+    explained: float  # share of the variance that the forest predicts of trials that it has not seen (R²)
 
 
 @dataclass(frozen=True)
@@ -161,18 +154,14 @@ def importances(view: Overview) -> Importances:
         chosen = np.random.default_rng(0).choice(chosen, MOST_FOR_IMPORTANCE, replace=False)
     trials = [view.trials[index] for index in chosen]
     _, groups = np.unique([configuration_key(trial) for trial in trials], return_inverse=True)
-    if groups.max() + 1 < FEWEST_FOR_IMPORTANCE:
-        raise NothingToDraw(
-            f"{groups.max() + 1} configurations are finished: fewer than {FEWEST_FOR_IMPORTANCE} "
-            "say nothing about importance."
-        )
+    count = groups.max() + 1
+    if count < FEWEST_FOR_IMPORTANCE:
+        fewest = f"fewer than {FEWEST_FOR_IMPORTANCE} say nothing about importance."
+        raise NothingToDraw(f"{count} configurations are finished: {fewest}")
     inputs = np.column_stack([np.nan_to_num(axis.codes(trials), nan=-1.0) for axis in view.axes])
-    seconds, accuracy = view.seconds[chosen], view.accuracy[chosen]
-    found = (
-        _importance("training time", inputs, np.log(np.maximum(seconds, 1e-9)), groups),
-        _importance("accuracy", inputs, accuracy, groups),
-    )
-    return Importances(view.axes, found, len(trials))
+    of_time = _importance("training time", inputs, np.log(np.maximum(view.seconds[chosen], 1e-9)), groups)
+    of_accuracy = _importance("accuracy", inputs, view.accuracy[chosen], groups)
+    return Importances(view.axes, (of_time, of_accuracy), len(trials))
 
 
 def _importance(objective: str, inputs: np.ndarray, target: np.ndarray, groups: np.ndarray) -> Importance:
@@ -199,14 +188,9 @@ def _importance(objective: str, inputs: np.ndarray, target: np.ndarray, groups: 
 
 
 def _draw_importance(_: Overview, values: Importances) -> go.Figure:
+    labels = [html_safe(axis.label) for axis in values.axes]
     traces = [
-        go.Bar(
-            y=[html_safe(axis.label) for axis in values.axes],
-            x=list(each.shares),
-            orientation="h",
-            name=each.objective,
-            marker={"color": colour},
-        )
+        go.Bar(y=labels, x=list(each.shares), orientation="h", name=each.objective, marker={"color": colour})
         for each, colour in zip(values.objectives, CATEGORY_COLOURS, strict=False)
     ]
     return new_figure(

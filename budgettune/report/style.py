@@ -35,7 +35,6 @@ HEIGHT = 460
 
 
 def template(ink: str, background: str, grid: str) -> dict[str, Any]:
-    """Return a plotly template in three colours."""
     axis = {
         "gridcolor": grid,
         "linecolor": GREY,
@@ -76,7 +75,6 @@ def new_figure(title: str, traces: Sequence[Any], height: int = HEIGHT, **layout
 
 
 def time_axis(view: Overview, title: str = "training time", **more: Any) -> dict[str, Any]:
-    """Return the axis of training time in the unit that suits the study."""
     heading = {"title": {"text": f"{title} ({view.unit.name})"}}
     if not view.time_is_log:
         return {**heading, "rangemode": "tozero", **more}
@@ -86,7 +84,6 @@ def time_axis(view: Overview, title: str = "training time", **more: Any) -> dict
 
 
 def accuracy_axis(view: Overview, title: str = "test accuracy", **more: Any) -> dict[str, Any]:
-    """Return the axis of accuracy in per cent."""
     # Around a single value plotly would draw an axis from -20% to 180%.
     is_share = view.accuracy.min() >= 0 and view.accuracy.max() <= 1
     ends = {"minallowed": -0.02, "maxallowed": 1.02} if is_share else {}
@@ -94,14 +91,12 @@ def accuracy_axis(view: Overview, title: str = "test accuracy", **more: Any) -> 
 
 
 def param_axis(axis: FigureAxis, **more: Any) -> dict[str, Any]:
-    """Return the axis of a searched parameter."""
     ticks = axis.ticks()
     placed = {} if ticks is None else {"tickvals": ticks[0], "ticktext": [html_safe(text) for text in ticks[1]]}
     return {"title": {"text": html_safe(axis.label)}, **placed, **more}
 
 
 def colour_axis(axis: FigureAxis | None) -> dict[str, Any]:
-    """Return the layout of the colour scale of a parameter."""
     if axis is None:
         return {}
     bar = {"thickness": 12, "outlinewidth": 0, **param_axis(axis)}
@@ -120,18 +115,18 @@ def in_unit(view: Overview, seconds: np.ndarray | Sequence[float]) -> np.ndarray
 
 
 def hover_text(trial: TrialRecord, axes: Sequence[FigureAxis]) -> str:
-    """Return what hovering over a trial tells beside its position."""
-    lines = [f"trial {trial.number}"]
-    lines += [html_safe(f"{axis.label} {value_text(trial.params.get(axis.name))}") for axis in axes]
+    params = [html_safe(f"{axis.label} {value_text(trial.params.get(axis.name))}") for axis in axes]
     kept = "" if trial.keep_fraction is None else f"kept {trial.keep_fraction:.0%}, "
     epochs = "" if trial.epochs is None else f"{trial.epochs} epochs, "
-    return "<br>".join([*lines, f"{kept}{epochs}clock {html_safe(trial.status or 'unverified')}"])
+    return "<br>".join(
+        [f"trial {trial.number}", *params, f"{kept}{epochs}clock {html_safe(trial.status or 'unverified')}"]
+    )
 
 
 def scatter(x: Any, y: Any, hover: Sequence[str] | None = None, mode: str = "markers", **look: Any) -> go.Scatter:
     """Return points or lines that tell their place and these texts to who hovers over them, nothing without texts."""
-    told = {"hoverinfo": "skip"} if hover is None else {"hovertext": hover, "hoverinfo": "x+y+text"}
-    return go.Scatter(x=x, y=y, mode=mode, **told, **look)
+    texts = {"hoverinfo": "skip"} if hover is None else {"hovertext": hover, "hoverinfo": "x+y+text"}
+    return go.Scatter(x=x, y=y, mode=mode, **texts, **look)
 
 
 def diagonal(low: float, high: float, **look: Any) -> go.Scatter:
@@ -144,13 +139,7 @@ def trial_markers(
 ) -> list[Any]:
     """Return traces of trials: shape by group, colour by the view's colour axis, hollow where the clock was disturbed.
 
-    Args:
-        view: of the study.
-        groups: which marker each trial of the view gets.
-        chosen: trials to draw, as indices into the view's.
-        x: position of every trial of the view, in the units of its axis.
-        y: likewise.
-        more: for every trace.
+    Drawn are the chosen indices of the view's trials; x and y are of all, in the units of their axes.
     """
     disturbed = np.array([trial.status == "disturbed" for trial in view.trials], dtype=bool)
     codes = None if view.colour is None else view.colour.codes(view.trials).astype(np.float32)
@@ -184,19 +173,13 @@ def marker_legend(view: Overview, groups: Groups) -> list[Any]:
     """Return traces without points that explain the markers in the legend."""
     entries = []
     if groups.axis is not None:
-        name = f"{groups.axis.label} "
-        entries = [(f"{name}{label}", symbol(groups, g), 9 + g, f"group{g}") for g, label in enumerate(groups.labels)]
+        name = groups.axis.label
+        entries = [(f"{name} {label}", symbol(groups, g), 9 + g, f"group{g}") for g, label in enumerate(groups.labels)]
     if any(trial.status == "disturbed" for trial in view.trials):
         entries.append(("hollow: disturbed clock", "circle-open", 9, "hollow"))
+    point = {"x": [None], "y": [None], "mode": "markers"}
     return [
-        go.Scatter(
-            x=[None],
-            y=[None],
-            mode="markers",
-            marker={"symbol": mark, "size": size, "color": GREY},
-            name=html_safe(text),
-            legendgroup=group,
-        )
+        go.Scatter(point, marker={"symbol": mark, "size": size, "color": GREY}, name=html_safe(text), legendgroup=group)
         for text, mark, size, group in entries
     ]
 
