@@ -45,11 +45,7 @@ __all__ = ["FIGURES", "draw", "forecast", *FIGURES]
 
 
 def draw(
-    name: str,
-    records: Records,
-    search: Search | None = None,
-    of: StudyForecast | None = None,
-    notes: Notes = (),
+    name: str, records: Records, search: Search | None = None, of: StudyForecast | None = None, notes: Notes = ()
 ) -> go.Figure:
     """Return the figure of that name.
 

@@ -16,24 +16,8 @@ from budgettune.predict.predictor import Prediction, Predictor
 from budgettune.predict.recommend import Ask, Candidates
 from budgettune.predict.regression import on_one_thread
 from budgettune.records import StepProbe, TrialRecord
+from budgettune.report import style
 from budgettune.report.axes import value_text
-from budgettune.report.style import (
-    BLUE,
-    GREY,
-    HEIGHT,
-    LIGHT,
-    SEQUENTIAL,
-    SHARE,
-    VERMILLION,
-    accuracy_axis,
-    diagonal,
-    front_line,
-    html_safe,
-    in_unit,
-    new_figure,
-    scatter,
-    time_axis,
-)
 from budgettune.report.view import LOG_TIME_RATIO, Figure, Overview, counted, objectives
 from budgettune.spec.study_spec import StudySpec
 from budgettune.text import format_duration
@@ -134,13 +118,13 @@ def _settings(one: Prediction) -> list[str]:
 
 
 def _spelled(one: Prediction) -> str:
-    return "<br>".join([*map(html_safe, _settings(one)), f"{one.epochs} epochs"])
+    return "<br>".join([*map(style.html_safe, _settings(one)), f"{one.epochs} epochs"])
 
 
 def _draw_recommended(forecast: StudyForecast, path: tuple[Prediction, ...]) -> go.Figure:
     view = forecast.view
-    budgets = in_unit(view, forecast.budgets)
-    band = scatter(
+    budgets = style.in_unit(view, forecast.budgets)
+    band = style.scatter(
         np.concatenate([budgets, budgets[::-1]]),
         [*(one.accuracy_high for one in path), *(one.accuracy_low for one in reversed(path))],
         mode="none",
@@ -148,17 +132,19 @@ def _draw_recommended(forecast: StudyForecast, path: tuple[Prediction, ...]) -> 
         fillcolor="rgba(0, 114, 178, 0.2)",
         name="9 of 10 runs end in here",
     )
-    line = scatter(
+    line = style.scatter(
         budgets,
         [one.accuracy for one in path],
         list(map(_spelled, path)),
         mode="lines+markers",
-        line={"color": BLUE, "width": 2.5},
+        line={"color": style.BLUE, "width": 2.5},
         name="recommended",
     )
-    ran = front_line(view, view.answers, name="best that ran")
-    budget_axis = {**time_axis(view, "budget"), "type": "log", "rangemode": "normal"}
-    return new_figure("What to train within a budget", [band, line, ran], xaxis=budget_axis, yaxis=accuracy_axis(view))
+    ran = style.front_line(view, view.answers, name="best that ran")
+    budget_axis = {**style.time_axis(view, "budget"), "type": "log", "rangemode": "normal"}
+    return style.new_figure(
+        "What to train within a budget", [band, line, ran], xaxis=budget_axis, yaxis=style.accuracy_axis(view)
+    )
 
 
 def _say_recommended(forecast: StudyForecast, path: tuple[Prediction, ...]) -> str:
@@ -198,7 +184,7 @@ def _draw_surface(forecast: StudyForecast, surface: Surface) -> go.Figure:
     texts = [["" if one is None else _spelled(one) for one in row] for row in levels]
     means = [[None if one is None else one.accuracy for one in row] for row in levels]
     halves = [[None if one is None else (one.accuracy_high - one.accuracy_low) / 2 for one in row] for row in levels]
-    budgets = [f"{budget:.3g}" for budget in in_unit(forecast.view, forecast.budgets).tolist()]
+    budgets = [f"{budget:.3g}" for budget in style.in_unit(forecast.view, forecast.budgets).tolist()]
     for column, values in enumerate((means, halves), start=1):
         heat = go.Heatmap(
             x=budgets,
@@ -206,20 +192,20 @@ def _draw_surface(forecast: StudyForecast, surface: Surface) -> go.Figure:
             z=values,
             hovertext=texts,
             hoverinfo="x+y+z+text",
-            colorscale=SEQUENTIAL,
+            colorscale=style.SEQUENTIAL,
             zhoverformat=".2%",
-            colorbar={"thickness": 12, "outlinewidth": 0, "x": 0.45 if column == 1 else 1.0, **SHARE},
+            colorbar={"thickness": 12, "outlinewidth": 0, "x": 0.45 if column == 1 else 1.0, **style.SHARE},
         )
         figure.add_trace(heat, row=1, col=column)
     name = forecast.view.marker.label if forecast.view.marker else ""
     axis = {"type": "category", "title": {"text": f"budget ({forecast.view.unit.name})"}}
     return figure.update_layout(
-        template=LIGHT,
-        height=HEIGHT,
+        template=style.LIGHT,
+        height=style.HEIGHT,
         title="What each scale would reach",
         xaxis={**axis, "domain": [0.0, 0.42]},
         xaxis2={**axis, "domain": [0.56, 0.98]},
-        yaxis={"type": "category", "title": {"text": html_safe(name)}},
+        yaxis={"type": "category", "title": {"text": style.html_safe(name)}},
     )
 
 
@@ -256,31 +242,31 @@ def _draw_predicted(forecast: StudyForecast, checks: Checks) -> go.Figure:
     numbers = [f"trial {one.number}" for one in checks]
     predictions = [one.prediction for one in checks]
     said = np.array([(one.seconds, one.seconds_low, one.seconds_high) for one in predictions])
-    times = in_unit(view, np.column_stack([[one.seconds for one in checks], said])).T
+    times = style.in_unit(view, np.column_stack([[one.seconds for one in checks], said])).T
     said = np.array([(one.accuracy, one.accuracy_low, one.accuracy_high) for one in predictions])
     shares = np.column_stack([[one.accuracy for one in checks], said]).T
     for column, (came, means, low, high) in enumerate((times, shares), start=1):
         ends = float(min(low.min(), came.min())), float(max(high.max(), came.max()))
         reach = {"type": "data", "symmetric": False, "array": high - means, "arrayminus": means - low}
-        trials = scatter(
+        trials = style.scatter(
             means,
             came,
             numbers,
-            marker={"color": BLUE, "size": 6, "opacity": 0.8},
-            error_x={**reach, "color": GREY, "thickness": 0.8, "width": 0},
+            marker={"color": style.BLUE, "size": 6, "opacity": 0.8},
+            error_x={**reach, "color": style.GREY, "thickness": 0.8, "width": 0},
             showlegend=False,
         )
-        figure.add_traces([diagonal(*ends, showlegend=False), trials], rows=1, cols=column)
+        figure.add_traces([style.diagonal(*ends, showlegend=False), trials], rows=1, cols=column)
     is_log = float(times[0].max()) > LOG_TIME_RATIO * float(times[0].min()) > 0
     kind = {"type": "log"} if is_log else {}
     return figure.update_layout(
-        template=LIGHT,
-        height=HEIGHT,
+        template=style.LIGHT,
+        height=style.HEIGHT,
         title="Predicted against observed, on trials held out",
         xaxis={"title": {"text": f"predicted ({view.unit.name})"}, **kind},
         yaxis={"title": {"text": "observed"}, **kind},
-        xaxis2={"title": {"text": "predicted"}, **SHARE},
-        yaxis2=SHARE,
+        xaxis2={"title": {"text": "predicted"}, **style.SHARE},
+        yaxis2=style.SHARE,
     )
 
 
@@ -307,15 +293,15 @@ predicted = Figure(
 
 
 def _draw_calibration(_: StudyForecast, checks: Checks) -> go.Figure:
-    lines = [diagonal(0, 1, name="honest")]
+    lines = [style.diagonal(0, 1, name="honest")]
     for name, places, colour in (
-        ("time", [one.seconds_place for one in checks], BLUE),
-        ("accuracy", [one.accuracy_place for one in checks], VERMILLION),
+        ("time", [one.seconds_place for one in checks], style.BLUE),
+        ("accuracy", [one.accuracy_place for one in checks], style.VERMILLION),
     ):
         shares = [coverage(places, width) for width in WIDTHS]
         lines.append(go.Scatter(x=WIDTHS, y=shares, mode="lines+markers", line={"color": colour}, name=name))
     share = {"tickformat": ".0%", "range": [0, 1]}
-    return new_figure(
+    return style.new_figure(
         "Do intervals hold what they promise?",
         lines,
         xaxis={"title": {"text": "promised: share of runs in the interval"}, **share},

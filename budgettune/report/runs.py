@@ -12,27 +12,8 @@ import plotly.graph_objects as go
 
 from budgettune.errors import NothingToDraw
 from budgettune.records import OFF_CLOCK, ON_CLOCK, PhaseSeconds, StoppingNote, TrialRecord
+from budgettune.report import style
 from budgettune.report.axes import grouped, is_number
-from budgettune.report.style import (
-    BLUE,
-    BROWN,
-    FRONT,
-    GOLD,
-    GREEN,
-    GREY,
-    ORANGE,
-    PURPLE,
-    SHARE,
-    SKY,
-    VERMILLION,
-    accuracy_axis,
-    diagonal,
-    html_safe,
-    in_unit,
-    new_figure,
-    scatter,
-    time_axis,
-)
 from budgettune.report.view import Figure, Overview, counted, objectives, params_text, unit_for
 from budgettune.spec.documents import full_key
 from budgettune.study.early_stop import summary_of_notes
@@ -99,18 +80,18 @@ def _evenly(items: list[TrialRecord], most: int) -> list[TrialRecord]:
 
 
 def _draw_curves(view: Overview, values: Curves) -> go.Figure:
-    reached = scatter(
-        in_unit(view, [point.seconds for point in values.front]),
+    reached = style.scatter(
+        style.in_unit(view, [point.seconds for point in values.front]),
         [point.accuracy for point in values.front],
         [f"trial {point.number} after epoch {point.epoch + 1}" for point in values.front],
         mode="lines",
-        line={"color": FRONT, "width": 3, "shape": "hv"},
+        line={"color": style.FRONT, "width": 3, "shape": "hv"},
         name="best reached on the way, of all trials",
     )
-    others = _curve_lines(view, values.others, "other trials", GREY, 0.8)
-    best = _curve_lines(view, values.best, "trials of the final front", BLUE, 1.8)
-    xaxis, yaxis = time_axis(view, rangemode="normal"), accuracy_axis(view)
-    return new_figure("Accuracy while training", [*others, *best, reached], xaxis=xaxis, yaxis=yaxis)
+    others = _curve_lines(view, values.others, "other trials", style.GREY, 0.8)
+    best = _curve_lines(view, values.best, "trials of the final front", style.BLUE, 1.8)
+    xaxis, yaxis = style.time_axis(view, rangemode="normal"), style.accuracy_axis(view)
+    return style.new_figure("Accuracy while training", [*others, *best, reached], xaxis=xaxis, yaxis=yaxis)
 
 
 def _curve_lines(view: Overview, trials: list[TrialRecord], name: str, colour: str, width: float) -> list[Any]:
@@ -121,8 +102,8 @@ def _curve_lines(view: Overview, trials: list[TrialRecord], name: str, colour: s
     seconds = [[*(epoch.train_seconds for epoch in curve), np.nan] for curve in curves]
     accuracy = [np.array([*(epoch.accuracy for epoch in curve), np.nan], dtype=np.float32) for curve in curves]
     return [
-        scatter(
-            in_unit(view, np.concatenate(seconds)),
+        style.scatter(
+            style.in_unit(view, np.concatenate(seconds)),
             np.concatenate(accuracy),
             [f"trial {trial.number}" for trial, times in zip(trials, seconds, strict=True) for _ in times],
             mode="lines+markers" if max(map(len, curves)) <= 2 else "lines",
@@ -191,17 +172,17 @@ def repeat_spreads(view: Overview) -> tuple[RepeatSpread, ...]:
 
 def _draw_repeats(view: Overview, spreads: tuple[RepeatSpread, ...]) -> go.Figure:
     shown = spreads[:MOST_SPREADS]
-    bars = {"color": GREY, "thickness": 1.2}
-    trace = scatter(
-        in_unit(view, [spread.seconds for spread in shown]),
+    bars = {"color": style.GREY, "thickness": 1.2}
+    trace = style.scatter(
+        style.in_unit(view, [spread.seconds for spread in shown]),
         [spread.accuracy for spread in shown],
-        [html_safe(f"{spread.label}: mean of {spread.repeats}") for spread in shown],
-        error_x={"array": in_unit(view, [spread.seconds_deviation for spread in shown]), **bars},
+        [style.html_safe(f"{spread.label}: mean of {spread.repeats}") for spread in shown],
+        error_x={"array": style.in_unit(view, [spread.seconds_deviation for spread in shown]), **bars},
         error_y={"array": [spread.accuracy_deviation for spread in shown], **bars},
-        marker={"size": 8, "color": BLUE},
+        marker={"size": 8, "color": style.BLUE},
     )
-    xaxis, yaxis = time_axis(view, "mean training time"), accuracy_axis(view)
-    return new_figure("Spread over repeats", [trace], showlegend=False, xaxis=xaxis, yaxis=yaxis)
+    xaxis, yaxis = style.time_axis(view, "mean training time"), style.accuracy_axis(view)
+    return style.new_figure("Spread over repeats", [trace], showlegend=False, xaxis=xaxis, yaxis=yaxis)
 
 
 def _say_repeats(_: Overview, spreads: tuple[RepeatSpread, ...]) -> str:
@@ -227,16 +208,16 @@ repeats = Figure(
 
 
 PHASES = {
-    "prepare": ("pruning: preparing", BROWN),
-    "plan": ("pruning: choosing samples", GREEN),
-    "data": ("batches", SKY),
-    "select": ("pruning: choosing in batches", GOLD),
-    "step": ("steps (forward, backward, optimiser)", BLUE),
-    "observe": ("pruning: handing losses back", PURPLE),
-    "load": ("loading images", BROWN),
-    "build": ("building the model", VERMILLION),
-    "warmup": ("warm-up", ORANGE),
-    "evaluate": ("evaluation", GREY),
+    "prepare": ("pruning: preparing", style.BROWN),
+    "plan": ("pruning: choosing samples", style.GREEN),
+    "data": ("batches", style.SKY),
+    "select": ("pruning: choosing in batches", style.GOLD),
+    "step": ("steps (forward, backward, optimiser)", style.BLUE),
+    "observe": ("pruning: handing losses back", style.PURPLE),
+    "load": ("loading images", style.BROWN),
+    "build": ("building the model", style.VERMILLION),
+    "warmup": ("warm-up", style.ORANGE),
+    "evaluate": ("evaluation", style.GREY),
 }
 """Name and colour of each field of `PhaseSeconds`."""
 
@@ -275,7 +256,7 @@ def _bar(label: str, trials: Sequence[TrialRecord]) -> PhaseBar:
 def _draw_phases(_: Overview, bars: tuple[PhaseBar, ...]) -> go.Figure:
     traces = [
         go.Bar(
-            y=[html_safe(bar.label) for bar in bars],
+            y=[style.html_safe(bar.label) for bar in bars],
             x=[getattr(bar.seconds, phase) for bar in bars],
             orientation="h",
             name=PHASES[phase][0] + (" (off the clock)" if phase in OFF_CLOCK else ""),
@@ -286,7 +267,7 @@ def _draw_phases(_: Overview, bars: tuple[PhaseBar, ...]) -> go.Figure:
         if any(getattr(bar.seconds, phase) > 0 for bar in bars)
     ]
     seconds, trial = ("seconds", "trial") if all(b.trials == 1 for b in bars) else ("mean seconds per trial", "")
-    return new_figure(
+    return style.new_figure(
         "Where the time went",
         traces,
         height=160 + 26 * len(bars),
@@ -345,13 +326,13 @@ def pruning_done(view: Overview) -> PruningDone:
 def _draw_pruning(_: Overview, done: PruningDone) -> go.Figure:
     most = float(max(done.asked.max(), done.realised.max(), 0.01))
     texts = [f"trial {number}" for number in done.numbers]
-    marker = {"size": 8, "color": BLUE, "opacity": 0.6}
-    trials = scatter(done.asked, done.realised, texts, marker=marker, name="trials")
-    return new_figure(
+    marker = {"size": 8, "color": style.BLUE, "opacity": 0.6}
+    trials = style.scatter(done.asked, done.realised, texts, marker=marker, name="trials")
+    return style.new_figure(
         "Samples left out",
-        [diagonal(0, most, name="as asked"), trials],
-        xaxis={"title": {"text": "prune rate asked for"}, **SHARE},
-        yaxis={"title": {"text": "share of sample visits left out"}, **SHARE},
+        [style.diagonal(0, most, name="as asked"), trials],
+        xaxis={"title": {"text": "prune rate asked for"}, **style.SHARE},
+        yaxis={"title": {"text": "share of sample visits left out"}, **style.SHARE},
     )
 
 
@@ -391,9 +372,9 @@ def _draw_stopping(_: Notes, stopped: Notes) -> go.Figure:
             line={"color": colour, "shape": "vh"},
             stackgroup="seconds",
         )
-        for name, seconds, colour in (("trained", spent, BLUE), ("saved, as forecast", saved, GREEN))
+        for name, seconds, colour in (("trained", spent, style.BLUE), ("saved, as forecast", saved, style.GREEN))
     ]
-    return new_figure(
+    return style.new_figure(
         "Seconds of stopped trials",
         areas,
         height=340,

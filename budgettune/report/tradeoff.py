@@ -11,26 +11,8 @@ import numpy as np
 import plotly.graph_objects as go
 
 from budgettune.errors import NothingToDraw
+from budgettune.report import style
 from budgettune.report.axes import ABSENT, FigureAxis, Groups, grouped, value_text
-from budgettune.report.style import (
-    BLUE,
-    FRONT,
-    GREY,
-    MOST_GROUPS,
-    accuracy_axis,
-    axis_id,
-    colour_axis,
-    front_line,
-    html_safe,
-    in_unit,
-    marker_legend,
-    new_figure,
-    panel_title,
-    param_axis,
-    scatter,
-    time_axis,
-    trial_markers,
-)
 from budgettune.report.view import (
     MOST_IN_FRONT,
     MOST_IN_OTHERS,
@@ -59,24 +41,24 @@ def _sample_sentence(view: Overview, most: int) -> str:
 
 
 def _draw_answer(view: Overview, points: np.ndarray) -> go.Figure:
-    seconds, accuracy = in_unit(view, points[:, 0]), points[:, 1]
-    stairs = scatter(
+    seconds, accuracy = style.in_unit(view, points[:, 0]), points[:, 1]
+    stairs = style.scatter(
         [*seconds.tolist(), 1.1 * float(seconds[-1])],
         [*accuracy.tolist(), float(accuracy[-1])],
         mode="lines",
-        line={"color": FRONT, "width": 3, "shape": "hv"},
+        line={"color": style.FRONT, "width": 3, "shape": "hv"},
     )
     texts = [summary(trial) for trial in view.answers]
-    marks = scatter(seconds, accuracy, texts, marker={"size": 9, "color": FRONT}).update(hoverinfo="text")
-    budget = scatter([], [], mode="lines", line={"color": GREY, "dash": "dash"}, meta="budget")
-    chosen = scatter([], [], marker={"size": 16, "color": BLUE, "symbol": "circle"}, meta="chosen")
-    return new_figure(
+    marks = style.scatter(seconds, accuracy, texts, marker={"size": 9, "color": style.FRONT}).update(hoverinfo="text")
+    budget = style.scatter([], [], mode="lines", line={"color": style.GREY, "dash": "dash"}, meta="budget")
+    chosen = style.scatter([], [], marker={"size": 16, "color": style.BLUE, "symbol": "circle"}, meta="chosen")
+    return style.new_figure(
         "Best accuracy within a budget",
         [stairs, budget, chosen, marks],
         height=340,
         showlegend=False,
-        xaxis=time_axis(view, "budget of training time"),
-        yaxis=accuracy_axis(view, "best test accuracy"),
+        xaxis=style.time_axis(view, "budget of training time"),
+        yaxis=style.accuracy_axis(view, "best test accuracy"),
     )
 
 
@@ -101,25 +83,27 @@ answer = Figure(
 
 def _draw_front(view: Overview, groups: Groups) -> go.Figure:
     """Return every trial by time and accuracy with the Pareto front (the paper's Figure 1)."""
-    x, y = in_unit(view, view.seconds), view.accuracy.astype(np.float32)
+    x, y = style.in_unit(view, view.seconds), view.accuracy.astype(np.float32)
     traces = [
-        front_line(view, view.front),
-        *trial_markers(view, groups, shown_indices(view, MOST_IN_FRONT), x, y),
-        *marker_legend(view, groups),
+        style.front_line(view, view.front),
+        *style.trial_markers(view, groups, shown_indices(view, MOST_IN_FRONT), x, y),
+        *style.marker_legend(view, groups),
     ]
     if view.label is not None:
         beside = label_indices(view)
-        texts = [html_safe(value_text(view.trials[index].params.get(view.label.name))) for index in beside]
-        labels = scatter(x[beside], y[beside], mode="markers+text", marker={"size": 12, "opacity": 0}, meta="labels")
+        texts = [style.html_safe(value_text(view.trials[index].params.get(view.label.name))) for index in beside]
+        labels = style.scatter(
+            x[beside], y[beside], mode="markers+text", marker={"size": 12, "opacity": 0}, meta="labels"
+        )
         labels.update(text=texts, textposition="top left", textfont={"size": 11}, showlegend=False, cliponaxis=False)
         traces.append(labels)
-    return new_figure(
+    return style.new_figure(
         "Training time against test accuracy",
         traces,
         height=520,
-        xaxis=time_axis(view),
-        yaxis=accuracy_axis(view),
-        **colour_axis(view.colour),
+        xaxis=style.time_axis(view),
+        yaxis=style.accuracy_axis(view),
+        **style.colour_axis(view.colour),
     )
 
 
@@ -167,7 +151,7 @@ front = Figure(
     guide="One marker per finished trial; up and to the left is better. The red staircase is the Pareto front: for "
     "every trial below it, some other one is at least as fast and more accurate. Hover over a marker, or tap it, for "
     "its details.",
-    values=lambda view: grouped(view.marker, view.trials, MOST_GROUPS),
+    values=lambda view: grouped(view.marker, view.trials, style.MOST_GROUPS),
     draw=_draw_front,
     say=_say_front,
 )
@@ -176,26 +160,28 @@ front = Figure(
 def _panels(view: Overview) -> Groups:
     if view.marker is None:
         raise NothingToDraw("Panels need two parameters that varied.")
-    return grouped(view.marker, view.trials, MOST_GROUPS)
+    return grouped(view.marker, view.trials, style.MOST_GROUPS)
 
 
 def _draw_panels(view: Overview, split: Groups) -> go.Figure:
     """Return a panel of time and accuracy for each value of the marker's parameter (the paper's Figures 2 to 7)."""
-    shapes = grouped(view.label, view.trials, MOST_GROUPS)
-    x, y = in_unit(view, view.seconds), view.accuracy.astype(np.float32)
+    shapes = grouped(view.label, view.trials, style.MOST_GROUPS)
+    x, y = style.in_unit(view, view.seconds), view.accuracy.astype(np.float32)
     shown = shown_indices(view, MOST_IN_OTHERS)
-    faint = {"color": GREY, "width": 1.5, "dash": "dot", "shape": "hv"}
-    traces: list[Any] = [*marker_legend(view, shapes)]
+    faint = {"color": style.GREY, "width": 1.5, "dash": "dot", "shape": "hv"}
+    traces: list[Any] = [*style.marker_legend(view, shapes)]
     for panel in range(len(split.labels)):
-        place = {"xaxis": axis_id("x", panel + 1), "yaxis": axis_id("y", panel + 1)}
+        place = {"xaxis": style.axis_id("x", panel + 1), "yaxis": style.axis_id("y", panel + 1)}
         own = pareto_front(view.trials[index] for index in split.indices(panel))
         traces += [
-            front_line(view, view.front, showlegend=panel == 0, name="front of all", line=faint, **place),
-            front_line(view, own, showlegend=panel == 0, name="front of the panel", **place),
-            *trial_markers(view, shapes, shown[split.members[shown] == panel], x, y, **place),
+            style.front_line(view, view.front, showlegend=panel == 0, name="front of all", line=faint, **place),
+            style.front_line(view, own, showlegend=panel == 0, name="front of the panel", **place),
+            *style.trial_markers(view, shapes, shown[split.members[shown] == panel], x, y, **place),
         ]
-    titles = [html_safe(f"{split.axis.label if split.axis else ''} {label}") for label in split.labels]
-    return new_figure("Time and accuracy by panel", traces, **_grid(view, titles), **colour_axis(view.colour))
+    titles = [style.html_safe(f"{split.axis.label if split.axis else ''} {label}") for label in split.labels]
+    return style.new_figure(
+        "Time and accuracy by panel", traces, **_grid(view, titles), **style.colour_axis(view.colour)
+    )
 
 
 def _grid(view: Overview, titles: list[str]) -> dict[str, Any]:
@@ -213,11 +199,11 @@ def _grid(view: Overview, titles: list[str]) -> dict[str, Any]:
         "height": 60 + PANEL_HEIGHT * rows,
         "legend": {"y": 1 + TITLE_HEIGHT / (PANEL_HEIGHT * rows)},
         "meta": {"panels": count},
-        "annotations": [panel_title(place, title) for place, title in enumerate(titles, start=1)],
+        "annotations": [style.panel_title(place, title) for place, title in enumerate(titles, start=1)],
     }
     for place in range(1, count + 1):
-        layout[f"xaxis{place}"] = time_axis(view, **({} if place == 1 else {"matches": "x"}))
-        layout[f"yaxis{place}"] = accuracy_axis(view, **({} if place == 1 else {"matches": "y"}))
+        layout[f"xaxis{place}"] = style.time_axis(view, **({} if place == 1 else {"matches": "x"}))
+        layout[f"yaxis{place}"] = style.accuracy_axis(view, **({} if place == 1 else {"matches": "y"}))
     return layout
 
 
@@ -250,30 +236,32 @@ def _time_axes(view: Overview) -> list[FigureAxis]:
 def _draw_times(view: Overview, axes: list[FigureAxis]) -> go.Figure:
     """Return the marker's or the colour's parameter against training time (the paper's Figure 8)."""
     axis = axes[0]
-    x, y = axis.codes(view.trials).astype(np.float32), in_unit(view, view.seconds)
-    single = grouped(None, view.trials, MOST_GROUPS)
+    x, y = axis.codes(view.trials).astype(np.float32), style.in_unit(view, view.seconds)
+    single = grouped(None, view.trials, style.MOST_GROUPS)
     shown = shown_indices(view, MOST_IN_OTHERS)
     traces = [
         *_median_lines(view, axis, x, y),
-        *trial_markers(view, single, shown[~np.isnan(x[shown])], x, y),
-        *marker_legend(view, single),
+        *style.trial_markers(view, single, shown[~np.isnan(x[shown])], x, y),
+        *style.marker_legend(view, single),
     ]
-    layout = {"xaxis": param_axis(axis), "yaxis": time_axis(view), **colour_axis(view.colour)}
-    return new_figure("Training time by parameter", traces, **layout)
+    layout = {"xaxis": style.param_axis(axis), "yaxis": style.time_axis(view), **style.colour_axis(view.colour)}
+    return style.new_figure("Training time by parameter", traces, **layout)
 
 
 def _median_lines(view: Overview, axis: FigureAxis, x: np.ndarray, y: np.ndarray) -> list[Any]:
     """Return a line through the median time at each value of an axis, one for each colour where they are few."""
-    if len(axis.levels) > 2 * MOST_GROUPS or axis.kind == "categorical":
+    if len(axis.levels) > 2 * style.MOST_GROUPS or axis.kind == "categorical":
         return []
     other = view.colour if view.colour is not axis else None
-    lines = grouped(other if other and len(other.levels) <= MOST_GROUPS else None, view.trials, MOST_GROUPS)
+    lines = grouped(other if other and len(other.levels) <= style.MOST_GROUPS else None, view.trials, style.MOST_GROUPS)
     traces = []
     for group in range(len(lines.labels)):
         some = lines.indices(group)
         places = sorted(set(x[some][~np.isnan(x[some])].tolist()))
         medians = [float(np.median(y[some][x[some] == place])) for place in places]
-        traces.append(scatter(places, medians, mode="lines", line={"color": GREY, "width": 1}, showlegend=False))
+        traces.append(
+            style.scatter(places, medians, mode="lines", line={"color": style.GREY, "width": 1}, showlegend=False)
+        )
     return traces
 
 
@@ -282,7 +270,7 @@ def _say_times(view: Overview, axes: list[FigureAxis]) -> str:
 
 
 def _time_ratio(view: Overview, axis: FigureAxis) -> str:
-    groups = grouped(axis, view.trials, MOST_GROUPS)
+    groups = grouped(axis, view.trials, style.MOST_GROUPS)
     medians = [
         (float(np.median(view.seconds[some])), f"{axis.label} {label}")
         for group, label in enumerate(groups.labels)
@@ -341,8 +329,8 @@ def _draw_accuracies(_: Overview, cells: AccuracyMap) -> go.Figure:
     """Return the map (the paper's Figure 9)."""
     heat = go.Heatmap(
         z=[[None if math.isnan(mean) else mean for mean in row] for row in cells.mean.tolist()],
-        x=[html_safe(label) for label in cells.across.labels],
-        y=[html_safe(label) for label in cells.down.labels],
+        x=[style.html_safe(label) for label in cells.across.labels],
+        y=[style.html_safe(label) for label in cells.down.labels],
         text=[
             [f"{mean:.1%}<br>n={count}" if count else "" for mean, count in zip(*row, strict=True)]
             for row in zip(cells.mean, cells.count, strict=True)
@@ -355,10 +343,10 @@ def _draw_accuracies(_: Overview, cells: AccuracyMap) -> go.Figure:
         hoverinfo="x+y+text",
     )
     xaxis, yaxis = (
-        {"type": "category", "title": {"text": html_safe(groups.axis.label if groups.axis else "")}}
+        {"type": "category", "title": {"text": style.html_safe(groups.axis.label if groups.axis else "")}}
         for groups in (cells.across, cells.down)
     )
-    return new_figure("Accuracy by parameter", [heat], xaxis=xaxis, yaxis=yaxis)
+    return style.new_figure("Accuracy by parameter", [heat], xaxis=xaxis, yaxis=yaxis)
 
 
 def _say_accuracies(_: Overview, cells: AccuracyMap) -> str:
