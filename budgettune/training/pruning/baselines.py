@@ -42,7 +42,7 @@ class RandomSubset(Strategy):
             return EpochPlan(self.permutation(self.size)[: self.keep_count])
         if len(self.queue) < self.keep_count:
             fresh = self.permutation(self.size)
-            left_over = torch.isin(fresh, self.queue)
+            left_over = torch.zeros_like(fresh, dtype=torch.bool).scatter(0, self.queue, True)[fresh]
             # What is left of the last permutation comes last in this one: no sample twice in an epoch.
             self.queue = torch.cat([self.queue, fresh[~left_over], fresh[left_over]])
         kept, self.queue = self.queue[: self.keep_count], self.queue[self.keep_count :]
