@@ -1,4 +1,4 @@
-"""The note on a study's page in optuna-dashboard: what it searches, how to read it, its study file."""
+"""The note, in Markdown, on a study's page in optuna-dashboard: what it searches, how to read it, its study file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ _HOW_TO_READ = """\
 
 
 def study_note(spec: StudySpec) -> str:
-    """Return a note in Markdown."""
     rows = "\n".join(f"| `{key}` | {_axis(axis)} |" for key, axis in spec.search.items())
     searched = f"| searched | values |\n|---|---|\n{rows}" if rows else "Nothing is searched: one cell."
     points = f"{len(spec.cells())} cells" if spec.sampler.name == "grid" else f"Points by {spec.sampler.name}"

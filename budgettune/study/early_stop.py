@@ -30,17 +30,11 @@ SURE = 0.95  # that the rate of wrong stops is at most what is stated
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far a trial is.
+    """How far a trial is."""
 
-    Attributes:
-        share: of its training that is done.
-        seconds: on the clock so far.
-        level: mean logarithm of the error (1 - accuracy) over the last few points of its curve.
-    """
-
-    share: float
-    seconds: float
-    level: float
+    share: float  # of its training that is done
+    seconds: float  # on the clock so far
+    level: float  # mean logarithm of the error (1 - accuracy) over the last few points of its curve
 
     @classmethod
     def of(cls, curve: Sequence[EpochRecord], *, epochs: int | None, budget_seconds: float | None) -> Self:
@@ -52,22 +46,15 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True)
 class Rival:
-    """A finished trial.
-
-    Attributes:
-        shares: float64[points], of the training that was done at each evaluated epoch, rising to 1.
-        seconds_so_far: float64[points]
-        levels: float64[points], as in `Progress`.
-        last_level: of its result alone.
-    """
+    """A finished trial."""
 
     number: int
     seconds: float
     accuracy: float
-    shares: Floats
-    seconds_so_far: Floats
-    levels: Floats
-    last_level: float
+    shares: Floats  # float64[points], of the training that was done at each evaluated epoch, rising to 1
+    seconds_so_far: Floats  # float64[points]
+    levels: Floats  # float64[points], as in `Progress`
+    last_level: float  # of its result alone
 
     @classmethod
     def of(cls, record: TrialRecord) -> Self | None:
@@ -105,13 +92,9 @@ class EndForecast:
 
 
 def judge(progress: Progress, rivals: Sequence[Rival], epoch: int, confidence: float) -> StoppingNote | None:
-    """Return why a trial that is so far is dominated; None where it may still matter, or too little is known.
+    """Return why a trial is dominated after an epoch (0-based); None where it may still matter, or too little is known.
 
-    Args:
-        progress: of the trial.
-        rivals: finished trials.
-        epoch: 0-based, after which it is judged.
-        confidence: in each bound of the forecast.
+    The confidence is that in each bound of the forecast.
     """
     end = forecast_end(progress, rivals, confidence)
     if end is None:
@@ -205,26 +188,16 @@ def is_control(seed: int, cell: int, repeat: int, share: float) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class EarlyStopSummary:
-    """What stopping trials early did in a study.
+    """What stopping trials early did in a study."""
 
-    Attributes:
-        stopped: trials that ended early.
-        spent_seconds: on the clock of these.
-        saved_seconds: that they were expected to take beyond.
-        controls: trials that ran to their end although the rule would have stopped them.
-        wrong: how many of these no trial beat that had finished when they were judged.
-        wrong_rate_at_most: of all stops, with a confidence of 95% (Clopper and Pearson, 1934); None without controls.
-    """
-
-    stopped: int
-    spent_seconds: float
-    saved_seconds: float
-    controls: int
-    wrong: int
-    wrong_rate_at_most: float | None
+    stopped: int  # trials that ended early
+    spent_seconds: float  # on the clock of these
+    saved_seconds: float  # that they were expected to take beyond
+    controls: int  # trials that ran to their end although the rule would have stopped them
+    wrong: int  # how many of these no trial beat that had finished when they were judged
+    wrong_rate_at_most: float | None  # of all stops, with a confidence of 95%; None without controls
 
     def describe(self) -> str:
-        """Return the same in a line for people."""
         total = self.spent_seconds + self.saved_seconds
         share = f" ({self.saved_seconds / total:.0%})" if total else ""
         saved = f"{format_duration(self.saved_seconds)} of {format_duration(total)}{share} saved, as forecast"
@@ -237,23 +210,17 @@ class EarlyStopSummary:
         )
 
 
-def summary_of_notes(notes: Iterable[StoppingNote]) -> EarlyStopSummary:
-    """Return what the notes of a study's trials say together."""
-    notes = list(notes)
+def summary_of_notes(notes: Sequence[StoppingNote]) -> EarlyStopSummary:
     stopped = [note for note in notes if note.stopped]
     controls = [note for note in notes if not note.stopped]
     wrong = sum(note.wrong is True for note in controls)
+    # The bound of Clopper and Pearson (1934).
+    rate = 1.0 if wrong == len(controls) else float(betaincinv(wrong + 1, len(controls) - wrong, SURE))
     return EarlyStopSummary(
         stopped=len(stopped),
         spent_seconds=sum(note.train_seconds for note in stopped),
         saved_seconds=sum(max(0.0, note.expected_seconds - note.train_seconds) for note in stopped),
         controls=len(controls),
         wrong=wrong,
-        wrong_rate_at_most=_largest_rate(wrong, len(controls)),
+        wrong_rate_at_most=rate if controls else None,
     )
-
-
-def _largest_rate(hits: int, trials: int) -> float | None:
-    if not trials:
-        return None
-    return 1.0 if hits == trials else float(betaincinv(hits + 1, trials - hits, SURE))

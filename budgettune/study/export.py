@@ -8,30 +8,20 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 from budgettune.errors import BudgetTuneError, UsageError
 from budgettune.files import replacing
 from budgettune.records import RECORD_COLUMNS, flat_row, param_column
 from budgettune.storage.answers import param_names
+from budgettune.storage.connection import Engine
 from budgettune.storage.trials import record_batches
 from budgettune.storage.writes import json_text
 from budgettune.text import csv_safe
 
-if TYPE_CHECKING:
-    from budgettune.storage.connection import Engine
-
-FORMATS = ("csv", "json", "parquet")
-
 
 def export(engine: Engine, study_id: int, format: str, out: str | Path | None = None) -> None:  # noqa: A002
-    """Write every trial of a study to a file, all or nothing.
-
-    Args:
-        engine: from `open_engine`, or a handle's.
-        study_id: from `find_study`, or a handle's.
-        format: csv, json or parquet.
-        out: file to write; None or `-` for standard output.
+    """Write every trial of a study as csv, json or parquet to a file, all or nothing; None or `-` for standard output.
 
     Raises:
         UsageError: where the format is unknown or the file cannot be written.
@@ -39,7 +29,7 @@ def export(engine: Engine, study_id: int, format: str, out: str | Path | None = 
     """
     writers = {"csv": _write_csv, "json": _write_json, "parquet": _write_parquet}
     if format not in writers:
-        raise UsageError(f"format {format!r}: choose one of {', '.join(FORMATS)}")
+        raise UsageError(f"format {format!r}: choose one of {', '.join(writers)}")
     with opened(out) as file:
         writers[format](engine, study_id, file)
 

@@ -32,12 +32,7 @@ BORROWED = 4.0  # degrees of freedom that all cells together count for in the no
 
 @dataclass(frozen=True, kw_only=True)
 class EstimatedDeviation:
-    """An estimated standard deviation.
-
-    Attributes:
-        deviation: the estimate.
-        freedom: degrees of freedom behind it.
-    """
+    """An estimated standard deviation, and the degrees of freedom behind it."""
 
     deviation: float
     freedom: float
@@ -45,12 +40,7 @@ class EstimatedDeviation:
 
 @dataclass(frozen=True, kw_only=True)
 class FrontNoise:
-    """What seeds do.
-
-    Attributes:
-        log_seconds: to the logarithm of seconds, in all cells.
-        accuracy: to the accuracy, by cell.
-    """
+    """What seeds do: to the logarithm of seconds in all cells, to the accuracy by cell."""
 
     log_seconds: EstimatedDeviation
     accuracy: Mapping[int, EstimatedDeviation]
@@ -58,49 +48,31 @@ class FrontNoise:
 
 @dataclass(frozen=True, kw_only=True)
 class CellMean:
-    """One configuration over its repeats.
+    """One configuration over its repeats."""
 
-    Attributes:
-        count: repeats.
-        log_seconds: mean of the logarithms.
-        accuracy: mean.
-    """
-
-    count: int
-    log_seconds: float
+    count: int  # repeats
+    log_seconds: float  # mean of the logarithms
     accuracy: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class FrontChance:
-    """A cell against those that are faster, in the mean over all seeds.
+    """A cell against those that are faster, in the mean over all seeds."""
 
-    Attributes:
-        chance: of none of them being as accurate, that is of being on the front.
-        gain: in accuracy over the best of them, expected; 0 where it is behind.
-        loss: the same behind the best of them; 0 where it is ahead.
-    """
-
-    chance: float
-    gain: float
-    loss: float
+    chance: float  # of none of them being as accurate, that is of being on the front
+    gain: float  # in accuracy over the best of them, expected; 0 where it is behind
+    loss: float  # the same behind the best of them; 0 where it is ahead
 
 
 @dataclass(frozen=True, kw_only=True)
 class Certainty:
-    """How sure a study's answers are, by cell.
+    """How sure a study's answers are, by cell, in the mean over all seeds."""
 
-    Attributes:
-        front_chances: of no other cell being both faster and more accurate, in the mean over all seeds.
-        accuracy_intervals: 95% intervals of the mean accuracy over all seeds.
-    """
-
-    front_chances: Mapping[int, float]
-    accuracy_intervals: Mapping[int, tuple[float, float]]
+    front_chances: Mapping[int, float]  # of no other cell being both faster and more accurate
+    accuracy_intervals: Mapping[int, tuple[float, float]]  # of 95%
 
 
-Results = Mapping[int, Sequence[tuple[float, float]]]
-"""Seconds and accuracy of each repeat, by cell."""
+Results = Mapping[int, Sequence[tuple[float, float]]]  # seconds and accuracy of each repeat, by cell
 
 
 def certainty_of(results: Results) -> Certainty | None:

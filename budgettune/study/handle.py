@@ -10,7 +10,6 @@ import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from budgettune.errors import BudgetTuneError, SpecError, StudyExists
@@ -40,10 +39,8 @@ LONGEST_MESSAGE = 2_000  # characters of a failure that a row keeps
 def create_study(spec: StudySpec, url: str, *, skip_if_exists: bool = False) -> StudyHandle:
     """Make a study with one waiting trial per grid cell and repeat, in one transaction.
 
-    Args:
-        spec: the study file.
-        url: of the database; the SQLite file and the tables are made where they are missing.
-        skip_if_exists: open a study of that name and spec that is there already, and queue what it lacks.
+    The SQLite file and the tables are made where they are missing. `skip_if_exists` opens a study of that name and
+    spec that is there already, and queues what it lacks.
 
     Raises:
         StudyExists: where a study of that name is there (or, with `skip_if_exists`, one with other settings).
@@ -69,11 +66,7 @@ def create_study(spec: StudySpec, url: str, *, skip_if_exists: bool = False) -> 
 
 
 def load_study(url: str, name: str | None = None) -> StudyHandle:
-    """Open a study.
-
-    Args:
-        url: of the database.
-        name: may be left out where the database holds exactly one study.
+    """Open a study; its name may be left out where the database holds exactly one.
 
     Raises:
         StudyNotFound: where there is no such study.
@@ -103,7 +96,6 @@ class StudyHandle:
     Attributes:
         spec: the study file as the database has it.
         url: of the database, with its password.
-        study_id: Optuna's.
         engine: for `budgettune.storage.answers`.
     """
 
@@ -121,9 +113,7 @@ class StudyHandle:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __repr__(self) -> str:
@@ -207,11 +197,8 @@ class StudyHandle:
     def fail(self, claim: Claim, failure_kind: str, message: str, *, keeps_params: bool = True) -> bool:
         """Fail a trial; its cell is queued again unless it was given up. Return whether it was queued.
 
-        Args:
-            claim: from `claim`.
-            failure_kind: a short word such as `out-of-memory`.
-            message: the reason, for people.
-            keeps_params: whether the next try may copy its params; else `reconcile` queues its cell.
+        The kind is a short word such as `out-of-memory`. `keeps_params` says whether the next try may copy its params;
+        else `reconcile` queues its cell.
         """
         attempts = self.spec.sampler.max_attempts
         message = redact(message[: 2 * LONGEST_MESSAGE])[:LONGEST_MESSAGE]
@@ -264,7 +251,6 @@ class StudyHandle:
         return state_counts(self.engine, self.study_id)
 
     def summary(self) -> StudySummary:
-        """Return the study in a line, as `list_studies` does."""
         return summary_of(self.engine, self.study_id, self.name, self.spec)
 
     def early_stops(self) -> EarlyStopSummary | None:

@@ -23,19 +23,16 @@ from budgettune.storage.writes import NewTrial
 from budgettune.text import one_line
 
 SHOWN = 50  # slots named in a line for people
+UNRECORDED = ("unknown", "no reason was recorded")
 
 
 @dataclass(frozen=True)
 class GivenUp:
-    """A slot that failed as often as the spec allows.
-
-    Attributes:
-        reasons: of the failed tries, oldest first, each with its kind in front.
-    """
+    """A slot that failed as often as the spec allows."""
 
     cell: int
     repeat: int
-    reasons: tuple[str, ...]
+    reasons: tuple[str, ...]  # of the failed tries, oldest first, each with its kind in front
 
     @property
     def slot(self) -> Slot:
@@ -47,15 +44,11 @@ class GivenUp:
 
 @dataclass(frozen=True)
 class Queued:
-    """A slot to try (again).
-
-    Attributes:
-        source: trial that has the params; None where the spec's grid has them, or a sampler must draw them.
-    """
+    """A slot to try (again)."""
 
     slot: Slot
     attempt: int
-    source: int | None = None
+    source: int | None = None  # trial that has the params; None where the grid has them, or a sampler must draw them
 
     def row_keys(self, spec: StudySpec) -> dict[str, int]:
         """Return the user attributes that say which cell, repeat and attempt a trial is."""
@@ -65,23 +58,14 @@ class Queued:
 
 @dataclass(frozen=True)
 class Verification:
-    """Whether a study holds exactly one trial for each cell and repeat that is complete or was stopped early.
+    """Whether a study holds exactly one trial for each cell and repeat that is complete or was stopped early."""
 
-    Attributes:
-        cells: cells × repeats that the study wants (for a sampled study without an end: those drawn so far).
-        complete: how many of them have exactly one complete trial.
-        stopped: how many have exactly one that the study's rule stopped early instead.
-        missing: those with neither that may still get one.
-        doubled: those with more than one.
-        given_up: those that failed too often.
-    """
-
-    cells: int
-    complete: int
-    missing: tuple[Slot, ...] = ()
-    doubled: tuple[Slot, ...] = ()
+    cells: int  # cells × repeats that the study wants (for a sampled study without an end: those drawn so far)
+    complete: int  # how many of them have exactly one complete trial
+    missing: tuple[Slot, ...] = ()  # those without one, complete or stopped, that may still get it
+    doubled: tuple[Slot, ...] = ()  # those with more than one
     given_up: tuple[GivenUp, ...] = ()
-    stopped: int = 0
+    stopped: int = 0  # how many have exactly one that the study's rule stopped early instead
 
     @property
     def whole(self) -> bool:
@@ -206,14 +190,11 @@ class Ledger:
 
     def given_up(self, cell: int | None = None) -> tuple[GivenUp, ...]:
         """Return the slots (of one cell, or all) that failed too often, with their reasons."""
-        given_up = []
-        for slot in self._slots(self._cells()):
-            if cell in (None, slot.cell) and self.is_given_up(slot):
-                tries = (
-                    row.failure or ("unknown", "no reason was recorded") for row in self._rows[slot] if row.uses_attempt
-                )
-                given_up.append(GivenUp(*slot, reasons=tuple(f"{kind}: {message}" for kind, message in tries)))
-        return tuple(given_up)
+        slots = (slot for slot in self._slots(self._cells()) if cell in (None, slot.cell) and self.is_given_up(slot))
+        return tuple(
+            GivenUp(*slot, tuple(": ".join(row.failure or UNRECORDED) for row in self._rows[slot] if row.uses_attempt))
+            for slot in slots
+        )
 
     def to_queue(self) -> list[Queued]:
         """Return the slots that need a new row now."""
@@ -266,9 +247,7 @@ class Ledger:
 
 def new_trials(spec: StudySpec, queue: Sequence[Queued]) -> list[NewTrial]:
     """Return the waiting rows of slots; the params of a grid cell come from the spec, others from an earlier trial."""
-    if not queue:
-        return []
-    if spec.sampler.name != "grid":
+    if not queue or spec.sampler.name != "grid":
         return [NewTrial("WAITING", each.row_keys(spec), params_of=each.source) for each in queue]
     from budgettune.study.sampling import grid_params
 

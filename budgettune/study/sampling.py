@@ -1,4 +1,4 @@
-"""Search spaces as Optuna's distributions, and samplers whose every draw has a seed of its own.
+"""Search spaces as Optuna's distributions, and points of samplers whose every draw has a seed of its own.
 
 A sampler's state is not stored by Optuna: two workers, or one that comes back, that seed it alike draw the same points
 again. Here each draw gets a fresh sampler, seeded by the study's seed and the trial's number.
@@ -23,7 +23,6 @@ from optuna.distributions import (
 )
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
-from optuna.trial import FrozenTrial
 
 from budgettune.spec.study_spec import StudySpec
 from budgettune.spec.tables import AxisSpec, RangeSpec, SamplerSpec, Scalar
@@ -38,38 +37,6 @@ SAMPLERS: dict[str, type[BaseSampler]] = {
     "random": optuna.samplers.RandomSampler,
 }
 Point = tuple[tuple[str, float], ...]
-
-
-class SeededPerTrial(BaseSampler):
-    """One of Optuna's samplers, made afresh for each trial with a seed from (study seed, trial number)."""
-
-    def __init__(self, name: str, seed: int) -> None:
-        self._name = name
-        self._seed = seed
-        self._number: int | None = None
-        self._inner: BaseSampler | None = None
-
-    def _for(self, trial: FrozenTrial) -> BaseSampler:
-        if self._inner is None or self._number != trial.number:
-            self._inner = SAMPLERS[self._name](seed=draw_seed(self._seed, trial.number))  # type: ignore[call-arg]
-            self._number = trial.number
-        return self._inner
-
-    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        self._for(trial).before_trial(study, trial)
-
-    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        return self._for(trial).infer_relative_search_space(study, trial)
-
-    def sample_relative(
-        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        return self._for(trial).sample_relative(study, trial, search_space)
-
-    def sample_independent(
-        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
-    ) -> Any:
-        return self._for(trial).sample_independent(study, trial, param_name, param_distribution)
 
 
 def draw_seed(study_seed: int, number: int) -> int:
@@ -112,9 +79,10 @@ def propose(
     storage: BaseStorage, study_name: str, spec: SamplerSpec, trial_id: int, space: Mapping[str, BaseDistribution]
 ) -> dict[str, Any]:
     """Return the point that the study's sampler draws for a trial that exists and has no params yet."""
+    trial = storage.get_trial(trial_id)
+    sampler = _sampler(spec, space, trial.number)
     # A new study object each time: it keeps the trials that it first saw.
-    study = optuna.load_study(study_name=study_name, storage=storage, sampler=_sampler(spec, space))
-    trial, sampler = storage.get_trial(trial_id), study.sampler
+    study = optuna.load_study(study_name=study_name, storage=storage, sampler=sampler)
     sampler.before_trial(study, trial)
     together = sampler.infer_relative_search_space(study, trial)
     params = sampler.sample_relative(study, trial, {name: space[name] for name in together if name in space})
@@ -124,9 +92,9 @@ def propose(
     }
 
 
-def _sampler(spec: SamplerSpec, space: Mapping[str, BaseDistribution]) -> BaseSampler:
+def _sampler(spec: SamplerSpec, space: Mapping[str, BaseDistribution], number: int) -> BaseSampler:
     if spec.name != "cost":
-        return SeededPerTrial(spec.name, spec.seed)
+        return SAMPLERS[spec.name](seed=draw_seed(spec.seed, number))  # type: ignore[call-arg]
     from budgettune.predict.sampler.cost_sampler import CostSampler
 
     trials = None if spec.trials is None else spec.trials * spec.first_repeats

@@ -20,32 +20,22 @@ from budgettune.study.ledger import GivenUp, Ledger
 
 logger = logging.getLogger(__name__)
 
+# Between the end of a trial and the next beginning: longer means that no worker was there.
 LONGEST_IDLE = timedelta(seconds=60)
-"""Between the end of a trial and the next beginning: longer means that no worker was there."""
 
 
 @dataclass(frozen=True)
 class StudySummary:
-    """A study in a line.
-
-    Attributes:
-        cells: cells × repeats that it wants; None for a sampled study without an end, or where there is a fault.
-        states: trials in each state.
-        devices: kinds of machine that its times come from.
-        train_seconds: spent on the clock by all finished trials.
-        seconds_left: estimate at the present number of workers (one, where none runs); None where nothing tells.
-        given_up: cells and repeats that failed too often.
-        fault: why this budgettune cannot work on it, None where it can.
-    """
+    """A study in a line."""
 
     name: str
-    cells: int | None
-    states: dict[str, int]
-    devices: tuple[str, ...]
-    train_seconds: float
-    seconds_left: float | None
+    cells: int | None  # cells × repeats that it wants; None for a sampled study without an end, or with a fault
+    states: dict[str, int]  # trials in each
+    devices: tuple[str, ...]  # kinds of machine that its times come from
+    train_seconds: float  # spent on the clock by all finished trials
+    seconds_left: float | None  # at the present number of workers (one, where none runs); None where nothing tells
     given_up: tuple[GivenUp, ...] = ()
-    fault: str | None = None
+    fault: str | None = None  # why this budgettune cannot work on it, None where it can
 
 
 def study_names(url: str) -> list[str]:
@@ -88,13 +78,9 @@ def list_studies(url: str) -> list[StudySummary]:
 
 
 def trials_per_hour(latest: Sequence[TrialRecord]) -> float | None:
-    """Return how many trials end in an hour, by those that ended last: since the last time that nothing ran.
+    """Return how many trials end in an hour, by those that ended since the last time that nothing ran.
 
-    Args:
-        latest: complete trials, latest first.
-
-    Returns:
-        None where no trial tells when it began and ended.
+    Takes complete trials, latest first; None where none tells when it began and ended.
     """
     spans = [
         (datetime.fromisoformat(record.started_at), datetime.fromisoformat(record.completed_at))
@@ -114,13 +100,11 @@ def trials_per_hour(latest: Sequence[TrialRecord]) -> float | None:
 def summary_of(
     engine: Engine, study_id: int, name: str, spec: StudySpec | None, fault: str | None = None
 ) -> StudySummary:
-    """Return one study in a line."""
     states = state_counts(engine, study_id)
     seconds = [taken for taken, _ in objective_points(engine, study_id)]
     with reading(engine) as connection:
-        rows = [] if spec is None else slot_rows(connection, study_id)
+        ledger = None if spec is None else Ledger(spec, slot_rows(connection, study_id))
         devices = sorted(machine_keys(connection, study_id))
-    ledger = None if spec is None else Ledger(spec, rows)
     seconds_left, left = None, None if ledger is None else ledger.left_count()
     if left == 0:
         seconds_left = 0.0

@@ -16,17 +16,11 @@ from budgettune.study.handle import StudyHandle
 
 logger = logging.getLogger(__name__)
 
-LOOK_SECONDS = 5.0
-"""Between looks for trials that other workers have finished."""
+LOOK_SECONDS = 5.0  # between looks for trials that other workers have finished
 
 
 class FinishedTrials:
-    """The finished trials of a study that a trial on this machine is compared with.
-
-    Args:
-        study: whose.
-        machine_key: kind of machine that their times must come from; None for any.
-    """
+    """The finished trials of a study that a trial is compared with, of one kind of machine (None for any)."""
 
     def __init__(
         self, study: StudyHandle, machine_key: str | None, clock: Callable[[], float] = time.monotonic
@@ -41,27 +35,20 @@ class FinishedTrials:
         if self._clock() - self._looked_at >= LOOK_SECONDS:
             self._looked_at = self._clock()
             try:
-                self._read_new()
+                records = trial_records(
+                    self._study.engine, self._study.study_id, states={"COMPLETE"}, leave_out=self._numbers_read
+                )
             except StorageError as error:  # those that are known will do
                 logger.warning("finished trials not read: %s", error)
+                return self._rivals
+            self._numbers_read |= {record.number for record in records}
+            fair = (each for each in records if not each.extra and self._machine_key in (None, each.device_name))
+            self._rivals += tuple(filter(None, map(Rival.of, fair)))
         return self._rivals
-
-    def _read_new(self) -> None:
-        engine, study_id = self._study.engine, self._study.study_id
-        records = trial_records(engine, study_id, states={"COMPLETE"}, leave_out=self._numbers_read)
-        self._numbers_read |= {record.number for record in records}
-        fair = (record for record in records if not record.extra and self._machine_key in (None, record.device_name))
-        self._rivals += tuple(rival for rival in map(Rival.of, fair) if rival is not None)
 
 
 class TrialJudge:
-    """The rule applied to one running trial, after each epoch that is evaluated.
-
-    Args:
-        spec: of the study.
-        claim: the trial.
-        rivals: returns the finished trials.
-    """
+    """The rule applied to one running trial, after each epoch that is evaluated."""
 
     def __init__(self, spec: StudySpec, claim: Claim, rivals: Callable[[], tuple[Rival, ...]]) -> None:
         self._train, self._confidence, self._rivals = spec.resolve(claim.params).train, spec.stopping.confidence, rivals

@@ -26,8 +26,7 @@ from budgettune.worker.signals import DRAIN_ORDER, ORDERS_VARIABLE, StopFlag
 
 FIRST_PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 60.0
-EARLY_SECONDS = 60.0
-"""A child that lives longer did useful work: its death begins a new count."""
+EARLY_SECONDS = 60.0  # a child that lives longer did useful work: its death begins a new count
 EARLY_DEATHS = 5
 POLL_SECONDS = 0.1
 STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
@@ -38,17 +37,11 @@ WorkerCommand = Callable[["Member", float], list[str]]
 
 @dataclass(frozen=True)
 class Member:
-    """One place in a fleet.
+    """One place in a fleet."""
 
-    Attributes:
-        name: in front of each line that its process prints.
-        environment: added to the parent's.
-        options: of its worker.
-    """
-
-    name: str
+    name: str  # in front of each line that its process prints
     options: WorkerOptions
-    environment: Mapping[str, str] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)  # added to the parent's
 
 
 class Aftermath(NamedTuple):
@@ -60,12 +53,9 @@ class Aftermath(NamedTuple):
 
 
 def after_end(status: int, lived_seconds: float, early_deaths: int) -> Aftermath:
-    """Decide what follows when a child ends by itself.
+    """Decide what follows when a child ends by itself, after so many early deaths in a row before this one.
 
-    Args:
-        status: exit status, negative for a signal that killed it.
-        lived_seconds: from its start to its end.
-        early_deaths: in a row before this end.
+    A negative status is that of a signal that killed it.
     """
     if status == 0 or status in STOPPED:  # nothing left to do, or somebody told this child alone to stop
         return Aftermath("done")
@@ -79,11 +69,8 @@ def after_end(status: int, lived_seconds: float, early_deaths: int) -> Aftermath
 def plan_fleet(options: WorkerOptions, processes: int | None, gpus: Sequence[str], cores: int) -> list[Member]:
     """Return the members of a fleet; none where one worker in this process will do.
 
-    Args:
-        options: of the whole; `trials` and cores are shared out.
-        processes: asked for; None for one per GPU, or one on the CPU.
-        gpus: names of this box's GPUs as CUDA_VISIBLE_DEVICES takes them.
-        cores: that may be shared out.
+    The trials of the options, and the cores, are shared out. Processes None means one per GPU, or one on the CPU; GPUs
+    are named as CUDA_VISIBLE_DEVICES takes them.
 
     Raises:
         UsageError: for several processes on one GPU, whose times would disturb each other.
@@ -214,23 +201,24 @@ def run_fleet(
 ) -> int:
     """Run a worker per member until all have ended, and return the exit status of the whole.
 
-    Args:
-        members: from `members_here`.
-        command: from `worker_command`, or a stand-in.
-        url: of the database.
-        stop: passed on to the children; a second signal kills them.
-        say: takes each line of their output, with the child's name in front.
-        clock: seconds that only ever grow.
+    A stop is passed on to the children; a second signal kills them. `say` takes each line of their output, and its name.
 
     Returns:
         0 when the work is done, 128 + the signal that ended it, 1 where every child was given up.
     """
     children = [Child(member, say) for member in members]
     environment = {**os.environ, "BUDGETTUNE_STORAGE": url}
-    stop.before_exit = lambda: _kill(children)
+
+    def kill_all() -> None:
+        for child in children:
+            child.kill()
+
+    stop.before_exit = kill_all
     began, last_order = clock(), b""
     while any(child.outcome is None for child in children):
-        order = _order(stop)
+        order = DRAIN_ORDER if stop.is_set else b""
+        if stop.signal_number is not None:
+            order = str(int(stop.signal_number)).encode()
         if order != last_order:
             last_order = order
             for child in children:
@@ -241,15 +229,3 @@ def run_fleet(
     if stop.signal_number is not None:
         return 128 + stop.signal_number
     return int(all(child.outcome == "give-up" for child in children))
-
-
-def _kill(children: Sequence[Child]) -> None:
-    for child in children:
-        child.kill()
-
-
-def _order(stop: StopFlag) -> bytes:
-    """Return what the children should be told now; nothing where they go on."""
-    if stop.signal_number is not None:
-        return str(int(stop.signal_number)).encode()
-    return DRAIN_ORDER if stop.is_set else b""

@@ -32,8 +32,8 @@ from budgettune.worker.watchdog import Heartbeat, TrialLimit
 
 logger = logging.getLogger(__name__)
 
+# Unexpected failures after which a worker blames itself or the study's code, and stops using up attempts.
 FAILURES_IN_A_ROW = 5
-"""Unexpected failures after which a worker blames itself or the study's code, and stops using up attempts."""
 
 
 def run_worker(
@@ -55,8 +55,7 @@ def run_worker(
         DataError: where this box cannot read a study's images; the trial goes back unharmed.
         BudgetTuneError: where trial after trial fails in code that is not ours.
     """
-    worker = _Worker(url, study, options or WorkerOptions(), stop or StopFlag(), listener or Listener())
-    return worker.run()
+    return _Worker(url, study, options or WorkerOptions(), stop or StopFlag(), listener or Listener()).run()
 
 
 @dataclass

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,13 +14,11 @@ from budgettune.predict.predictor import unmeasured
 from budgettune.predict.workload import Workload
 from budgettune.records import StepProbe
 from budgettune.spec.study_spec import StudySpec
+from budgettune.storage.connection import Engine
 from budgettune.storage.studies import add_probes, read_probes
 from budgettune.storage.trials import trial_records
 from budgettune.training.device import Device, pick_device
 from budgettune.training.profile.probe import Probe, probe_images
-
-if TYPE_CHECKING:
-    from budgettune.storage.connection import Engine
 
 SECONDS_OF_STEPS = 0.3
 FEWEST_STEPS, MOST_STEPS = 5, 50
@@ -39,14 +36,7 @@ def probe_here(
 ) -> str:
     """Probe a study in this process; return the kind of machine that this is.
 
-    Args:
-        engine: of the database.
-        study_id: of the study.
-        spec: of the study.
-        limit_seconds: after which no further probe begins.
-        device: auto, cpu, cuda or cuda:N.
-        threads: of the CPU; None for every usable core.
-        say: takes what happens, a line at a time.
+    After `limit_seconds` no further probe begins; `threads` None means every usable core.
 
     Raises:
         StudyNotFound: where the study was deleted meanwhile.
@@ -75,12 +65,8 @@ def probe_study(
     records = trial_records(engine, study_id, documents=False)
     known = read_probes(engine, study_id).get(machine_key, [])
     ends = time.perf_counter() + limit_seconds
-    probes = probe_steps(
-        unmeasured(spec, records, known, machine_key),
-        device,
-        should_stop=lambda: should_stop() or time.perf_counter() >= ends,
-        say=say,
-    )
+    steps = unmeasured(spec, records, known, machine_key)
+    probes = probe_steps(steps, device, should_stop=lambda: should_stop() or time.perf_counter() >= ends, say=say)
     if probes:
         add_probes(engine, study_id, machine_key, probes)
     return probes

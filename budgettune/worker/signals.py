@@ -7,16 +7,15 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, Self
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 DRAIN_SIGNAL: signal.Signals | None = getattr(signal, "SIGUSR1", None)  # Windows has none
 DRAIN_ORDER = b"drain"
+# Set by a fleet for its children: orders come on standard input, and its end means that the fleet is gone.
 ORDERS_VARIABLE = "BUDGETTUNE_ORDERS_ON_STDIN"
-"""Set by a fleet for its children: orders come on standard input, and its end means that the fleet is gone."""
-ORPHAN_SECONDS = 30.0
-"""For which an orphan may take to hand its trial back."""
+ORPHAN_SECONDS = 30.0  # that an orphan may take to hand its trial back
 
 
 class StopFlag:
@@ -76,9 +75,7 @@ class StopFlag:
             self._previous = {number: signal.signal(number, self._on_signal) for number in numbers}
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous = {}
@@ -105,17 +102,12 @@ class StopFlag:
         # Not through sys.stdin: a thread that waits in its buffer makes the interpreter abort when it ends.
         while orders := os.read(descriptor, 4096):
             for order in orders.split():
-                self._obey(order)
+                if order == DRAIN_ORDER:
+                    self.drain()
+                else:
+                    # Never at once, as a second signal ends the process: a service manager may signal parent and
+                    # children alike, and the parent's order must not count as a second signal.
+                    self._stop_for(int(order))
         self.request()
         time.sleep(ORPHAN_SECONDS)
         os._exit(1)
-
-    def _obey(self, order: bytes) -> None:
-        """Drain, or stop as for the signal of that number; unlike signals, orders never end the process at once.
-
-        A service manager may signal parent and children alike: the parent's order must not count as a second signal.
-        """
-        if order == DRAIN_ORDER:
-            self.drain()
-        else:
-            self._stop_for(int(order))

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from budgettune.errors import StorageError, StudyNotFound
@@ -33,22 +32,15 @@ ASIDE_SUFFIX = ".set-aside"
 
 @dataclass(frozen=True)
 class Spooled:
-    """One result on its way.
+    """One result on its way."""
 
-    Attributes:
-        storage: hash that names the database without a password.
-        study_id: the study's number there.
-        spec: hash of the study's spec; a study made anew under the same name differs in one of the two.
-        allow_mixed: whether the worker was told to mix kinds of machine.
-    """
-
-    storage: str
+    storage: str  # hash that names the database without a password
     study: str
     study_id: int
-    spec: str
+    spec: str  # hash of the study's spec; a study made anew under the same name differs in this or its id
     claim: Claim
     result: TrialResult
-    allow_mixed: bool = False
+    allow_mixed: bool = False  # whether the worker was told to mix kinds of machine
 
     def to_json(self) -> str:
         return json.dumps({**vars(self), "claim": asdict(self.claim), "result": self.result.to_json()})
@@ -62,11 +54,7 @@ class Spooled:
 
 
 class Spool:
-    """The folder of results on their way.
-
-    Args:
-        folder: else BUDGETTUNE_SPOOL, else `budgettune/spool` in the user's folder for state.
-    """
+    """The folder of results on their way; `default_folder` where none is given."""
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder or default_folder()
@@ -97,13 +85,7 @@ class Spool:
     ) -> bool | None:
         """Keep a result, then record it, asking again for a while where the database does not answer.
 
-        Args:
-            study: that the trial is of.
-            claim: the trial.
-            result: of the trial.
-            patience_seconds: for which to ask.
-            wait: sleeps for some seconds, and returns whether somebody asked to stop.
-            allow_mixed: as `StudyHandle.complete` takes it.
+        `wait` sleeps for some seconds, and returns whether somebody asked to stop.
 
         Returns:
             whether the result is the one that counts for its cell, as `StudyHandle.complete` does; None where
@@ -230,5 +212,5 @@ def storage_identity(url: str) -> str:
 
 
 def _spec_hash(study: StudyHandle) -> str:
-    document: dict[str, Any] = study.spec.to_document()
-    return hashlib.sha256(json.dumps(document, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    text = json.dumps(study.spec.to_document(), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from types import TracebackType
 from typing import Self
 
 from budgettune.errors import TrialTimeout
@@ -20,10 +19,8 @@ from budgettune.text import format_duration
 
 logger = logging.getLogger(__name__)
 
-HUNG_STATUS = 75
-"""Exit status of a worker whose trial hung: EX_TEMPFAIL of sysexits.h, start me again."""
-RECORDING_SECONDS = 20.0
-"""For which the end of a hung trial may wait for the database."""
+HUNG_STATUS = 75  # exit status of a worker whose trial hung: EX_TEMPFAIL of sysexits.h, start me again
+RECORDING_SECONDS = 20.0  # for which the end of a hung trial may wait for the database
 
 
 class Heartbeat:
@@ -39,9 +36,7 @@ class Heartbeat:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._done.set()
         self._thread.join(timeout=5)
 
@@ -101,9 +96,7 @@ class TrialLimit:
                 faulthandler.dump_traceback_later(last_seconds, exit=True, file=sys.__stderr__ or sys.stderr)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._done.set()
         if self._seconds is not None:
             faulthandler.cancel_dump_traceback_later()
