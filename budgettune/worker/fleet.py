@@ -201,7 +201,7 @@ def run_fleet(
 ) -> int:
     """Run a worker per member until all have ended, and return the exit status of the whole.
 
-    A stop is passed on to the children; a second signal kills them. `say` takes their output by the line, its name in front.
+    A stop is passed on to the children; a second signal kills them. `say` takes their lines, each behind its name.
 
     Returns:
         0 when the work is done, 128 + the signal that ended it, 1 where every child was given up.
