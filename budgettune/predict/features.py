@@ -12,7 +12,7 @@ import numpy as np
 from budgettune.predict.regression import Floats, Inputs, Ints
 from budgettune.predict.search_axes import SearchAxis, search_axes
 from budgettune.predict.workload import Workload
-from budgettune.spec.documents import SCALE_KEYS
+from budgettune.spec.tables import SCALE_KEYS
 from budgettune.spec.study_spec import StudySpec
 
 GROWTH = (0.3, 0.2)

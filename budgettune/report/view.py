@@ -13,7 +13,8 @@ import numpy as np
 from budgettune.errors import NothingToDraw, UsageError
 from budgettune.records import TrialRecord
 from budgettune.report.axes import FigureAxis, Search, searched_axes, value_text
-from budgettune.spec.documents import SCALE_KEYS, full_key
+from budgettune.spec.documents import full_key
+from budgettune.spec.tables import SCALE_KEYS
 from budgettune.study.pareto import undominated
 from budgettune.text import format_duration
 

@@ -1,4 +1,4 @@
-"""A study file as nested dicts: TOML, dotted keys, what `--set` changes; and what is wrong with one, in words."""
+"""A study file as nested dicts: dotted keys, what `--set` changes; and what is wrong with one, in words."""
 
 from __future__ import annotations
 
@@ -23,30 +23,13 @@ SHORT_KEYS = {
 }
 """Search keys that stand for a longer one."""
 
-SCALE_KEYS = ("model.scale", "model.width_scale", "model.depth_scale")
-"""Settings that size the network."""
-
-
 FAULTS_SHOWN = 5
 _repr = reprlib.Repr()  # goes only so deep
 _repr.maxstring = _repr.maxother = _repr.maxlong = 60
 
 
 def full_key(key: str) -> str:
-    """Return the dotted key that a search key stands for."""
     return SHORT_KEYS.get(key, key)
-
-
-def parse_toml(text: str, source: str) -> dict[str, Any]:
-    """Return TOML as nested dicts.
-
-    Raises:
-        SpecError: where it is not TOML.
-    """
-    try:
-        return tomllib.loads(text)
-    except (ValueError, RecursionError) as error:  # also where a number has thousands of digits
-        raise SpecError(f"{source}: not valid TOML: {error}") from None
 
 
 def flatten(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -77,11 +60,10 @@ def apply_override(document: dict[str, Any], override: str) -> None:
         return
     key = full_key(key)
     document["search"] = {axis: v for axis, v in document.get("search", {}).items() if full_key(axis) != key}
-    set_value(document, key, value, source="--set")
+    set_value(document, key, value, prefix="--set: ")
 
 
 def _override_value(text: str) -> Any:
-    """Return a text as the TOML value that it is, or else as it stands."""
     try:
         document = tomllib.loads(f"value = {text}")
     except (ValueError, RecursionError):
@@ -89,11 +71,11 @@ def _override_value(text: str) -> Any:
     return document["value"] if len(document) == 1 else text.strip()
 
 
-def set_value(document: dict[str, Any], key: str, value: Any, source: str) -> None:
+def set_value(document: dict[str, Any], key: str, value: Any, prefix: str = "") -> None:
     """Set a dotted key of a document in place, and drop what excludes it; None takes the key out.
 
     Raises:
-        SpecError: where part of the key is no table.
+        SpecError: where part of the key is no table; its text begins with the prefix.
     """
     if rival := {"train.epochs": "budget", "train.budget": "epochs"}.get(key):
         # The last word wins: who sets a budget does not want to unset the epochs first.
@@ -103,7 +85,7 @@ def set_value(document: dict[str, Any], key: str, value: Any, source: str) -> No
     for table in tables:
         target = target.setdefault(table, {})
         if not isinstance(target, dict):
-            raise SpecError(f"{source}: {key}: unknown key")
+            raise SpecError(f"{prefix}{key}: unknown key")
     if value is None:
         target.pop(name, None)
     else:

@@ -16,9 +16,8 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
@@ -72,16 +71,10 @@ def _once_scored(spec: PruningSpec, epoch: int, progress: float) -> float:
     return float(spec.scores is not None or (epoch > 0 and progress >= spec.score_until))
 
 
-@dataclass(frozen=True)
-class BundledStrategy:
-    """A strategy that comes with the package.
+class BundledStrategy(NamedTuple):
+    """A strategy that comes with the package."""
 
-    Attributes:
-        path: of its class as module:Class in `training.pruning`; text, because reading a study file loads no torch.
-        drop_share: what part of its largest drop it makes in an epoch; the same in all where left out.
-    """
-
-    path: str
+    path: str  # of its class as module:Class in `training.pruning`; text, because reading a study file loads no torch
     drop_share: DropShare = _everywhere
 
 
@@ -111,65 +104,46 @@ STRATEGIES = {
 
 
 class PruningSpec(SpecModel):
-    """`[pruning]`: which samples an epoch keeps. Behind each key stand the strategies that read it.
-
-    Attributes:
-        prune_rate: fraction of a run's sample visits that are dropped, in expectation.
-        refresh_every: everything is kept every that many epochs (stale-quantile, paper-as-coded).
-        replacement: each epoch is drawn afresh (true), or epochs walk a permutation (false) (random).
-        reselect_every: epochs between two choices (epsilon-greedy, ucb, craig).
-        rescore_every: epochs between two forward passes on all samples (stale-selective-backprop).
-        history: last losses that make up the distribution (selective-backprop).
-        criterion: samples below the mean loss are dropped, or any at `random` (infobatch).
-        delta: progress at which the last epochs begin, which drop nothing (infobatch) or at random (seta).
-        random_share: part of the drop that is made at random (seta).
-        groups: of samples by their loss, through which a window slides (seta).
-        epsilon: part of what is kept that is drawn at random (epsilon-greedy).
-        smoothing: weight of the newest loss in a moving average (epsilon-greedy, ucb).
-        exploration: deviations that are added to the mean (ucb).
-        confidence: with which a hidden sample must be classified correctly (kakurenbo).
-        scores: a file of your own, one number per training sample as .npy, high for hard, in place of computed scores
-            (el2n, grand, forgetting, ccs, prototypes, reference-model).
-        side: which samples by their score are kept (el2n, grand, forgetting, prototypes, reference-model).
-        score_until: progress up to which everything is kept and scored in passing (forgetting, ccs, prototypes).
-        cutoff: hardest fraction that is always dropped (ccs).
-        strata: ranges of scores that are kept alike (ccs).
-        clusters: of k-means; None for one per class (prototypes).
-        helper_epochs: of each helper model that is trained on the clock (el2n, grand, rho-loss, reference-model).
-        helper_runs: helpers whose scores are averaged (el2n, grand).
-        helper_scale: `model.scale` of a helper (rho-loss, reference-model).
-        when: `always`, or `auto`: `study create` sets strategy and prune_rate to what the evidence supports.
-        evidence: file that `budgettune compare --out` wrote, for `auto`.
-        decided: what `study create` decided on that evidence, and why.
-    """
+    """`[pruning]`: which samples an epoch keeps. After the colon stand the strategies that read a key."""
 
     strategy: Annotated[str, code_or(*STRATEGIES)] = "stale-quantile"
-    prune_rate: float = Field(0.0, ge=0, lt=1)
+    prune_rate: float = Field(0.0, ge=0, lt=1)  # fraction of a run's sample visits that are dropped, in expectation
+    # Everything is kept every that many epochs: stale-quantile, paper-as-coded.
     refresh_every: int = Field(5, ge=1)
+    # Each epoch is drawn afresh (true), or epochs walk a permutation (false): random.
     replacement: bool = False
-    reselect_every: int = Field(5, ge=1)
+    reselect_every: int = Field(5, ge=1)  # epochs between two choices: epsilon-greedy, ucb, craig
+    # Epochs between two forward passes on all samples: stale-selective-backprop.
     rescore_every: int = Field(3, ge=1)
-    history: int = Field(1_024, ge=1)
+    history: int = Field(1_024, ge=1)  # last losses that make up the distribution: selective-backprop
+    # Samples below the mean loss are dropped, or any at `random`: infobatch.
     criterion: Literal["loss", "random"] = "loss"
+    # Progress at which the last epochs begin, which drop nothing (infobatch) or at random (seta).
     delta: float = Field(0.875, gt=0, le=1)
-    random_share: float = Field(0.25, ge=0, le=1)
-    groups: int = Field(10, ge=1)
-    epsilon: float = Field(0.1, ge=0, le=1)
-    smoothing: float = Field(0.5, gt=0, le=1)
-    exploration: float = Field(1.0, ge=0)
-    confidence: float = Field(0.7, ge=0, lt=1)
+    random_share: float = Field(0.25, ge=0, le=1)  # part of the drop that is made at random: seta
+    groups: int = Field(10, ge=1)  # of samples by their loss, through which a window slides: seta
+    epsilon: float = Field(0.1, ge=0, le=1)  # part of what is kept that is drawn at random: epsilon-greedy
+    smoothing: float = Field(0.5, gt=0, le=1)  # weight of the newest loss in a moving average: epsilon-greedy, ucb
+    exploration: float = Field(1.0, ge=0)  # deviations that are added to the mean: ucb
+    confidence: float = Field(0.7, ge=0, lt=1)  # with which a hidden sample must be classified correctly: kakurenbo
+    # A file of your own, one number per training sample as .npy, high for hard, in place of computed scores: el2n,
+    # grand, forgetting, ccs, prototypes, reference-model, rho-loss.
     scores: str | None = None
+    # Which samples by their score are kept: el2n, grand, forgetting, prototypes, reference-model.
     side: Literal["hard", "middle", "easy"] = "hard"
+    # Progress up to which everything is kept and scored in passing: forgetting, ccs, prototypes.
     score_until: float = Field(0.2, ge=0, lt=1)
-    cutoff: float = Field(0.1, ge=0, lt=1)
-    strata: int = Field(50, ge=1)
-    clusters: int | None = Field(None, ge=1)
+    cutoff: float = Field(0.1, ge=0, lt=1)  # hardest fraction that is always dropped: ccs
+    strata: int = Field(50, ge=1)  # ranges of scores that are kept alike: ccs
+    clusters: int | None = Field(None, ge=1)  # of k-means; None for one per class: prototypes
+    # Epochs of each helper model that is trained on the clock: el2n, grand, rho-loss, reference-model.
     helper_epochs: int = Field(3, ge=1)
-    helper_runs: int = Field(1, ge=1)
-    helper_scale: float = Field(0.5, gt=0, le=64)
+    helper_runs: int = Field(1, ge=1)  # helpers whose scores are averaged: el2n, grand
+    helper_scale: float = Field(0.5, gt=0, le=64)  # `model.scale` of a helper: rho-loss, reference-model
+    # `auto`: `study create` sets strategy and prune_rate to what the evidence supports.
     when: Literal["always", "auto"] = "always"
-    evidence: str | None = None
-    decided: str | None = None
+    evidence: str | None = None  # file that `budgettune compare --out` wrote, for `auto`
+    decided: str | None = None  # what `study create` decided on that evidence, and why
 
     @model_validator(mode="after")
     def _auto_needs_evidence(self) -> Self:
@@ -200,7 +174,12 @@ def largest_drop(spec: PruningSpec, epochs: int | None) -> float:
     if spec.strategy == "paper-as-coded" or spec.prune_rate == 0:
         return spec.prune_rate
     if spec.prune_rate > (limit := rate_limit(spec, epochs)) - 1e-9:
-        raise SpecError(_out_of_reach(spec, epochs, limit))
+        run = "a time budget" if epochs is None else f"{epochs} epoch{'s' if epochs != 1 else ''}"
+        reach = f"stay below {math.floor(limit * 1e4) / 1e4:g}" if limit > 0 else "only 0 is within reach"
+        raise SpecError(
+            f"prune_rate: {spec.prune_rate:g} of all visits cannot be dropped by {spec.strategy} over {run}: {reach}, "
+            f"{'train for more epochs, ' if epochs is not None else ''}or choose one that prunes every epoch (random)"
+        )
     return _solve(_parts(_without_rate(spec), epochs), spec.prune_rate, epochs)
 
 
@@ -276,12 +255,3 @@ def _solve(parts: Parts, rate: float, epochs: int | None) -> float:
 
 def _is_linear(parts: Parts, epochs: int | None) -> bool:
     return epochs is not None or len(parts) == 1
-
-
-def _out_of_reach(spec: PruningSpec, epochs: int | None, limit: float) -> str:
-    run = "a time budget" if epochs is None else f"{epochs} epoch{'s' if epochs != 1 else ''}"
-    reach = f"stay below {math.floor(limit * 1e4) / 1e4:g}" if limit > 0 else "only 0 is within reach"
-    return (
-        f"prune_rate: {spec.prune_rate:g} of all visits cannot be dropped by {spec.strategy} over {run}: {reach}, "
-        f"{'train for more epochs, ' if epochs is not None else ''}or choose one that prunes every epoch (random)"
-    )

@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 import math
+import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,19 +14,10 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from budgettune.errors import SpecError
-from budgettune.spec.documents import (
-    SCALE_KEYS,
-    SHORT_KEYS,
-    apply_override,
-    explain,
-    flatten,
-    full_key,
-    nearest,
-    parse_toml,
-    set_value,
-)
+from budgettune.spec.documents import SHORT_KEYS, apply_override, explain, flatten, full_key, nearest, set_value
 from budgettune.spec.pruning import PruningSpec, largest_drop
 from budgettune.spec.tables import (
+    SCALE_KEYS,
     AxisSpec,
     ClockSpec,
     DataSpec,
@@ -63,17 +55,20 @@ class StudySpec(SpecModel):
     @classmethod
     def from_toml(cls, text: str, source: str = "study file") -> StudySpec:
         """Return the spec that a TOML text describes, or raise SpecError naming what is wrong."""
-        return cls.from_document(parse_toml(text, source), source)
+        try:
+            document = tomllib.loads(text)
+        except (ValueError, RecursionError) as error:  # also where a number has thousands of digits
+            raise SpecError(f"{source}: not valid TOML: {error}") from None
+        return cls.from_document(document, source)
 
     @classmethod
     def from_json(cls, text: str) -> StudySpec:
         """Return the spec that `to_json` wrote."""
-        source = "the spec in the database"
         try:
             document = json.loads(text)
         except (ValueError, RecursionError):
-            raise SpecError(f"{source}: not JSON") from None
-        return cls.from_document(document, source)
+            raise SpecError("the spec in the database: not JSON") from None
+        return cls.from_document(document, "the spec in the database")
 
     @classmethod
     def from_document(cls, document: Any, source: str = "study file") -> StudySpec:
@@ -85,11 +80,13 @@ class StudySpec(SpecModel):
             if isinstance(document.get("search"), Mapping):
                 document["search"] = dict(flatten(document["search"]))
             spec = cls.model_validate(document)
+            _check_search(spec)
         except ValidationError as error:
             raise SpecError(f"{source}: {explain(error, StudySpec)}") from None
+        except SpecError as error:
+            raise SpecError(f"{source}: {error}") from None
         except RecursionError:
             raise SpecError(f"{source}: nested too deeply") from None
-        _check_search(spec, source)
         return spec
 
     def to_document(self) -> dict[str, Any]:
@@ -97,7 +94,6 @@ class StudySpec(SpecModel):
         return self.model_dump(mode="json", exclude_none=True)
 
     def to_json(self) -> str:
-        """Return the spec as JSON text."""
         return json.dumps(self.to_document())
 
     def with_overrides(self, overrides: Iterable[str]) -> StudySpec:
@@ -115,7 +111,7 @@ class StudySpec(SpecModel):
         """
         document = self.to_document() | {"search": {}, "sampler": {}}
         for key, value in params.items():
-            set_value(document, full_key(key), value, source="params")
+            set_value(document, full_key(key), value, prefix="params: ")
         return StudySpec.from_document(document, "params")
 
     def cells(self) -> list[dict[str, Scalar]]:
@@ -218,36 +214,33 @@ def bundled_studies() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.toml"))}
 
 
-def _check_search(spec: StudySpec, source: str) -> None:
+def _check_search(spec: StudySpec) -> None:
     """Refuse axes that cannot work: unknown, empty, repeated, of the wrong type, or out of bounds."""
     seen: dict[str, str] = {}
     for key, axis in spec.search.items():
         target = full_key(key)
         if target in seen:
-            raise SpecError(f"{source}: search.{key}: the same setting as search.{seen[target]}: keep one")
+            raise SpecError(f"search.{key}: the same setting as search.{seen[target]}: keep one")
         seen[target] = key
         if target.split(".")[0] not in SEARCHABLE_SECTIONS or "." not in target:
-            known = ", ".join(SHORT_KEYS)
-            raise SpecError(
-                f"{source}: search.{key}: unknown key{nearest(key, SHORT_KEYS)}; "
-                f'allowed: {known}, or a setting such as "train.lr"'
-            )
+            allowed = f'{", ".join(SHORT_KEYS)}, or a setting such as "train.lr"'
+            raise SpecError(f"search.{key}: unknown key{nearest(key, SHORT_KEYS)}; allowed: {allowed}")
         if target.startswith("pruning.") and (spec.pruning.when == "auto" or target == "pruning.when"):
             raise SpecError(
-                f"{source}: search.{key}: `pruning.when = 'auto'` decides on pruning for the whole study: "
+                f"search.{key}: `pruning.when = 'auto'` decides on pruning for the whole study: "
                 f"take search.{key} out (or --set {key}=VALUE), or leave pruning.when at 'always'"
             )
-        _check_axis(spec, key, axis, source)
+        _check_axis(spec, key, axis)
     if {"train.epochs", "train.budget"} <= seen.keys():
-        raise SpecError(f"{source}: search: train.epochs and train.budget exclude each other: keep one")
+        raise SpecError("search: train.epochs and train.budget exclude each other: keep one")
     if spec.sampler.name != "grid" and not spec.search:
-        raise SpecError(f"{source}: search: a sampler needs something to search: name an axis, or use --grid")
-    _check_size(spec, source)
-    _check_batch(spec, source)
-    _check_rates(spec, source)
+        raise SpecError("search: a sampler needs something to search: name an axis, or use --grid")
+    _check_size(spec)
+    _check_batch(spec)
+    _check_rates(spec)
 
 
-def _check_size(spec: StudySpec, source: str) -> None:
+def _check_size(spec: StudySpec) -> None:
     """Refuse more trials than the service is made for."""
     repeats = spec.sampler.most_repeats
     if spec.sampler.name == "grid":
@@ -257,30 +250,30 @@ def _check_size(spec: StudySpec, source: str) -> None:
         points = spec.sampler.trials or 1
         what, advice = f"sampler: {points} points", "ask for fewer, or make several studies"
     if points * repeats > LARGEST_STUDY:
-        raise SpecError(f"{source}: {what} × {repeats} repeats is over {LARGEST_STUDY}: {advice}")
+        raise SpecError(f"{what} × {repeats} repeats is over {LARGEST_STUDY}: {advice}")
 
 
-def _check_axis(spec: StudySpec, key: str, axis: AxisSpec, source: str) -> None:
+def _check_axis(spec: StudySpec, key: str, axis: AxisSpec) -> None:
     if isinstance(axis, RangeSpec):
         if spec.sampler.name == "grid":
             raise SpecError(
-                f"{source}: search.{key}: a grid needs a list of values, not a range: "
-                f"list them, or choose a sampler with --sampler tpe"
+                f"search.{key}: a grid needs a list of values, not a range: list them, or choose a sampler with "
+                f"--sampler tpe"
             )
     elif not axis:
-        raise SpecError(f"{source}: search.{key}: empty; give at least one value, or leave the key out")
+        raise SpecError(f"search.{key}: empty; give at least one value, or leave the key out")
     elif len(set(axis)) < len(axis):
-        raise SpecError(f"{source}: search.{key}: the same value twice in {list(axis)}")
+        raise SpecError(f"search.{key}: the same value twice in {list(axis)}")
     for value in _extremes(axis):
         document = spec.to_document() | {"search": {}, "sampler": {}}
-        set_value(document, full_key(key), value, source)
+        set_value(document, full_key(key), value)
         try:
             StudySpec.model_validate(document)
         except ValidationError as error:
-            raise SpecError(f"{source}: search.{key}: {explain(error, StudySpec)}") from None
+            raise SpecError(f"search.{key}: {explain(error, StudySpec)}") from None
 
 
-def _check_rates(spec: StudySpec, source: str) -> None:
+def _check_rates(spec: StudySpec) -> None:
     """Refuse prune rates that a strategy cannot reach, for every combination of what is searched."""
     axes = {
         full_key(key): _extremes(axis)
@@ -291,28 +284,23 @@ def _check_rates(spec: StudySpec, source: str) -> None:
         params = dict(zip(axes, values, strict=True))
         fields = {key.removeprefix("pruning."): value for key, value in params.items() if key.startswith("pruning.")}
         epochs = None if "train.budget" in params else params.get("train.epochs", spec.train.epochs)
-        try:
-            largest_drop(spec.pruning.model_copy(update=fields), None if epochs is None else int(epochs))
-        except SpecError as error:
-            raise SpecError(f"{source}: {error}") from None
+        largest_drop(spec.pruning.model_copy(update=fields), None if epochs is None else int(epochs))
 
 
-def _check_batch(spec: StudySpec, source: str) -> None:
+def _check_batch(spec: StudySpec) -> None:
     """Refuse a batch that is larger than the image set, where the spec alone tells its size."""
     if "data.train_size" in spec.search or "data.name" in spec.search:
         return
     sizes = spec.data.part_sizes
     available = None if sizes is None else sizes[0]
     if available is not None and spec.data.train_size is not None and spec.data.train_size > available:
-        raise SpecError(
-            f"{source}: data.train_size: {spec.data.train_size} is more than the {available} training images "
-            f"of {spec.data.name}"
-        )
+        size, name = spec.data.train_size, spec.data.name
+        raise SpecError(f"data.train_size: {size} is more than the {available} training images of {name}")
     images = spec.data.train_size or available
     axis = spec.search.get("batch_size", spec.search.get("train.batch_size", (spec.train.batch_size,)))
     largest = max(map(int, _extremes(axis)))
     if images is not None and largest > images:
-        raise SpecError(f"{source}: batch_size: {largest} is larger than the {images} training images")
+        raise SpecError(f"batch_size: {largest} is larger than the {images} training images")
 
 
 def _extremes(axis: AxisSpec) -> tuple[Scalar, ...]:

@@ -1,12 +1,11 @@
-"""The tables of a study file, one frozen model each. `budgettune.spec.study_spec` puts them together."""
+"""The tables of a study file, one frozen model each: its keys, what they may be, and what they are otherwise."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from decimal import Decimal
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -15,15 +14,18 @@ from budgettune.text import parse_duration
 WIDEST = 65_536
 LARGEST_NUMBER = 2.0**53  # beyond it a database's numbers have gaps
 MOST_STEPS = 1_000_000_000
+ALIGNMENT = 8  # channels that kernels like: `precision = "auto"` takes bf16 only where all widths are multiples of it
+MOST_REPEATS = 5  # that `auto` gives a cell: two configurations that are equal stay in doubt for ever
+AUTO = "auto"
+SCALE_KEYS = ("model.scale", "model.width_scale", "model.depth_scale")  # what sizes the network
+
 Scalar = bool | int | float | str
+Duration = Annotated[float, BeforeValidator(parse_duration)]  # seconds, in a study file also as "60s" or "1h30m"
 
 
 def are_numbers(values: Iterable[Any]) -> bool:
     """Whether searched values are all numbers, and so have an order (true and false have none)."""
     return all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
-
-
-Duration = Annotated[float, BeforeValidator(parse_duration)]
 
 
 class SpecModel(BaseModel):
@@ -49,63 +51,41 @@ def is_code(name: str) -> bool:
     return bool(colon) and all(part.isidentifier() for part in [*module.split("."), attribute])
 
 
-@dataclass(frozen=True, kw_only=True)
-class ImageSetFacts:
-    """What is known of an image set before it is read.
+class ImageSetFacts(NamedTuple):
+    """What is known of an image set before it is read."""
 
-    Attributes:
-        training_images: before a validation part is cut off.
-        test_images: of its own test part.
-        channels: of every image.
-        size: pixels on a side.
-        classes: of labels.
-        flip: whether a mirrored image keeps its label.
-    """
-
-    training_images: int
+    training_images: int  # before a validation part is cut off
     test_images: int
     channels: int
-    size: int
+    size: int  # pixels on a side
     classes: int
-    flip: bool
+    flip: bool  # whether a mirrored image keeps its label
 
 
 BUILT_IN_SETS = {
-    "digits": ImageSetFacts(training_images=1_437, test_images=360, channels=1, size=8, classes=10, flip=False),
-    "fashion-mnist": ImageSetFacts(
-        training_images=60_000, test_images=10_000, channels=1, size=28, classes=10, flip=True
-    ),
-    "cifar10": ImageSetFacts(training_images=50_000, test_images=10_000, channels=3, size=32, classes=10, flip=True),
-    "cifar100": ImageSetFacts(training_images=50_000, test_images=10_000, channels=3, size=32, classes=100, flip=True),
+    "digits": ImageSetFacts(1_437, 360, channels=1, size=8, classes=10, flip=False),
+    "fashion-mnist": ImageSetFacts(60_000, 10_000, channels=1, size=28, classes=10, flip=True),
+    "cifar10": ImageSetFacts(50_000, 10_000, channels=3, size=32, classes=10, flip=True),
+    "cifar100": ImageSetFacts(50_000, 10_000, channels=3, size=32, classes=100, flip=True),
 }
 
 
 class DataSpec(SpecModel):
-    """`[data]`: which images, and what part of them.
-
-    Attributes:
-        root: folder of the files; unused by digits.
-        cache: folder for a memory-mapped copy of `folder` images, for sets larger than memory; None keeps them in it.
-        train_size: a fixed random subset of the training images, None for all.
-        evaluate_on: `test`, or `validation`: a fixed part of the training images that training never sees.
-        image_size: pixels on a side, resized once at load; None keeps the files' own.
-        augment: random crop after padding, and horizontal flip.
-        flip: whether a mirrored image keeps its label; None asks the image set (yes for Fashion-MNIST and CIFAR).
-        augment_test: the same on the held-out images, as the paper's script does by mistake.
-        seed: of the splits and the subset; not of training.
-    """
+    """`[data]`: which images, and what part of them."""
 
     name: Annotated[str, code_or(*BUILT_IN_SETS, "folder")] = "digits"
-    root: str | None = None
-    cache: str | None = None
-    train_size: int | None = Field(None, ge=1)
+    root: str | None = None  # folder of the files; unused by digits
+    cache: str | None = None  # folder for a memory-mapped copy of `folder` images, for sets larger than memory
+    train_size: int | None = Field(None, ge=1)  # a fixed random subset of the training images, None for all
+    # `validation` is a fixed part of the training images that training never sees.
     evaluate_on: Literal["test", "validation"] = "test"
     validation_fraction: float = Field(0.1, gt=0, lt=1)
-    image_size: int | None = Field(None, ge=4, le=1024)
-    augment: bool = True
+    image_size: int | None = Field(None, ge=4, le=1024)  # pixels on a side, resized once at load; None: as in the files
+    augment: bool = True  # random crop after padding, and horizontal flip
+    # Whether a mirrored image keeps its label; None asks the image set (yes for Fashion-MNIST and CIFAR).
     flip: bool | None = None
-    augment_test: bool = False
-    seed: int = Field(0, ge=0)
+    augment_test: bool = False  # the same on the held-out images, as the paper's script does by mistake
+    seed: int = Field(0, ge=0)  # of the splits and the subset; not of training
 
     @model_validator(mode="after")
     def _only_folders_are_cached(self) -> Self:
@@ -129,10 +109,6 @@ class DataSpec(SpecModel):
         return facts.training_images - held_out, held_out
 
 
-ALIGNMENT = 8
-"""Channels that kernels like: `precision = "auto"` takes bf16 only where all widths are multiples of it."""
-
-
 def round_width(width: float, multiple: int) -> int:
     """Return a channel count near width.
 
@@ -146,29 +122,20 @@ def round_width(width: float, multiple: int) -> int:
 
 
 class ModelSpec(SpecModel):
-    """`[model]`: a scalable family.
-
-    Attributes:
-        widths: channels of the three stages at scale 1.
-        blocks: basic blocks per stage at scale 1.
-        width_multiple: widths are rounded to it; 1 keeps the paper's unrounded ones.
-        depth_rounding: `nearest`, or `down` as the paper's script does.
-        scale: width and depth in tandem; width_scale and depth_scale override it for one of them.
-        options: passed by name to a model of your own.
-    """
+    """`[model]`: a scalable family."""
 
     name: Annotated[str, code_or("resnet")] = "resnet"
-    # TOML and JSON know lists only; frozen specs hold tuples.
+    # Channels of the three stages at scale 1. TOML and JSON know lists only; frozen specs hold tuples.
     widths: Annotated[
         tuple[int, int, int], BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
     ] = (16, 32, 64)
-    blocks: int = Field(3, ge=1, le=1_000)
-    width_multiple: int = Field(8, ge=1, le=1_024)
-    depth_rounding: Literal["nearest", "down"] = "nearest"
-    scale: float = Field(1.0, gt=0, le=64)
+    blocks: int = Field(3, ge=1, le=1_000)  # basic blocks per stage at scale 1
+    width_multiple: int = Field(8, ge=1, le=1_024)  # widths are rounded to it; 1 keeps the paper's unrounded ones
+    depth_rounding: Literal["nearest", "down"] = "nearest"  # `down` as the paper's script does
+    scale: float = Field(1.0, gt=0, le=64)  # width and depth in tandem; the next two override it for one of them
     width_scale: float | None = Field(None, gt=0, le=64)
     depth_scale: float | None = Field(None, gt=0, le=64)
-    options: dict[str, Scalar] = {}
+    options: dict[str, Scalar] = {}  # passed by name to a model of your own
 
     @model_validator(mode="after")
     def _positive_widths(self) -> Self:
@@ -196,28 +163,21 @@ class ModelSpec(SpecModel):
 
 
 class TrainSpec(SpecModel):
-    """`[train]`: how one trial is trained.
+    """`[train]`: how one trial is trained, for exactly one of epochs and budget; 30 epochs where neither is given."""
 
-    Attributes:
-        epochs: passes over what pruning keeps. Exactly one of epochs and budget; 30 where neither is given.
-        budget: seconds on the clock ("60s"); epochs follow from it and the schedule runs on elapsed time.
-        lr_schedule: from lr to zero at the end of training (`linear`, `cosine`), or `constant` as in the paper.
-        precision: `auto` takes bf16 where the processor has it and the widths are aligned.
-        compile: torch.compile, off the clock.
-        evaluate_every: epochs between points of the accuracy curve; the last epoch always has one.
-    """
-
-    epochs: int | None = Field(None, ge=1)
-    budget: Duration | None = None
+    epochs: int | None = Field(None, ge=1)  # passes over what pruning keeps
+    budget: Duration | None = None  # time on the clock; epochs follow from it, the schedule runs on elapsed time
     batch_size: int = Field(128, ge=1)
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     lr: float = Field(1e-3, gt=0)
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(0.0, ge=0)
+    # From lr to zero at the end of training, or `constant` as in the paper.
     lr_schedule: Literal["constant", "linear", "cosine"] = "linear"
+    # `auto` takes bf16 where the processor has it and the widths are aligned.
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    compile: bool = False
-    evaluate_every: int = Field(1, ge=1)
+    compile: bool = False  # torch.compile, off the clock
+    evaluate_every: int = Field(1, ge=1)  # epochs between points of the accuracy curve; the last always has one
 
     @model_validator(mode="before")
     @classmethod
@@ -309,11 +269,6 @@ def _axis(value: Any) -> Any:
 AxisSpec = Annotated[tuple[Scalar, ...] | RangeSpec, BeforeValidator(_axis)]
 
 
-AUTO = "auto"
-MOST_REPEATS = 5
-"""Repeats that `auto` gives one cell at most: two configurations that are equal stay in doubt for ever."""
-
-
 def _repeats(value: Any) -> Any:
     if value == AUTO or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
         return value
@@ -321,26 +276,19 @@ def _repeats(value: Any) -> Any:
 
 
 class SamplerSpec(SpecModel):
-    """`[sampler]`: how points are chosen, and how often each is run.
+    """`[sampler]`: how points are chosen, and how often each is run."""
 
-    Attributes:
-        name: `grid` runs every point of the search lists; `cost` is ours, the others are Optuna's.
-        seed: of the study: every trial's own seed follows from it.
-        repeats: trials per point, each with its own seed; `auto` begins with one, and then adds to those points whose
-            membership of the front is uncertain.
-        trials: points that a sampled study ends at, over all workers; None for no end.
-        total: seconds of training, summed over workers, after which a sampled study begins no trial; None for no end.
-        max_seconds: longest training that `cost` shall try; None for any.
-        max_attempts: tries of one cell and repeat before it is given up.
-    """
-
+    # `grid` runs every point of the search lists; `cost` is ours, the others are Optuna's.
     name: Literal["grid", "cost", "tpe", "nsga2", "gp", "random"] = "grid"
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0)  # of the study: every trial's own seed follows from it
+    # Trials per point, each with its own seed. `auto` begins with one, and then adds to those points whose membership
+    # of the front is uncertain.
     repeats: Annotated[int | Literal["auto"], BeforeValidator(_repeats)] = 1
-    trials: int | None = Field(None, ge=1)
+    trials: int | None = Field(None, ge=1)  # points that a sampled study ends at, over all workers; None for no end
+    # Time of training, summed over workers, after which a sampled study begins no trial; None for no end.
     total: Duration | None = None
-    max_seconds: Duration | None = None
-    max_attempts: int = Field(3, ge=1)
+    max_seconds: Duration | None = None  # longest training that `cost` shall try; None for any
+    max_attempts: int = Field(3, ge=1)  # tries of one cell and repeat before it is given up
 
     @model_validator(mode="after")
     def _limits_have_someone_to_keep_them(self) -> Self:
@@ -369,49 +317,33 @@ class SamplerSpec(SpecModel):
 
 
 class StoppingSpec(SpecModel):
-    """`[stopping]`: which trials end before their last epoch.
+    """`[stopping]`: which trials end before their last epoch."""
 
-    Attributes:
-        rule: `none`, or `dominance`: those that finished trials will almost surely beat in both time and accuracy.
-        confidence: of the forecast's bounds on final time and accuracy, each by itself.
-        control: share of trials that run to their end all the same, and show how often the rule is wrong.
-    """
-
+    # `dominance`: those that finished trials will almost surely beat in both time and accuracy.
     rule: Literal["none", "dominance"] = "none"
-    confidence: float = Field(0.95, ge=0.5, lt=1)
+    confidence: float = Field(0.95, ge=0.5, lt=1)  # of the forecast's bounds on final time and accuracy, each by itself
+    # Share of trials that run to their end all the same, and show how often the rule is wrong.
     control: float = Field(0.1, ge=0, le=1)
 
 
 class MachineSpec(SpecModel):
-    """`[machine]`: whose times a study holds.
+    """`[machine]`: whose times a study holds."""
 
-    Attributes:
-        device_name: kind of machine, as `study show` and `--device-name` spell it; None takes that of the first
-            finished trial.
-    """
-
+    # Kind of machine, as `study show` and `--device-name` spell it; None takes that of the first finished trial.
     device_name: str | None = Field(None, min_length=1)
 
 
 class ClockSpec(SpecModel):
-    """`[clock]`: what is done so that a time can be believed.
+    """`[clock]`: what is done so that a time can be believed."""
 
-    Attributes:
-        warmup_steps: throwaway steps per batch shape before the clock starts.
-        on_disturbed: `keep` a disturbed trial, marked; or `repeat` it at once, up to repeat_limit times.
-    """
-
-    warmup_steps: int = Field(2, ge=0)
+    warmup_steps: int = Field(2, ge=0)  # throwaway steps per batch shape before the clock starts
+    # `keep` a disturbed trial, marked; or `repeat` it at once, up to repeat_limit times.
     on_disturbed: Literal["keep", "repeat"] = "keep"
     repeat_limit: int = Field(2, ge=1)
 
 
 class PredictSpec(SpecModel):
-    """`[predict]`: what is done so that a study can answer for configurations that never ran.
+    """`[predict]`: what is done so that a study can answer for configurations that never ran."""
 
-    Attributes:
-        probe: seconds ("30s") that a worker spends, before its first trial, on timing steps that nobody has timed on
-            its kind of machine; None for none.
-    """
-
+    # Time that a worker spends, before its first trial, on steps that nobody has timed on its kind of machine.
     probe: Duration | None = None

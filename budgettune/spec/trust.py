@@ -31,25 +31,17 @@ def allowed_roots(named: Iterable[str] | None) -> frozenset[str] | None:
 
 @dataclass(frozen=True)
 class Trust:
-    """What this machine lets a study name.
+    """What this machine lets a study name."""
 
-    Attributes:
-        packages: top packages that code may come from.
-        folders: that files may lie in or below; None for any.
-    """
-
-    packages: Collection[str] = ()
-    folders: frozenset[Path] | None = None
+    packages: Collection[str] = ()  # top packages that code may come from
+    folders: frozenset[Path] | None = None  # that files may lie in or below; None for any
 
     @classmethod
     def of_database(cls, url: str, packages: Collection[str] = (), roots: Collection[str] | None = None) -> Trust:
-        """Return what the studies of a database may name.
+        """Return what the studies of a database may name: the packages, and folders by where the database lies.
 
-        Args:
-            url: of the database. One that is a file of this machine is as trusted as the machine; on a server anybody
-                with its password may have made the study, and it gets no folder but those below the working folder.
-            packages: named by whoever runs this machine.
-            roots: folders named likewise; None where nothing was named.
+        A file of this machine is as trusted as the machine, unless roots are named. On a server anybody with its
+        password may have made the study: it gets the roots and what lies below the working folder.
         """
         if roots is None and url.startswith("sqlite"):
             return cls(packages)
@@ -78,10 +70,9 @@ class Trust:
         except BudgetTuneError:
             raise
         except Exception as error:  # a module runs any code while it is imported
-            reason = f"{type(error).__name__}: {error}"
             raise SpecError(
-                f"{name}: cannot import {module_name} ({reason}): "
-                f"install it on this machine, or put its folder in PYTHONPATH"
+                f"{name}: cannot import {module_name} ({type(error).__name__}: {error}): install it on this machine, "
+                f"or put its folder in PYTHONPATH"
             ) from error
         if not hasattr(module, attribute):
             raise SpecError(f"{name}: module {module_name} has no {attribute}: correct the name in the study file")
@@ -95,12 +86,8 @@ class Trust:
         """
         if self.folders is None:
             return
-        named = {
-            "data.root": config.data.root,
-            "data.cache": config.data.cache,
-            "pruning.scores": config.pruning.scores,
-        }
-        for key, text in named.items():
+        data, scores = config.data, config.pruning.scores
+        for key, text in {"data.root": data.root, "data.cache": data.cache, "pruning.scores": scores}.items():
             if text is None:
                 continue
             path = Path(text).expanduser().resolve()
