@@ -12,8 +12,8 @@ import numpy as np
 from budgettune.predict.regression import Floats, Inputs, Ints
 from budgettune.predict.search_axes import SearchAxis, search_axes
 from budgettune.predict.workload import Workload
-from budgettune.spec.tables import SCALE_KEYS
 from budgettune.spec.study_spec import StudySpec
+from budgettune.spec.tables import SCALE_KEYS
 
 GROWTH = (0.3, 0.2)
 """Mean and deviation of the logit per factor of e in length, for a middling run."""
