@@ -43,14 +43,9 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 class Device:
-    """What the trainer asks of a device: wait, measure, describe, pace.
+    """What the trainer asks of a device: wait, measure, describe, pace."""
 
-    Args:
-        device: of the model and the images.
-        cuda: the module `torch.cuda`, or a stand-in for tests.
-    """
-
-    def __init__(self, device: torch.device | str, cuda: Any = torch.cuda) -> None:
+    def __init__(self, device: torch.device | str, cuda: Any = torch.cuda) -> None:  # tests give a stand-in for cuda
         self.torch = torch.device(device)
         self.is_cuda = self.torch.type == "cuda"
         self._cuda = cuda
@@ -177,6 +172,5 @@ def pick_precision(precision: str, device: torch.device, widths: list[int] | Non
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError, OutOfMemory)):
-        return True
-    return isinstance(error, RuntimeError) and bool(_NO_MEMORY.search(str(error)))
+    is_named = isinstance(error, (torch.OutOfMemoryError, MemoryError, OutOfMemory))
+    return is_named or (isinstance(error, RuntimeError) and bool(_NO_MEMORY.search(str(error))))

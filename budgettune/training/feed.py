@@ -17,37 +17,25 @@ from budgettune.training.stopwatch import Stopwatch
 
 @dataclass(frozen=True)
 class Order:
-    """What an epoch goes through, shuffled.
+    """What an epoch goes through, shuffled."""
 
-    Attributes:
-        indices: int64 [n], of the training samples.
-        places: the same where images are read by them.
-        weights: float32 [n], factors on the losses; None for all one.
-        chunk: samples that are gathered at a time.
-        select: whether the strategy chooses among those.
-    """
-
-    indices: Tensor
-    places: Tensor
-    weights: Tensor | None
-    chunk: int
-    select: bool
+    indices: Tensor  # int64 [n], of the training samples
+    places: Tensor  # the same where images are read by them
+    weights: Tensor | None  # float32 [n], factors on the losses; None for all one
+    chunk: int  # samples that are gathered at a time
+    select: bool  # whether the strategy chooses among those
 
     def __len__(self) -> int:
         return len(self.indices)
 
 
 class Feed:
-    """Makes the batches of a run.
-
-    Attributes:
-        offered: samples that were gathered so far, whether they were trained on or not.
-    """
+    """Makes the batches of a run."""
 
     def __init__(self, learner: Learner, strategy: Strategy, passes: ModelPasses, watch: Stopwatch) -> None:
         self.learner, self.strategy, self.passes, self.watch = learner, strategy, passes, watch
         self.batch_size = learner.config.train.batch_size
-        self.offered = 0
+        self.offered = 0  # samples that were gathered so far, whether they were trained on or not
 
     @property
     def chunk(self) -> int:
@@ -79,9 +67,7 @@ class Feed:
     def batches(self, order: Order, go_on: Callable[[], bool]) -> Iterator[tuple[float, Batch]]:
         """Yield batches to train on, each with the share of the epoch that lies before it.
 
-        Args:
-            order: of the epoch.
-            go_on: asked before anything is gathered; when it says no, the epoch ends.
+        `go_on` is asked before anything is gathered; when it says no, the epoch ends.
         """
         chosen: Batch | None = None
         count = math.ceil(len(order) / order.chunk)
@@ -106,10 +92,8 @@ class Feed:
         with self.watch.phase("select"):
             selection = self.strategy.select(self.passes.score_candidates(candidates))
             batch = taken(candidates, selection.positions)
-            weights = batch.weights if selection.weights is None else selection.weights
-            if batch.weights is not None and selection.weights is not None:
-                weights = batch.weights * selection.weights
-            batch = replace(batch, weights=weights)
+            if (weights := selection.weights) is not None:
+                batch = replace(batch, weights=weights if batch.weights is None else batch.weights * weights)
             return batch if waiting is None or not len(waiting) else both(waiting, batch)
 
 

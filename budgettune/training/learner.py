@@ -26,19 +26,12 @@ EVALUATION_PIXELS = 1_024_000  # a thousand images of 32×32: evaluating larger 
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples to train on.
+    """Samples to train on."""
 
-    Attributes:
-        indices: int64 [B], of the training samples.
-        images: [B, C, H, W], normalised and augmented.
-        labels: int64 [B].
-        weights: float32 [B], factors on the losses; None for all one.
-    """
-
-    indices: Tensor
-    images: Tensor
-    labels: Tensor
-    weights: Tensor | None = None
+    indices: Tensor  # int64 [B], of the training samples
+    images: Tensor  # [B, C, H, W], normalised and augmented
+    labels: Tensor  # int64 [B]
+    weights: Tensor | None = None  # float32 [B], factors on the losses; None for all one
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -85,14 +78,8 @@ def weights_sha256(model: nn.Module) -> str:
 class Learner:
     """A model with its optimiser, precision and source of chance. Knows neither the clock nor pruning.
 
-    Initial weights come from the global random state; the order of augmentation from a generator of its own.
-
-    Args:
-        config: a resolved spec.
-        data: on the device.
-        device: where it runs.
-        seed: of augmentation.
-        trust: which packages code named in the spec may come from.
+    The spec is resolved, and the data lie on the device. Initial weights come from the global random state; the order
+    of augmentation from a generator of its own, which begins at the seed.
     """
 
     def __init__(self, config: StudySpec, data: ImageData, device: Device, seed: int, trust: Trust) -> None:
@@ -161,12 +148,8 @@ class Learner:
     def warm_up(self, steps: int, trained: Iterable[int], scored: Iterable[int]) -> None:
         """Pay for kernel selection, compilation and first allocations with throwaway steps on random labels.
 
-        Weights and random states are put back.
-
-        Args:
-            steps: of each shape.
-            trained: sizes of batches in training.
-            scored: sizes of batches in evaluation mode.
+        So many steps are taken for each size of batch in training and in evaluation mode. Weights and random states
+        are put back.
         """
         if not steps:
             return

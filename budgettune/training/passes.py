@@ -20,26 +20,15 @@ MakeHelper = Callable[[float | None, int], Learner]
 
 
 class ModelPasses:
-    """The trainer's side of `pruning.Passes`: counts what it does, and stops when told to or when time is up.
-
-    Args:
-        learner: in training.
-        watch: whose clock a time budget is measured with.
-        seed: of the trial.
-        make_helper: builds a helper.
-
-    Attributes:
-        should_stop: asked before every batch.
-        scored_samples: forward passes of single samples so far.
-        helper_samples: sample visits of helpers in training so far.
-    """
+    """The trainer's side of `pruning.Passes`: counts what it does, and stops when told to or when time is up."""
 
     def __init__(self, learner: Learner, watch: Stopwatch, seed: int, make_helper: MakeHelper) -> None:
         self.learner, self.watch, self.seed, self.make_helper = learner, watch, seed, make_helper
         self.labels = learner.data.train.labels
         self.num_classes = learner.data.num_classes
-        self.should_stop: Callable[[], bool] = lambda: False
-        self.scored_samples = self.helper_samples = 0
+        self.should_stop: Callable[[], bool] = lambda: False  # asked before every batch
+        self.scored_samples = 0  # forward passes of single samples so far
+        self.helper_samples = 0  # sample visits of helpers in training so far
 
     def score(self, indices: Tensor | None = None) -> Scores:
         """Return what the model in training says now of the unaugmented images of indices; None for all."""
@@ -48,15 +37,8 @@ class ModelPasses:
     def score_candidates(self, candidates: Batch) -> Scores:
         """Return what the model in training says of gathered images, in batches of the size that it trains on."""
         size = self.learner.config.train.batch_size
-        parts = [
-            self.learner.score_batch(Batch(*part))
-            for part in zip(
-                candidates.indices.split(size),
-                candidates.images.split(size),
-                candidates.labels.split(size),
-                strict=True,
-            )
-        ]
+        columns = (column.split(size) for column in (candidates.indices, candidates.images, candidates.labels))
+        parts = [self.learner.score_batch(Batch(*part)) for part in zip(*columns, strict=True)]
         self.scored_samples += len(candidates)
         return joined(parts)
 

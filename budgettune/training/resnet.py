@@ -86,11 +86,9 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def count_multiply_adds(model: nn.Module, image_shape: Sequence[int]) -> int:
-    """Return the multiply-adds of convolutions and linear layers in one forward pass of one image.
+    """Return the multiply-adds of convolutions and linear layers in one forward pass of one image [C, H, W].
 
-    Args:
-        model: any module; it is run once, in evaluation mode, on a zero image on its own device.
-        image_shape: (channels, height, width).
+    The model is run once, in evaluation mode, on a zero image on its own device.
     """
     total = 0
 

@@ -48,15 +48,11 @@ class BudgetProgress:
     A step is begun where at least half of it fits, so that training ends within half a step of the budget on either
     side and never a whole step past it. The schedule aims at the start of the last step, so that the last step is the
     one with the learning rate at zero.
-
-    Args:
-        budget_seconds: on the clock.
-        elapsed: returns the seconds on the clock so far.
     """
 
     def __init__(self, budget_seconds: float, elapsed: Callable[[], float]) -> None:
         self.budget_seconds = budget_seconds
-        self.elapsed = elapsed
+        self.elapsed = elapsed  # returns the seconds on the clock so far
         self._began = elapsed()
         self._recent: deque[float] = deque(maxlen=15)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,23 +29,12 @@ class Stopwatch:
     `running` opens a segment of training time and waits for the device at both of its borders, so that no queued work
     is lost or charged to the wrong side. `phase` names a stretch inside or outside a segment and never waits: on an
     asynchronous device a phase inside is host time, and what was still queued when the segment closes is charged to
-    the phase named by `drain`.
-
-    Args:
-        clock: seconds, monotonic.
-        synchronize: returns when the device has nothing left to do.
-        drain: the phase that pays for waiting at the end of a segment.
+    the phase `step`.
     """
 
-    def __init__(
-        self,
-        clock: Callable[[], float] = time.perf_counter,
-        synchronize: Callable[[], None] = lambda: None,
-        drain: str = "step",
-    ) -> None:
-        self.clock = clock
-        self.synchronize = synchronize
-        self.drain = drain
+    def __init__(self, clock: Callable[[], float], synchronize: Callable[[], None]) -> None:
+        self.clock = clock  # seconds, monotonic
+        self.synchronize = synchronize  # returns when the device has nothing left to do
         self.seconds: dict[str, float] = defaultdict(float)
         self._counted = 0.0
         self._opened: float | None = None
@@ -62,7 +50,7 @@ class Stopwatch:
         self._opened = self.clock()
         try:
             yield
-            with self.phase(self.drain):
+            with self.phase("step"):
                 self.synchronize()
         finally:
             self._counted, self._opened = self.elapsed(), None

@@ -93,18 +93,11 @@ class TrainingRun:
     """
 
     def __init__(
-        self,
-        config: StudySpec,
-        data: ImageData,
-        device: Device,
-        seed: int,
-        watch: Stopwatch,
-        trust: Trust,
+        self, config: StudySpec, data: ImageData, device: Device, seed: int, watch: Stopwatch, trust: Trust
     ) -> None:
-        if config.train.batch_size > len(data.train.labels):
-            raise SpecError(
-                f"batch_size: {config.train.batch_size} is larger than the {len(data.train.labels)} training images"
-            )
+        count = len(data.train)
+        if config.train.batch_size > count:
+            raise SpecError(f"batch_size: {config.train.batch_size} is larger than the {count} training images")
         self.config, self.data, self.device, self.seed, self.watch = config, data, device, seed, watch
         self.trust = trust
         device.reset_peak_memory()
@@ -113,12 +106,7 @@ class TrainingRun:
             # Of its own, so that how often a trial is evaluated does not change what it learns.
             self.held_out_generator = torch.Generator(device.torch).manual_seed(seed + 2)
             self.strategy = make_strategy(
-                config.pruning,
-                len(data.train.labels),
-                seed=seed + 1,
-                device=device.torch,
-                trust=trust,
-                epochs=config.train.epochs,
+                config.pruning, count, seed=seed + 1, device=device.torch, trust=trust, epochs=config.train.epochs
             )
             self.passes = ModelPasses(self.learner, watch, seed, self._helper)
             self.feed = Feed(self.learner, self.strategy, self.passes, watch)
@@ -198,12 +186,7 @@ class TrainingRun:
             with watch.aside("evaluate"):
                 accuracy = self._accuracy()
         return EpochRecord(
-            epoch=epoch,
-            train_seconds=watch.elapsed(),
-            steps=steps,
-            samples=samples,
-            loss=loss,
-            accuracy=accuracy,
+            epoch=epoch, train_seconds=watch.elapsed(), steps=steps, samples=samples, loss=loss, accuracy=accuracy
         )
 
     def _learning_rate(self, progress: float) -> float:

@@ -29,16 +29,10 @@ def augment(images: Tensor, *, pad: int, flip: bool, generator: torch.Generator)
 
 
 def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype) -> Tensor:
-    """Return (images / 255 - mean) / std, rounded to dtype once, at the end.
+    """Return (images / 255 - mean) / std of uint8 [B, C, H, W], rounded to dtype once, at the end.
 
-    Args:
-        images: uint8 [B, C, H, W].
-        mean: per channel, of images in [0, 1].
-        std: per channel, of images in [0, 1].
-        dtype: of the result.
-
-    Returns:
-        [B, C, H, W] in channels_last memory order, which convolutions take without a copy.
+    Mean and std are per channel, of images in [0, 1]. The result is [B, C, H, W] in channels_last memory order, which
+    convolutions take without a copy.
     """
     factor, shift = _factor_and_shift(tuple(mean), tuple(std), images.device)
     # Planes first, order last: a per-channel product is quick on whole planes and slow on interleaved channels.
@@ -56,7 +50,8 @@ def _crop(images: Tensor, pad: int, generator: torch.Generator) -> Tensor:
     batch, channels, height, width = images.shape
     padded = functional.pad(images.contiguous(), (pad, pad, pad, pad))
     pitch = width + 2 * pad
-    top, left = _to(torch.randint(2 * pad + 1, (2, batch), generator=generator, device=generator.device), images)
+    draws = torch.randint(2 * pad + 1, (2, batch), generator=generator, device=generator.device)
+    top, left = draws.to(images.device, non_blocking=True)
     planes = torch.arange(batch * channels, device=images.device).view(batch, channels, 1) * padded.stride(1)
     corners = planes + (top * pitch + left).view(batch, 1, 1)
     starts = corners + torch.arange(height, device=images.device) * pitch
@@ -64,14 +59,10 @@ def _crop(images: Tensor, pad: int, generator: torch.Generator) -> Tensor:
 
 
 def _flip(images: Tensor, generator: torch.Generator) -> Tensor:
-    chosen = _to(torch.randint(2, (len(images),), generator=generator, device=generator.device), images)
-    mask = (chosen * 255).to(torch.uint8).view(-1, 1, 1, 1)
+    draws = torch.randint(2, (len(images),), generator=generator, device=generator.device)
+    mask = (draws.to(images.device, non_blocking=True) * 255).to(torch.uint8).view(-1, 1, 1, 1)
     # torch.where on bytes is not vectorised on the CPU; bit operations are, and choose as well.
     return images.flip(-1).bitwise_xor_(images).bitwise_and_(mask).bitwise_xor_(images)
-
-
-def _to(draws: Tensor, images: Tensor) -> Tensor:
-    return draws.to(images.device, non_blocking=True)
 
 
 @lru_cache(maxsize=16)  # building them in every step would make an accelerator wait for the host

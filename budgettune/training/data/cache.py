@@ -27,7 +27,7 @@ from budgettune.errors import DataError
 from budgettune.text import message_of
 from budgettune.training.device import host_bytes
 
-Shape = tuple[int, int, int, int]
+Shape = tuple[int, int, int, int]  # [N, C, H, W]
 Write = Callable[[int, np.ndarray], None]
 """Stores images uint8 [B, C, H, W] from a row on; threads may call it at once, each with rows of its own."""
 Fill = Callable[[Write], None]
@@ -40,26 +40,18 @@ _ROWS_PER_RELEASE = 32
 
 @dataclass(frozen=True, eq=False)
 class MappedImages:
-    """Some images of a cache file. Stands in for their tensor, uint8 [N, C, H, W], where a set is used.
+    """Some images of a cache file. Stands in for their tensor, uint8 [N, C, H, W], where a set is used."""
 
-    Attributes:
-        pixels: all images of the file, mapped read-only.
-        moments: float64 [all, 2, C], likewise.
-        rows: which images, int64 [N].
-        device: where batches go.
-    """
-
-    pixels: np.memmap
-    moments: np.memmap
-    rows: np.ndarray
-    device: torch.device = torch.device("cpu")  # noqa: RUF009 (immutable)
+    pixels: np.memmap  # all images of the file, read-only
+    moments: np.memmap  # float64 [all, 2, C], likewise
+    rows: np.ndarray  # which images, int64 [N]
+    device: torch.device = torch.device("cpu")  # where batches go  # noqa: RUF009 (immutable)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     @property
     def shape(self) -> Shape:
-        """[N, C, H, W]."""
         return (len(self.rows), *self.pixels.shape[1:])
 
     def __getitem__(self, indices: Tensor) -> Tensor:
@@ -83,7 +75,6 @@ class MappedImages:
         return replace(self, rows=self.rows[indices if isinstance(indices, slice) else indices.numpy()])
 
     def to(self, device: torch.device | str) -> MappedImages:
-        """Return the same images for batches on a device."""
         return replace(self, device=torch.device(device))
 
     def sum_moments(self) -> np.ndarray:
@@ -143,14 +134,10 @@ def content_key(root: Path, paths: Sequence[str], image_size: int | None) -> str
 
 
 def mapped_images(path: Path, key: str, build: Callable[[Store], None]) -> MappedImages:
-    """Return the images of a cache, written first where there are none of that key.
+    """Return the images of the cache FOLDER/NAME, written first where there are none of that key.
 
-    Of several processes one writes while the others wait. A file takes its name when it is whole.
-
-    Args:
-        path: FOLDER/NAME of the cache.
-        key: of the content that it must have.
-        build: asked to store all images, through a function of their shape and of what writes them.
+    Of several processes one writes while the others wait. A file takes its name when it is whole. `build` is asked to
+    store all images, through a function of their shape and of what writes them.
 
     Raises:
         DataError: where the files cannot be written or read, and what build raises.

@@ -15,12 +15,7 @@ from budgettune.text import message_of
 from budgettune.training.data.images import ImageSet, SourceImages, check_classes, image_set
 from budgettune.training.data.sources import DEFAULT_ROOT, fetch
 
-FILES = (
-    "train-images-idx3-ubyte",
-    "train-labels-idx1-ubyte",
-    "t10k-images-idx3-ubyte",
-    "t10k-labels-idx1-ubyte",
-)
+FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 _UNSIGNED_BYTE = 8
 _FACTS = BUILT_IN_SETS["fashion-mnist"]
 
@@ -32,18 +27,16 @@ def read_fashion_mnist(spec: DataSpec) -> SourceImages:
         DataError: where they cannot be fetched, or one of them is damaged.
     """
     root = Path(spec.root or DEFAULT_ROOT).expanduser()
-    files = find_files(root)
-    if not files:
+    if not (files := find_files(root)):
         from torchvision.datasets import FashionMNIST
 
         failure = fetch(root, lambda: FashionMNIST(str(root), download=True), lambda: find_files(root))
-        files = find_files(root)
-    if not files:
-        raise DataError(
-            f"fashion-mnist: {root} has not all of {', '.join(FILES)} (each may end in .gz), and the download failed "
-            f"({failure or 'files are missing after it'}): put the four files there, or install Debian's package "
-            f'dataset-fashion-mnist and set data.root = "/usr/share/datasets/fashion-mnist"'
-        )
+        if not (files := find_files(root)):
+            raise DataError(
+                f"fashion-mnist: {root} has not all of {', '.join(FILES)} (each may end in .gz), and the download "
+                f"failed ({failure or 'files are missing after it'}): put the four files there, or install Debian's "
+                f'package dataset-fashion-mnist and set data.root = "/usr/share/datasets/fashion-mnist"'
+            )
     train, test = (_read_pair(*files[part : part + 2]) for part in (0, 2))
     check_classes(train.labels, _FACTS.classes, str(files[1]))
     return SourceImages(train=train, test=test, num_classes=_FACTS.classes, flip=_FACTS.flip)

@@ -21,15 +21,10 @@ _PART_BYTES = 2**20
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """Images with a label each.
+    """Images with a label each."""
 
-    Attributes:
-        images: uint8 [N, C, H, W], in memory or in a cache file.
-        labels: int64 [N].
-    """
-
-    images: Tensor | MappedImages
-    labels: Tensor
+    images: Tensor | MappedImages  # uint8 [N, C, H, W], in memory or in a cache file
+    labels: Tensor  # int64 [N]
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -67,29 +62,19 @@ class ImageSet:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SourceImages:
-    """All that a source has, before any choice of the study.
+    """All that a source has, before any choice of the study."""
 
-    Attributes:
-        train: training images; every class has at least one.
-        test: test images of the same number of channels.
-        num_classes: labels run from 0 to num_classes - 1.
-        flip: whether a mirrored image keeps its label.
-    """
-
-    train: ImageSet
-    test: ImageSet
-    num_classes: int
-    flip: bool
+    train: ImageSet  # at least one of every class
+    test: ImageSet  # of the same number of channels
+    num_classes: int  # labels run from 0 to num_classes - 1
+    flip: bool  # whether a mirrored image keeps its label
 
 
 def image_set(images: Any, labels: Any, where: str, num_classes: int) -> ImageSet:
     """Return images and labels as checked tensors.
 
-    Args:
-        images: uint8 array or tensor [N, C, H, W], [N, H, W, C] or [N, H, W], of 1 to 4 channels.
-        labels: whole numbers [N] in 0 … num_classes - 1.
-        where: file or code that they come from, for messages.
-        num_classes: of the source.
+    Images are a uint8 array or tensor [N, C, H, W], [N, H, W, C] or [N, H, W], of 1 to 4 channels; labels whole numbers
+    [N] in 0 … num_classes - 1. `where` is the file or code that they come from, for messages.
 
     Raises:
         DataError: where they are anything else.
@@ -166,16 +151,9 @@ def check_classes(labels: Tensor, num_classes: int, where: str) -> None:
 
 
 def hold_out(labels: Tensor, count: int, seed: Sequence[int], where: str) -> tuple[Tensor, Tensor]:
-    """Cut a fixed part off, with every class in proportion.
+    """Return indices that remain (at least one of every class) and `count` held out, with every class in proportion.
 
-    Args:
-        labels: int64 [N].
-        count: images to hold out.
-        seed: decides which.
-        where: what is being cut, for messages.
-
-    Returns:
-        Indices that remain (at least one of every class) and indices held out, both int64 and ascending.
+    Both are int64 and ascending; the seed decides which. `where` is what is being cut, for messages.
 
     Raises:
         DataError: where so many cannot be held out.

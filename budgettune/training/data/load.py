@@ -33,27 +33,16 @@ _PAD_FRACTION = 8  # the usual 4 pixels around the 32 of CIFAR, in proportion
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ImageData:
-    """What one study trains and is judged on.
-
-    Attributes:
-        name: of the image set.
-        train: training images, after the validation part and train_size are taken off.
-        held_out: test images, or the validation part.
-        num_classes: labels run from 0 to num_classes - 1.
-        mean: per channel of the training images, in [0, 1].
-        std: the same; 1 for a channel that is constant.
-        flip: whether a mirrored image keeps its label.
-        pad: zeros around an image before a random crop.
-    """
+    """What one study trains and is judged on."""
 
     name: str
-    train: ImageSet
-    held_out: ImageSet
-    num_classes: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    flip: bool
-    pad: int
+    train: ImageSet  # after the validation part and train_size are taken off
+    held_out: ImageSet  # test images, or the validation part
+    num_classes: int  # labels run from 0 to num_classes - 1
+    mean: tuple[float, ...]  # per channel of the training images, in [0, 1]
+    std: tuple[float, ...]  # the same; 1 for a channel that is constant
+    flip: bool  # whether a mirrored image keeps its label
+    pad: int  # zeros around an image before a random crop
 
     @property
     def channels(self) -> int:
@@ -71,10 +60,6 @@ def load_data(spec: DataSpec, *, trust: Trust = Trust()) -> ImageData:
     """Read the images of a study.
 
     The same spec and files give the same images in the same order. No global random state is touched.
-
-    Args:
-        spec: `[data]` of the study.
-        trust: which packages images from package.module:function may come from.
 
     Raises:
         DataError: where files are missing, damaged or of the wrong shape; the message names the file and the fix.
