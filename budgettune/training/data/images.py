@@ -79,7 +79,7 @@ def image_set(images: Any, labels: Any, where: str, num_classes: int) -> ImageSe
     Raises:
         DataError: where they are anything else.
     """
-    checked_images, checked_labels = as_images(images, where), as_labels(labels, where)
+    checked_images, checked_labels = _as_images(images, where), as_labels(labels, where)
     if len(checked_images) != len(checked_labels):
         raise DataError(
             f"{where}: {len(checked_images)} images but {len(checked_labels)} labels: give one label for each image"
@@ -92,12 +92,8 @@ def image_set(images: Any, labels: Any, where: str, num_classes: int) -> ImageSe
     return ImageSet(checked_images, checked_labels)
 
 
-def as_images(values: Any, where: str) -> Tensor:
-    """Return uint8 images as a contiguous tensor [N, C, H, W].
-
-    Raises:
-        DataError: where they are not uint8, not images, or there are none.
-    """
+def _as_images(values: Any, where: str) -> Tensor:
+    """Return a contiguous tensor [N, C, H, W]; raise DataError where it is not uint8, not images, or empty."""
     images = _tensor(values, f"{where}: images")
     if images.dtype != torch.uint8:
         kind = str(images.dtype).removeprefix("torch.")
@@ -134,11 +130,7 @@ def as_labels(values: Any, where: str) -> Tensor:
 
 
 def check_classes(labels: Tensor, num_classes: int, where: str) -> None:
-    """Refuse fewer than two classes, and classes without a training image.
-
-    Raises:
-        DataError: in both cases.
-    """
+    """Raise DataError where there are fewer than two classes, or one has no training image."""
     if num_classes < 2:
         raise DataError(f"{where}: only one class: a classifier needs at least two")
     present = set(labels.unique().tolist())
