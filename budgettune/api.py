@@ -1,7 +1,8 @@
 """What the commands do, a call each: `import budgettune as bt`.
 
 Every function that takes a study takes a handle from `create_study` or `load_study`, a study's name, or None for the
-only study of the storage. Reading answers imports neither torch nor Optuna; only training imports torch.
+only study of the storage; `storage` is the database's URL where it is not a handle. Reading answers imports neither
+torch nor Optuna; only training imports torch.
 """
 
 from __future__ import annotations
@@ -102,12 +103,9 @@ def best_under_budget(
     """Return the most accurate finished trials whose training fits a budget, best first.
 
     Args:
-        study: which.
         budget: seconds, or a text such as "60s".
-        top: how many.
         device_name: only times from that kind of machine; None for the study's own kind, `any` for all.
         clean_only: only times that nothing is known to have disturbed.
-        storage: database URL, where study is not a handle.
 
     Raises:
         NothingWithinBudget: where even the fastest finished trial takes longer.
@@ -150,7 +148,6 @@ def recommend(
     """Return what to train within a budget, run or not: the highest expected accuracy that is likely to end in time.
 
     Args:
-        study: which.
         budget: seconds, or a text such as "60s".
         confidence: least probability of ending in time, from 0.5 up to 1.
         device_name: kind of machine that will train; None for the study's own, or this one where it probes.
@@ -277,14 +274,12 @@ def write_report(
     """Write a study's figures and answers as one page that opens without a network, or one figure as a picture.
 
     Args:
-        study: which.
         out: file to write; `-` for standard output.
         format: html for the page; png or svg for one figure (with kaleido and a browser).
         figure: which figure, for png and svg: one of `budgettune.report.figures`, by its name.
         budget: where the page's slider stands at first: seconds, or a text such as "60s".
         device_name: only times from that kind of machine.
         clean_only: only times that nothing is known to have disturbed.
-        storage: database URL, where study is not a handle.
 
     Raises:
         UsageError: where the options cannot work together, or the file cannot be written.

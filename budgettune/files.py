@@ -19,7 +19,6 @@ def replacing(path: Path, *, mode: int = 0o666, survives_power_loss: bool = Fals
     A pipe or a device is written as it is; a folder fails.
 
     Args:
-        path: of the file.
         mode: permissions of the file, less those that the process masks.
         survives_power_loss: waits for the disk before the name appears.
     """

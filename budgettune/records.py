@@ -56,7 +56,6 @@ class EpochRecord:
     Attributes:
         epoch: 0-based.
         train_seconds: on the clock since training began, at the end of this epoch.
-        steps: optimiser steps of this epoch.
         samples: sample visits of this epoch (those that were kept).
         loss: mean training loss over the samples kept.
         accuracy: test (or validation) accuracy in [0, 1] after this epoch, None where it was not evaluated.
@@ -148,11 +147,9 @@ class StepProbe(JsonValue):
     """A few steps of one configuration, timed outside any trial.
 
     Attributes:
-        params: searched values of it.
         step: a text that configurations of equal steps share (`budgettune.predict.workload.Workload.step`).
         ms_mean: milliseconds per full step.
         ms_error: standard error of the same.
-        steps: that were timed.
         seconds: that the probe took, building and warming up included.
     """
 
@@ -222,8 +219,6 @@ class TrialResult(JsonValue):
         helper_samples: sample visits of helper models that pruning trained.
         step_ms_median: median host milliseconds from step to step.
         step_ms_mad: median absolute deviation of the same.
-        final_lr: what the schedule gives where training ended.
-        weights_sha256: hash of the final weights, for checks of reproduction.
         peak_memory_mb: of the device's allocator on CUDA, of the process elsewhere.
         architecture: realised widths, blocks and what else the model tells of itself.
         stopping: why it was stopped early, or would have been had it not been a control; None for all others.
@@ -240,7 +235,7 @@ class TrialResult(JsonValue):
     step_ms_median: float
     step_ms_mad: float
     peak_memory_mb: float
-    final_lr: float
+    final_lr: float  # what the schedule gives where training ended
     seed: int
     precision: str
     weights_sha256: str
@@ -281,7 +276,6 @@ class TrialRecord(JsonValue):
     Attributes:
         number: Optuna's trial number.
         state: COMPLETE, RUNNING, WAITING, FAIL or PRUNED (stopped early).
-        params: searched values as sampled.
         train_seconds: objective to minimise, None until the trial is complete.
         test_accuracy: objective to maximise, None until the trial is complete.
         cell: index of the point in the grid (or in the order of sampling); repeats of a point share it.
@@ -291,8 +285,7 @@ class TrialRecord(JsonValue):
         extra: a late result beside the one that counts for its cell and repeat.
         failure: why it failed, with the kind in front; None otherwise.
         stopped: why it was stopped early; None otherwise.
-        started_at: ISO 8601, UTC.
-        completed_at: ISO 8601, UTC.
+        started_at, completed_at: ISO 8601, UTC.
     """
 
     number: int
@@ -324,16 +317,8 @@ class TrialRecord(JsonValue):
     machine: MachineInfo | None = None
 
 
-NUMERIC_ATTRIBUTES = (
-    "keep_fraction",
-    "epochs",
-    "steps",
-    "parameters",
-    "multiply_adds",
-    "prune_seconds",
-    "step_ms_median",
-    "peak_memory_mb",
-)
+_COUNTS = ("epochs", "steps", "parameters", "multiply_adds")
+NUMERIC_ATTRIBUTES = ("keep_fraction", *_COUNTS, "prune_seconds", "step_ms_median", "peak_memory_mb")
 """User attributes of a trial that people sort by: one finite number each."""
 
 RECORD_COLUMNS = tuple(f.name for f in fields(TrialRecord) if f.name not in ("params", "curve", "phases", "machine"))
@@ -358,33 +343,16 @@ def trial_attributes(result: TrialResult) -> dict[str, Any]:
     Numbers that are not finite are left out, because JSON and databases have no word for them.
     """
     document = result.to_json()
-    numbers = {
-        **{name: document.get(name) for name in NUMERIC_ATTRIBUTES},
-        "prune_seconds": result.phases.pruning,
-    }
+    numbers = {name: document.get(name) for name in NUMERIC_ATTRIBUTES} | {"prune_seconds": result.phases.pruning}
+    details = ("precision", "final_lr", "step_ms_mad", "samples", "scored_samples", "helper_samples", "batch_shapes")
     return {
         **{name: value for name, value in numbers.items() if value is not None and math.isfinite(value)},
         "status": result.status,
         "device_name": result.machine.key,
         "weights_sha256": result.weights_sha256,
-        "curve": document["curve"],
-        "phases": document["phases"],
-        "machine": document["machine"],
+        **{name: document[name] for name in ("curve", "phases", "machine")},
         **({"stopping": document["stopping"]} if result.stopping else {}),
-        "details": {
-            name: document[name]
-            for name in (
-                "precision",
-                "final_lr",
-                "step_ms_mad",
-                "samples",
-                "scored_samples",
-                "helper_samples",
-                "batch_shapes",
-                "architecture",
-                "evidence",
-            )
-        },
+        "details": {name: document[name] for name in (*details, "architecture", "evidence")},
     }
 
 
@@ -420,7 +388,6 @@ class SlotRow:
         seconds: on the clock of a trial that is complete or was stopped; of any other, from its start to its last sign
             of life.
         is_stopped: whether the study's rule ended it early, so that its slot is done.
-        accuracy: of a complete trial.
     """
 
     trial_id: int
@@ -459,15 +426,7 @@ class SlotRow:
 
 @dataclass(frozen=True)
 class Claim:
-    """A running trial that is ours.
-
-    Attributes:
-        number: Optuna's trial number.
-        params: searched values; none while a sampler has yet to draw them.
-        cell: index of the point.
-        attempt: 1 for the first try.
-        seed: of this cell and repeat.
-    """
+    """A running trial that is ours; it has no params while a sampler has yet to draw them."""
 
     trial_id: int
     number: int
