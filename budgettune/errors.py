@@ -61,12 +61,7 @@ class StudyExists(StorageError):
 
 
 class NothingWithinBudget(BudgetTuneError):
-    """No finished trial trains within the budget.
-
-    Attributes:
-        budget_seconds: what was asked for.
-        fastest_seconds: the training time of the fastest finished trial, None where there is no finished trial.
-    """
+    """No finished trial trains within the budget; `fastest_seconds` is None where there is no finished trial at all."""
 
     def __init__(self, budget_seconds: float, fastest_seconds: float | None) -> None:
         self.budget_seconds = budget_seconds
@@ -96,13 +91,10 @@ class NothingToDraw(BudgetTuneError):
 
 
 class TrialFailed(BudgetTuneError):
-    """One trial cannot go on.
-
-    Attributes:
-        failure_kind: a short word that the trial's row keeps, such as `out-of-memory`.
-    """
+    """One trial cannot go on."""
 
     failure_kind = "error"
+    """A short word that the trial's row keeps."""
 
 
 class OutOfMemory(TrialFailed):

@@ -27,8 +27,7 @@ class JsonValue:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values, with absent ones as None."""
-        kind: Any = type(self)
-        document: dict[str, Any] = _adapter(kind).dump_python(self, warnings=False)
+        document: dict[str, Any] = _adapter(type(self)).dump_python(self, warnings=False)
         return {name: list(value) if isinstance(value, tuple) else value for name, value in document.items()}
 
     @classmethod
@@ -38,8 +37,7 @@ class JsonValue:
         Raises:
             ValueError: where it did not write this.
         """
-        kind: Any = cls
-        value: Self = _adapter(kind).validate_python(document)
+        value: Self = _adapter(cls).validate_python(document)
         return value
 
 
@@ -356,14 +354,9 @@ def trial_attributes(result: TrialResult) -> dict[str, Any]:
     }
 
 
-LOST = "lost"
-"""Kind of failure of a trial whose worker gave no sign of life."""
-
-HANDED_BACK = Interrupted.failure_kind
-"""Kind of failure that uses up no attempt."""
-
-TAKEN = frozenset({"WAITING", "RUNNING", "COMPLETE"})
-"""States in which a trial holds its slot."""
+LOST = "lost"  # kind of failure of a trial whose worker gave no sign of life
+HANDED_BACK = Interrupted.failure_kind  # kind of failure that uses up no attempt
+TAKEN = frozenset({"WAITING", "RUNNING", "COMPLETE"})  # states in which a trial holds its slot
 
 
 class Slot(NamedTuple):

@@ -20,18 +20,11 @@ LEAST_DISK_MB = 1_024
 
 @dataclass(frozen=True)
 class Finding:
-    """One fact about the box.
-
-    Attributes:
-        name: what it is about.
-        value: as people read it.
-        ok: False where it would spoil timings or stop a trial, None where it is only good to know.
-        advice: what to do, where there is something to do.
-    """
+    """One fact about the box, as people read it."""
 
     name: str
     value: str
-    ok: bool | None = None
+    ok: bool | None = None  # False where it would spoil timings or stop a trial, None where it is only good to know
     advice: str | None = None
 
 
@@ -42,21 +35,8 @@ def doctor_facts(folder: Path = Path(), root: Path = procfs.ROOT) -> list[Findin
         folder: where image sets and the database would lie.
         root: of /proc and /sys.
     """
-    return [
-        _cores(root),
-        _threads(root),
-        _load(root),
-        _pressure(root),
-        _steal(root),
-        _clock_speed(root),
-        _turbo(root),
-        _hyperthreads(root),
-        _bf16(root),
-        _memory(root),
-        _gpu(),
-        _torch(),
-        _disk(folder),
-    ]
+    facts = (_cores, _threads, _load, _pressure, _steal, _clock_speed, _turbo, _hyperthreads, _bf16, _memory)
+    return [*(fact(root) for fact in facts), _gpu(), _torch(), _disk(folder)]
 
 
 def _judged(name: str, value: str, ok: bool, advice: str) -> Finding:

@@ -23,16 +23,9 @@ def fingerprint(
     cudnn: str | None = None,
     driver: str | None = None,
 ) -> MachineInfo:
-    """Return what a time depends on: this box, the device and the versions.
+    """Return what a time depends on: this box, the device (`cpu` or `cuda`) and the versions.
 
-    Args:
-        device: `cpu` or `cuda`.
-        threads: that training uses.
-        device_name: of an accelerator; on a CPU it is the CPU's model.
-        device_uuid: of an accelerator.
-        cuda: version that torch was built for.
-        cudnn: version that torch runs with.
-        driver: of an accelerator.
+    `threads` is what training uses, `cuda` the version that torch was built for; a CPU goes by its model's name.
     """
     return MachineInfo(
         hostname=socket.gethostname(),

@@ -85,7 +85,6 @@ def _listed_by(tool: str) -> list[str]:
 
 
 def sample(nvml: Any, handle: Any) -> GpuSample:
-    """Return one look at a device through NVML."""
     return GpuSample(
         pids=tuple(process.pid for process in nvml.nvmlDeviceGetComputeRunningProcesses(handle)),
         reasons=_clock_reasons(nvml, handle),

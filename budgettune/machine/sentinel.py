@@ -38,11 +38,6 @@ class Sentinel:
 
     A reading is the median of several runs. A slow one is taken again after a pause, and the fastest counts: our own
     threads spin for a moment after training and share a physical core, and only a slowness that stays is the box's.
-
-    Args:
-        work: the computation.
-        clock: seconds.
-        sleep: waits for seconds.
     """
 
     RUNS = 7

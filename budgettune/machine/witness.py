@@ -63,7 +63,6 @@ class ClockVerdict:
     Attributes:
         status: `clean` only on evidence; `disturbed` with at least one reason; else `unverified`, with what is missing.
         evidence: plain finite numbers by name.
-        reasons: one line each.
     """
 
     status: Status
@@ -99,13 +98,9 @@ class CpuSnapshot:
 
 
 def cpu_evidence(before: CpuSnapshot, after: CpuSnapshot, sentinel: SentinelSeconds, threads: int) -> dict[str, float]:
-    """Return what two snapshots and the sentinel say, as rates and shares; what is unknown is left out.
+    """Return what two snapshots and the sentinel say of training that was told to use so many threads.
 
-    Args:
-        before: counters when the segment began.
-        after: counters when it ended.
-        sentinel: readings around it.
-        threads: that training was told to use.
+    Rates and shares by name; what is unknown is left out.
     """
     seconds = max(after.at_seconds - before.at_seconds, 1e-9)
     own_cores = (after.own_seconds - before.own_seconds) / seconds
@@ -152,7 +147,6 @@ def _worst_wait(before: Mapping[int, float] | None, after: Mapping[int, float] |
 
 
 def judge_cpu(evidence: Mapping[str, float]) -> ClockVerdict:
-    """Return the verdict on the numbers of `cpu_evidence`."""
     return _verdict(evidence, _cpu_harm(evidence), _cpu_gaps(evidence))
 
 
@@ -202,7 +196,6 @@ def judge_gpu(samples: Sequence[GpuSample], own_pid: int) -> ClockVerdict:
 
 
 def gpu_evidence(samples: Sequence[GpuSample], own_pid: int) -> dict[str, float]:
-    """Return what the samples say, as plain numbers."""
     clocks = [sample.sm_mhz for sample in samples]
     return {
         "gpu_samples": len(samples),
@@ -269,13 +262,7 @@ class Observer(Protocol):
 
 
 class CpuObserver:
-    """Looks at the processors.
-
-    Args:
-        threads: that training was told to use.
-        sentinel: the process's own where None.
-        snapshot: reads the counters.
-    """
+    """Looks at the processors while training uses so many threads."""
 
     def __init__(
         self, threads: int, sentinel: Sentinel | None = None, snapshot: Callable[[], CpuSnapshot] = take_snapshot
@@ -298,20 +285,12 @@ class CpuObserver:
 class GpuObserver:
     """Looks at one device from a thread of its own, because a call to NVML can take milliseconds.
 
-    Args:
-        uuid: of the device, with or without NVML's `GPU-` in front. An index would mislead: CUDA and NVML count
-            devices in different orders.
-        module: stands in for `pynvml`.
-        interval_seconds: from sample to sample; one is taken at the start and one at the end in any case.
-        own_pid: this process's number.
+    The UUID may lack NVML's `GPU-` in front. An index would mislead: CUDA and NVML count devices in different orders.
+    One sample is taken at the start and one at the end, whatever the interval. `module` stands in for `pynvml`.
     """
 
     def __init__(
-        self,
-        uuid: str,
-        module: Any = None,
-        interval_seconds: float = SAMPLE_SECONDS,
-        own_pid: int | None = None,
+        self, uuid: str, module: Any = None, interval_seconds: float = SAMPLE_SECONDS, own_pid: int | None = None
     ) -> None:
         self._uuid = uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}"
         self._module = module
@@ -362,8 +341,7 @@ class NoObserver:
 
     reason: str
 
-    def start(self) -> None:
-        pass
+    def start(self) -> None: ...
 
     def stop(self) -> ClockVerdict:
         return ClockVerdict(status="unverified", evidence={}, reasons=(self.reason,))
@@ -372,8 +350,7 @@ class NoObserver:
 class Witness:
     """Watches a training segment: `with witness: …` (or start and stop), then `witness.verdict`; again and again.
 
-    Args:
-        observers: all of them must call it clean.
+    It is clean where all observers call it so.
     """
 
     def __init__(self, *observers: Observer) -> None:
@@ -416,13 +393,7 @@ def combine(verdicts: Sequence[ClockVerdict]) -> ClockVerdict:
 
 
 def witness_for(device: str, *, threads: int, device_uuid: str | None = None) -> Witness:
-    """Return who watches a device while it is timed.
-
-    Args:
-        device: `cpu`, `cuda` or `cuda:N`.
-        threads: that training uses on the CPU.
-        device_uuid: of the GPU, as torch gives it.
-    """
+    """Return who watches a device (`cpu`, `cuda` or `cuda:N`) while it is timed; a GPU goes by torch's UUID."""
     if device == "cpu":
         return Witness(CpuObserver(threads))
     observer: Observer
