@@ -27,7 +27,8 @@ class JsonValue:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values, with absent ones as None."""
-        document: dict[str, Any] = _adapter(type(self)).dump_python(self, warnings=False)
+        kind: Any = type(self)
+        document: dict[str, Any] = _adapter(kind).dump_python(self, warnings=False)
         return {name: list(value) if isinstance(value, tuple) else value for name, value in document.items()}
 
     @classmethod
@@ -37,7 +38,8 @@ class JsonValue:
         Raises:
             ValueError: where it did not write this.
         """
-        value: Self = _adapter(cls).validate_python(document)
+        kind: Any = cls
+        value: Self = _adapter(kind).validate_python(document)
         return value
 
 
@@ -169,12 +171,9 @@ class StoppingNote(JsonValue):
             stopped.
         epoch: after which it was judged.
         train_seconds: on the clock until then.
-        expected_seconds: at its end, by the forecast.
-        least_seconds: the same, at the confidence of the rule.
-        expected_accuracy: at its end, by the forecast.
-        most_accuracy: the same, at the confidence of the rule.
+        expected_seconds, expected_accuracy: at its end, by the forecast.
+        least_seconds, most_accuracy: the same, at the confidence of the rule.
         rival: number of the trial that beats it.
-        reason: for people.
     """
 
     stopped: bool
@@ -215,8 +214,7 @@ class TrialResult(JsonValue):
         keep_fraction: sample visits made over visits that no pruning would have made.
         scored_samples: forward passes of single samples that pruning asked for beyond training steps.
         helper_samples: sample visits of helper models that pruning trained.
-        step_ms_median: median host milliseconds from step to step.
-        step_ms_mad: median absolute deviation of the same.
+        step_ms_median, step_ms_mad: host milliseconds from step to step, and their median absolute deviation.
         peak_memory_mb: of the device's allocator on CUDA, of the process elsewhere.
         architecture: realised widths, blocks and what else the model tells of itself.
         stopping: why it was stopped early, or would have been had it not been a control; None for all others.
@@ -274,8 +272,7 @@ class TrialRecord(JsonValue):
     Attributes:
         number: Optuna's trial number.
         state: COMPLETE, RUNNING, WAITING, FAIL or PRUNED (stopped early).
-        train_seconds: objective to minimise, None until the trial is complete.
-        test_accuracy: objective to maximise, None until the trial is complete.
+        train_seconds, test_accuracy: objectives to minimise and to maximise, None until the trial is complete.
         cell: index of the point in the grid (or in the order of sampling); repeats of a point share it.
         attempt: 1 for the first try of a cell and repeat.
         status: clean, disturbed or unverified: whether the time can be believed.

@@ -27,8 +27,6 @@ from budgettune.storage.schema import (
 from budgettune.storage.studies import study_attribute
 from budgettune.storage.trials import parse_json, records_of, whole_number
 
-# --- Counts ---------------------------------------------------------------------------------------------------------
-
 
 def state_counts(engine: sa.Engine, study_id: int) -> dict[str, int]:
     """Return the number of trials in each state, zeros included."""
@@ -62,9 +60,6 @@ def param_names(engine: sa.Engine, study_id: int) -> list[str]:
     )
     with reading(engine) as connection:
         return [name for name in connection.execute(query).scalars() if isinstance(name, str)]
-
-
-# --- Answers --------------------------------------------------------------------------------------------------------
 
 
 def best_under_budget(
@@ -153,14 +148,11 @@ def _finished(
         trials.c.study_id == study_id, trials.c.state == "COMPLETE", trials.c.number.is_not(None)
     )
     for objective, values in enumerate((seconds, accuracy)):
-        query = query.join(
-            values, sa.and_(values.c.trial_id == trials.c.trial_id, values.c.objective == objective)
-        ).where(is_finite(values.c.value))
-    wanted = {"device_name": device_name, "status": "clean" if clean_only else None}
-    for key, value in wanted.items():
+        of_trial = sa.and_(values.c.trial_id == trials.c.trial_id, values.c.objective == objective)
+        query = query.join(values, of_trial).where(is_finite(values.c.value))
+    for key, value in {"device_name": device_name, "status": "clean" if clean_only else None}.items():
         if value is not None:
             attribute = trial_user_attributes.alias(key)
-            query = query.join(
-                attribute, sa.and_(attribute.c.trial_id == trials.c.trial_id, attribute.c.key == key)
-            ).where(attribute.c.value_json == json.dumps(value))
+            of_trial = sa.and_(attribute.c.trial_id == trials.c.trial_id, attribute.c.key == key)
+            query = query.join(attribute, of_trial).where(attribute.c.value_json == json.dumps(value))
     return seconds, accuracy, query

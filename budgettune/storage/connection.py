@@ -109,7 +109,6 @@ class _Connection(sqlite3.Connection):
 
 
 def _engine_options(url: sa.URL) -> dict[str, Any]:
-    """Return what SQLAlchemy is told beside the URL."""
     if url.get_backend_name() == "sqlite":
         return {"connect_args": {"timeout": BUSY_TIMEOUT_SECONDS, "factory": _Connection}}
     # prepare_threshold: prepared statements belong to one server connection, and a pooler hands out many.
@@ -167,9 +166,7 @@ def _driver_named(url: sa.URL) -> Iterator[None]:
 def _tuned(engine: Engine, *, read_only: bool = False) -> Engine:
     """Set what makes concurrent work safe, on every connection that is opened from now on.
 
-    Args:
-        engine: as SQLAlchemy makes it.
-        read_only: let the database refuse writes; on SQLite no read then waits for a writer, or keeps one waiting.
+    With `read_only` the database refuses writes; on SQLite no read then waits for a writer, or keeps one waiting.
     """
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _on_sqlite_connect)
@@ -180,7 +177,7 @@ def _tuned(engine: Engine, *, read_only: bool = False) -> Engine:
         # Per transaction on PostgreSQL: a setting of the session would reach others through a pooler.
         engine.update_execution_options(budgettune_read=True, postgresql_readonly=True)
         if engine.dialect.name == "sqlite":
-            event.listen(engine, "connect", _on_sqlite_connect_to_read)
+            event.listen(engine, "connect", lambda connection, _: connection.execute("PRAGMA query_only=ON"))
     engine.dispose()  # connections that were opened before know nothing of these events
     return engine
 
@@ -191,10 +188,6 @@ def _on_sqlite_connect(connection: DBAPIConnection, _record: object) -> None:
     # One text that is no UTF-8, from whatever program, must not make all studies of the file unreadable.
     connection.text_factory = partial(str, encoding="utf-8", errors="replace")
     connection.execute("PRAGMA synchronous=NORMAL")
-
-
-def _on_sqlite_connect_to_read(connection: DBAPIConnection, _record: object) -> None:
-    connection.execute("PRAGMA query_only=ON")
 
 
 def _on_sqlite_begin(connection: sa.Connection) -> None:
@@ -210,9 +203,6 @@ def _on_postgresql_connect(connection: DBAPIConnection, _record: object) -> None
     connection.commit()
 
 
-# --- Opening ---
-
-
 def storage_url(explicit: str | None = None) -> str:
     """Return the database to use: the one named, else BUDGETTUNE_STORAGE, else OPTUNA_STORAGE, else a local file."""
     return explicit or os.environ.get("BUDGETTUNE_STORAGE") or os.environ.get("OPTUNA_STORAGE") or DEFAULT_URL
@@ -221,9 +211,7 @@ def storage_url(explicit: str | None = None) -> str:
 def open_engine(url: str, *, create: bool = False) -> sa.Engine:
     """Return an engine on a database that holds Optuna's tables, without importing Optuna.
 
-    Args:
-        url: `sqlite:///FILE` or `postgresql://USER:PASSWORD@HOST/DATABASE`.
-        create: make the file and the tables where they are missing.
+    With `create` the file and the tables are made where they are missing.
 
     Raises:
         StorageError: where the database cannot be reached, is not Optuna's, or has another version of its tables.
@@ -246,15 +234,9 @@ def open_engine(url: str, *, create: bool = False) -> sa.Engine:
 
 
 def open_storage(url: str, *, create: bool = False, read_only: bool = False) -> RDBStorage:
-    """Return Optuna's storage on a database, safe for many workers at once.
+    """Return Optuna's storage on a database, safe for many workers at once; it is opened as by `open_engine`.
 
-    Args:
-        url: as for `open_engine`.
-        create: make the file and the tables where they are missing.
-        read_only: let the database itself refuse every write.
-
-    Raises:
-        StorageError: as for `open_engine`.
+    With `read_only` the database itself refuses every write.
     """
     from optuna.storages import RDBStorage
 
@@ -276,17 +258,15 @@ def _revision(engine: sa.Engine) -> str | None:
 
 
 def _require_schema(engine: sa.Engine) -> None:
-    revision = _revision(engine)
-    if revision == SCHEMA_REVISION:
-        return
-    url = shown(engine.url)
+    revision, url = _revision(engine), shown(engine.url)
     if revision is None:
         _refuse_foreign_file(engine)
         raise StorageError(f"{url}: holds no study yet: make one with `budgettune study create`")
-    raise StorageError(
-        f"{url}: its tables are of version {revision}, not {SCHEMA_REVISION}: "
-        f"run `optuna storage upgrade --storage URL`, or install a newer budgettune"
-    )
+    if revision != SCHEMA_REVISION:
+        raise StorageError(
+            f"{url}: its tables are of version {revision}, not {SCHEMA_REVISION}: "
+            f"run `optuna storage upgrade --storage URL`, or install a newer budgettune"
+        )
 
 
 def _refuse_foreign_file(engine: sa.Engine) -> None:

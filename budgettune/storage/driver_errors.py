@@ -61,11 +61,7 @@ def redact(text: str) -> str:
 
 @contextmanager
 def translated(url: str) -> Iterator[None]:
-    """Turn every failure of the database inside the block into a StorageError that names the next step.
-
-    Args:
-        url: of the database; its password is left out of the message.
-    """
+    """Turn every failure of the database inside the block into a StorageError that names the URL and the next step."""
     try:
         yield
     except SQLAlchemyError as error:
@@ -79,7 +75,6 @@ def translated(url: str) -> Iterator[None]:
 
 
 def storage_error(url: str, error: BaseException) -> StorageError:
-    """Return the one-line error that stands for what a database driver raised."""
     said = " ".join(str(getattr(error, "orig", None) or error).split())
     remedy = next((remedy for part, remedy in _REMEDIES if part in said.lower()), None)
     if remedy is None:

@@ -106,14 +106,7 @@ trial_heartbeats = sa.Table(
     sa.Column("heartbeat", sa.DateTime),
 )
 
-TABLES_OF_A_TRIAL = (
-    trial_user_attributes,
-    trial_system_attributes,
-    trial_params,
-    trial_values,
-    trial_intermediate_values,
-    trial_heartbeats,
-)
+TABLES_OF_A_TRIAL = tuple(table for table in _metadata.tables.values() if "trial_id" in table.c and table is not trials)
 TABLES_OF_A_STUDY = (study_user_attributes, study_system_attributes, study_directions)
 
 

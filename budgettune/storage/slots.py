@@ -32,8 +32,7 @@ class Tally:
     """What tells, without its rows, whether a study may need mending.
 
     Attributes:
-        rows: trials of the study.
-        ended: those that ended without a result, and leave their slots to others.
+        ended: rows that ended without a result, and leave their slots to others.
         overdue: running ones without a sign of life for a lease, with none at all, or with one from the future.
     """
 
@@ -65,11 +64,9 @@ def tally(engine: sa.Engine, study_id: int, lease_seconds: float) -> Tally:
 
 def has_open_row(engine: sa.Engine, study_id: int) -> bool:
     """Whether a trial of a cell waits or runs; false may also mean that none of the first few open rows is one."""
-    query = sa.select(trials.c.trial_id).where(
-        trials.c.study_id == study_id, trials.c.state.in_(["WAITING", "RUNNING"])
-    )
+    is_open = sa.and_(trials.c.study_id == study_id, trials.c.state.in_(["WAITING", "RUNNING"]))
     with reading(engine) as connection:
-        ids = list(connection.execute(query.limit(LOOKED_AT)).scalars())
+        ids = list(connection.execute(sa.select(trials.c.trial_id).where(is_open).limit(LOOKED_AT)).scalars())
         found = read_attributes(connection, ids, ("cell", "repeat"))
     return any(type(row.get("cell")) is type(row.get("repeat")) is int for row in found.values())
 
@@ -145,7 +142,6 @@ def _is_value(values: sa.FromClause, objective: int) -> sa.ColumnElement[bool]:
 
 
 def _seconds(on_the_clock: float | None, start: str | None, last_sign: str | None) -> float:
-    """Return the seconds that a trial took so far."""
     if on_the_clock is not None:
         return on_the_clock
     try:

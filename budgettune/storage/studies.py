@@ -36,15 +36,11 @@ PROBES_PREFIX = "budgettune:probes:"
 
 @dataclass(frozen=True)
 class StudyRow:
-    """A study as the database has it.
-
-    Attributes:
-        spec_json: the study file; None for a study of another program.
-    """
+    """A study as the database has it."""
 
     study_id: int
     name: str
-    spec_json: str | None
+    spec_json: str | None  # None for a study of another program
 
     def read_spec(self) -> StudySpec:
         """Return the study file, under the name that the database has: another program may have copied the study.
@@ -145,10 +141,7 @@ def add_machine_key(connection: sa.Connection, study_id: int, key: str) -> None:
 def comparable_machine_key(engine: sa.Engine, study_id: int, device_name: str | None = None) -> str | None:
     """Return the kind of machine whose times an answer may compare; None where all may.
 
-    Args:
-        engine: from `open_engine`.
-        study_id: from `find_study`.
-        device_name: what a user asked for; None for the study's own kind where it holds several, ANY_MACHINE for all.
+    A user asks for `device_name`: None for the study's own kind where it holds several, ANY_MACHINE for all.
 
     Raises:
         UsageError: where the study has no time of that kind.

@@ -83,11 +83,9 @@ def insert_study(
         study_id = connection.execute(statement.returning(studies.c.study_id)).scalar()
         if study_id is None:
             return None
-        directions = [
-            {"study_id": study_id, "objective": objective, "direction": direction}
-            for objective, direction in enumerate(DIRECTIONS)
-        ]
-        connection.execute(sa.insert(study_directions), directions)
+        for objective, direction in enumerate(DIRECTIONS):
+            values = {"study_id": study_id, "objective": objective, "direction": direction}
+            connection.execute(sa.insert(study_directions).values(values))
         for table, key, value in (
             (study_user_attributes, SPEC_ATTRIBUTE, spec_json),
             (study_system_attributes, METRIC_NAMES_ATTRIBUTE, json.dumps(METRIC_NAMES)),
@@ -183,10 +181,6 @@ def record_result(
     kind of machine is kept as an extra, and its slot is queued again.
 
     Args:
-        engine: from `open_engine`.
-        study_id: of the study.
-        claim: the trial.
-        attributes: of its result.
         values: seconds and accuracy; None for a trial that was stopped early.
         machine_key: of the kind of machine that counts; None asks the study.
         is_known: whether the study's list of kinds holds this result's already.
@@ -199,13 +193,11 @@ def record_result(
             add_machine_key(connection, study_id, attributes["device_name"])
         state = lock_trial(connection, claim.trial_id)
         fits = (machine_key or own_machine_key(connection, study_id)) in (None, attributes.get("device_name"))
-        if state == "RUNNING" and fits:
-            end_trial(connection, claim.trial_id, ended, attributes, values)
-            return True
         if state == "RUNNING":
-            end_trial(connection, claim.trial_id, ended, {**attributes, "extra": True}, values)
-            insert_trials(connection, study_id, [NewTrial("WAITING", claim.keys, params_of=claim.trial_id)])
-            return False
+            end_trial(connection, claim.trial_id, ended, attributes if fits else {**attributes, "extra": True}, values)
+            if not fits:
+                insert_trials(connection, study_id, [NewTrial("WAITING", claim.keys, params_of=claim.trial_id)])
+            return fits
         if state == ended:
             return read_attributes(connection, [claim.trial_id], ["extra"])[claim.trial_id].get("extra") is not True
         return state is not None and _record_late(connection, study_id, claim, attributes, values, fits)

@@ -5,6 +5,7 @@ What is not as we write it (another program's attribute, a text where a number b
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections import defaultdict
@@ -57,15 +58,9 @@ def trial_records(
     leave_out: Collection[int] = (),
     documents: bool = True,
 ) -> list[TrialRecord]:
-    """Return the trials of a study by number.
+    """Return the trials of a study by number, only those of the given states and numbers where there are any.
 
-    Args:
-        engine: from `open_engine`.
-        study_id: from `find_study`.
-        states: only those, for example {"COMPLETE"}.
-        numbers: only those.
-        leave_out: numbers of trials that are known already.
-        documents: with curve, phases and machine; they are most of the bytes.
+    Those to leave out go by number. The documents (curve, phases and machine) are most of the bytes.
     """
     query = sa.select(trials.c.trial_id, trials.c.number).where(trials.c.study_id == study_id).order_by(trials.c.number)
     if states is not None:
@@ -81,37 +76,27 @@ def record_batches(engine: sa.Engine, study_id: int, *, documents: bool = True) 
     """Yield all trials of a study by number, some hundreds at a time: a study may be larger than memory."""
     query = sa.select(trials.c.trial_id).where(trials.c.study_id == study_id).order_by(trials.c.number)
     with reading(engine) as connection:
-        ids = list(connection.execute(query).scalars())
-        for begin in range(0, len(ids), IDS_PER_STATEMENT):
-            yield _batch(connection, ids[begin : begin + IDS_PER_STATEMENT], documents)
+        yield from _batches(connection, list(connection.execute(query).scalars()), documents)
 
 
 def records_of(connection: sa.Connection, trial_ids: Sequence[int], *, documents: bool = True) -> list[TrialRecord]:
     """Return the records of trials, in the order of their ids."""
-    records: list[TrialRecord] = []
+    return list(itertools.chain.from_iterable(_batches(connection, trial_ids, documents)))
+
+
+def _batches(connection: sa.Connection, trial_ids: Sequence[int], documents: bool) -> Iterator[list[TrialRecord]]:
+    times = (plain_text(trials.c.datetime_start), plain_text(trials.c.datetime_complete))
+    query = sa.select(trials.c.trial_id, trials.c.number, plain_text(trials.c.state), *times)
     for begin in range(0, len(trial_ids), IDS_PER_STATEMENT):
-        records += _batch(connection, trial_ids[begin : begin + IDS_PER_STATEMENT], documents)
-    return records
-
-
-def _batch(connection: sa.Connection, ids: Sequence[int], documents: bool) -> list[TrialRecord]:
-    rows = connection.execute(
-        sa.select(
-            trials.c.trial_id,
-            trials.c.number,
-            plain_text(trials.c.state),
-            plain_text(trials.c.datetime_start),
-            plain_text(trials.c.datetime_complete),
-        ).where(trials.c.trial_id.in_(ids))
-    )
-    by_id = {row[0]: row for row in rows}
-    params, values = read_params(connection, ids), _values(connection, ids)
-    attributes = read_attributes(connection, ids, (*_PLAIN_ATTRIBUTES, *(DOCUMENTS if documents else ())))
-    return [
-        _record(by_id[key], params[key], values[key], attributes[key])
-        for key in ids
-        if key in by_id and isinstance(by_id[key][1], int)
-    ]
+        ids = trial_ids[begin : begin + IDS_PER_STATEMENT]
+        rows = {row[0]: row for row in connection.execute(query.where(trials.c.trial_id.in_(ids)))}
+        params, values = read_params(connection, ids), _values(connection, ids)
+        attributes = read_attributes(connection, ids, (*_PLAIN_ATTRIBUTES, *(DOCUMENTS if documents else ())))
+        yield [
+            _record(rows[key], params[key], values[key], attributes[key])
+            for key in ids
+            if key in rows and isinstance(rows[key][1], int)
+        ]
 
 
 def _record(
@@ -184,7 +169,6 @@ def _external(value: Any, distribution_json: str) -> Any:
 
 @lru_cache(maxsize=4096)
 def _distribution(distribution_json: str) -> dict[int, Any] | type[int] | type[float]:
-    """Return the choices by their index, or the kind of number."""
     document = json.loads(distribution_json)
     if document["name"] == "CategoricalDistribution":
         return dict(enumerate(document["attributes"]["choices"]))

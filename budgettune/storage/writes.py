@@ -33,8 +33,8 @@ from budgettune.storage.schema import (
 class StoredParam:
     """A param as Optuna stores it: a choice by its index, and the distribution as JSON."""
 
-    name: str
-    value: float
+    param_name: str
+    param_value: float
     distribution_json: str
 
 
@@ -67,8 +67,9 @@ def insert_trials(connection: sa.Connection, study_id: int, new_trials: Sequence
         return []
     count = sa.select(sa.func.count()).select_from(trials).where(trials.c.study_id == study_id)
     first: int = connection.execute(count).scalar_one()
-    numbered = enumerate(new_trials, start=first)
-    rows = [{"study_id": study_id, "number": number, "state": new.state} for number, new in numbered]
+    rows = [
+        {"study_id": study_id, "number": number, "state": new.state} for number, new in enumerate(new_trials, first)
+    ]
     connection.execute(sa.insert(trials), rows)
     # Not by number: a row of another program may have any.
     added = (
@@ -107,20 +108,11 @@ def _stamp_new(connection: sa.Connection, study_id: int, pairs: Sequence[tuple[i
 
 
 def insert_params(connection: sa.Connection, trial_id: int, params: Sequence[StoredParam]) -> None:
-    """Give a trial its params."""
     _insert(connection, trial_params, _param_rows(trial_id, params))
 
 
 def _param_rows(trial_id: int, params: Sequence[StoredParam]) -> list[dict[str, Any]]:
-    return [
-        {
-            "trial_id": trial_id,
-            "param_name": param.name,
-            "param_value": param.value,
-            "distribution_json": param.distribution_json,
-        }
-        for param in params
-    ]
+    return [{"trial_id": trial_id, **vars(param)} for param in params]
 
 
 def _copy_params(connection: sa.Connection, pairs: Sequence[tuple[int, NewTrial]]) -> None:
@@ -179,7 +171,6 @@ def set_attributes(connection: sa.Connection, trial_id: int, attributes: Mapping
 
 
 def set_study_attribute(connection: sa.Connection, study_id: int, key: str, value: Any) -> None:
-    """Store a user attribute of a study."""
     row = {"study_id": study_id, "key": key, "value_json": json_text(value)}
     _upsert(connection, study_user_attributes, [row], "study_id", "key")
 
@@ -191,7 +182,6 @@ def lock_trial(connection: sa.Connection, trial_id: int) -> str | None:
 
 
 def set_state(connection: sa.Connection, trial_id: int, state: str, **times: Any) -> None:
-    """Change the state of a trial, and its times."""
     connection.execute(sa.update(trials).where(trials.c.trial_id == trial_id).values(state=state, **times))
 
 
@@ -227,7 +217,6 @@ def read_stored_params(connection: sa.Connection, study_id: int) -> set[tuple[tu
         sa.select(table.c.trial_id, table.c.param_name, table.c.param_value)
         .join(trials, trials.c.trial_id == table.c.trial_id)
         .where(trials.c.study_id == study_id)
-        .order_by(table.c.trial_id, table.c.param_name)
     )
     points: defaultdict[int, list[tuple[str, float]]] = defaultdict(list)
     for trial_id, name, value in connection.execute(query):

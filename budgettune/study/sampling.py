@@ -118,7 +118,7 @@ def fresh_point(spec: StudySpec, proposal: Mapping[str, Any], known: set[Point],
 
 
 def _point_of(params: Sequence[StoredParam]) -> Point:
-    return tuple(sorted((param.name, param.value) for param in params))
+    return tuple(sorted((param.param_name, param.param_value) for param in params))
 
 
 def _points(spec: StudySpec, rng: random.Random) -> Iterator[dict[str, Any]]:
