@@ -1,8 +1,10 @@
 """What the commands do, a call each: `import budgettune as bt`.
 
 Every function that takes a study takes a handle from `create_study` or `load_study`, a study's name, or None for the
-only study of the storage; `storage` is the database's URL where it is not a handle. Reading answers imports neither
-torch nor Optuna; only training imports torch.
+only study of the storage; `storage` is the database's URL where it is not a handle. A budget is seconds, or a text such
+as "60s". Answers hold times of one kind of machine, `device_name` (None for the study's own kind, `any` for all), with
+`clean_only` those that nothing is known to have disturbed. Reading answers imports neither torch nor Optuna; only
+training imports torch.
 """
 
 from __future__ import annotations
@@ -102,11 +104,6 @@ def best_under_budget(
 ) -> list[TrialRecord]:
     """Return the most accurate finished trials whose training fits a budget, best first.
 
-    Args:
-        budget: seconds, or a text such as "60s".
-        device_name: only times from that kind of machine; None for the study's own kind, `any` for all.
-        clean_only: only times that nothing is known to have disturbed.
-
     Raises:
         NothingWithinBudget: where even the fastest finished trial takes longer.
         UsageError: where the budget is no duration.
@@ -148,7 +145,6 @@ def recommend(
     """Return what to train within a budget, run or not: the highest expected accuracy that is likely to end in time.
 
     Args:
-        budget: seconds, or a text such as "60s".
         confidence: least probability of ending in time, from 0.5 up to 1.
         device_name: kind of machine that will train; None for the study's own, or this one where it probes.
         probe: seconds to spend first, on this machine, on timing steps that nobody has timed on its kind; None for
@@ -277,9 +273,7 @@ def write_report(
         out: file to write; `-` for standard output.
         format: html for the page; png or svg for one figure (with kaleido and a browser).
         figure: which figure, for png and svg: one of `budgettune.report.figures`, by its name.
-        budget: where the page's slider stands at first: seconds, or a text such as "60s".
-        device_name: only times from that kind of machine.
-        clean_only: only times that nothing is known to have disturbed.
+        budget: where the page's slider stands at first.
 
     Raises:
         UsageError: where the options cannot work together, or the file cannot be written.

@@ -146,45 +146,33 @@ class MachineInfo:
 class StepProbe(JsonValue):
     """A few steps of one configuration, timed outside any trial.
 
-    Attributes:
-        step: a text that configurations of equal steps share (`budgettune.predict.workload.Workload.step`).
-        ms_mean: milliseconds per full step.
-        ms_error: standard error of the same.
-        seconds: that the probe took, building and warming up included.
+    Configurations of equal steps share the text `step` (`budgettune.predict.workload.Workload.step`).
     """
 
     params: Mapping[str, Any]
     step: str
-    ms_mean: PositiveFloat
-    ms_error: NonNegativeFloat
+    ms_mean: PositiveFloat  # per full step
+    ms_error: NonNegativeFloat  # standard error of the same
     steps: PositiveInt
-    seconds: NonNegativeFloat
+    seconds: NonNegativeFloat  # that the probe took, building and warming up included
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoppingNote(JsonValue):
     """What a trial's row keeps where the study's rule stopped it early, or spared it as a control.
 
-    Attributes:
-        stopped: false for a control.
-        wrong: of a control, whether no trial beats it that had finished when it was judged; None for one that was
-            stopped.
-        epoch: after which it was judged.
-        train_seconds: on the clock until then.
-        expected_seconds, expected_accuracy: at its end, by the forecast.
-        least_seconds, most_accuracy: the same, at the confidence of the rule.
-        rival: number of the trial that beats it.
+    Forecasts are of the trial's end; `least_seconds` and `most_accuracy` are at the confidence of the rule.
     """
 
-    stopped: bool
-    wrong: bool | None = None
-    epoch: int | None = None
-    train_seconds: float
+    stopped: bool  # not where it is a control
+    wrong: bool | None = None  # whether no trial beats a control that had finished when it was judged
+    epoch: int | None = None  # after which it was judged
+    train_seconds: float  # on the clock until then
     expected_seconds: float
     least_seconds: float | None = None
     expected_accuracy: float | None = None
     most_accuracy: float | None = None
-    rival: int | None = None
+    rival: int | None = None  # number of the trial that beats it
     reason: str | None = None
 
     @classmethod
@@ -370,14 +358,7 @@ class Slot(NamedTuple):
 class SlotRow:
     """What a decision needs to know of one trial.
 
-    Attributes:
-        has_params: false for a sampled point whose worker died while it was drawn.
-        failure: the kind and the message of a failed trial.
-        extra: a late result beside the one that counts.
-        late_of: number of the trial whose late result this row keeps.
-        seconds: on the clock of a trial that is complete or was stopped; of any other, from its start to its last sign
-            of life.
-        is_stopped: whether the study's rule ended it early, so that its slot is done.
+    Its seconds are on the clock where it is complete or was stopped; else from its start to its last sign of life.
     """
 
     trial_id: int
@@ -385,12 +366,12 @@ class SlotRow:
     state: str
     slot: Slot
     attempt: int = 1
-    has_params: bool = True
-    failure: tuple[str, str] | None = None
-    extra: bool = False
-    late_of: int | None = None
+    has_params: bool = True  # not for a sampled point whose worker died while it was drawn
+    failure: tuple[str, str] | None = None  # kind and message
+    extra: bool = False  # a late result beside the one that counts
+    late_of: int | None = None  # number of the trial whose late result this row keeps
     seconds: float = 0.0
-    is_stopped: bool = False
+    is_stopped: bool = False  # the study's rule ended it early, so that its slot is done
     accuracy: float | None = None
 
     @property

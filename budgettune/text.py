@@ -12,10 +12,7 @@ _EXAMPLES = 'write it like "45", "90s", "10m", "1h30m" or "1.5h"'
 
 
 def parse_duration(text: str | float) -> float:
-    """Return the seconds that a duration stands for.
-
-    Args:
-        text: a number of seconds, or parts of a number and a unit (d, h, m, s, ms), largest unit first.
+    """Return the seconds of a number, or of parts of a number and a unit (d, h, m, s, ms), largest unit first.
 
     Raises:
         ValueError: where it is neither, is not finite, or is not above zero.

@@ -32,6 +32,7 @@ ANY_MACHINE = "any"
 
 PROBES_PREFIX = "budgettune:probes:"
 """Of the user attributes that keep probes; the kind of machine follows, as `MachineInfo.key` has it."""
+PROBES: TypeAdapter[list[StepProbe]] = TypeAdapter(list[OnErrorOmit[StepProbe]], config=AS_WRITTEN)
 
 
 @dataclass(frozen=True)
@@ -101,9 +102,6 @@ def study_attribute(connection: sa.Connection, study_id: int, key: str) -> Any:
     return parse_json(connection.execute(query).scalar())
 
 
-# --- Kinds of machine -----------------------------------------------------------------------------------------------
-
-
 def machine_keys(connection: sa.Connection, study_id: int) -> list[str]:
     """Return every kind of machine that a study's times come from, in order of its first result.
 
@@ -153,11 +151,6 @@ def comparable_machine_key(engine: sa.Engine, study_id: int, device_name: str | 
         if device_name is not None and names and device_name not in names:
             raise UsageError(f"no finished trial ran on {device_name!r}: choose one of {', '.join(map(repr, names))}")
         return own_machine_key(connection, study_id) if device_name is None and len(names) > 1 else device_name
-
-
-# --- Step probes ----------------------------------------------------------------------------------------------------
-
-PROBES: TypeAdapter[list[StepProbe]] = TypeAdapter(list[OnErrorOmit[StepProbe]], config=AS_WRITTEN)
 
 
 def read_probes(engine: sa.Engine, study_id: int) -> dict[str, list[StepProbe]]:

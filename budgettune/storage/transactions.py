@@ -66,9 +66,6 @@ class Reconciled:
     given_up: int
 
 
-# --- Studies --------------------------------------------------------------------------------------------------------
-
-
 def insert_study(
     engine: sa.Engine, name: str, spec_json: str, new_trials: Sequence[NewTrial], *, note: str
 ) -> int | None:
@@ -111,9 +108,6 @@ def delete_study(engine: sa.Engine, study_id: int) -> None:
             connection.execute(sa.delete(table).where(table.c.trial_id.in_(own_trials)))
         for table in (trials, *TABLES_OF_A_STUDY, studies):
             connection.execute(sa.delete(table).where(table.c.study_id == study_id))
-
-
-# --- Claim ----------------------------------------------------------------------------------------------------------
 
 
 def take_waiting(
@@ -160,9 +154,6 @@ def renew_lease(engine: sa.Engine, trial_id: int) -> bool:
     """Record a sign of life of a running trial; false where the trial runs no longer."""
     with writing(engine) as connection:
         return beat(connection, trial_id)
-
-
-# --- End ------------------------------------------------------------------------------------------------------------
 
 
 def record_result(
@@ -262,9 +253,6 @@ def record_failure(
         return True
 
 
-# --- Repair ---------------------------------------------------------------------------------------------------------
-
-
 def repair(
     engine: sa.Engine,
     study_id: int,
@@ -307,9 +295,6 @@ def _fail_lost(connection: sa.Connection, study_id: int, lease_seconds: float) -
     for trial_id in list(connection.execute(unleased).scalars()):
         beat(connection, trial_id)
     return len(ids)
-
-
-# --- Sampled points -------------------------------------------------------------------------------------------------
 
 
 def reserve(engine: sa.Engine, study_id: int, decide: Callable[[list[SlotRow]], NewTrial | None]) -> Claim | None:

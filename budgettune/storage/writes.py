@@ -67,9 +67,7 @@ def insert_trials(connection: sa.Connection, study_id: int, new_trials: Sequence
         return []
     count = sa.select(sa.func.count()).select_from(trials).where(trials.c.study_id == study_id)
     first: int = connection.execute(count).scalar_one()
-    rows = [
-        {"study_id": study_id, "number": number, "state": new.state} for number, new in enumerate(new_trials, first)
-    ]
+    rows = [{"study_id": study_id, "number": first + i, "state": new.state} for i, new in enumerate(new_trials)]
     connection.execute(sa.insert(trials), rows)
     # Not by number: a row of another program may have any.
     added = (
