@@ -66,9 +66,8 @@ class NothingWithinBudget(BudgetTuneError):
     def __init__(self, budget_seconds: float, fastest_seconds: float | None) -> None:
         self.budget_seconds = budget_seconds
         self.fastest_seconds = fastest_seconds
-        if fastest_seconds is None:
-            message = "the study has no finished trial yet: run `budgettune worker` first"
-        else:
+        message = "the study has no finished trial yet: run `budgettune worker` first"
+        if fastest_seconds is not None:
             message = (
                 f"no finished trial trains within {format_duration(budget_seconds)}; "
                 f"the fastest takes {format_duration(fastest_seconds)}: try a budget of at least that"

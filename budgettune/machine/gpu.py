@@ -17,17 +17,11 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class GpuSample:
-    """One look at the device.
+    """One look at the device."""
 
-    Attributes:
-        pids: of the processes that compute on it, as the driver numbers them.
-        reasons: NVML's bit mask of why clocks are held down.
-        sm_mhz: clock of the streaming multiprocessors.
-    """
-
-    pids: tuple[int, ...]
-    reasons: int
-    sm_mhz: int
+    pids: tuple[int, ...]  # of the processes that compute on it, as the driver numbers them
+    reasons: int  # NVML's bit mask of why clocks are held down
+    sm_mhz: int  # clock of the streaming multiprocessors
 
 
 def open_nvml(module: Any = None) -> Any:
