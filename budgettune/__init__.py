@@ -57,9 +57,7 @@ def __getattr__(name: str) -> Any:
             return "unknown"
     if name not in _HOME:
         raise AttributeError(f"module 'budgettune' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"budgettune.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
+    return globals().setdefault(name, getattr(importlib.import_module(f"budgettune.{_HOME[name]}"), name))
 
 
 def __dir__() -> list[str]:

@@ -22,8 +22,6 @@ from __future__ import annotations
 
 from budgettune.text import format_duration, one_line, shortened
 
-LONGEST_LINE = 2_000
-
 
 class BudgetTuneError(Exception):
     """Base of all errors that a user can do something about.
@@ -33,7 +31,7 @@ class BudgetTuneError(Exception):
     """
 
     def __str__(self) -> str:
-        return shortened(one_line(super().__str__()), LONGEST_LINE)
+        return shortened(one_line(super().__str__()), longest=2_000)
 
 
 class UsageError(BudgetTuneError):

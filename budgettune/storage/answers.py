@@ -17,7 +17,7 @@ from budgettune.storage.connection import reading
 from budgettune.storage.schema import (
     SPEC_ATTRIBUTE,
     STATES,
-    is_finite,
+    is_objective,
     plain_text,
     trial_params,
     trial_user_attributes,
@@ -148,8 +148,7 @@ def _finished(
         trials.c.study_id == study_id, trials.c.state == "COMPLETE", trials.c.number.is_not(None)
     )
     for objective, values in enumerate((seconds, accuracy)):
-        of_trial = sa.and_(values.c.trial_id == trials.c.trial_id, values.c.objective == objective)
-        query = query.join(values, of_trial).where(is_finite(values.c.value))
+        query = query.join(values, is_objective(values, objective))
     for key, value in {"device_name": device_name, "status": "clean" if clean_only else None}.items():
         if value is not None:
             attribute = trial_user_attributes.alias(key)

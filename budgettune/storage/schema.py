@@ -143,3 +143,9 @@ def is_finite(column: sa.ColumnElement[float]) -> sa.ColumnElement[bool]:
     NaN sorts above infinity in PostgreSQL and is NULL in SQLite, where text sorts above every number.
     """
     return sa.and_(column > float("-inf"), column < float("inf"))
+
+
+def is_objective(values: sa.FromClause, objective: int) -> sa.ColumnElement[bool]:
+    """Return the condition that joins trials with their finite values of one objective."""
+    of_trial = values.c.trial_id == trials.c.trial_id
+    return sa.and_(of_trial, values.c.objective == objective, is_finite(values.c.value))

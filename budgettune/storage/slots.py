@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from budgettune.records import TAKEN, Slot, SlotRow, StoppingNote
 from budgettune.storage.connection import reading
 from budgettune.storage.schema import (
-    is_finite,
+    is_objective,
     plain_text,
     trial_heartbeats,
     trial_params,
@@ -129,16 +129,11 @@ def _states_and_times(study_id: int) -> sa.Select[Any]:
             plain_text(heartbeats.c.heartbeat),
         )
         .select_from(trials)
-        .outerjoin(seconds, _is_value(seconds, 0))
-        .outerjoin(accuracy, _is_value(accuracy, 1))
+        .outerjoin(seconds, is_objective(seconds, 0))
+        .outerjoin(accuracy, is_objective(accuracy, 1))
         .outerjoin(heartbeats, heartbeats.c.trial_id == trials.c.trial_id)
         .where(trials.c.study_id == study_id)
     )
-
-
-def _is_value(values: sa.FromClause, objective: int) -> sa.ColumnElement[bool]:
-    of_trial = values.c.trial_id == trials.c.trial_id
-    return sa.and_(of_trial, values.c.objective == objective, is_finite(values.c.value))
 
 
 def _seconds(on_the_clock: float | None, start: str | None, last_sign: str | None) -> float:
