@@ -300,8 +300,8 @@ class TrialRecord(JsonValue):
     machine: MachineInfo | None = None
 
 
-_COUNTS = ("epochs", "steps", "parameters", "multiply_adds")
-NUMERIC_ATTRIBUTES = ("keep_fraction", *_COUNTS, "prune_seconds", "step_ms_median", "peak_memory_mb")
+COUNT_ATTRIBUTES = ("epochs", "steps", "parameters", "multiply_adds")
+NUMERIC_ATTRIBUTES = ("keep_fraction", *COUNT_ATTRIBUTES, "prune_seconds", "step_ms_median", "peak_memory_mb")
 """User attributes of a trial that people sort by: one finite number each."""
 
 RECORD_COLUMNS = tuple(f.name for f in fields(TrialRecord) if f.name not in ("params", "curve", "phases", "machine"))

@@ -19,6 +19,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import from_json
 
 from budgettune.records import (
+    COUNT_ATTRIBUTES,
     NUMERIC_ATTRIBUTES,
     EpochRecord,
     MachineInfo,
@@ -40,7 +41,7 @@ DOCUMENTS: dict[str, TypeAdapter[Any]] = {
     "machine": TypeAdapter(MachineInfo | None, config=AS_WRITTEN),
 }
 """User attributes that are most of a study's bytes; what is not as we write it is not read."""
-_WHOLE_NUMBERS = ("cell", "repeat", "attempt", "seed", "epochs", "steps", "parameters", "multiply_adds")
+_WHOLE_NUMBERS = ("cell", "repeat", "attempt", "seed", *COUNT_ATTRIBUTES)
 _REAL_NUMBERS = tuple(name for name in NUMERIC_ATTRIBUTES if name not in _WHOLE_NUMBERS)
 _PLAIN_ATTRIBUTES = (*_WHOLE_NUMBERS, *_REAL_NUMBERS, "status", "device_name", "failure", "extra", "stopping")
 # Beside those of today the ranges of Optuna before 3.0; it still reads them, and so must we.
@@ -58,9 +59,9 @@ def trial_records(
     leave_out: Collection[int] = (),
     documents: bool = True,
 ) -> list[TrialRecord]:
-    """Return the trials of a study by number, only those of the given states and numbers where there are any.
+    """Return the trials of a study by number, of the given states and numbers (None for all).
 
-    Those to leave out go by number. The documents (curve, phases and machine) are most of the bytes.
+    `leave_out` are numbers too. The documents (curve, phases and machine) are most of the bytes.
     """
     query = sa.select(trials.c.trial_id, trials.c.number).where(trials.c.study_id == study_id).order_by(trials.c.number)
     if states is not None:
