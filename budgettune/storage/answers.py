@@ -144,9 +144,8 @@ def _finished(
 ) -> tuple[sa.FromClause, sa.FromClause, sa.Select[Any]]:
     """Return the two columns of values and a query for the ids of complete trials whose values are both finite."""
     seconds, accuracy = trial_values.alias("seconds"), trial_values.alias("accuracy")
-    query = sa.select(trials.c.trial_id).where(
-        trials.c.study_id == study_id, trials.c.state == "COMPLETE", trials.c.number.is_not(None)
-    )
+    is_complete = sa.and_(trials.c.study_id == study_id, trials.c.state == "COMPLETE", trials.c.number.is_not(None))
+    query = sa.select(trials.c.trial_id).where(is_complete)
     for objective, values in enumerate((seconds, accuracy)):
         query = query.join(values, is_objective(values, objective))
     for key, value in {"device_name": device_name, "status": "clean" if clean_only else None}.items():
