@@ -70,9 +70,10 @@ class Trust:
         except BudgetTuneError:
             raise
         except Exception as error:  # a module runs any code while it is imported
+            reason = f"{type(error).__name__}: {error}"
             raise SpecError(
-                f"{name}: cannot import {module_name} ({type(error).__name__}: {error}): install it on this machine, "
-                f"or put its folder in PYTHONPATH"
+                f"{name}: cannot import {module_name} ({reason}): install it on this machine, or put its folder in "
+                f"PYTHONPATH"
             ) from error
         if not hasattr(module, attribute):
             raise SpecError(f"{name}: module {module_name} has no {attribute}: correct the name in the study file")
