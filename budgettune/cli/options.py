@@ -91,10 +91,7 @@ Storage = Annotated[
 Debug = Annotated[
     bool,
     switch(
-        "--debug",
-        callback=DebugSwitch.turn,
-        help="Show a traceback where something fails.",
-        rich_help_panel=COMMON,
+        "--debug", callback=DebugSwitch.turn, help="Show a traceback where something fails.", rich_help_panel=COMMON
     ),
 ]
 Study = Annotated[
@@ -135,8 +132,7 @@ AllowRoot = Annotated[
     ),
 ]
 Device = Annotated[
-    str,
-    typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:N; auto takes GPUs where there are."),
+    str, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:N; auto takes GPUs where there are.")
 ]
 Threads = Annotated[
     int | None, typer.Option("--threads", min=1, metavar="N", help="CPU threads; every usable core where left out.")

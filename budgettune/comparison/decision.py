@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from budgettune.comparison.result import FULL, Comparison, Standing, read_comparison
 from budgettune.errors import SpecError
@@ -12,17 +12,12 @@ from budgettune.spec.study_spec import StudySpec
 from budgettune.text import format_duration
 
 
-@dataclass(frozen=True)
-class Decision:
-    """The strategy and prune rate that a comparison supports.
-
-    Attributes:
-        sentence: what was decided, and on which figures.
-    """
+class Decision(NamedTuple):
+    """The strategy and prune rate that a comparison supports."""
 
     strategy: str
     prune_rate: float
-    sentence: str
+    sentence: str  # what was decided, and on which figures
 
 
 def decided(spec: StudySpec) -> StudySpec:
@@ -49,8 +44,7 @@ def decided(spec: StudySpec) -> StudySpec:
         "evidence": path.name,  # its folder means nothing to the other machines of a study
         "decided": found.sentence,
     }
-    document = spec.to_document() | {"pruning": pruning_table}
-    return StudySpec.from_document(document, str(path))
+    return StudySpec.from_document(spec.to_document() | {"pruning": pruning_table}, str(path))
 
 
 def decide(comparison: Comparison, budget_seconds: float | None = None) -> Decision:

@@ -90,9 +90,7 @@ def turns(arms: Sequence[Arm], budgets_seconds: Sequence[float], seeds: Sequence
     """Return all runs, seed by seed; each seed begins elsewhere, so that no arm is always the first or the last."""
     jobs = [(arm, budget) for budget in budgets_seconds for arm in arms]
     starts = [number * len(jobs) // len(seeds) for number in range(len(seeds))]
-    return [
-        Turn(*job, seed) for start, seed in zip(starts, seeds, strict=True) for job in [*jobs[start:], *jobs[:start]]
-    ]
+    return [Turn(*job, seed) for seed, start in zip(seeds, starts, strict=True) for job in jobs[start:] + jobs[:start]]
 
 
 def _searched(spec: StudySpec, key: str) -> tuple[Scalar, ...]:

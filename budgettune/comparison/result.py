@@ -32,42 +32,27 @@ FULL = Arm("full", 0.0)
 
 
 class Measured(SpecModel):
-    """What a finished run gave.
+    """What a finished run gave."""
 
-    Attributes:
-        status: whether its time can be believed, as a trial's.
-        prune_seconds: of train_seconds, what choosing samples took.
-        keep_fraction: sample visits made over visits that no pruning would have made.
-        epochs: passes over what was kept; the last may be cut short.
-    """
-
-    status: Literal["clean", "disturbed", "unverified"]
+    status: Literal["clean", "disturbed", "unverified"]  # whether its time can be believed, as a trial's
     test_accuracy: float
     train_seconds: float = Field(gt=0)
-    prune_seconds: float
-    keep_fraction: float
-    epochs: int
+    prune_seconds: float  # of train_seconds, what choosing samples took
+    keep_fraction: float  # sample visits made over visits that no pruning would have made
+    epochs: int  # passes over what was kept; the last may be cut short
     steps: int
 
 
 class ComparedRun(SpecModel):
-    """One training run of a comparison.
-
-    Attributes:
-        prune_rate: asked for; 0 for `full`.
-        seed: equal seeds of different arms make a pair.
-        tries: times that it was run, more than once where something disturbed the clock.
-        measured: None where it failed.
-        failure: why it failed, with the kind in front.
-    """
+    """One training run of a comparison."""
 
     strategy: str
-    prune_rate: float
+    prune_rate: float  # asked for; 0 for `full`
     budget_seconds: float
-    seed: int
-    tries: int = 1
-    measured: Measured | None = None
-    failure: str | None = None
+    seed: int  # equal seeds of different arms make a pair
+    tries: int = 1  # times that it was run, more than once where something disturbed the clock
+    measured: Measured | None = None  # None where it failed
+    failure: str | None = None  # why it failed, with the kind in front
 
     @property
     def arm(self) -> Arm:
@@ -80,21 +65,15 @@ class ComparedRun(SpecModel):
 
 
 class Comparison(SpecModel):
-    """Runs of pruning strategies at equal wall-clock, which share everything but arm, budget and seed.
-
-    Attributes:
-        spec: what all runs share, as `StudySpec.to_document` gives it.
-        shuffle_labels: share of the training labels that was replaced at random.
-        runs: in the order they ended.
-    """
+    """Runs of pruning strategies at equal wall-clock, which share everything but arm, budget and seed."""
 
     model_config = ConfigDict(extra="ignore")  # the standings that a file holds for its readers are computed anew
 
     format: Literal["budgettune-comparison-1"] = "budgettune-comparison-1"
-    spec: dict[str, Any]
-    shuffle_labels: float = 0.0
+    spec: dict[str, Any]  # what all runs share, as `StudySpec.to_document` gives it
+    shuffle_labels: float = 0.0  # share of the training labels that was replaced at random
     machine: MachineInfo
-    runs: tuple[ComparedRun, ...] = ()
+    runs: tuple[ComparedRun, ...] = ()  # in the order they ended
 
     def with_run(self, run: ComparedRun) -> Self:
         """Return the comparison with one more run, in place of one of the same key."""
@@ -129,35 +108,21 @@ class Comparison(SpecModel):
 
 @dataclass(frozen=True, kw_only=True)
 class Standing:
-    """One arm at one budget.
-
-    Attributes:
-        runs: that finished.
-        failed: that did not.
-        clean: of those that finished, whose time nothing disturbed.
-        by_seed: accuracy of each finished run.
-        accuracy: over seeds; None where every run failed.
-        against_full: difference of accuracy from `full` at equal seeds; None for full itself, and below two pairs.
-        corrected_p: of its t-test, after Holm's correction over the arms of this budget.
-        overhead: share of the training time that choosing samples took.
-        realised_prune_rate: share of the sample visits that was dropped.
-        epochs: mean number of passes.
-        failures: reasons, each once.
-    """
+    """One arm at one budget; shares and means over its finished runs are None where there is none."""
 
     budget_seconds: float
     arm: Arm
-    runs: int
+    runs: int  # that finished
     failed: int
-    clean: int
-    by_seed: Mapping[int, float]
+    clean: int  # of those that finished, whose time nothing disturbed
+    by_seed: Mapping[int, float]  # accuracy of each finished run
     accuracy: Estimate | None
-    against_full: PairedTest | None
-    corrected_p: float | None = None
-    overhead: float | None
-    realised_prune_rate: float | None
-    epochs: float | None
-    failures: tuple[str, ...]
+    against_full: PairedTest | None  # of accuracies at equal seeds; None for full itself, and below two pairs
+    corrected_p: float | None = None  # of its t-test, after Holm's correction over the arms of this budget
+    overhead: float | None  # share of the training time that choosing samples took
+    realised_prune_rate: float | None  # share of the sample visits that was dropped
+    epochs: float | None  # mean number of passes
+    failures: tuple[str, ...]  # reasons, each once
 
     @property
     def verdict(self) -> Literal["better", "worse", "no different"]:
@@ -167,8 +132,7 @@ class Standing:
         return "better" if self.against_full.difference.mean > 0 else "worse"
 
     def flat(self) -> dict[str, Any]:
-        """Return plain values, one column each."""
-        accuracy, test = self.accuracy, self.against_full
+        test = self.against_full
         difference = None if test is None else test.difference
         return {
             "budget_seconds": self.budget_seconds,
@@ -177,7 +141,7 @@ class Standing:
             "runs": self.runs,
             "failed": self.failed,
             "clean": self.clean,
-            **_columns("accuracy", accuracy),
+            **_columns("accuracy", self.accuracy),
             **_columns("difference", difference),
             "t_p": test and test.t_p,
             "corrected_p": self.corrected_p,

@@ -217,12 +217,7 @@ class _ArmRunner:
 
     def run(self, turn: Turn) -> ComparedRun:
         """Return one run, also where it failed by a fault of its own; a fault of this box is raised."""
-        run = ComparedRun(
-            strategy=turn.arm.strategy,
-            prune_rate=turn.arm.prune_rate,
-            budget_seconds=turn.budget_seconds,
-            seed=turn.seed,
-        )
+        run = ComparedRun(**turn.arm._asdict(), budget_seconds=turn.budget_seconds, seed=turn.seed)
         try:
             config = with_turn(self.shared, turn)
             tries, result = undisturbed(config, lambda: self._train(config, turn.seed))
@@ -233,7 +228,10 @@ class _ArmRunner:
                 logger.exception("%s failed", turn)
             kind = error.failure_kind if isinstance(error, TrialFailed) else type(error).__name__
             return run.model_copy(update={"failure": f"{kind}: {error}".splitlines()[0]})
-        return run.model_copy(update={"tries": tries, "measured": _measured(result)})
+        same = ("status", "test_accuracy", "train_seconds", "keep_fraction", "epochs", "steps")
+        values = {name: getattr(result, name) for name in same}
+        measured = Measured.model_validate(values | {"prune_seconds": result.phases.pruning})
+        return run.model_copy(update={"tries": tries, "measured": measured})
 
     def _train(self, config: StudySpec, seed: int) -> TrialResult:
         return train(
@@ -245,9 +243,3 @@ class _ArmRunner:
             witness=self.witness,
             should_stop=self.should_stop,
         ).result
-
-
-def _measured(result: TrialResult) -> Measured:
-    same = ("status", "test_accuracy", "train_seconds", "keep_fraction", "epochs", "steps")
-    values = {name: getattr(result, name) for name in same}
-    return Measured.model_validate(values | {"prune_seconds": result.phases.pruning})

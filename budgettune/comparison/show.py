@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from budgettune.comparison.decision import decide
 from budgettune.comparison.result import FULL, Comparison, Standing
-from budgettune.comparison.significance import (
-    Estimate,
-    pooled_deviation,
-    smallest_detectable,
-    smallest_exact_p,
-)
+from budgettune.comparison.significance import Estimate, pooled_deviation, smallest_detectable, smallest_exact_p
 from budgettune.files import write_text
 from budgettune.text import format_duration
 
@@ -91,28 +85,18 @@ def _spread(found: Estimate | None, sign: str = "") -> str | None:
     return f"{100 * found.mean:{sign}.2f}{half}"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Mark:
-    """One arm in a panel, in percent and points.
-
-    Attributes:
-        mean: over seeds.
-        half: of its 95% interval; None where it is not known.
-        seeds: the single values.
-        verdict: better or worse than full beyond chance, after correction; or no different.
-        note: shown where the pointer rests on it.
-    """
+class Mark(NamedTuple):
+    """One arm in a panel, in percent and points."""
 
     label: str
-    mean: float
-    half: float | None
-    seeds: tuple[float, ...]
-    verdict: str
-    note: str
+    mean: float  # over seeds
+    half: float | None  # of its 95% interval; None where it is not known
+    seeds: tuple[float, ...]  # the single values
+    verdict: str  # better or worse than full beyond chance, after correction; or no different
+    note: str  # shown where the pointer rests on it
 
 
-@dataclass(frozen=True, kw_only=True)
-class Panel:
+class Panel(NamedTuple):
     """One budget: accuracy of each arm, and its difference from full."""
 
     budget_seconds: float

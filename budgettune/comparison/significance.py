@@ -23,34 +23,22 @@ NO_SPREAD = 1e-9
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A mean over seeds; the other values are None where fewer than two seeds leave them unknown.
-
-    Attributes:
-        low: lower end of the 95% interval by Student's t.
-        high: upper end.
-        deviation: sample standard deviation over seeds.
-    """
+    """A mean over seeds; the other values are None where fewer than two seeds leave them unknown."""
 
     count: int
     mean: float
-    low: float | None = None
+    low: float | None = None  # ends of the 95% interval by Student's t
     high: float | None = None
-    deviation: float | None = None
+    deviation: float | None = None  # sample standard deviation over seeds
 
 
 @dataclass(frozen=True, kw_only=True)
 class PairedTest:
-    """A difference over paired seeds, and how likely chance alone would make one as large, on either side.
-
-    Attributes:
-        difference: mean, with its 95% interval.
-        t_p: of the paired t-test (Student 1908).
-        exact_p: of the sign-flip permutation test (Fisher 1935), which assumes symmetry and no normality.
-    """
+    """A difference over paired seeds, and how likely chance alone would make one as large, on either side."""
 
     difference: Estimate
-    t_p: float
-    exact_p: float
+    t_p: float  # of the paired t-test (Student 1908)
+    exact_p: float  # of the sign-flip permutation test (Fisher 1935), which assumes symmetry and no normality
 
 
 def estimate(values: Sequence[float]) -> Estimate:
@@ -75,9 +63,8 @@ def paired_test(differences: Sequence[float]) -> PairedTest | None:
     if difference.deviation < NO_SPREAD:
         return PairedTest(difference=difference, t_p=exact_p, exact_p=exact_p)
     t = difference.mean * math.sqrt(difference.count) / difference.deviation
-    return PairedTest(
-        difference=difference, t_p=float(2 * special.stdtr(difference.count - 1, -abs(t))), exact_p=exact_p
-    )
+    t_p = float(2 * special.stdtr(difference.count - 1, -abs(t)))
+    return PairedTest(difference=difference, t_p=t_p, exact_p=exact_p)
 
 
 def sign_flip_p(differences: Sequence[float]) -> float:

@@ -9,6 +9,7 @@ import json
 import logging
 import re
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -49,28 +50,14 @@ class _Refused(Exception):
         self.headers = [(name.replace("_", "-"), value) for name, value in headers.items()]
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Guard:
-    """A WSGI callable that lets through what a visitor may see.
+    """A WSGI callable that lets through what a visitor may see."""
 
-    Args:
-        app: what is behind it.
-        passwords: who may come in; None for everybody who reaches it under a loopback name.
-        allow_write: let visitors change and delete.
-        lockout: makes those who guess wait.
-    """
-
-    def __init__(
-        self,
-        app: WSGIApplication,
-        *,
-        passwords: Passwords | None = None,
-        allow_write: bool = False,
-        lockout: Lockout | None = None,
-    ) -> None:
-        self._app = app
-        self._passwords = passwords
-        self._allow_write = allow_write
-        self._lockout = Lockout() if lockout is None else lockout
+    app: WSGIApplication
+    passwords: Passwords | None  # None for everybody who reaches it under a loopback name
+    allow_write: bool  # whether visitors may change and delete
+    lockout: Lockout
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         start = _with_security_headers(environ, start_response)
@@ -84,30 +71,30 @@ class Guard:
             log.warning("refused %s from %s: %s", request, one_line(environ.get("REMOTE_ADDR", "")[:64]), refused)
             return _answer(environ, start, refused.status, {"reason": str(refused)}, refused.headers)
         environ.setdefault("HTTP_ACCEPT_ENCODING", "")  # optuna-dashboard fails on a request without it
-        return self._app(environ, start)
+        return self.app(environ, start)
 
     def _check(self, environ: WSGIEnvironment) -> None:
         path = environ.get("PATH_INFO", "")
         if ".." in path.split("/") or "\\" in path or not path.isprintable():
             raise _Refused("400 Bad Request", "there is no such path")
-        if self._passwords is None:
+        if self.passwords is None:
             _check_host(environ)
         else:
-            self._check_password(environ, self._passwords)
+            self._check_password(environ, self.passwords)
         method = environ["REQUEST_METHOD"]
         if method in READING:
             if not READABLE.fullmatch(path.rstrip("/") or "/"):
                 raise _Refused("404 Not Found", "there is no such page")
         elif method not in WRITING:
             raise _Refused("405 Method Not Allowed", "unknown method", Allow=", ".join(READING))
-        elif not self._allow_write:
+        elif not self.allow_write:
             raise _Refused("403 Forbidden", "this dashboard is read-only: start it with --allow-write to change things")
         else:
             _check_same_site(environ)
 
     def _check_password(self, environ: WSGIEnvironment, passwords: Passwords) -> None:
         address = environ.get("REMOTE_ADDR", "")
-        wait = self._lockout.wait_seconds(address)
+        wait = self.lockout.wait_seconds(address)
         if wait > 0:  # before the password is looked at: a right guess must not shine through
             seconds = str(int(wait) + 1)
             raise _Refused("429 Too Many Requests", f"too many wrong passwords: wait {seconds} s", Retry_After=seconds)
@@ -117,7 +104,7 @@ class Guard:
             raise _Refused("401 Unauthorized", "this dashboard asks for a password", WWW_Authenticate=challenge)
         credentials = _credentials(header)
         if credentials is None or not passwords.check(*credentials):
-            self._lockout.failed(address)
+            self.lockout.failed(address)
             raise _Refused("401 Unauthorized", "wrong user or password", WWW_Authenticate=challenge)
 
 

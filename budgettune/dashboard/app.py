@@ -63,7 +63,7 @@ def make_app(
         url: of the storage.
         passwords: who may come in; None for everybody who reaches it under a loopback name.
         allow_write: let visitors change and delete.
-        lockout: makes those who guess wait; one of its own where None.
+        lockout: one of its own where None.
         figures: from the trials of a study of ours (without curves, phases and machines) to plotly figures, which its
             page shows among its own and which follow the study.
 
@@ -77,7 +77,8 @@ def make_app(
     storage = open_storage(url, read_only=not allow_write)
     ours = None if figures is None else LiveFigures(partial(_records, url), figures).of
     views = SharedViews(optuna_dashboard.wsgi(LiveStorage(storage)), ours)
-    return Guard(views, passwords=passwords, allow_write=allow_write, lockout=lockout)
+    lockout = Lockout() if lockout is None else lockout
+    return Guard(app=views, passwords=passwords, allow_write=allow_write, lockout=lockout)
 
 
 def _records(url: str, study_id: int) -> list[TrialRecord]:

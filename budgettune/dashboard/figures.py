@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from budgettune.dashboard.shared_view import Refreshed, RefreshPace
 from budgettune.records import TrialRecord
@@ -22,24 +22,23 @@ PATIENCE_SECONDS = 0.3
 log = logging.getLogger(__name__)
 
 
-class Figure(Protocol):
-    """What a figure of plotly has."""
+class DrawnFigure(Protocol):
+    """A figure of plotly, as JSON for plotly.js."""
 
-    def to_json(self) -> str:
-        """Return the figure as plotly.js takes it."""
-
-
-FigureMaker = Callable[[Sequence[TrialRecord]], Iterable[Figure]]
+    def to_json(self) -> str: ...
 
 
-@dataclass(frozen=True)
-class _Figures:
+FigureMaker = Callable[[Sequence[TrialRecord]], Iterable[DrawnFigure]]
+
+
+class _Figures(NamedTuple):
     """The figures of one study, and the number of finished trials that they show."""
 
-    finished: int = 0
-    entries: list[dict[str, str]] = field(default_factory=list)
+    finished: int
+    entries: list[dict[str, str]]
 
 
+@dataclass(eq=False)
 class LiveFigures:
     """Figures of studies, made again where trials have finished since, by a thread at an easy pace.
 
@@ -49,42 +48,30 @@ class LiveFigures:
         pace: makes the pace of one study.
     """
 
-    def __init__(
-        self,
-        read: Callable[[int], Sequence[TrialRecord]],
-        make: FigureMaker,
-        *,
-        pace: Callable[[], RefreshPace] = lambda: RefreshPace(share=1 / 50, shortest_seconds=10.0),
-    ) -> None:
-        self._read = read
-        self._make = make
-        self._pace = pace
-        self._finished: dict[int, int] = {}
-        self._kept: dict[int, Refreshed[_Figures]] = {}
+    read: Callable[[int], Sequence[TrialRecord]]
+    make: FigureMaker
+    pace: Callable[[], RefreshPace] = lambda: RefreshPace(share=1 / 50, shortest_seconds=10.0)
+    _finished: dict[int, int] = field(default_factory=dict, init=False)
+    _kept: dict[int, Refreshed[_Figures]] = field(default_factory=dict, init=False)
 
     def of(self, study_id: int, finished: int) -> list[dict[str, str]]:
         """Return the latest figures of a study as optuna-dashboard's page takes them, and see that they are refreshed.
 
-        Args:
-            study_id: which.
-            finished: how many of its trials have ended.
+        `finished` is how many of its trials have ended.
         """
         self._finished[study_id] = finished
-        make = partial(self._refresh, study_id)
-        return (
-            self._kept.setdefault(study_id, Refreshed(make, self._pace(), PATIENCE_SECONDS, _Figures())).get().entries
-        )
+        new = Refreshed(partial(self._refresh, study_id), self.pace(), PATIENCE_SECONDS, _Figures(0, []))
+        return self._kept.setdefault(study_id, new).get().entries
 
     def _refresh(self, study_id: int, old: _Figures | None) -> _Figures:
-        shown, finished = old or _Figures(), self._finished[study_id]
+        shown, finished = old or _Figures(0, []), self._finished[study_id]
         if shown.finished == finished:
             return shown
         try:
-            records = self._read(study_id)
-            texts = [figure.to_json() for figure in self._make(records)] if records else []
+            records = self.read(study_id)
+            texts = [figure.to_json() for figure in self.make(records)] if records else []
         except Exception:  # a figure that fails must not take the dashboard with it
             log.exception("the figures of study %d could not be made", study_id)
-            return replace(shown, finished=finished)
-        return _Figures(
-            finished, [{"id": f"budgettune-{place}", "graph_object": text} for place, text in enumerate(texts)]
-        )
+            return shown._replace(finished=finished)
+        entries = [{"id": f"budgettune-{place}", "graph_object": text} for place, text in enumerate(texts)]
+        return _Figures(finished, entries)

@@ -10,6 +10,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
@@ -110,48 +111,37 @@ def _hashed(password: str, cost: int) -> bytes:
     return bcrypt.hashpw(password.encode(), bcrypt.gensalt(cost))
 
 
+@dataclass(eq=False)
 class Lockout:
     """Makes those who guess wait: longer with each wrong password from the same address, and never for ever.
 
     A right password does not wipe the slate: who has an account could otherwise guess another's in turn with it.
-
-    Args:
-        free_tries: wrong passwords without a wait.
-        longest_wait_seconds: where the doubling ends; after a quiet time as long, all is forgotten.
-        most_addresses: to keep in mind; beyond it the one that was quiet for longest is forgotten.
-        clock: seconds.
     """
 
-    def __init__(
-        self,
-        free_tries: int = 5,
-        longest_wait_seconds: float = 900.0,
-        most_addresses: int = 10_000,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._free_tries = free_tries
-        self._longest_wait_seconds = longest_wait_seconds
-        self._most_addresses = most_addresses
-        self._clock = clock
-        self._failures: OrderedDict[str, tuple[int, float, float]] = OrderedDict()  # count, last, open again at
-        self._lock = threading.Lock()
+    free_tries: int = 5  # wrong passwords without a wait
+    longest_wait_seconds: float = 900.0  # where the doubling ends; after a quiet time as long, all is forgotten
+    most_addresses: int = 10_000  # to keep in mind; beyond it the one that was quiet for longest is forgotten
+    clock: Callable[[], float] = time.monotonic
+    # By address: how many, when the last, and when it may try again.
+    _failures: OrderedDict[str, tuple[int, float, float]] = field(default_factory=OrderedDict, init=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
 
     def wait_seconds(self, address: str) -> float:
         """Return how long this address has to wait before its next try counts; 0 where it need not."""
         with self._lock:
             _, _, opens = self._failures.get(_network(address), (0, 0.0, 0.0))
-        return max(opens - self._clock(), 0.0)
+        return max(opens - self.clock(), 0.0)
 
     def failed(self, address: str) -> None:
         """Note a wrong password."""
-        now, network = self._clock(), _network(address)
+        now, network = self.clock(), _network(address)
         with self._lock:
             count, last, _ = self._failures.pop(network, (0, now, 0.0))
-            count = 1 if now - last > self._longest_wait_seconds else count + 1
+            count = 1 if now - last > self.longest_wait_seconds else count + 1
             # The exponent is bounded before the power is taken: counts grow for as long as somebody guesses.
-            wait = 2.0 ** min(count - self._free_tries, 30) if count >= self._free_tries else 0.0
-            self._failures[network] = (count, now, now + min(wait, self._longest_wait_seconds))
-            while len(self._failures) > self._most_addresses:
+            wait = 2.0 ** min(count - self.free_tries, 30) if count >= self.free_tries else 0.0
+            self._failures[network] = (count, now, now + min(wait, self.longest_wait_seconds))
+            while len(self._failures) > self.most_addresses:
                 self._failures.popitem(last=False)
 
     def __len__(self) -> int:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 from urllib.parse import parse_qs
 from wsgiref.util import setup_testing_defaults
 
@@ -37,16 +37,10 @@ Figures = Callable[[int, int], list[dict[str, str]]]
 
 @dataclass
 class RefreshPace:
-    """Says when work is due again: after a rest of so many times what it took (the first time apart).
+    """Says when work is due again: after a rest of so many times what it took (the first time apart)."""
 
-    Attributes:
-        share: of one core's time that the work may take.
-        shortest_seconds: of a rest.
-        clock: seconds that only ever grow.
-    """
-
-    share: float = 1 / 20
-    shortest_seconds: float = 1.0
+    share: float = 1 / 20  # of one core's time that the work may take
+    shortest_seconds: float = 1.0  # of a rest
     clock: Callable[[], float] = time.monotonic
     _due_at: float = field(default=float("-inf"), init=False)
     _has_worked: bool = field(default=False, init=False)
@@ -64,6 +58,7 @@ class RefreshPace:
         self._due_at = ended + max(self.shortest_seconds, rest_seconds)
 
 
+@dataclass(eq=False)
 class Refreshed(Generic[Value]):
     """A value that is made by a thread, one at a time, when somebody asks and it is due.
 
@@ -76,20 +71,13 @@ class Refreshed(Generic[Value]):
         value: to begin with, where there is one.
     """
 
-    def __init__(
-        self,
-        make: Callable[[Value | None], Value],
-        pace: RefreshPace,
-        patience_seconds: float,
-        value: Value | None = None,
-    ) -> None:
-        self._make = make
-        self._pace = pace
-        self._patience_seconds = patience_seconds
-        self._value = value
-        self._error: Exception | None = None
-        self._thread: threading.Thread | None = None
-        self._lock = threading.Lock()
+    make: Callable[[Value | None], Value]
+    pace: RefreshPace
+    patience_seconds: float
+    value: Value | None = None
+    _error: Exception | None = field(default=None, init=False)
+    _thread: threading.Thread | None = field(default=None, init=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
 
     def get(self) -> Value:
         """Return the latest value.
@@ -98,25 +86,25 @@ class Refreshed(Generic[Value]):
             Exception: what making it raised last, until making it works again.
         """
         with self._lock:
-            if self._thread is None and self._pace.is_due:
+            if self._thread is None and self.pace.is_due:
                 self._thread = threading.Thread(target=self._refresh, name="refresh", daemon=True)
                 self._thread.start()
             thread = self._thread
         if thread is not None:
-            thread.join(None if self._value is None else self._patience_seconds)
+            thread.join(None if self.value is None else self.patience_seconds)
         if self._error is not None:
             raise self._error
-        assert self._value is not None  # the first was waited for
-        return self._value
+        assert self.value is not None  # the first was waited for
+        return self.value
 
     def _refresh(self) -> None:
-        began = self._pace.clock()
+        began = self.pace.clock()
         try:
-            self._value, self._error = self._make(self._value), None
+            self.value, self._error = self.make(self.value), None
         except Exception as error:
             self._error = error
         with self._lock:
-            self._pace.rest(began)
+            self.pace.rest(began)
             self._thread = None
 
 
@@ -124,48 +112,32 @@ class _NotAnswered(Exception):
     """What is behind the view answered with something else than a study: the status and the body."""
 
 
-@dataclass(frozen=True)
-class _Snapshot:
-    """A study's page at one moment.
+class _Snapshot(NamedTuple):
+    """A study's page at one moment."""
 
-    Attributes:
-        trials: JSON of each.
-        final_count: how many of them, from the first on, can no longer change.
-        rest: JSON object of all else.
-    """
-
-    trials: list[bytes]
-    final_count: int
-    rest: bytes
+    trials: list[bytes]  # JSON of each
+    final_count: int  # how many of them, from the first on, can no longer change
+    rest: bytes  # JSON object of all else
 
     def after(self, number: int) -> bytes:
         return b'{"trials": [' + b",".join(self.trials[number:]) + b"], " + self.rest[1:]
 
 
+@dataclass(eq=False)
 class SharedViews:
-    """A WSGI callable around optuna-dashboard's.
+    """A WSGI callable around optuna-dashboard's; `pace` makes the pace of one study's view."""
 
-    Args:
-        app: optuna-dashboard.
-        figures: more figures of a study; none where left out.
-        pace: makes the pace of one study's view.
-    """
-
-    def __init__(
-        self, app: WSGIApplication, figures: Figures | None = None, *, pace: Callable[[], RefreshPace] = RefreshPace
-    ) -> None:
-        self._app = app
-        self._figures = figures
-        self._pace = pace
-        self._views: dict[int, Refreshed[_Snapshot]] = {}
+    app: WSGIApplication
+    figures: Figures | None = None  # more figures of a study
+    pace: Callable[[], RefreshPace] = RefreshPace
+    _views: dict[int, Refreshed[_Snapshot]] = field(default_factory=dict, init=False)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Answer one request: from the view where it is a poll of a study, else from the dashboard."""
-        # Which study the request polls, and from which trial on.
         match = STUDY_PATH.fullmatch(environ.get("PATH_INFO", ""))
         after = parse_qs(environ.get("QUERY_STRING", "")).get("after", ["0"])[-1]
         if environ["REQUEST_METHOD"] != "GET" or match is None or not AFTER.fullmatch(after):
-            answer = self._app(environ, start_response)
+            answer = self.app(environ, start_response)
             if environ["REQUEST_METHOD"] not in READING:
                 self._views = {}  # somebody may have changed anything
             return answer
@@ -178,8 +150,8 @@ class SharedViews:
 
     def _body(self, study_id: int, after: int) -> bytes:
         views = self._views
-        make = partial(_snapshot, self._app, self._figures, study_id)
-        snapshot = views.setdefault(study_id, Refreshed(make, self._pace(), PATIENCE_SECONDS))
+        make = partial(_snapshot, self.app, self.figures, study_id)
+        snapshot = views.setdefault(study_id, Refreshed(make, self.pace(), PATIENCE_SECONDS))
         try:
             return snapshot.get().after(after)
         except _NotAnswered:
