@@ -83,7 +83,6 @@ class SeedNoise:
         return float(self.scale * (own + TEST_SHARE / (test_images * inside * (1 - inside))))
 
     def of(self, point: EpochPoint) -> float:
-        """Return the variance of the logit of a run like this one."""
         return self.variance(point.workload, point.samples, point.accuracy, point.test_images)
 
 
@@ -150,12 +149,7 @@ class _Observations:
 
 
 class AccuracyModel:
-    """Accuracies of one study, learnt from its finished trials, at least one.
-
-    Attributes:
-        seed_noise: how far runs of one configuration lie apart.
-        calibration: factor on variances, from how well the model predicts configurations that it does not know.
-    """
+    """Accuracies of one study, learnt from its finished trials, at least one."""
 
     def __init__(self, workloads: Workloads, records: Sequence[TrialRecord]) -> None:
         # Shuffled, so that any beginning is a fair sample.
@@ -192,6 +186,7 @@ class AccuracyModel:
         self._shapes = [shapes[index] for index in tried.kept]
         fitted = [self._posterior(all_points, shape, helper) for shape in self._shapes]
         self._average = Average(fitted, weights=tried.weights)
+        # A factor on variances, from how well the model predicts configurations that it does not know.
         self.calibration = _calibration(self._average.best, all_points)
 
     def predict(self, runs: Sequence[RunLength]) -> AccuracyForecasts:

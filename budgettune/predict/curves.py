@@ -45,24 +45,15 @@ STILL_TO_FALL: Mapping[str, Callable[[float], float]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class EpochPoint:
-    """One point of a trial's curve.
+    """One point of a trial's curve."""
 
-    Attributes:
-        trial: number of the trial.
-        samples: visited by a complete run that is as far; those of the trial itself for its final point.
-        still_to_fall: share of the learning rate, 0 for a final point.
-        accuracy: in [0, 1].
-        test_images: that it was measured on.
-        is_final: whether training had ended.
-    """
-
-    trial: int
+    trial: int  # number of the trial
     workload: Workload
-    samples: float
-    still_to_fall: float
-    accuracy: float
-    test_images: int
-    is_final: bool
+    samples: float  # visited by a complete run that is as far; those of the trial itself for its final point
+    still_to_fall: float  # share of the learning rate, 0 for a final point
+    accuracy: float  # in [0, 1]
+    test_images: int  # that it was measured on
+    is_final: bool  # whether training had ended
 
     @property
     def logit(self) -> float:

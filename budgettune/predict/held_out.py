@@ -23,20 +23,13 @@ _NORMAL = NormalDist()
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOut:
-    """A finished trial beside what the other configurations say of it.
-
-    Attributes:
-        seconds: that it took.
-        accuracy: that it reached.
-        prediction: of it, the budget being the seconds that it took.
-        seconds_place: share of such runs that are as fast, by the prediction: uniform in [0, 1] where it is honest.
-        accuracy_place: share of such runs that are no more accurate, likewise.
-    """
+    """A finished trial beside what the other configurations say of it."""
 
     number: int
-    seconds: float
-    accuracy: float
-    prediction: Prediction
+    seconds: float  # that it took
+    accuracy: float  # that it reached
+    prediction: Prediction  # of it, the budget being the seconds that it took
+    # Share of such runs that are as fast, or no more accurate, by the prediction: uniform in [0, 1] where it is honest.
     seconds_place: float
     accuracy_place: float
 
@@ -77,8 +70,7 @@ def _predictions(predictor: Predictor, records: Sequence[TrialRecord]) -> Iterat
     for index, (record, (_, epochs), time) in enumerate(zip(records, runs, times, strict=True)):
         assert record.train_seconds is not None and record.test_accuracy is not None
         prediction = prediction_of(time, epochs, record.train_seconds, forecasts, index)
-        accuracy = min(1 - 1e-6, max(1e-6, record.test_accuracy))
-        away = (logit(accuracy) - forecasts.means[index]) / deviations[index]
+        away = (logit(min(1 - 1e-6, max(1e-6, record.test_accuracy))) - forecasts.means[index]) / deviations[index]
         yield HeldOut(
             number=record.number,
             seconds=record.train_seconds,

@@ -42,13 +42,6 @@ class Predictor:
         device_name: kind of machine that times are wanted of; None for the one with most trials.
         probes: step times taken outside trials, by kind of machine.
 
-    Attributes:
-        finished: trials to learn from.
-        configurations: different ones among them.
-        device_name: that times are of; None where trials do not tell.
-        timed: finished trials of that kind of machine.
-        probes: that were taken on it.
-
     Raises:
         UsageError: where too little has finished yet, or nothing was timed on that kind of machine.
     """
@@ -63,7 +56,7 @@ class Predictor:
     ) -> None:
         self.records = records
         self.workloads = Workloads(spec, records)
-        self.finished = self.workloads.finished()
+        self.finished = self.workloads.finished()  # trials to learn from
         self.configurations = len({self.workloads.of(record.params) for record in self.finished})
         if len(self.finished) < ENOUGH_TRIALS or self.configurations < ENOUGH_CONFIGURATIONS:
             raise UsageError(
@@ -72,7 +65,7 @@ class Predictor:
                 f"needed: `budgettune worker` runs more, `budgettune best --budget` answers from what ran"
             )
         ran_on = Counter(record.device_name for record in self.finished)
-        self.device_name = device_name or ran_on.most_common(1)[0][0]
+        self.device_name = device_name or ran_on.most_common(1)[0][0]  # None where trials do not tell
         self.probes = list((probes or {}).get(self.device_name or "", ()))
         self.timed = [record for record in self.finished if record.device_name == self.device_name]
         if not self.timed and not self.probes:
@@ -112,31 +105,18 @@ class Predictor:
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """What one run is expected to give.
+    """What one run is expected to give."""
 
-    Attributes:
-        params: searched values, those of the length of training left out.
-        epochs: of the run.
-        seconds: median of its training time.
-        seconds_low: the run is faster than that in 5 of 100 cases.
-        seconds_high: slower in 5 of 100.
-        chance_in_time: probability of ending within the budget.
-        accuracy: mean of its accuracy, over seeds and over what is not known.
-        accuracy_low: the run is less accurate than that in 5 of 100 cases.
-        accuracy_high: more accurate in 5 of 100.
-        step_is_measured: whether its very step was timed, in a trial or by a probe.
-    """
-
-    params: Mapping[str, Any]
+    params: Mapping[str, Any]  # searched values, those of the length of training left out
     epochs: int
-    seconds: float
-    seconds_low: float
-    seconds_high: float
-    chance_in_time: float
-    accuracy: float
-    accuracy_low: float
-    accuracy_high: float
-    step_is_measured: bool
+    seconds: float  # median of its training time
+    seconds_low: float  # the run is faster than that in 5 of 100 cases
+    seconds_high: float  # slower in 5 of 100
+    chance_in_time: float  # probability of ending within the budget
+    accuracy: float  # mean of its accuracy, over seeds and over what is not known
+    accuracy_low: float  # the run is less accurate than that in 5 of 100 cases
+    accuracy_high: float  # more accurate in 5 of 100
+    step_is_measured: bool  # whether its very step was timed, in a trial or by a probe
 
 
 def prediction_of(
@@ -162,21 +142,20 @@ def candidate_workloads(workloads: Workloads, records: Sequence[TrialRecord]) ->
     """Return what may be recommended of a study: the search space and what ran, without what is known to fail."""
     spec = workloads.spec
     if any(isinstance(axis, RangeSpec) for axis in spec.search.values()) or spec.cell_count() > SAMPLE:
-        places = np.random.default_rng(0).random((SAMPLE, len(spec.search)))
-        axes = spec.search.items()
+        places = np.random.default_rng(0).random((SAMPLE, len(spec.search))).tolist()
         points = [
             {
                 name: axis.at(place) if isinstance(axis, RangeSpec) else axis[int(place * len(axis))]
-                for (name, axis), place in zip(axes, row, strict=True)
+                for (name, axis), place in zip(spec.search.items(), row, strict=True)
             }
-            for row in places.tolist()
+            for row in places
         ]
     else:
         points = spec.cells()
     ran = [record.params for record in records if record.state == "COMPLETE"]
     broken = [record.params for record in records if (record.failure or "").startswith(LASTING)]
-    failing = {workloads.find(params) for params in broken} - {workloads.find(params) for params in ran}
-    distinct = dict.fromkeys(workloads.find(params) for params in [*points, *ran])
+    failing = set(map(workloads.find, broken)) - set(map(workloads.find, ran))
+    distinct = dict.fromkeys(map(workloads.find, [*points, *ran]))
     return [workload for workload in distinct if workload is not None and workload not in failing]
 
 
@@ -186,13 +165,8 @@ def unmeasured(
     """Return one candidate for each step that neither trials nor probes have timed and that a probe can time.
 
     Nothing of a set or a model of your own: a probe trains on random images, and knows the shapes of the built-in sets
-    only; steps are told apart by the arithmetic of the package's own networks.
-
-    Args:
-        spec: of the study.
-        records: of its trials, in any state.
-        probes: taken on that kind of machine.
-        device_name: kind of machine.
+    only; steps are told apart by the arithmetic of the package's own networks. Records are of the study's trials in any
+    state, probes were taken on that kind of machine.
     """
     if spec.data.facts is None or is_code(spec.model.name):
         return []

@@ -46,50 +46,31 @@ class NextTrial:
 
 @dataclass(frozen=True, kw_only=True)
 class Basis:
-    """What an answer rests on.
+    """What an answer rests on."""
 
-    Attributes:
-        trials: finished ones.
-        configurations: different ones among them.
-        repeats: trials beyond the first of their configuration.
-        seed_points: deviation of accuracy between seeds at the choice, in points of 100.
-        noise_ceiling: share of the variance between trials' accuracies that is not their seed's: no model explains
-            more.
-        step_times: different steps that were timed.
-        probe_seconds: that probes took, beside all trials.
-    """
-
-    trials: int
-    configurations: int
-    repeats: int
-    seed_points: float
-    noise_ceiling: float
-    step_times: int
-    probe_seconds: float
+    trials: int  # finished ones
+    configurations: int  # different ones among them
+    repeats: int  # trials beyond the first of their configuration
+    seed_points: float  # deviation of accuracy between seeds at the choice, in points of 100
+    noise_ceiling: float  # share of the variance of trials' accuracies that is not their seed's: no model explains more
+    step_times: int  # different steps that were timed
+    probe_seconds: float  # that probes took, beside all trials
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recommendation:
-    """What to train within a budget, how sure that is, and why.
-
-    Attributes:
-        choice: what to train.
-        observed: the most accurate finished trial within the budget, None where there is none.
-        extrapolated: in what the choice lies outside all that ran.
-        next_trial: what to run to know more; None where nothing is likely to change the answer.
-        notes: what else a reader must know.
-    """
+    """What to train within a budget, how sure that is, and why."""
 
     study: str
     budget_seconds: float
     confidence: float
     device_name: str | None
-    choice: Prediction
-    observed: TrialRecord | None
-    extrapolated: tuple[str, ...]
-    next_trial: NextTrial | None
+    choice: Prediction  # what to train
+    observed: TrialRecord | None  # the most accurate finished trial within the budget, None where there is none
+    extrapolated: tuple[str, ...]  # in what the choice lies outside all that ran
+    next_trial: NextTrial | None  # what to run to know more; None where nothing is likely to change the answer
     basis: Basis
-    notes: tuple[str, ...]
+    notes: tuple[str, ...]  # what else a reader must know
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values; of the observed trial what says which it is."""
@@ -146,11 +127,6 @@ def recommend(
 class Candidates:
     """Every candidate for as long as it is likely to end in time, and what is predicted of it.
 
-    Attributes:
-        runs: times of the candidates, and the epochs that fit.
-        expected: float64[len(runs)], accuracies.
-        best: index of the run to train.
-
     Raises:
         NothingFits: where there is none.
     """
@@ -158,7 +134,7 @@ class Candidates:
     def __init__(self, predictor: Predictor, ask: Ask) -> None:
         self.ask = ask
         times = predictor.time_model.of(candidate_workloads(predictor.workloads, predictor.records))
-        self.runs = [
+        self.runs = [  # times, and the epochs that fit
             (time, epochs)
             for time in times
             if (epochs := time.longest(ask.budget_seconds, ask.confidence, predictor.most_epochs(time.workload)))
@@ -167,8 +143,8 @@ class Candidates:
             shortest = [time.at(time.workload.fewest_epochs()).quantile(ask.confidence) for time in times]
             raise NothingFits(ask.budget_seconds, ask.confidence, min(shortest))
         self._forecasts = predictor.accuracy_model.predict([(time.workload, epochs) for time, epochs in self.runs])
-        self.expected = self._forecasts.expected()
-        self.best = int(np.argmax(self.expected))
+        self.expected = self._forecasts.expected()  # float64[len(runs)], accuracies
+        self.best = int(np.argmax(self.expected))  # index of the run to train
 
     def prediction(self, index: int) -> Prediction:
         return prediction_of(*self.runs[index], self.ask.budget_seconds, self._forecasts, index)
@@ -202,7 +178,6 @@ class Candidates:
 
 
 def _extrapolations(predictor: Predictor, time: WorkloadTime, epochs: int) -> Iterator[str]:
-    """Yield sentences on what lies outside all that ran."""
     ran = [record.params for record in predictor.finished]
     yield from outside(search_axes(predictor.workloads.spec), time.workload.params, ran)
     visits = [visited_samples(record) for record in predictor.finished]
@@ -216,7 +191,6 @@ def _extrapolations(predictor: Predictor, time: WorkloadTime, epochs: int) -> It
 
 
 def _notes(predictor: Predictor, time: WorkloadTime, epochs: int) -> Iterator[str]:
-    """Yield what else a reader must know before trusting the answer."""
     if not predictor.accuracy_model.seed_noise.repeats:
         yield "no configuration ran twice: how far seeds lie apart is assumed, not measured"
     if elsewhere := len(predictor.finished) - len(predictor.timed):

@@ -81,11 +81,7 @@ class Prior:
 class Posterior:
     """A prior after observations.
 
-    Args:
-        prior: of the noise-free values.
-        inputs: of the observations.
-        values: float64[n].
-        noise: float64[n, n], covariance of the observations' noise.
+    The prior is of the noise-free values, `values` are float64[n], and `noise` is their covariance, float64[n, n].
     """
 
     def __init__(self, prior: Prior, inputs: Inputs, values: Floats, noise: Floats) -> None:
@@ -134,10 +130,6 @@ class Average:
         posteriors: by shape.
         more_evidence: float64[len(posteriors)], log evidence of what is not among their observations.
         weights: float64[len(posteriors)], where they are known already.
-
-    Attributes:
-        kept: shapes whose weight counts, by index.
-        weights: float64[len(kept)], of these.
     """
 
     def __init__(
@@ -147,8 +139,8 @@ class Average:
             scores = np.array([posterior.log_evidence for posterior in posteriors]) + more_evidence
             weights = np.exp(scores - scores.max())
             weights /= weights.sum()
-        self.kept: list[int] = np.flatnonzero(weights > _LEAST_WEIGHT).tolist()
-        self.weights: Floats = weights[self.kept] / weights[self.kept].sum()
+        self.kept: list[int] = np.flatnonzero(weights > _LEAST_WEIGHT).tolist()  # shapes whose weight counts
+        self.weights: Floats = weights[self.kept] / weights[self.kept].sum()  # of these
         self._posteriors = [posteriors[index] for index in self.kept]
 
     def predict(self, inputs_of: Callable[[int], tuple[Inputs, Floats]]) -> tuple[Floats, Floats]:

@@ -98,10 +98,8 @@ class WorkloadTime:
 def effective_steps(sizes: Mapping[int, int], batch: int, fixed_share: float) -> float:
     """Return what epochs cost in full steps: a last batch that is not full costs the fixed share, and by its size.
 
-    Args:
-        sizes: epochs by the samples that they visit.
-        batch: images of a full step.
-        fixed_share: of a full step's time that does not depend on the batch, in [0, 1].
+    Sizes are epochs by the samples that they visit; the fixed share, in [0, 1], of a full step's time does not depend
+    on the batch.
     """
     steps = ((*divmod(size, batch), count) for size, count in sizes.items())
     return sum(

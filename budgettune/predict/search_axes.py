@@ -18,21 +18,14 @@ RATIO_FOR_LOG = 4.0
 
 @dataclass(frozen=True)
 class SearchAxis:
-    """A searched setting.
+    """A searched setting."""
 
-    Attributes:
-        name: as in a trial's params.
-        key: its full dotted key.
-        choices: of a categorical setting; empty for a numeric one.
-        is_log: whether a number is placed by its logarithm.
-    """
-
-    name: str
-    key: str
-    choices: tuple[Any, ...] = ()
+    name: str  # as in a trial's params
+    key: str  # its full dotted key
+    choices: tuple[Any, ...] = ()  # of a categorical setting; empty for a numeric one
     low: float = 0.0
     high: float = 1.0
-    is_log: bool = False
+    is_log: bool = False  # whether a number is placed by its logarithm
 
     def places(self, value: Any) -> list[float]:
         """Return the coordinates of a value: 1 at one of the choices, or a number from 0 (low) to 1 (high)."""

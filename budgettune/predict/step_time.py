@@ -93,18 +93,13 @@ class StepTimes:
         measured: at least one.
         scatter: sum of squares of runs' log seconds about the mean of their step.
         freedom: runs beyond the first of their step.
-
-    Attributes:
-        measured: texts of the steps that need no guess.
-        run_deviation: of the log of a run's time, between runs of one step.
     """
 
     def __init__(self, measured: Sequence[StepTime], scatter: float = 0.0, freedom: int = 0) -> None:
         if len(measured) > MOST_STEP_TIMES:
-            measured = [
-                measured[index] for index in np.random.default_rng(0).permutation(len(measured))[:MOST_STEP_TIMES]
-            ]
-        self.measured = frozenset(time.workload.step for time in measured)
+            chosen = np.random.default_rng(0).permutation(len(measured))[:MOST_STEP_TIMES]
+            measured = [measured[index] for index in chosen]
+        self.measured = frozenset(time.workload.step for time in measured)  # the steps that need no guess
         self._numbers: dict[str, int] = {}
         workloads = [time.workload for time in measured]
         self._variants = list(dict.fromkeys(workload.step_variant for workload in workloads))
@@ -121,6 +116,7 @@ class StepTimes:
             ],
             more_evidence=-freedom * np.log(runs) - scatter / (2 * runs**2),
         )
+        # Of the log of a run's time, between runs of one step.
         self.run_deviation = math.sqrt(self._average.weights @ runs[self._average.kept] ** 2)
 
     def predict(self, workloads: Sequence[Workload]) -> tuple[Floats, Floats]:

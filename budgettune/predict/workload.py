@@ -74,21 +74,13 @@ def _full(channels: int) -> int:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Workload:
-    """A configuration without its length. `Workloads` makes one of each, so that two are equal where they are the same.
+    """A configuration without its length. `Workloads` makes one of each: two are equal where they are the same."""
 
-    Attributes:
-        number: of the workload among its study's.
-        params: searched values, those of its length left out.
-        config: the resolved spec.
-        images: that one epoch without pruning visits.
-        arithmetic: of one forward pass of one image.
-    """
-
-    number: int
-    params: Mapping[str, Any]
-    config: StudySpec
-    images: int
-    arithmetic: Arithmetic
+    number: int  # among its study's
+    params: Mapping[str, Any]  # searched values, those of its length left out
+    config: StudySpec  # resolved
+    images: int  # that one epoch without pruning visits
+    arithmetic: Arithmetic  # of one forward pass of one image
 
     @property
     def batch(self) -> int:
@@ -108,10 +100,9 @@ class Workload:
         pixels = "" if size is None else f", {size} pixels"
         return f"{self.config.model.network}{pixels}, batch {self.batch}, {self.step_variant}"
 
-    def value(self, key: str) -> Any:
-        """Return a setting by its full dotted key."""
+    def value(self, dotted_key: str) -> Any:
         setting: Any = self.config
-        for part in key.split("."):
+        for part in dotted_key.split("."):
             setting = setting[part] if isinstance(setting, Mapping) else getattr(setting, part)
         return setting
 
@@ -150,17 +141,11 @@ def _epoch_sizes(pruning: PruningSpec, images: int, epochs: int) -> Mapping[int,
 
 
 def visited_samples(record: TrialRecord) -> int:
-    """Return the samples that a trial visited, by its curve."""
     return sum(epoch.samples for epoch in record.curve)
 
 
 class Workloads:
-    """Makes the workloads of one study.
-
-    Args:
-        spec: of the study.
-        records: of its trials, in any state: they tell how many images a set of your own has.
-    """
+    """Makes the workloads of one study; its trials, in any state, tell how many images a set of your own has."""
 
     def __init__(self, spec: StudySpec, records: Sequence[TrialRecord]) -> None:
         self.spec = spec

@@ -86,12 +86,7 @@ def chance_to_end_well(candidates: Floats, finished: Floats, failed: Floats) -> 
 
     Trials count by their nearness (a Gaussian of width REACH). A failure halves the chance of its own point and leaves
     distant ones alone, several multiply; each success beside it halves the odds against. So a region that always fails
-    is soon worth nothing, whatever it promises, and failures by accident are forgiven.
-
-    Args:
-        candidates: float64[candidates, features], as the others.
-        finished: of trials with a result.
-        failed: of trials without.
+    is soon worth nothing, whatever it promises, and failures by accident are forgiven. All are float64[n, features].
     """
     good, bad = (
         np.exp(-0.5 * cdist(candidates, trials, "sqeuclidean") / REACH**2).sum(axis=1) if len(trials) else 0.0
@@ -113,9 +108,6 @@ class ParetoModel:
         encoding: of the search space.
         rng: draws the trials that a large study is cut to.
         max_seconds: nothing is gained beyond; None for no limit.
-
-    Attributes:
-        best: float64[front, params], positions of the trials that none is both faster and more accurate than.
     """
 
     def __init__(
@@ -134,7 +126,7 @@ class ParetoModel:
         members = front(costs, gains)
         self._front = costs[members], gains[members]
         self._reference = min(self._limit, float(costs.max()) + ROOM), float(gains.min())
-        self.best = np.vstack([history.finished, history.pending])[members]
+        self.best = np.vstack([history.finished, history.pending])[members]  # float64[front, params], positions
 
     def _process(
         self, outputs: Floats, kept: Ints, rng: np.random.Generator, *, trend: bool
@@ -148,9 +140,7 @@ class ParetoModel:
     def scores(self, positions: Floats, exponent: float) -> Floats:
         """Return the logarithm of the gain to expect of each point per second to the power of the exponent.
 
-        Args:
-            positions: float64[points, params].
-            exponent: 1 for gain per second, 0 for gain whatever it costs.
+        Positions are float64[points, params]; exponent 1 is for gain per second, 0 for gain whatever it costs.
         """
         features = self._encoding.features(positions)
         finished, failed = (self._encoding.features(each) for each in (self._history.finished, self._history.failed))

@@ -88,7 +88,6 @@ class CostSampler(BaseSampler):
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """Return the point to run next."""
         if not search_space:
             return {}
         encoding = Encoding(search_space)

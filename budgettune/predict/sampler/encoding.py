@@ -82,20 +82,15 @@ def _axis(distribution: BaseDistribution) -> Line | Choices:
 
 
 class Encoding:
-    """A search space in numbers.
-
-    Attributes:
-        space: distribution of each param.
-        groups: int64[features], the param that each feature stands for.
-        is_ordered: bool[params], whether neighbouring positions are alike.
-    """
+    """A search space in numbers."""
 
     def __init__(self, space: Mapping[str, BaseDistribution]) -> None:
         self.space = dict(space)
         self._axes = [_axis(distribution) for distribution in self.space.values()]
+        # bool[params], whether neighbouring positions are alike.
         self.is_ordered = np.array([axis.is_ordered for axis in self._axes])
         widths = [len(axis.values) if isinstance(axis, Choices) and not axis.is_ordered else 1 for axis in self._axes]
-        self.groups = np.repeat(np.arange(len(widths)), widths)
+        self.groups = np.repeat(np.arange(len(widths)), widths)  # int64[features], the param that each stands for
 
     def snap(self, positions: Floats) -> Floats:
         """Return the positions of the points nearest to float64[points, params], each in [0, 1]."""
@@ -111,7 +106,6 @@ class Encoding:
         return np.column_stack([axis.positions(column) for axis, column in zip(self._axes, numbers.T, strict=True)])
 
     def params(self, position: Floats) -> dict[str, Any]:
-        """Return the point at one position."""
         return {
             name: distribution.to_external_repr(float(axis.numbers(position[index : index + 1])[0]))
             for index, ((name, distribution), axis) in enumerate(zip(self.space.items(), self._axes, strict=True))

@@ -64,13 +64,9 @@ class GroupedMatern(StationaryKernelMixin, NormalizedKernelMixin, Kernel):
 
 
 class GaussianProcess:
-    """One output over a search space, given some trials. Outputs are standardised inside.
+    """One output over a search space, given trials: features float64[trials, features], outputs float64[trials].
 
-    Args:
-        kernel: with its hyperparameters.
-        features: float64[trials, features].
-        outputs: float64[trials].
-        scale: mean and standard deviation that outputs are standardised by.
+    Outputs are standardised inside, by the mean and the standard deviation in `scale`.
     """
 
     def __init__(self, kernel: Kernel, features: Floats, outputs: Floats, scale: tuple[float, float]) -> None:
