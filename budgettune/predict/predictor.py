@@ -105,18 +105,31 @@ class Predictor:
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """What one run is expected to give."""
+    """What one run is expected to give.
 
-    params: Mapping[str, Any]  # searched values, those of the length of training left out
+    Attributes:
+        params: searched values, those of the length of training left out.
+        epochs: of the run.
+        seconds: median of its training time.
+        seconds_low: the run is faster than that in 5 of 100 cases.
+        seconds_high: slower in 5 of 100.
+        chance_in_time: probability of ending within the budget.
+        accuracy: mean of its accuracy, over seeds and over what is not known.
+        accuracy_low: the run is less accurate than that in 5 of 100 cases.
+        accuracy_high: more accurate in 5 of 100.
+        step_is_measured: whether its very step was timed, in a trial or by a probe.
+    """
+
+    params: Mapping[str, Any]
     epochs: int
-    seconds: float  # median of its training time
-    seconds_low: float  # the run is faster than that in 5 of 100 cases
-    seconds_high: float  # slower in 5 of 100
-    chance_in_time: float  # probability of ending within the budget
-    accuracy: float  # mean of its accuracy, over seeds and over what is not known
-    accuracy_low: float  # the run is less accurate than that in 5 of 100 cases
-    accuracy_high: float  # more accurate in 5 of 100
-    step_is_measured: bool  # whether its very step was timed, in a trial or by a probe
+    seconds: float
+    seconds_low: float
+    seconds_high: float
+    chance_in_time: float
+    accuracy: float
+    accuracy_low: float
+    accuracy_high: float
+    step_is_measured: bool
 
 
 def prediction_of(

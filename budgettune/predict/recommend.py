@@ -59,18 +59,26 @@ class Basis:
 
 @dataclass(frozen=True, kw_only=True)
 class Recommendation:
-    """What to train within a budget, how sure that is, and why."""
+    """What to train within a budget, how sure that is, and why.
+
+    Attributes:
+        choice: what to train.
+        observed: the most accurate finished trial within the budget, None where there is none.
+        extrapolated: in what the choice lies outside all that ran.
+        next_trial: what to run to know more; None where nothing is likely to change the answer.
+        notes: what else a reader must know.
+    """
 
     study: str
     budget_seconds: float
     confidence: float
     device_name: str | None
-    choice: Prediction  # what to train
-    observed: TrialRecord | None  # the most accurate finished trial within the budget, None where there is none
-    extrapolated: tuple[str, ...]  # in what the choice lies outside all that ran
-    next_trial: NextTrial | None  # what to run to know more; None where nothing is likely to change the answer
+    choice: Prediction
+    observed: TrialRecord | None
+    extrapolated: tuple[str, ...]
+    next_trial: NextTrial | None
     basis: Basis
-    notes: tuple[str, ...]  # what else a reader must know
+    notes: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values; of the observed trial what says which it is."""

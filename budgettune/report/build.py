@@ -19,10 +19,6 @@ if TYPE_CHECKING:
 
 PICTURE_WIDTH = 1000
 """Pixels; PNG files have twice as many."""
-HOW_TO_GET_PICTURES = (
-    "pictures need the package kaleido (pip install 'budgettune[pictures]') and a Chrome or Chromium; "
-    "the page (--format html) needs neither"
-)
 
 
 def write_report(
@@ -84,4 +80,7 @@ def picture(figure: Any, format: str) -> bytes:  # noqa: A002
         return bytes(figure.to_image(format=format, width=PICTURE_WIDTH, scale=2 if format == "png" else 1))
     except Exception as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(",.: ")
-        raise BudgetTuneError(f"{HOW_TO_GET_PICTURES} ({reason})") from error
+        raise BudgetTuneError(
+            "pictures need the package kaleido (pip install 'budgettune[pictures]') and a Chrome or Chromium; "
+            f"the page (--format html) needs neither ({reason})"
+        ) from error

@@ -106,11 +106,7 @@ class Figure(Generic[Subject, Values]):
     about: Literal["trials", "forecast", "stopping"] = "trials"
 
     def __call__(self, subject: Records | Subject, search: Search | None = None) -> go.Figure:
-        """Return the plotly figure.
-
-        Args:
-            subject: trials of a study (finished or not, of one kind of machine), or what else this is about.
-            search: search space of the spec, where it is known.
+        """Return the plotly figure of trials (finished or not, of one kind of machine), or of what else this is about.
 
         Raises:
             NothingToDraw: where the subject does not hold what the figure shows.
@@ -214,9 +210,7 @@ def _parts(axes: Sequence[FigureAxis]) -> tuple[FigureAxis | None, FigureAxis | 
         colour, label = label, None
     if colour is None:
         colour, marker = marker, None
-    if marker is None:
-        marker, label = label, None
-    return colour, marker, label
+    return (colour, marker, label) if marker else (colour, label, None)
 
 
 def params_text(trial: TrialRecord, axes: Sequence[FigureAxis]) -> str:
