@@ -11,17 +11,11 @@ from torch.nn import functional
 
 
 def augment(images: Tensor, *, pad: int, flip: bool, generator: torch.Generator) -> Tensor:
-    """Return a batch with every image cropped at random after zero padding, and half of them mirrored.
+    """Return uint8 [B, C, H, W], each image cropped at random and, with `flip`, mirrored with probability one half.
 
-    Args:
-        images: uint8 [B, C, H, W], left as they are.
-        pad: zeros around each image before the crop back to H×W; 0 for no crop.
-        flip: mirror each image left to right with probability one half.
-        generator: the only source of randomness. On the CPU it gives the same draws for every device; on the
-            device of the images it saves a copy.
-
-    Returns:
-        uint8 [B, C, H, W] on the device of the images.
+    A crop goes back to H×W after `pad` zeros were put around the image; 0 for none. The images are left as they are,
+    and the result lies on their device. The generator is the only source of randomness: on the CPU it gives the same
+    draws for every device; on the device of the images it saves a copy.
     """
     if pad > 0:
         images = _crop(images, pad, generator)

@@ -157,9 +157,8 @@ def hold_out(labels: Tensor, count: int, seed: Sequence[int], where: str) -> tup
             f"add images, or hold out fewer"
         )
     rng = np.random.default_rng(list(seed))
-    quotas = _quotas(sizes, count)
     mask = torch.zeros(len(labels), dtype=torch.bool)
-    for cls, quota in zip(classes, quotas, strict=True):
+    for cls, quota in zip(classes, _quotas(sizes, count), strict=True):
         mask[torch.from_numpy(rng.permutation(np.flatnonzero(labels.numpy() == cls))[:quota])] = True
     return (~mask).nonzero().flatten(), mask.nonzero().flatten()
 
