@@ -21,8 +21,8 @@ from budgettune.predict.regression import Floats
 from budgettune.predict.step_time import StepTime, StepTimes
 from budgettune.predict.workload import Workload, Workloads
 from budgettune.records import PhaseSeconds, StepProbe, TrialRecord
+from budgettune.spec.pruning import STRATEGIES
 
-FREE_STRATEGIES = ("full", "random")  # they draw indices and do nothing else
 UNKNOWN_COST = 0.3  # deviation of the log of a run's time where its strategy never ran
 VISITS_DEVIATION = 0.02  # of the log of visits over what the schedule says, before anything is observed
 VISITS_WEIGHT = 2.0  # trials that the schedule's own visits are worth
@@ -147,7 +147,7 @@ class TimeModel:
         """Return a strategy's cost: as it ran, between rates that ran by a straight line, beyond them as at the end."""
         pruning = workload.config.pruning
         if pruning.strategy not in self._costs:
-            is_free = pruning.strategy in FREE_STRATEGIES
+            is_free = pruning.strategy in STRATEGIES and STRATEGIES[pruning.strategy].is_free
             return StrategyCost(deviation=VISITS_DEVIATION if is_free else UNKNOWN_COST)
         rates, costs = self._costs[pruning.strategy]
         cost = StrategyCost(*(float(np.interp(pruning.prune_rate, rates, column)) for column in costs.T))

@@ -76,11 +76,12 @@ class BundledStrategy(NamedTuple):
 
     path: str  # of its class as module:Class in `training.pruning`; text, because reading a study file loads no torch
     drop_share: DropShare = _everywhere
+    is_free: bool = False  # it draws indices and does nothing else, so that choosing takes no time to speak of
 
 
 STRATEGIES = {
-    "full": BundledStrategy("baselines:Full", _nowhere),
-    "random": BundledStrategy("baselines:RandomSubset"),
+    "full": BundledStrategy("baselines:Full", _nowhere, is_free=True),
+    "random": BundledStrategy("baselines:RandomSubset", is_free=True),
     "stale-quantile": BundledStrategy("baselines:StaleQuantile", _between_refreshes),
     "paper-as-coded": BundledStrategy("baselines:PaperAsCoded", _between_refreshes),
     "selective-backprop": BundledStrategy("selective:SelectiveBackprop", _after_the_first_epoch),
