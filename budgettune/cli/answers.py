@@ -19,12 +19,7 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 
-class ReportFormat(StrEnum):
-    """File formats of a report: the page, or a picture of one figure."""
-
-    html = "html"
-    png = "png"
-    svg = "svg"
+ReportFormat = StrEnum("ReportFormat", ["html", "png", "svg"])  # the page, or a picture of one figure
 
 
 @app.command(

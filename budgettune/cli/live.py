@@ -6,7 +6,6 @@ A terminal gets it in place; what is not a terminal gets plain text, line by lin
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import datetime
@@ -66,7 +65,11 @@ class TerminalProgress(Listener):
 
     def completed(self, study: StudyHandle, claim: Claim, result: TrialResult) -> None:
         self._wall_seconds.append(time.monotonic() - self._began)
-        self._remaining = self._estimate(study.counts())
+        counts = study.counts()
+        waiting, running = counts.get("WAITING", 0), counts.get("RUNNING", 0)
+        left = format_duration(waiting * median(self._wall_seconds) / (1 + running))
+        trials = "trial" if waiting == 1 else "trials"
+        self._remaining = f"; {waiting} {trials} waiting, about {left}" if waiting else ""
         outcome = f"{format_duration(result.train_seconds)}, accuracy {result.test_accuracy:.2%}, {result.status}"
         if result.stopping is not None and result.stopping.stopped:
             outcome = f"stopped early {result.stopping.reason}"
@@ -81,12 +84,6 @@ class TerminalProgress(Listener):
             self._status.stop()
             self._status = None
 
-    def _estimate(self, counts: Mapping[str, int]) -> str:
-        waiting, running = counts.get("WAITING", 0), counts.get("RUNNING", 0)
-        seconds = waiting * median(self._wall_seconds) / (1 + running)
-        trials = "trial" if waiting == 1 else "trials"
-        return f"; {waiting} {trials} waiting, about {format_duration(seconds)}" if waiting else ""
-
     def _show(self, text: str) -> None:
         if self._status is not None:
             self._status.update(Text(one_line(text)))
@@ -100,20 +97,13 @@ def _label(claim: Claim) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """A study at one moment.
-
-    Attributes:
-        per_hour: trials that end in an hour at the present rate; None where nothing runs or ended yet.
-        points: (train_seconds, test_accuracy) of every finished trial.
-        front: those that no other beats.
-        newest: the trial that ended last.
-    """
+    """A study at one moment."""
 
     summary: StudySummary
-    per_hour: float | None
-    points: tuple[Point, ...]
-    front: tuple[Point, ...]
-    newest: TrialRecord | None
+    per_hour: float | None  # trials that end in an hour at the present rate; None where nothing runs or ended yet
+    points: tuple[Point, ...]  # (train_seconds, test_accuracy) of every finished trial
+    front: tuple[Point, ...]  # those that no other beats
+    newest: TrialRecord | None  # the trial that ended last
 
     @property
     def is_over(self) -> bool:
@@ -129,16 +119,14 @@ class Snapshot:
 
 
 def snapshot(study: StudyHandle) -> Snapshot:
-    """Return how a study stands."""
     engine, study_id = study.engine, study.study_id
     summary = study.summary()
     latest = latest_trials(engine, study_id, LATEST)
-    front = pareto_front(engine, study_id)
     return Snapshot(
         summary=summary,
         per_hour=trials_per_hour(latest) if summary.states["RUNNING"] else None,
         points=tuple(objective_points(engine, study_id)),
-        front=tuple((each.train_seconds or 0.0, each.test_accuracy or 0.0) for each in front),
+        front=tuple((one.train_seconds or 0.0, one.test_accuracy or 0.0) for one in pareto_front(engine, study_id)),
         newest=latest[0] if latest else None,
     )
 

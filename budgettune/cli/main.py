@@ -219,14 +219,12 @@ def main() -> None:
     signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
     try:
         app()
-    except BudgetTuneError as error:
-        if options.DebugSwitch.is_on:
-            raise
-        err.print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-        sys.exit(1)
     except Exception as error:
         if options.DebugSwitch.is_on:
             raise
-        text = escape(f"{type(error).__name__}: {error}".splitlines()[0])
-        err.print(f"[red]unexpected error:[/] {text} (--debug shows where)", highlight=False, soft_wrap=True)
+        text = f"[red]error:[/] {escape(str(error))}"
+        if not isinstance(error, BudgetTuneError):
+            first_line = f"{type(error).__name__}: {error}".splitlines()[0]
+            text = f"[red]unexpected error:[/] {escape(first_line)} (--debug shows where)"
+        err.print(text, highlight=False, soft_wrap=True)
         sys.exit(1)

@@ -40,7 +40,6 @@ class DebugSwitch:
 
 
 def duration(text: str) -> float:
-    """Return the seconds of a duration on the command line."""
     try:
         return parse_duration(text)
     except ValueError as error:
@@ -48,7 +47,6 @@ def duration(text: str) -> float:
 
 
 def lasting(name: str, *, metavar: str = "DURATION", **more: Any) -> Any:
-    """Return an option that takes a duration."""
     return typer.Option(name, parser=duration, metavar=metavar, **more)
 
 
@@ -61,23 +59,8 @@ def studies_beginning(context: typer.Context, incomplete: str) -> list[str]:
     return [row.name for row in rows if row.spec_json is not None and row.name.startswith(incomplete)]
 
 
-class SamplerName(StrEnum):
-    """Ways to choose points."""
-
-    cost = "cost"
-    tpe = "tpe"
-    nsga2 = "nsga2"
-    gp = "gp"
-    random = "random"
-
-
-class ExportFormat(StrEnum):
-    """File formats of an export."""
-
-    csv = "csv"
-    json = "json"
-    parquet = "parquet"
-
+SamplerName = StrEnum("SamplerName", ["cost", "tpe", "nsga2", "gp", "random"])
+ExportFormat = StrEnum("ExportFormat", ["csv", "json", "parquet"])
 
 Storage = Annotated[
     str | None,

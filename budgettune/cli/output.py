@@ -75,12 +75,8 @@ def print_rows(rows: Sequence[Mapping[str, Any]], form: Format, *, title: str | 
         table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
         for key in keys:
             numeric = all(isinstance(row.get(key), (int, float, type(None))) for row in rows)
-            table.add_column(
-                Text(one_line(key.replace("_", " "))),
-                justify="right" if numeric else "left",
-                no_wrap=numeric,
-                overflow="fold",
-            )
+            heading = Text(one_line(key.replace("_", " ")))
+            table.add_column(heading, justify="right" if numeric else "left", no_wrap=numeric, overflow="fold")
         for row in rows:
             table.add_row(*(Text(shown(row.get(key))) for key in keys))
         out.print(table)
@@ -92,7 +88,6 @@ def print_json(value: Any) -> None:
 
 
 def shown(value: Any) -> str:
-    """Return a value as a table shows it."""
     if value is None:
         return "-"
     return f"{value:.4g}" if isinstance(value, float) else one_line(str(value))
@@ -133,7 +128,6 @@ def print_trials(
 
 
 def hypervolume_line(volume: float, reference: tuple[float, float]) -> str:
-    """Return a hypervolume with its reference point, for people."""
     seconds, accuracy = reference
     return f"hypervolume {volume:.4g} (seconds × accuracy) against {format_duration(seconds)}, accuracy {accuracy:g}"
 
@@ -148,10 +142,8 @@ def promise_line(answer: Recommendation) -> str:
 
 
 def settings_text(params: Mapping[str, Any]) -> str:
-    """Return settings as people read them."""
     return ", ".join(f"{name} {shown(value)}" for name, value in params.items()) or "the study's settings"
 
 
 def accuracy_text(prediction: Prediction) -> str:
-    """Return a predicted accuracy with its interval."""
     return f"{prediction.accuracy:.2%} ({prediction.accuracy_low:.2%} to {prediction.accuracy_high:.2%})"

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 KERNELS_SHOWN = 8
-
 _VERBS = {
     "aligned twin": "its aligned twin predicts",
     "neighbours": "its neighbours predict",

@@ -66,7 +66,6 @@ def recommend(
 
 
 def lines(answer: Recommendation) -> Iterator[str]:
-    """Yield an answer as people read it."""
     where = f" on {answer.device_name}" if answer.device_name else ""
     yield (
         f"{answer.study}: {format_duration(answer.budget_seconds)}{where}, "

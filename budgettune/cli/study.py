@@ -81,11 +81,8 @@ def study_create(
     warn(study.spec.twin_note())
     if decided := study.spec.pruning.decided:
         say(f"pruning, decided on {study.spec.pruning.evidence}: {decided}", out)
-    cells = (
-        f"{len(study.spec.cells())} cells"
-        if study.spec.sampler.name == "grid"
-        else f"points by {study.spec.sampler.name}"
-    )
+    by = study.spec.sampler.name
+    cells = f"{len(study.spec.cells())} cells" if by == "grid" else f"points by {by}"
     say(f"study {study.name!r}: {cells}, repeats {study.spec.sampler.repeats}. Next: budgettune worker", out)
 
 
