@@ -55,14 +55,14 @@ def create_study(
         StudyExists: where the name is taken.
         StorageError: where the database cannot be reached.
     """
-    from budgettune.study import handle as study
+    from budgettune.study import handle
 
     spec = (spec if isinstance(spec, StudySpec) else load_spec(spec)).with_overrides(overrides)
     if spec.pruning.when == "auto":
         from budgettune.comparison.decision import decided
 
         spec = decided(spec)
-    return study.create_study(spec, storage_url(storage), skip_if_exists=skip_if_exists)
+    return handle.create_study(spec, storage_url(storage), skip_if_exists=skip_if_exists)
 
 
 def load_study(name: str | None = None, *, storage: str | None = None) -> StudyHandle:
@@ -71,20 +71,20 @@ def load_study(name: str | None = None, *, storage: str | None = None) -> StudyH
     Raises:
         StudyNotFound: where there is none of that name, or not exactly one.
     """
-    from budgettune.study import handle as study
+    from budgettune.study import handle
 
-    return study.load_study(storage_url(storage), name)
+    return handle.load_study(storage_url(storage), name)
 
 
 def run_worker(
     study: AnyStudy = None, options: WorkerOptions | None = None, *, storage: str | None = None
 ) -> WorkerSummary:
     """Train a study's open trials in this process until none is left (every open study's, where none is named)."""
-    from budgettune.worker import loop as worker
+    from budgettune.worker import loop
 
     if study is None or isinstance(study, str):
-        return worker.run_worker(storage_url(storage), study, options)
-    return worker.run_worker(study.url, study.name, options)
+        return loop.run_worker(storage_url(storage), study, options)
+    return loop.run_worker(study.url, study.name, options)
 
 
 def trial_records(study: AnyStudy = None, *, storage: str | None = None) -> list[TrialRecord]:

@@ -1,1 +1,1 @@
-"""Torch, and never Optuna."""
+"""Training of one configuration in torch, on an honest clock. Never a database, and never Optuna."""
