@@ -10,7 +10,7 @@ from budgettune.report.figures import FIGURES, draw
 from budgettune.report.forecast import StudyForecast, forecast
 from budgettune.report.page import build_page, contents
 from budgettune.report.view import Overview
-from budgettune.storage.studies import all_studies, read_probes
+from budgettune.storage.studies import ANY_MACHINE, all_studies, read_probes
 from budgettune.storage.trials import stopping_notes, trial_records
 from budgettune.study.export import opened
 
@@ -48,6 +48,7 @@ def write_report(
         spec = None
     search = None if spec is None else spec.search
     records, notes = trial_records(engine, study_id), stopping_notes(engine, study_id)
+    device_name = None if device_name == ANY_MACHINE else device_name  # a page shows every machine, each by itself
     values = contents(study.name, records, search, device_name=device_name, clean_only=clean_only, stopping=notes)
     probes = read_probes(engine, study_id)
     learnt_from = [record for record in records if record.status == "clean" or not clean_only]

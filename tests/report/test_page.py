@@ -169,6 +169,12 @@ def test_a_picture_never_mixes_machines(run, sqlite_url):
     assert "choose one with --device-name" in run("report", "--format", "svg", "--figure", "front")[2]
 
 
+def test_any_machine_is_every_machine(run, sqlite_url):
+    make_study(sqlite_url, 12).close()
+    assert run("report", "--device-name", "any")[0] == 0
+    assert "choose one of" in run("report", "--device-name", "another")[2]
+
+
 def test_a_study_that_has_only_begun_is_reported(run, sqlite_url):
     create_study(load_spec("digits"), sqlite_url).close()
     assert run("report")[0] == 0
