@@ -1,7 +1,10 @@
-"""Files that are there in whole or not at all."""
+"""Files: read as editors leave them, written in whole or not at all."""
 
 from __future__ import annotations
 
+import codecs
+import errno
+import io
 import os
 import uuid
 from collections.abc import Iterator
@@ -10,6 +13,29 @@ from pathlib import Path
 from typing import BinaryIO
 
 from budgettune.errors import UsageError
+
+
+UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+def read_text(path: Path) -> str:
+    r"""Return a text file as editors of any system write it, each line ended by \n.
+
+    UTF-8, also with the byte order mark of Windows, or UTF-16 with its mark, as a redirection of PowerShell writes it.
+
+    Raises:
+        OSError: where it cannot be read, or is something else; `strerror` has the reason.
+    """
+    try:
+        content = path.read_bytes()
+    except ValueError:
+        raise OSError(errno.EINVAL, "a file's name cannot hold a NUL") from None
+    try:
+        text = content.decode("utf-16" if content.startswith(UTF16_MARKS) else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise OSError(errno.EILSEQ, f"line {line} is not UTF-8 text: save the file as UTF-8") from None
+    return io.StringIO(text, newline=None).read()
 
 
 @contextmanager

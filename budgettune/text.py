@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from typing import Any
 
@@ -79,6 +80,11 @@ def printable(text: str) -> str:
 def csv_safe(value: Any) -> Any:
     """Return a value for CSV, which a terminal may show and which must be encodable: texts as `printable`."""
     return printable(value) if isinstance(value, str) else value
+
+
+def variable(name: str) -> str | None:
+    """Return an environment variable, without the carriage return that an env file of Windows leaves; None if empty."""
+    return os.environ.get(name, "").rstrip("\r\n") or None
 
 
 def message_of(error: BaseException) -> str:

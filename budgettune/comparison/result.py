@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field, ValidationError
 
 from budgettune.comparison.significance import ALPHA, Estimate, PairedTest, estimate, holm, paired_test
 from budgettune.errors import UsageError
-from budgettune.files import write_text
+from budgettune.files import read_text, write_text
 from budgettune.records import MachineInfo
 from budgettune.spec.tables import SpecModel
 
@@ -161,7 +161,7 @@ def read_comparison(path: Path) -> Comparison:
     """
     advice = "give a file that `budgettune compare --out` wrote"
     try:
-        return Comparison.model_validate_json(path.read_bytes())
+        return Comparison.model_validate_json(read_text(path))
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror}): {advice}") from None
     except ValidationError as error:

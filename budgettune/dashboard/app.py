@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import ipaddress
 import logging
-import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -31,7 +30,7 @@ from budgettune.records import TrialRecord
 from budgettune.storage.connection import open_engine, open_storage
 from budgettune.storage.studies import all_studies
 from budgettune.storage.trials import trial_records
-from budgettune.text import one_line
+from budgettune.text import one_line, variable
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
@@ -124,7 +123,7 @@ def serve(
             f"{host} can be reached by others: give --password-file F (lines of user:password) or set "
             f"{PASSWORD_VARIABLE}, or stay on 127.0.0.1"
         )
-    proxy = _proxy_address(trusted_proxy or os.environ.get(PROXY_VARIABLE) or None)
+    proxy = _proxy_address(trusted_proxy or variable(PROXY_VARIABLE))
     app = make_app(url, passwords=passwords, allow_write=allow_write, figures=figures)
     with listen(app, host, port, trusted_proxy=proxy) as address:
         ready(address)
@@ -135,7 +134,7 @@ def find_passwords(password_file: Path | str | None) -> Passwords | None:
     """Return the passwords of a file, else of the environment, else None."""
     if password_file is not None:
         return Passwords.from_file(Path(password_file))
-    lines = os.environ.get(PASSWORD_VARIABLE)
+    lines = variable(PASSWORD_VARIABLE)
     return Passwords.from_lines(lines.splitlines(), PASSWORD_VARIABLE) if lines else None
 
 

@@ -17,6 +17,7 @@ from typing import Self
 import bcrypt
 
 from budgettune.errors import UsageError
+from budgettune.files import read_text
 
 BCRYPT = re.compile(r"\$2[aby]\$(0[4-9]|1[0-7])\$[./A-Za-z0-9]{53}")
 """A hash as htpasswd writes it, with its cost: each step of it doubles the time of a check."""
@@ -72,11 +73,9 @@ class Passwords:
     def from_file(cls, path: Path) -> Self:
         """Return the users of a file, or raise UsageError."""
         try:
-            text = path.read_text(encoding="utf-8-sig")
+            text = read_text(path)
         except OSError as error:
             raise UsageError(f"password file {path}: {error.strerror}: give a file with user:password lines") from None
-        except UnicodeDecodeError:
-            raise UsageError(f"password file {path}: not UTF-8 text: save it as UTF-8") from None
         return cls.from_lines(text.splitlines(), f"password file {path}")
 
     def check(self, user: str, password: str) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from budgettune.errors import SpecError
+from budgettune.files import read_text
 from budgettune.spec.documents import SHORT_KEYS, apply_override, explain, flatten, full_key, nearest, set_value
 from budgettune.spec.pruning import PruningSpec, largest_drop
 from budgettune.spec.tables import (
@@ -56,7 +57,7 @@ class StudySpec(SpecModel):
     def from_toml(cls, text: str, source: str = "study file") -> StudySpec:
         """Return the spec that a TOML text describes, or raise SpecError naming what is wrong."""
         try:
-            document = tomllib.loads(text)
+            document = tomllib.loads(text.removeprefix("\ufeff"))
         except (ValueError, RecursionError) as error:  # also where a number has thousands of digits
             raise SpecError(f"{source}: not valid TOML: {error}") from None
         return cls.from_document(document, source)
@@ -193,11 +194,10 @@ def load_spec(source: str | Path) -> StudySpec:
     if path.suffix != ".toml" and not path.is_file():
         path = bundled_studies().get(str(source), path)
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
+        text = read_text(path)
+    except OSError as error:
         names = ", ".join(sorted(bundled_studies()))
-        raise SpecError(f"study file {source}: {reason}; give a TOML file's path or one of: {names}") from None
+        raise SpecError(f"study file {source}: {error.strerror}; give a TOML file's path or one of: {names}") from None
     spec = StudySpec.from_toml(text, str(path))
     evidence = path.parent / (spec.pruning.evidence or "")
     if not evidence.is_file():

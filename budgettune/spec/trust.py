@@ -15,17 +15,18 @@ from typing import Any
 from budgettune.errors import BudgetTuneError, SpecError, UsageError
 from budgettune.spec.study_spec import StudySpec
 from budgettune.spec.tables import is_code
+from budgettune.text import variable
 
 
 def allowed_packages(named: Iterable[str] | None) -> frozenset[str]:
     """Return the packages that studies may import from: those named, else those in BUDGETTUNE_ALLOW_IMPORT."""
-    listed = named if named is not None else os.environ.get("BUDGETTUNE_ALLOW_IMPORT", "").split(",")
+    listed = named if named is not None else (variable("BUDGETTUNE_ALLOW_IMPORT") or "").split(",")
     return frozenset(name.strip() for name in listed if name.strip())
 
 
 def allowed_roots(named: Iterable[str] | None) -> frozenset[str] | None:
     """Return the folders named, else those in BUDGETTUNE_ALLOW_ROOT; None where neither says anything."""
-    listed = named if named is not None else os.environ.get("BUDGETTUNE_ALLOW_ROOT", "").split(os.pathsep)
+    listed = named if named is not None else (variable("BUDGETTUNE_ALLOW_ROOT") or "").split(os.pathsep)
     return frozenset(name for name in listed if name) or None
 
 

@@ -21,7 +21,7 @@ from sqlalchemy import Engine, event
 
 from budgettune.errors import StorageError
 from budgettune.storage.driver_errors import redact, translated
-from budgettune.text import one_line
+from budgettune.text import one_line, variable
 
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage
@@ -205,7 +205,7 @@ def _on_postgresql_connect(connection: DBAPIConnection, _record: object) -> None
 
 def storage_url(explicit: str | None = None) -> str:
     """Return the database to use: the one named, else BUDGETTUNE_STORAGE, else OPTUNA_STORAGE, else a local file."""
-    return explicit or os.environ.get("BUDGETTUNE_STORAGE") or os.environ.get("OPTUNA_STORAGE") or DEFAULT_URL
+    return explicit or variable("BUDGETTUNE_STORAGE") or variable("OPTUNA_STORAGE") or DEFAULT_URL
 
 
 def open_engine(url: str, *, create: bool = False) -> sa.Engine:

@@ -22,6 +22,7 @@ from budgettune.files import replacing
 from budgettune.records import Claim, TrialResult
 from budgettune.storage.trials import trial_records
 from budgettune.study.handle import StudyHandle, load_study
+from budgettune.text import variable
 
 logger = logging.getLogger(__name__)
 
@@ -191,7 +192,7 @@ def pauses(patience_seconds: float, clock: Callable[[], float] = time.monotonic)
 
 def default_folder() -> Path:
     """Return BUDGETTUNE_SPOOL, else `budgettune/spool` in XDG_STATE_HOME, else the same in ~/.local/state."""
-    named = os.environ.get("BUDGETTUNE_SPOOL")
+    named = variable("BUDGETTUNE_SPOOL")
     if named:
         return Path(named)
     state = os.environ.get("XDG_STATE_HOME")

@@ -65,12 +65,9 @@ def test_a_bad_file_is_refused_with_its_key_and_what_is_allowed(text, message):
         spec_of(text)
 
 
-def test_a_missing_file_names_the_bundled_ones(tmp_path):
+def test_a_missing_file_names_the_bundled_ones():
     with pytest.raises(SpecError, match="digits, fashion-mnist, paper, paper-as-coded"):
         load_spec("papers")
-    (tmp_path / "bytes.toml").write_bytes(b"\xff\xfe")
-    with pytest.raises(SpecError, match="not UTF-8"):
-        load_spec(tmp_path / "bytes.toml")
 
 
 def test_unquoted_dotted_search_keys_mean_the_same_as_quoted_ones():
