@@ -14,7 +14,6 @@ from typing import BinaryIO
 
 from budgettune.errors import UsageError
 
-
 UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
