@@ -21,7 +21,7 @@ from budgettune.predict.regression import Floats
 from budgettune.predict.step_time import StepTime, StepTimes
 from budgettune.predict.workload import Workload, Workloads
 from budgettune.records import PhaseSeconds, StepProbe, TrialRecord
-from budgettune.spec.pruning import STRATEGIES
+from budgettune.spec.pruning import STRATEGIES, batch_count
 
 UNKNOWN_COST = 0.3  # deviation of the log of a run's time where its strategy never ran
 VISITS_DEVIATION = 0.02  # of the log of visits over what the schedule says, before anything is observed
@@ -96,15 +96,14 @@ class WorkloadTime:
 
 
 def effective_steps(sizes: Mapping[int, int], batch: int, fixed_share: float) -> float:
-    """Return what epochs cost in full steps: a last batch that is not full costs the fixed share, and by its size.
+    """Return what epochs cost in full steps: each batch costs the fixed share, and by its size.
 
     Sizes are epochs by the samples that they visit; the fixed share, in [0, 1], of a full step's time does not depend
     on the batch.
     """
-    steps = ((*divmod(size, batch), count) for size, count in sizes.items())
     return sum(
-        count * (full + (fixed_share + (1 - fixed_share) * rest / batch if rest else 0.0))
-        for full, rest, count in steps
+        count * (fixed_share * batch_count(size, batch) + (1 - fixed_share) * size / batch)
+        for size, count in sizes.items()
     )
 
 

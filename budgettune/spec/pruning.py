@@ -211,6 +211,21 @@ def epoch_sizes(spec: PruningSpec, size: int, epochs: int | None) -> tuple[int, 
     return tuple(dict.fromkeys([size, *(_visits(size, drop * share) for share in shares)]))
 
 
+def batch_count(samples: int, size: int) -> int:
+    """Return how many batches of a size go through some samples.
+
+    A rest of one joins the batch before it: batch norm cannot learn from one sample, and `squeeze` takes its axis away.
+    """
+    full, rest = divmod(samples, size)
+    return full + (rest > (1 if full else 0))
+
+
+def batch_sizes(samples: int, size: int) -> list[int]:
+    """Return the sizes of those batches, in order."""
+    before = batch_count(samples, size) - 1
+    return [size] * before + [samples - before * size] if samples else []
+
+
 def _visits(size: int, drop: float) -> int:
     return max(1, size - round(drop * size))
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
 
+from budgettune.spec.pruning import batch_sizes
 from budgettune.training.learner import Batch, Learner
 from budgettune.training.passes import ModelPasses
 from budgettune.training.pruning import EpochPlan, Strategy
@@ -70,22 +71,28 @@ class Feed:
         `go_on` is asked before anything is gathered; when it says no, the epoch ends.
         """
         chosen: Batch | None = None
-        count = math.ceil(len(order) / order.chunk)
-        for number in range(count):
+        sizes = batch_sizes(len(order), order.chunk)
+        for number, (begin, end) in enumerate(pairwise(accumulate(sizes, initial=0))):
             if not go_on():
                 return
-            part = slice(number * order.chunk, (number + 1) * order.chunk)
+            part = slice(begin, end)
             weights = None if order.weights is None else order.weights[part]
-            share, batch = number / count, self.gather(order.indices[part], order.places[part], weights)
+            share, batch = number / len(sizes), self.gather(order.indices[part], order.places[part], weights)
             if not order.select:
                 yield share, batch
                 continue
             chosen = self._choose(batch, chosen)
-            while len(chosen) >= self.batch_size:
-                yield share, taken(chosen, slice(self.batch_size))
-                chosen = taken(chosen, slice(self.batch_size, None))
-        if chosen is not None and len(chosen):
-            yield share, chosen
+            for size in self._ready(len(chosen), chunks_left=len(sizes) - 1 - number):
+                yield share, taken(chosen, slice(size))
+                chosen = taken(chosen, slice(size, None))
+
+    def _ready(self, chosen: int, chunks_left: int) -> list[int]:
+        """Return the sizes of the batches to train on now; what is left waits for what is chosen next."""
+        if not chunks_left:
+            return batch_sizes(chosen, self.batch_size)
+        # A full batch with nothing behind it waits for the last candidates: if one of them is chosen, it joins.
+        reserve = chunks_left == 1
+        return [self.batch_size] * ((chosen - reserve) // self.batch_size)
 
     def _choose(self, candidates: Batch, waiting: Batch | None) -> Batch:
         """Return what waits for a full batch, with what the strategy chooses among the candidates behind it."""

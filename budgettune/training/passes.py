@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from budgettune.errors import BudgetUsedUp, Interrupted
+from budgettune.spec.pruning import batch_sizes
 from budgettune.text import format_duration
 from budgettune.training.learner import Batch, Learner
 from budgettune.training.pruning import Scorer, Scores
@@ -36,8 +37,8 @@ class ModelPasses:
 
     def score_candidates(self, candidates: Batch) -> Scores:
         """Return what the model in training says of gathered images, in batches of the size that it trains on."""
-        size = self.learner.config.train.batch_size
-        columns = (column.split(size) for column in (candidates.indices, candidates.images, candidates.labels))
+        sizes = batch_sizes(len(candidates), self.learner.config.train.batch_size)
+        columns = (column.split(sizes) for column in (candidates.indices, candidates.images, candidates.labels))
         parts = [self.learner.score_batch(Batch(*part)) for part in zip(*columns, strict=True)]
         self.scored_samples += len(candidates)
         return joined(parts)
@@ -103,7 +104,8 @@ class ModelPasses:
 
     def _batches(self, indices: Tensor, size: int) -> zip[tuple[Tensor, Tensor]]:
         places = self.learner.data.train.places(indices)
-        return zip(indices.split(size), places.split(size), strict=True)
+        sizes = batch_sizes(len(indices), size)
+        return zip(indices.split(sizes), places.split(sizes), strict=True)
 
     def check(self) -> None:
         """Raise Interrupted or BudgetUsedUp where one of them is due."""

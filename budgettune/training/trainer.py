@@ -15,6 +15,7 @@ from torch import nn
 from budgettune.errors import BudgetUsedUp, Interrupted, NonFiniteLoss, SpecError
 from budgettune.machine.witness import NoWitness, Witness
 from budgettune.records import EpochRecord, PhaseSeconds, TrialResult
+from budgettune.spec.pruning import batch_sizes
 from budgettune.spec.study_spec import StudySpec
 from budgettune.spec.trust import Trust
 from budgettune.training.data.load import ImageData, augment
@@ -220,7 +221,7 @@ class TrainingRun:
     def _warm_up(self) -> None:
         """Pay off the clock for every batch shape that the strategy expects, in training and in scoring."""
         steps, size = self.config.clock.warmup_steps, self.config.train.batch_size
-        lasts = {count % size for count in self.strategy.epoch_sizes()} - {0}
+        lasts = {batch_sizes(count, size)[-1] for count in self.strategy.epoch_sizes()}
         scored = set(self._scoring_shapes())
         self.learner.warm_up(steps, {size, *lasts}, scored)
         for scale in set(self.strategy.helper_scales) - {None} if steps else ():
@@ -233,17 +234,18 @@ class TrainingRun:
         sizes = [(self.strategy.size, self.learner.scoring_batch)]
         if self.strategy.candidates > 1:
             batch = self.config.train.batch_size
-            sizes += [(self.feed.chunk, batch), (self.strategy.size % self.feed.chunk, batch)]
+            sizes += [(chunk, batch) for chunk in set(batch_sizes(self.strategy.size, self.feed.chunk))]
         for count, size in sizes:
-            yield from {min(count, size), count % size} - {0}
+            yield from set(batch_sizes(count, size))
 
     def _accuracy(self) -> float:
         """Return the share of held-out images that are classified correctly, on the deterministic transform."""
         learner, held_out = self.learner, self.data.held_out
-        size, correct = learner.scoring_batch, torch.zeros((), dtype=torch.int64, device=self.device.torch)
+        sizes = batch_sizes(len(held_out), learner.scoring_batch)
+        correct = torch.zeros((), dtype=torch.int64, device=self.device.torch)
         learner.model.eval()
         with torch.inference_mode(), self.device.autocast(learner.precision):
-            for images, labels in zip(held_out.images.split(size), held_out.labels.split(size), strict=True):
+            for images, labels in zip(held_out.images.split(sizes), held_out.labels.split(sizes), strict=True):
                 if self.config.data.augment_test:
                     images = augment(images, pad=self.data.pad, flip=self.data.flip, generator=self.held_out_generator)
                 correct += (learner.model(learner.normalise(images)).argmax(dim=1) == labels).sum()

@@ -8,6 +8,8 @@ from budgettune.errors import SpecError
 from budgettune.spec.pruning import (
     STRATEGIES,
     PruningSpec,
+    batch_count,
+    batch_sizes,
     drop_share,
     epoch_sizes,
     expected_visits,
@@ -139,3 +141,18 @@ class TestAtCreation:
     def test_one_trial_is_checked_as_well(self):
         with pytest.raises(SpecError, match="params: prune_rate"):
             load_spec("digits").resolve({"prune_rate": 0.9})
+
+
+@given(samples=st.integers(1, 500), size=st.integers(2, 80))
+def test_a_rest_of_one_joins_the_batch_before_it_and_all_other_batches_are_cut_as_ever(samples, size):
+    sizes = batch_sizes(samples, size)
+    assert (sum(sizes), len(sizes)) == (samples, batch_count(samples, size))
+    assert 1 not in sizes or samples == 1
+    if samples % size != 1:
+        assert sizes == [min(size, samples - begin) for begin in range(0, samples, size)]
+
+
+def test_batches_of_one_that_were_asked_for_stay_and_nothing_makes_no_batch():
+    assert batch_sizes(3, 1) == [1, 1, 1]
+    assert batch_sizes(0, 4) == []
+    assert batch_sizes(65, 64) == [65]

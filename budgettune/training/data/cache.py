@@ -65,9 +65,9 @@ class MappedImages:
         self._copy_rows(rows, batch.numpy())
         return batch.to(self.device, non_blocking=True)
 
-    def split(self, size: int) -> Iterator[Tensor]:
-        """Yield all images in order, size at a time, as Tensor.split does; each is read when it is asked for."""
-        for indices in torch.arange(len(self)).split(size):
+    def split(self, sizes: int | list[int]) -> Iterator[Tensor]:
+        """Yield all images in order, in parts, as Tensor.split does; each is read when it is asked for."""
+        for indices in torch.arange(len(self)).split(sizes):
             yield self[indices]
 
     def select(self, indices: Tensor | slice) -> MappedImages:

@@ -114,7 +114,7 @@ class Strategy(ABC):
     The trainer calls `prepare` once, then for every epoch `plan`, and after every step `observe`. A strategy whose
     `candidates` is above 1 is also asked to `select`: the trainer gathers that many times the batch size, looks at
     them once in evaluation mode, and trains on what was selected. Selected samples wait until a batch is full; what
-    is left at the end of an epoch is a last, smaller batch.
+    is left at the end of an epoch is a last, smaller batch; a single one joins the batch before it.
 
     Args:
         size: number of training samples.
