@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 _SECONDS = {"d": 86_400.0, "h": 3_600.0, "m": 60.0, "s": 1.0, "ms": 1e-3}
@@ -98,6 +100,13 @@ def shortened(text: str, longest: int = 80) -> str:
         return text
     end = longest // 3
     return f"{text[: longest - end - 1]}…{text[-end:]}"
+
+
+def short_names(names: Iterable[str]) -> dict[str, str]:
+    """Return for each dotted name its last part, or all of it where two end alike."""
+    last = {name: name.rpartition(".")[2] for name in names}
+    counts = Counter(last.values())
+    return {name: short if counts[short] == 1 else name for name, short in last.items()}
 
 
 def _escaped(match: re.Match[str]) -> str:

@@ -19,13 +19,13 @@ from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
-from budgettune.cli.output import Screen, say, shown
+from budgettune.cli.output import GAP, Screen, say, shown
 from budgettune.cli.text_plot import ASCII, Glyphs, Point, scatter
 from budgettune.records import Claim, EpochRecord, TrialRecord, TrialResult
 from budgettune.storage.answers import latest_trials, objective_points
 from budgettune.study.pareto import pareto_front
 from budgettune.study.summary import StudySummary, trials_per_hour
-from budgettune.text import format_duration, one_line
+from budgettune.text import format_duration, one_line, short_names
 from budgettune.worker.options import Listener
 from budgettune.worker.signals import StopFlag
 
@@ -51,7 +51,7 @@ class TerminalProgress(Listener):
 
     def claimed(self, study: StudyHandle, claim: Claim) -> None:
         self._began = time.monotonic()
-        if self.console.is_terminal and self._status is None:
+        if self.console.is_live and self._status is None:
             self._status = self.console.status("")
             self._status.start()
         self._show(f"{_label(claim)}: reading images, warming up")
@@ -90,7 +90,8 @@ class TerminalProgress(Listener):
 
 
 def _label(claim: Claim) -> str:
-    params = ", ".join(f"{name.rpartition('.')[2]} {shown(value)}" for name, value in claim.params.items())
+    names = short_names(claim.params)
+    params = ", ".join(f"{names[name]} {shown(value)}" for name, value in claim.params.items())
     repeat = f", repeat {claim.repeat}" if claim.repeat else ""
     return f"trial {claim.number} ({params}{repeat})"
 
@@ -131,45 +132,47 @@ def snapshot(study: StudyHandle) -> Snapshot:
     )
 
 
-def watch(study: StudyHandle, console: Console, every_seconds: float, stop: StopFlag) -> None:
+def watch(study: StudyHandle, console: Screen, every_seconds: float, stop: StopFlag) -> None:
     """Show how a study stands until nothing is left to run, or until told to stop."""
-    is_terminal = console.is_terminal and not console.is_dumb_terminal
-    with Live(console=console, auto_refresh=False) if is_terminal else nullcontext() as live:
+    with Live(console=console, auto_refresh=False) if console.is_live else nullcontext() as live:
         while True:
             began = time.monotonic()
             now = snapshot(study)
             if live is not None:
                 live.update(drawn(now, console), refresh=True)
             else:
-                moment = Text(f"{datetime.now():%Y-%m-%d %H:%M:%S}")
-                console.print(moment, drawn(now, console), "", sep="\n", highlight=False)
+                moment = Text(datetime.now().astimezone().isoformat(sep=" ", timespec="seconds"))
+                console.print(moment, drawn(now, console), "", sep="\n", soft_wrap=True)
             rest_seconds = max(every_seconds, RESTS_PER_LOOK * (time.monotonic() - began))
             if now.is_over or stop.wait(rest_seconds):
                 return
 
 
 def drawn(now: Snapshot, console: Console) -> RenderableType:
-    """Return what is shown of a study: at most 78 characters wide and 20 lines high."""
-    summary = now.summary
-    title = Text(summary.name, style="bold", overflow="ellipsis", no_wrap=True)
-    parts = [title, _states(summary), Text(_pace(now))]
-    parts += _plot(now, min(console.width, WIDTH), ASCII if console.options.ascii_only else Glyphs())
+    """Return what is shown of a study: what is said of it, and a plot where a terminal has room for one."""
+    width = min(console.width, WIDTH)
+    title, states = Text(one_line(now.summary.name), style="bold"), _states(now.summary, console)
+    above = [title, states, Text(_pace(now))]
+    below = []
     if now.newest is not None:
         seconds, accuracy = now.newest.train_seconds or 0.0, now.newest.test_accuracy or 0.0
         outcome = f"{format_duration(seconds)}, accuracy {accuracy:.2%}, {now.newest.status}"
-        parts.append(Text(f"newest: trial {now.newest.number}, {outcome}"))
-    return Group(*parts)
+        below.append(Text(f"newest: trial {now.newest.number}, {outcome}"))
+    plot = _plot(now, width, ASCII if console.options.ascii_only else Glyphs())
+    whole = Group(*above, *plot, *below)
+    has_room = not console.is_terminal or len(console.render_lines(whole, pad=False)) < console.height
+    return whole if has_room else Group(*above, *below)
 
 
-def _states(summary: StudySummary) -> RenderableType:
-    """Return a bar where it is known how many trials there will be, and the trials in each state."""
+def _states(summary: StudySummary, console: Console) -> RenderableType:
+    """Return the trials in each state, on a terminal beside a bar where it is known how many there will be."""
     done = summary.states["COMPLETE"]
     of = "" if summary.cells is None else f" of {summary.cells}"
     others = (f"{count} {state.lower()}" for state, count in summary.states.items() if count and state != "COMPLETE")
     text = Text(", ".join([f"{done}{of} complete", *others]))
-    if not summary.cells:
+    if not summary.cells or not console.is_terminal or BAR + GAP + text.cell_len > console.width:
         return text
-    row = Table.grid(padding=(0, 2))
+    row = Table.grid(padding=(0, GAP))
     row.add_row(ProgressBar(total=summary.cells, completed=done, width=BAR), text)
     return row
 
@@ -197,10 +200,10 @@ def _plot(now: Snapshot, width: int, glyphs: Glyphs) -> list[RenderableType]:
         y_text=lambda accuracy: f"{accuracy:.1%}",
         glyphs=glyphs,
     )
-    if not lines:
+    if not lines or max(map(len, lines)) > width:
         return []
     legend = f"accuracy over training time; {glyphs.marked} the front, {glyphs.other} other trials"
-    texts = [Text(line, no_wrap=True) for line in (*lines, legend)]
+    texts = [Text(line) for line in (*lines, legend)]
     for text in texts:
         text.highlight_words([glyphs.marked], "green")
     return list(texts)

@@ -170,12 +170,12 @@ def doctor(form: options.FormatOption = Format.table, debug: options.Debug = Fal
 
     marks = {True: "ok", False: "look", None: "-"}
     rows = [
-        {"": marks[fact.ok], "what": fact.name, "found": fact.value, "advice": fact.advice or ""}
+        {"state": marks[fact.ok], "what": fact.name, "found": ": ".join(filter(None, (fact.value, fact.advice)))}
         if form is Format.table
         else vars(fact)
         for fact in doctor_facts()
     ]
-    print_rows(rows, form)
+    print_rows(rows, form, sentences="found")
 
 
 @app.command(rich_help_panel=options.STUDIES, epilog=options.examples("demo", "demo --storage sqlite:///demo.db"))

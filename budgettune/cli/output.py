@@ -3,28 +3,55 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
+import math
+import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
+from rich.cells import cell_len
+from rich.console import Console, RenderableType
+from rich.status import Status
 from rich.text import Text
 
 from budgettune.records import RECORD_COLUMNS, TrialRecord, flat_row
 from budgettune.storage.writes import finite
-from budgettune.text import csv_safe, format_duration, one_line, printable
+from budgettune.text import csv_safe, format_duration, one_line, printable, short_names
 
 if TYPE_CHECKING:
     from budgettune.predict.predictor import Prediction
     from budgettune.predict.recommend import Recommendation
 
+GAP = 2  # columns between those of a table
+LEAST_SENTENCE = 24  # columns in which a sentence still reads well
+
 
 class Screen(Console):
     """A terminal that shows the control characters of its texts instead of obeying them."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(emoji=False, **options)
+        if self.width < 1:  # COLUMNS=0
+            self.width = 80
+
+    @property
+    def room(self) -> int:
+        """The columns that a line may take: what is not a terminal has no end."""
+        return self.width if self.is_terminal else sys.maxsize
+
+    @property
+    def is_live(self) -> bool:
+        """Whether lines can be shown in place. FORCE_COLOR makes a terminal of a log, which keeps every move."""
+        return self.is_terminal and not self.is_dumb_terminal and self.file.isatty()
+
+    def status(self, status: RenderableType, **options: Any) -> Status:
+        """Return a line in place that says what goes on; where there can be none, one that is not seen."""
+        console = self if self.is_live else Console(file=io.StringIO())
+        return Status(status, console=console, spinner="line" if self.options.ascii_only else "dots", **options)
 
     def print(self, *objects: Any, **options: Any) -> None:
         """Print as the base class does; a text is broken where it has a line break, and nowhere else."""
@@ -33,8 +60,8 @@ class Screen(Console):
         super().print(*texts, **{"soft_wrap": soft_wrap, **options})
 
 
-out = Screen(emoji=False)
-err = Screen(stderr=True, emoji=False)
+out = Screen()
+err = Screen(stderr=True)
 
 
 class Format(StrEnum):
@@ -62,24 +89,105 @@ def leave_if_stopped(signal_number: int | None) -> None:
         raise typer.Exit(128 + signal_number)
 
 
-def print_rows(rows: Sequence[Mapping[str, Any]], form: Format, *, title: str | None = None) -> None:
-    """Print rows with equal keys; JSON and CSV go alone to standard output."""
-    keys = list(dict.fromkeys(key for row in rows for key in row))
+def print_rows(
+    rows: Sequence[Mapping[str, Any]], form: Format, *, title: str | None = None, sentences: str | None = None
+) -> None:
+    """Print rows: a table for people (`print_table`), else JSON or CSV alone on standard output."""
     if form is Format.json:
         print_json(list(rows))
     elif form is Format.csv:
+        keys = _keys(rows)
         writer = csv.DictWriter(sys.stdout, keys)
         writer.writerow({key: csv_safe(key) for key in keys})
         writer.writerows({key: csv_safe(value) for key, value in row.items()} for row in rows)
     else:
-        table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
-        for key in keys:
-            numeric = all(isinstance(row.get(key), (int, float, type(None))) for row in rows)
-            heading = Text(one_line(key.replace("_", " ")))
-            table.add_column(heading, justify="right" if numeric else "left", no_wrap=numeric, overflow="fold")
-        for row in rows:
-            table.add_row(*(Text(shown(row.get(key))) for key in keys))
-        out.print(table)
+        print_table(rows, title=title, sentences=sentences)
+
+
+def print_table(
+    rows: Sequence[Mapping[str, Any]], *, title: str | None = None, sentences: str | None = None, screen: Screen = out
+) -> None:
+    """Print rows for people: a table where it fits the terminal, else a block of lines for each row.
+
+    No value is cut, broken or left out. What is not a terminal has no width: its lines are as long as they need to be.
+
+    Args:
+        rows: of values that `shown` spells, or of a `Text` with colours of its own.
+        sentences: the last column, where it holds texts that may go on in the next line.
+    """
+    if title is not None:
+        screen.print(Text(title, style="italic"), soft_wrap=True)
+    keys = _keys(rows)
+    if not keys:
+        return
+    heads = {key: Text(one_line(key.replace("_", " ")), style="bold") for key in keys}
+    cells = [{key: _cell(row.get(key)) for key in keys} for row in rows]
+    widths = {key: max(text.cell_len for text in (heads[key], *(row[key] for row in cells))) for key in keys}
+    last = keys[-1]
+    before_last = sum(widths[key] + GAP for key in keys[:-1])
+    if screen.room < before_last + (min(widths[last], LEAST_SENTENCE) if last == sentences else widths[last]):
+        for row in cells:
+            _print_block([Text.assemble(heads[key], " ", row[key]) for key in keys if row[key]], screen)
+        return
+    numeric = {key for key in keys if all(_is_number(row.get(key)) for row in rows)}
+    for row in (heads, *cells):
+        padded = [_padded(row[key], widths[key], to_the_right=key in numeric) for key in keys]
+        _print_line(Text(" " * GAP).join(padded), screen, indent=before_last)
+
+
+def print_fields(fields: Iterable[tuple[str, str]], screen: Screen = out) -> None:
+    """Print named texts, each beside its name, where it goes on in the next line."""
+    pairs = [(one_line(name), one_line(text)) for name, text in fields]
+    indent = max(cell_len(name) for name, _ in pairs) + GAP
+    for name, text in pairs:
+        _print_line(Text(name + " " * (indent - cell_len(name)) + text), screen, indent=indent)
+
+
+def _print_block(fields: Sequence[Text], screen: Screen) -> None:
+    """Print a row as its fields side by side, as many in a line as a terminal has room for."""
+    line = fields[0]
+    for field in fields[1:]:
+        if line.cell_len + GAP + field.cell_len > screen.room:
+            _print_line(line, screen, indent=2 * GAP)
+            line = Text()
+        line = Text.assemble(line, " " * GAP, field)
+    _print_line(line, screen, indent=2 * GAP)
+
+
+def _print_line(line: Text, screen: Screen, *, indent: int) -> None:
+    """Print a line; where a terminal is too narrow, it goes on below its indent. No word is broken."""
+    line.rstrip()
+    if screen.room - indent < LEAST_SENTENCE:
+        indent = 2 * GAP
+    breaks, start, room = [], 0, screen.room
+    for word in re.finditer(r"\S+", line.plain if line.cell_len > room else ""):
+        is_movable = word.start() > start and cell_len(line.plain[: word.start()]) > indent
+        if is_movable and cell_len(line.plain[start : word.end()]) > room:
+            breaks.append(word.start())
+            start, room = word.start(), screen.room - indent
+    for number, part in enumerate(line.divide(breaks)):
+        part.rstrip()
+        screen.print(Text.assemble(" " * indent if number else "", part), soft_wrap=True)
+
+
+def _padded(text: Text, width: int, *, to_the_right: bool) -> Text:
+    spaces = " " * (width - text.cell_len)
+    return Text.assemble(spaces, text) if to_the_right else Text.assemble(text, spaces)
+
+
+def _keys(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(key for row in rows for key in row))
+
+
+def _cell(value: Any) -> Text:
+    return value if isinstance(value, Text) else Text(shown(value))
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        return value is None or math.isfinite(float(value))
+    except (TypeError, ValueError):
+        return False
 
 
 def print_json(value: Any) -> None:
@@ -93,19 +201,22 @@ def shown(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else one_line(str(value))
 
 
-def trial_row(record: TrialRecord, form: Format) -> dict[str, Any]:
-    """Return one trial: short and rounded for people, complete for programs."""
-    if form is not Format.table:
-        return flat_row(record)
-    return {
-        "trial": record.number,
-        "time": None if record.train_seconds is None else format_duration(record.train_seconds),
-        "accuracy": None if record.test_accuracy is None else f"{record.test_accuracy:.2%}",
-        **{name.rpartition(".")[2]: value for name, value in record.params.items()},
-        "kept": None if record.keep_fraction is None else f"{record.keep_fraction:.0%}",
-        "epochs": record.epochs,
-        "clock": record.status,
-    }
+def trial_rows(records: Sequence[TrialRecord]) -> list[dict[str, Any]]:
+    """Return trials as people read them: short and rounded."""
+    own = ("trial", "time", "accuracy", "kept", "epochs", "clock")
+    names = short_names([*own, *(name for record in records for name in record.params)])
+    return [
+        {
+            "trial": record.number,
+            "time": None if record.train_seconds is None else format_duration(record.train_seconds),
+            "accuracy": None if record.test_accuracy is None else f"{record.test_accuracy:.2%}",
+            **{names[name]: value for name, value in record.params.items()},
+            "kept": None if record.keep_fraction is None else f"{record.keep_fraction:.0%}",
+            "epochs": record.epochs,
+            "clock": record.status,
+        }
+        for record in records
+    ]
 
 
 def trial_document(record: TrialRecord) -> dict[str, Any]:
@@ -124,7 +235,8 @@ def print_trials(
     if form is Format.json:
         print_json([{**trial_document(record), **also(record)} for record in records])
     else:
-        print_rows([{**trial_row(record, form), **also(record)} for record in records], form, title=title)
+        rows = trial_rows(records) if form is Format.table else [flat_row(record) for record in records]
+        print_rows([{**row, **also(record)} for row, record in zip(rows, records, strict=True)], form, title=title)
 
 
 def hypervolume_line(volume: float, reference: tuple[float, float]) -> str:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
 
 from budgettune.cli import options
-from budgettune.cli.output import Format, err, out, print_json, print_rows
+from budgettune.cli.output import Format, Screen, err, out, print_json, print_rows, print_table
+from budgettune.text import short_names
 
 if TYPE_CHECKING:
     from budgettune.training.profile.kernels import Kernel
-    from budgettune.training.profile.result import Alarm, ProfileReport
+    from budgettune.training.profile.result import Alarm, KernelPair, ProfileReport, ProfileRow, Remedy
 
 app = typer.Typer()
 
@@ -73,56 +72,58 @@ def profile(
         print_rows([row.flat() for row in report.rows], form)
 
 
-def render_profile(report: ProfileReport, console: Console) -> None:
+def render_profile(report: ProfileReport, screen: Screen) -> None:
     """Print a report for people: the table, then each alarm with its kernels and remedies."""
-    console.print(_rows_table(report))
+    title = f"{report.device}, {report.threads} threads"
+    print_table([_row(row) for row in report.rows], title=title, screen=screen)
     for line in report.skipped:
-        console.print(f"[yellow]skipped:[/] {escape(line)}")
+        screen.print(f"[yellow]skipped:[/] {escape(line)}")
     if report.status == "disturbed":
-        console.print("[yellow]note:[/] something else used this machine meanwhile: repeat on a quiet one to be sure.")
+        screen.print("[yellow]note:[/] something else used this machine meanwhile: repeat on a quiet one to be sure.")
     if not report.alarms:
-        console.print("No kernel cliff: every configuration takes about the time that its arithmetic explains.")
+        screen.print("No kernel cliff: every configuration takes about the time that its arithmetic explains.")
     for alarm in report.alarms:
-        _render_alarm(alarm, console)
+        _render_alarm(alarm, screen)
 
 
-def _rows_table(report: ProfileReport) -> Table:
-    columns = ("configuration", "params", "M mult-adds", "ms/step", "±", "GFLOP/s", "over prediction", "")
-    table = _table(f"{report.device}, {report.threads} threads", columns)
-    for row in report.rows:
-        excess, witness = row.verdict.excess, row.verdict.witness
-        table.add_row(
-            row.label,
-            ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in row.params.items()),
-            f"{row.result.multiply_adds / 1e6:.1f}",
-            f"{row.result.ms_median:.1f}",
-            f"{row.result.ms_mad:.1f}",
-            f"{row.result.flops_per_second / 1e9:.1f}",
-            "-" if excess is None else f"{excess:.2f}× ({witness})",
-            "[bold red]cliff[/]" if row.verdict.is_cliff else "",
-        )
-    return table
+def _row(row: ProfileRow) -> dict[str, Any]:
+    excess, witness = row.verdict.excess, row.verdict.witness
+    names = short_names(row.params)
+    return {
+        "configuration": row.label,
+        "params": ", ".join(f"{names[key]} {value}" for key, value in row.params.items()),
+        "M mult-adds": f"{row.result.multiply_adds / 1e6:.1f}",
+        "ms/step": f"{row.result.ms_median:.1f}",
+        "±": f"{row.result.ms_mad:.1f}",
+        "GFLOP/s": f"{row.result.flops_per_second / 1e9:.1f}",
+        "over prediction": None if excess is None else f"{excess:.2f}× ({witness})",
+        "verdict": Text("cliff", style="bold red") if row.verdict.is_cliff else "",
+    }
 
 
-def _render_alarm(alarm: Alarm, console: Console) -> None:
+def _render_alarm(alarm: Alarm, screen: Screen) -> None:
     excess, witness = alarm.verdict.excess or 1.0, alarm.verdict.witness
-    console.print(f"\n[bold red]cliff:[/] {escape(alarm.label)} takes {excess:.2f}× what {_VERBS[witness]}")
+    screen.print(f"\n[bold red]cliff:[/] {escape(alarm.label)} takes {excess:.2f}× what {_VERBS[witness]}")
     if alarm.also:
-        console.print(f"the same at: {escape('; '.join(alarm.also))}")
-    console.print(escape(alarm.explanation))
-    console.print(_kernel_table(alarm))
+        screen.print(f"the same at: {escape('; '.join(alarm.also))}")
+    screen.print(escape(alarm.explanation))
+    title = f"kernels per step, against {alarm.neighbour or 'nothing'}"
+    print_table([_kernel_row(pair) for pair in alarm.kernels[:KERNELS_SHOWN]], title=title, screen=screen)
     if alarm.remedies:
-        console.print(_remedy_table(alarm))
+        print_table([_remedy_row(tried) for tried in alarm.remedies], title="remedies", screen=screen)
 
 
-def _kernel_table(alarm: Alarm) -> Table:
-    columns = ("kernel", "kind", "launches", "ms", "share", "extra ms")
-    table = _table(f"kernels per step, against {alarm.neighbour or 'nothing'}", columns)
-    for pair in alarm.kernels[:KERNELS_SHOWN]:
-        sides = zip(_kernel_cells(pair.own), _kernel_cells(pair.neighbour), strict=True)
-        against = (f"{own} : {neighbour}" for own, neighbour in sides)
-        table.add_row(escape(pair.name), pair.kind, *against, f"{pair.extra_ms:.1f}")
-    return table
+def _kernel_row(pair: KernelPair) -> dict[str, Any]:
+    sides = zip(_kernel_cells(pair.own), _kernel_cells(pair.neighbour), strict=True)
+    launches, ms, share = (f"{own} : {neighbour}" for own, neighbour in sides)
+    return {
+        "kernel": pair.name,
+        "kind": pair.kind,
+        "launches": launches,
+        "ms": ms,
+        "share": share,
+        "extra ms": f"{pair.extra_ms:.1f}",
+    }
 
 
 def _kernel_cells(kernel: Kernel | None) -> tuple[str, str, str]:
@@ -131,17 +132,11 @@ def _kernel_cells(kernel: Kernel | None) -> tuple[str, str, str]:
     return str(kernel.launches), f"{kernel.ms:.1f}", f"{kernel.share:.0%}"
 
 
-def _remedy_table(alarm: Alarm) -> Table:
-    table = _table("remedies", ("change", "widths", "ms/step", "speedup", "per FLOP"))
-    for tried in alarm.remedies:
-        speedups = (f"{tried.speedup:.2f}×", f"{tried.speedup_per_flop:.2f}×")
-        table.add_row(escape(tried.change), "/".join(map(str, tried.widths)), f"{tried.step_ms:.1f}", *speedups)
-    return table
-
-
-def _table(title: str, columns: Sequence[str]) -> Table:
-    table = Table(title=escape(title), title_justify="left", box=None, pad_edge=False, header_style="bold")
-    table.add_column(columns[0], overflow="fold")
-    for name in columns[1:]:
-        table.add_column(name, justify="left" if name in ("params", "kind", "") else "right")
-    return table
+def _remedy_row(tried: Remedy) -> dict[str, Any]:
+    return {
+        "change": tried.change,
+        "widths": "/".join(map(str, tried.widths)),
+        "ms/step": f"{tried.step_ms:.1f}",
+        "speedup": f"{tried.speedup:.2f}×",
+        "per FLOP": f"{tried.speedup_per_flop:.2f}×",
+    }

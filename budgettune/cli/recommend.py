@@ -9,7 +9,7 @@ import typer
 
 from budgettune import api
 from budgettune.cli import options
-from budgettune.cli.output import Format, accuracy_text, out, print_json, print_rows, say, settings_text
+from budgettune.cli.output import Format, accuracy_text, out, print_fields, print_json, print_rows, say, settings_text
 from budgettune.text import format_duration
 
 if TYPE_CHECKING:
@@ -61,45 +61,51 @@ def recommend(
         values = {name: value for name, value in vars(answer.choice).items() if name != "params"}
         print_rows([{**answer.choice.params, **values}], form)
     else:
-        for line in lines(answer):
-            say(line, out)
+        print_answer(answer)
 
 
-def lines(answer: Recommendation) -> Iterator[str]:
+def print_answer(answer: Recommendation) -> None:
     where = f" on {answer.device_name}" if answer.device_name else ""
-    yield (
+    say(
         f"{answer.study}: {format_duration(answer.budget_seconds)}{where}, "
-        f"with a probability of at least {100 * answer.confidence:g}% to end in time"
+        f"with a probability of at least {100 * answer.confidence:g}% to end in time\n",
+        out,
     )
-    yield ""
-    yield f"train         {_spelled(answer.choice)}"
+    print_fields(_fields(answer))
+
+
+def _fields(answer: Recommendation) -> Iterator[tuple[str, str]]:
+    yield "train", _spelled(answer.choice)
     chance = answer.choice.chance_in_time
-    yield f"  time        {_time(answer.choice)}, in time with {'over 99%' if chance > 0.99 else f'{chance:.0%}'}"
-    yield f"  accuracy    {accuracy_text(answer.choice)}"
-    yield f"best that ran {_observed(answer)}"
+    yield "  time", f"{_time(answer.choice)}, in time with {'over 99%' if chance > 0.99 else f'{chance:.0%}'}"
+    yield "  accuracy", accuracy_text(answer.choice)
+    yield "best that ran", _observed(answer)
     for text in answer.extrapolated:
-        yield f"extrapolated  {text}"
+        yield "extrapolated", text
     if answer.next_trial is None:
-        yield "to know more  no single trial is likely to change this answer by 0.05 points"
+        yield "to know more", "no single trial is likely to change this answer by 0.05 points"
     else:
         following = answer.next_trial
         yield (
-            f"to know more  run {_spelled(following.prediction)}: {_time(following.prediction)}; "
-            f"worth {100 * following.gain:.2f} points of the answer, as expected"
+            "to know more",
+            f"run {_spelled(following.prediction)}: {_time(following.prediction)}; "
+            f"worth {100 * following.gain:.2f} points of the answer, as expected",
         )
     basis = answer.basis
     repeats = f"{basis.repeats} repeat{'s' if basis.repeats != 1 else ''}"
     probes = f", {format_duration(basis.probe_seconds)} of them probes" if basis.probe_seconds else ""
     yield (
-        f"from          {basis.trials} trials of {basis.configurations} configurations, {repeats}; "
-        f"{basis.step_times} step times{probes}"
+        "from",
+        f"{basis.trials} trials of {basis.configurations} configurations, {repeats}; "
+        f"{basis.step_times} step times{probes}",
     )
     yield (
-        f"seeds         lie ±{basis.seed_points:.2f} points apart at this choice; no model could explain over "
-        f"{basis.noise_ceiling:.0%} of what trials differ by"
+        "seeds",
+        f"lie ±{basis.seed_points:.2f} points apart at this choice; no model could explain over "
+        f"{basis.noise_ceiling:.0%} of what trials differ by",
     )
     for note in answer.notes:
-        yield f"note          {note}"
+        yield "note", note
 
 
 def _spelled(prediction: Prediction) -> str:

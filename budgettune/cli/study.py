@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +11,7 @@ import typer
 
 from budgettune import api
 from budgettune.cli import options
-from budgettune.cli.output import Format, leave_if_stopped, out, print_json, print_rows, say, warn
+from budgettune.cli.output import Format, leave_if_stopped, out, print_json, print_rows, print_table, say, warn
 from budgettune.errors import UsageError
 from budgettune.storage.connection import storage_url
 from budgettune.text import format_duration
@@ -94,7 +95,7 @@ def study_list(
     from budgettune.study.summary import list_studies
 
     summaries = list_studies(storage_url(storage))
-    print_rows([_summary_row(summary, form) for summary in summaries], form)
+    _print_summaries(summaries, form)
     for summary in summaries:
         warn(summary.fault)
 
@@ -125,14 +126,14 @@ def study_show(
     if form is Format.json:
         print_json(
             {
-                **_summary_row(summary, form),
+                **_values(summary, form),
                 "given_up": [vars(one) for one in summary.given_up],
                 "stopping": None if stopping is None else vars(stopping),
                 "spec": handle.spec.to_document(),
             }
         )
         return
-    print_rows([_summary_row(summary, form)], form)
+    _print_summaries([summary], form)
     for one in summary.given_up:
         say(f"given up: {one}")
     if stopping is not None and form is Format.table:
@@ -207,18 +208,29 @@ def study_delete(
     say(f"study {study!r} deleted", out)
 
 
-def _summary_row(summary: StudySummary, form: Format) -> dict[str, Any]:
+def _print_summaries(summaries: Sequence[StudySummary], form: Format) -> None:
+    if form is Format.table:
+        shown = {"COMPLETE", *(state for each in summaries for state, count in each.states.items() if count)}
+        print_table([_line(summary, shown) for summary in summaries], sentences="machines")
+    else:
+        print_rows([_values(summary, form) for summary in summaries], form)
+
+
+def _values(summary: StudySummary, form: Format) -> dict[str, Any]:
+    """Return what programs get of a study, in CSV without anything nested."""
     values = {key: value for key, value in vars(summary).items() if key != "given_up"}
     if form is Format.json:
         return values
-    if form is Format.csv:
-        row = {**values, **summary.states, "devices": "; ".join(summary.devices)}
-        return {key: value for key, value in row.items() if key != "states"}
+    row = {**values, **summary.states, "devices": "; ".join(summary.devices)}
+    return {key: value for key, value in row.items() if key != "states"}
+
+
+def _line(summary: StudySummary, states: Collection[str]) -> dict[str, Any]:
     without_count = "no end" if summary.fault is None else "?"
     return {
         "study": summary.name,
         "wanted": without_count if summary.cells is None else summary.cells,
-        **{state.lower(): count for state, count in summary.states.items() if count or state == "COMPLETE"},
+        **{state.lower(): count for state, count in summary.states.items() if state in states},
         "trained": format_duration(summary.train_seconds),
         "left": None if summary.seconds_left is None else format_duration(summary.seconds_left),
         "machines": ", ".join(summary.devices) or None,

@@ -41,7 +41,7 @@ def scatter(
     Args:
         points: (x, y), x above zero.
         marked: those of them that stand out.
-        width: in characters, labels included; two labels side by side may need more than very little.
+        width: in characters, labels included; where it is too little for the labels, lines are longer.
         height: in lines, without the two below the axis.
         x_text: label of a number on the x axis.
         y_text: label of a number on the y axis.
@@ -67,7 +67,7 @@ def scatter(
         for number, row in enumerate(rows)
     ]
     left, right = x_text(first), f"{x_text(last)}{', log scale' if is_log else ''}" if last > first else ""
-    below = f"{left}{right:>{max(columns - len(left), 0)}}"
+    below = f"{left} {right:>{max(columns - len(left) - 1, 0)}}"
     blank = " " * (margin + 1)
     return [line.rstrip() for line in (*axis, f"{blank}{glyphs.corner}{glyphs.floor * columns}", f"{blank} {below}")]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -61,7 +60,7 @@ def train(
         spec, trial_seed = handle.spec, handle.spec.sampler.seed
         say(promise_line(answer))
     trust = Trust.of_database(handle.url, allowed_packages(allow_import), allowed_roots(allow_root))
-    with StopFlag() as stop, err.status("training") if err.is_terminal else nullcontext():
+    with StopFlag() as stop, err.status("training"):
         trained = train_one(
             spec,
             params,

@@ -13,6 +13,7 @@ import numpy as np
 
 from budgettune.records import TrialRecord
 from budgettune.spec.tables import RangeSpec
+from budgettune.text import short_names
 
 LOG_AXIS_RATIO = 100.0
 """Positive numbers that span at least this ratio are placed by their logarithm."""
@@ -95,9 +96,7 @@ def searched_axes(trials: Sequence[TrialRecord], search: Search | None = None) -
 
 def param_labels(names: Iterable[str]) -> dict[str, str]:
     """Return each parameter's name for people: its last part, or all of it where two end alike."""
-    short = {name: name.rpartition(".")[2].replace("_", " ") for name in names}
-    counts = Counter(short.values())
-    return {name: label if counts[label] == 1 else name for name, label in short.items()}
+    return {name: short.replace("_", " ") for name, short in short_names(names).items()}
 
 
 def _axis(name: str, label: str, values: Sequence[Any], searched: Any) -> FigureAxis:

@@ -13,9 +13,9 @@ import threading
 import time
 
 import pytest
-from rich.console import Console
 
 from budgettune.cli.live import drawn, snapshot, watch
+from budgettune.cli.output import Screen
 from budgettune.cli.text_plot import ASCII, Glyphs, scatter
 from budgettune.records import TrialRecord
 from budgettune.study.handle import create_study
@@ -93,7 +93,7 @@ def study(sqlite_url):
 
 
 def text_of(study, **options):
-    console = Console(file=io.StringIO(), width=80, **options)
+    console = Screen(file=io.StringIO(), width=80, **options)
     console.print(drawn(snapshot(study), console))
     return console.file.getvalue()
 
@@ -111,7 +111,7 @@ def test_it_tells_states_throughput_time_left_and_front_in_80_columns_and_24_lin
 
 def test_a_study_without_trials_and_a_terminal_without_unicode_do(sqlite_url):
     study = create_study(SPEC, sqlite_url)
-    console = Console(file=io.TextIOWrapper(io.BytesIO(), encoding="ascii"), width=80)
+    console = Screen(file=io.TextIOWrapper(io.BytesIO(), encoding="ascii"), width=80)
     console.print(drawn(snapshot(study), console))
     study.complete(study.claim(), RESULT)
     console.print(drawn(snapshot(study), console))
@@ -128,7 +128,7 @@ def test_it_ends_when_nothing_is_left(study):
         study.complete(claim, RESULT)
     study.reconcile(lease_seconds=0)  # the one that the fixture left running
     study.complete(study.claim(), RESULT)
-    console = Console(file=io.StringIO(), width=80)
+    console = Screen(file=io.StringIO(), width=80)
     watch(study, console, 60.0, StopFlag())
     assert "nothing is left to run" in console.file.getvalue()
 
@@ -191,7 +191,7 @@ def test_in_a_pipe_it_prints_plain_snapshots(study, sqlite_url):
             lines.append(process.stdout.readline())
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=20) == 130
-    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\n", lines[0])
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[+-]\d\d:\d\d\n", lines[0])
     assert not CONTROL.search("".join(lines))
 
 

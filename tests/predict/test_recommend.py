@@ -222,7 +222,7 @@ def test_the_command_its_json_and_python_give_the_same_answer(run, url):
     assert f"scale {choice.params['scale']:g}, " in text
     assert f"for {choice.epochs} epochs" in text
     assert f"{choice.accuracy:.2%} ({choice.accuracy_low:.2%} to {choice.accuracy_high:.2%})" in text
-    assert f"best that ran trial {answer.observed.number} " in text
+    assert f"best that ran  trial {answer.observed.number} " in text
     assert "8 trials of 8 configurations, 0 repeats; 4 step times" in text
     assert "assumed, not measured" in text
     (row,) = run("recommend", "--budget", "20s", "--confidence", "0.8", "--format", "csv")[1].strip().splitlines()[1:]

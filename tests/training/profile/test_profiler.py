@@ -5,8 +5,8 @@ import json
 from dataclasses import replace
 
 import pytest
-from rich.console import Console
 
+from budgettune.cli.output import Screen
 from budgettune.cli.profile import render_profile
 from budgettune.errors import OutOfMemory, UsageError
 from budgettune.spec.study_spec import load_spec
@@ -255,11 +255,15 @@ def test_a_report_is_plain_json_and_a_readable_table():
     assert document["rows"][0]["widths"] == "16/32/64"
     assert document["alarms"][0]["remedies"][0]["speedup"] > 1
     text = io.StringIO()
-    render_profile(report, Console(file=text, width=200))
+    render_profile(report, Screen(file=text, width=200))
     assert "cliff: 17/35/70 × 3, batch" in text.getvalue()
     assert "model.width_multiple=8" in text.getvalue()
+    narrow = io.StringIO()
+    render_profile(report, Screen(file=narrow, width=40, force_terminal=True, color_system=None))
+    for row in report.rows:
+        assert f"GFLOP/s {row.result.flops_per_second / 1e9:.1f}" in narrow.getvalue()
     calm = io.StringIO()
-    render_profile(stand_in("model.width_multiple=8"), Console(file=calm, width=200))
+    render_profile(stand_in("model.width_multiple=8"), Screen(file=calm, width=200))
     assert "No kernel cliff" in calm.getvalue()
 
 
@@ -276,7 +280,7 @@ def test_real_probes_run_end_to_end():
     assert [row.params["scale"] for row in report.rows] == [0.5, 0.6]
     assert all(row.result.flops_per_second > 0 for row in report.rows)
     assert report.alarms and report.alarms[0].kernels and report.alarms[0].remedies
-    render_profile(report, Console(file=io.StringIO(), width=120))
+    render_profile(report, Screen(file=io.StringIO(), width=120))
 
 
 def kernel(name, ms, kind="", share=0.5):
