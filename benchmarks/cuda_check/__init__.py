@@ -1,0 +1,1 @@
+"""What only a GPU can show, measured in one command: see `__main__`."""

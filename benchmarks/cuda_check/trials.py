@@ -1,0 +1,185 @@
+"""Whole trials: do they train, does the clock tell the truth, do they end in time and repeat."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from benchmarks.cuda_check.box import LR, Box, beside
+from budgettune.spec.pruning import STRATEGIES
+from budgettune.training.device import Device
+from budgettune.training.learner import Learner
+from budgettune.training.profile.kernels import kernels_of
+from budgettune.training.stopwatch import Stopwatch
+
+
+def strategies(box: Box, found: dict[str, Any]) -> None:
+    """Every strategy trains; which lines wait for the device in its steps; which batch shapes nobody had warmed up."""
+    rows: dict[str, Any] = {}
+    found |= {"ok": True, "failed": [], "wait_in_steps": [], "rows": rows}
+    data = box.data(300 if box.quick else 20_000)
+    warmed: set[int] = set()
+    warm_up = Learner.warm_up
+
+    def noting(learner: Learner, steps: int, trained: set[int], scored: set[int]) -> None:
+        warmed.update(trained)
+        warm_up(learner, steps, trained, scored)
+
+    Learner.warm_up = noting
+    for name in STRATEGIES:
+        warmed.clear()
+        rate = 0.0 if name == "full" else 0.3
+        pruning = {"strategy": name, "prune_rate": rate, "refresh_every": 2, "helper_epochs": 1}
+        began = time.perf_counter()
+        try:
+            with waits_noted(box) as lines:
+                result = box.train(box.spec(pruning=pruning, epochs=3, batch_size=box.batch // 4), data, watched=False)
+            rows[name] = {
+                "s": result.train_seconds,
+                "wall": time.perf_counter() - began,
+                "pruning_s": result.phases.pruning,
+                "accuracy": result.test_accuracy,
+                "keep": result.keep_fraction,
+                "steps": result.steps,
+                "cold_shapes": sorted(set(result.batch_shapes) - warmed),
+                "waits": {line: n / result.steps for line, n in lines.items() if n >= result.steps / 4},
+            }
+            if rows[name]["waits"]:
+                found["wait_in_steps"].append(name)
+        except TimeoutError:
+            raise
+        except Exception as error:
+            rows[name] = {"error": f"{type(error).__name__}: {error}"[:300]}
+            found["failed"].append(name)
+            found["ok"] = False
+            box.wait()  # raises where the context is gone: the rest would fail too
+
+
+@contextmanager
+def waits_noted(box: Box) -> Iterator[Counter[str]]:
+    """Count operations that make the host wait for the device, by the line that asked for them."""
+    lines: Counter[str] = Counter()
+    if box.is_cuda:
+        torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            yield lines
+    finally:
+        if box.is_cuda:
+            torch.cuda.set_sync_debug_mode("default")
+    lines.update(f"{Path(one.filename).name}:{one.lineno}" for one in caught if "synchroniz" in str(one.message))
+
+
+def clock(box: Box, found: dict[str, Any]) -> None:
+    """Does the clock say what the device did, is the trial called clean, does the same trial give the same weights?"""
+    data, events = box.data(), []
+    if box.is_cuda:
+        running = Stopwatch.running
+
+        @contextmanager
+        def timed(watch: Stopwatch) -> Iterator[None]:
+            first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            with running(watch):
+                first.record()
+                yield
+                last.record()
+            events.append((first, last))
+
+        Stopwatch.running = timed
+    pruning = {"strategy": "stale-quantile", "prune_rate": 0.3, "refresh_every": 2}
+    spec = box.spec(as_coded=True, epochs=4 if box.quick else 6, pruning=pruning)
+    results = []
+    for _ in range(3):
+        events.clear()
+        results.append(box.train(spec, data))
+        box.wait()
+    last = results[-1]
+    by_events = sum(a.elapsed_time(b) for a, b in events) / 1e3 if events else None
+    hashes, share = {one.weights_sha256 for one in results}, last.phases.on_clock / last.train_seconds
+    is_true = by_events is None or abs(by_events / last.train_seconds - 1) < 0.02
+    found |= {
+        "ok": len(hashes) == 1 and 0.98 < share <= 1.001 and is_true,
+        "train_s": [one.train_seconds for one in results],
+        "warmup_s": [one.phases.warmup for one in results],
+        "by_cuda_events_s": by_events,
+        "phases": vars(last.phases) if hasattr(last.phases, "__dict__") else str(last.phases),
+        "phases_over_seconds": share,
+        "status": [one.status for one in results],
+        "evidence": [dict(one.evidence) for one in results[1:]],
+        "hashes_equal": len(hashes) == 1,
+        "peak_mb": [one.peak_memory_mb for one in results],
+    }
+    for precision in ("fp32", "bf16"):
+        learner = box.learner(box.spec(epochs=1, precision=precision), data)
+        step = box.step_of(learner, box.batch)
+        step_ms = box.ms(step, 20)
+        began = time.perf_counter()
+        for _ in range(5):
+            step()
+        host_ms = 1e3 * (time.perf_counter() - began) / 5  # what launching alone takes, while the queue has room
+        box.wait()
+        kernels = kernels_of(step, Device(box.device))
+        found[f"step_{precision}"] = {
+            "step_ms": step_ms,
+            "host_ms": host_ms,
+            "kernels_ms": sum(kernel.ms for kernel in kernels),
+            "launches": sum(kernel.launches for kernel in kernels),
+            "dearest": [(kernel.name[:60], kernel.launches, kernel.ms) for kernel in kernels[:10]],
+        }
+
+
+def deadline(box: Box, found: dict[str, Any]) -> None:
+    """Does a budget end within half a step, with the last step's rate at zero?"""
+    data, rows = box.data(), []
+    found["rows"] = rows
+    for batch in (box.batch // 4, box.batch) if box.quick else (500, 2_000, 20_000):
+        for budget in (1.0,) if box.quick else (2.0, 4.0):
+            rates: list[float] = []
+            hook = register_optimizer_step_pre_hook(lambda one, *_, r=rates: r.append(float(one.param_groups[0]["lr"])))
+            result = box.train(box.spec(epochs=None, budget=budget, batch_size=batch, lr_schedule="linear"), data)
+            hook.remove()
+            step = result.train_seconds / result.steps
+            rows.append(
+                {
+                    "batch": batch,
+                    "budget": budget,
+                    "error_ms": 1e3 * (result.train_seconds - budget),
+                    "error_steps": (result.train_seconds - budget) / step,
+                    "last_rate": rates[-1] / LR,
+                    "step_ms": 1e3 * step,
+                    "status": result.status,
+                }
+            )
+    found["ok"] = all(abs(row["error_steps"]) <= 0.75 and row["last_rate"] < 0.01 for row in rows)
+
+
+def repeats(box: Box, found: dict[str, Any]) -> None:
+    """Are weights equal from process to process, by default and with deterministic kernels; what do those cost?"""
+    for kind in ("default", "heuristic", "deterministic"):
+        pair = [beside(box, "one_hash", kind)() for _ in range(2)]
+        found[kind] = {"equal": pair[0]["hash"] == pair[1]["hash"], "s": [one["s"] for one in pair]}
+    found["ok"] = found["deterministic"]["equal"]
+
+
+def one_hash(box: Box, found: dict[str, Any]) -> None:
+    if box.kind != "default":
+        prepare = Device.prepare
+
+        def heuristic(device: Device) -> None:
+            prepare(device)
+            torch.backends.cudnn.benchmark = False
+            torch.backends.cudnn.deterministic = box.kind == "deterministic"
+
+        Device.prepare = heuristic
+    pruning = {"strategy": "stale-quantile", "prune_rate": 0.2, "refresh_every": 2}
+    result = box.train(box.spec(epochs=3, pruning=pruning, batch_size=box.batch // 2), box.data(), seed=1)
+    found |= {"ok": True, "hash": result.weights_sha256, "s": result.train_seconds}
