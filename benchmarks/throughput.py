@@ -2,7 +2,7 @@
 
     python -m benchmarks.throughput --root FOLDER                # seconds, ratio, GFLOP/s against a matrix product
     python -m benchmarks.throughput --root FOLDER --accuracy     # the same accuracy, over seeds
-    python -m benchmarks.throughput --root FOLDER --device cuda  # on a GPU, with the checks of cuda_check.py
+    python -m benchmarks.throughput --root FOLDER --device cuda  # on a GPU; what else to ask of one: cuda_check
 
 Three columns do the same sample visits. `paper recipe` is paper_recipe.py. `same network` is BudgetTune's engine on
 that recipe's network and precision, so that the engine's share of the gain is seen alone. `defaults` adds widths
@@ -305,11 +305,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     info = common.machine(options)
     print(common.describe(info))
     tables = report_accuracy(options) if options.accuracy else report_speed(options)
-    if options.device != "cpu":
-        from benchmarks import cuda_check
-
-        tables |= common.runner(options)(cuda_check.check, make_job(options, SAME, 1.1).document, options.device)
-        cuda_check.print_checks(tables)
     common.write_json(options, info, **tables)
 
 

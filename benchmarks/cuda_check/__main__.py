@@ -14,12 +14,14 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,7 +61,6 @@ HELPERS = {"neighbour": "sharing", "one_hash": "trials"}  # modules of what a pa
 
 def run_part(name: str, options: argparse.Namespace) -> None:
     """In the child: run one part, and write what it found until it ended, failed, or ran out of time."""
-    from benchmarks.cuda_check.box import Box
 
     def too_late(*_: Any) -> None:
         raise TimeoutError(f"not done after {options.limit:.0f} s")
@@ -69,6 +70,8 @@ def run_part(name: str, options: argparse.Namespace) -> None:
     module = HELPERS.get(name) or PARTS[name].module
     found: dict[str, Any] = {}
     try:
+        from benchmarks.cuda_check.box import Box
+
         getattr(importlib.import_module(f"benchmarks.cuda_check.{module}"), name)(Box(options), found)
     except Exception as error:
         where = traceback.format_exc()[-1_000:]
@@ -82,14 +85,20 @@ def in_process(name: str, options: argparse.Namespace, seconds: float, log: Path
     command = [sys.executable, "-m", "benchmarks.cuda_check", "--part", name, "--device", options.device]
     command += ["--limit", str(seconds), *["--quick"] * options.quick]
     with tempfile.TemporaryDirectory() as folder, log.open("a", encoding="utf-8") as said:
+        said.write(f"--- {name}\n")
+        said.flush()
+        child = subprocess.Popen([*command, "--out", folder], stdout=said, stderr=said, process_group=0)
         try:
-            said.write(f"--- {name}\n")
-            said.flush()
-            limit = seconds + PARENT_GRACE_SECONDS
-            subprocess.run([*command, "--out", folder], timeout=limit, check=False, stderr=said, stdout=said)
+            child.wait(seconds + PARENT_GRACE_SECONDS)
             found: dict[str, Any] = json.loads((Path(folder) / f"{name}.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError, subprocess.TimeoutExpired) as error:
-            return {"ok": False, "error": f"its process ended or hung without an answer: {error}"[:300]}
+        except subprocess.TimeoutExpired:
+            return {"ok": False, "error": f"hung: no answer {PARENT_GRACE_SECONDS} s after its {seconds:.0f} s"}
+        except (OSError, ValueError):
+            return {"ok": False, "error": f"its process ended with status {child.returncode} and no answer"}
+        finally:
+            with suppress(ProcessLookupError):  # and what it started: nobody shares the GPU with the next part
+                os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
         return found
 
 

@@ -113,8 +113,9 @@ def worker(box: Box, found: dict[str, Any]) -> None:
                 raise RuntimeError(f"budgettune {' '.join(words)} ended with {done.returncode}: {done.stderr[-400:]}")
             return done.stdout + done.stderr
 
-        found["doctor"] = cli("doctor").splitlines()
-        cli("study", "create", "digits", "--set", "search.batch_size=[64]", "--set", "search.scale=[1.0]")
+        found["doctor"] = [" ".join(line.split()) for line in cli("doctor").splitlines()]
+        few = ("search.batch_size=[64]", "search.scale=[1.0]", "train.epochs=5")
+        cli("study", "create", "digits", *(word for one in few for word in ("--set", one)))
         found["said"] = cli("worker", "--trials", "2", *([] if box.is_cuda else ["--device", "cpu"])).splitlines()[-6:]
         file = Path(folder) / "trials.json"
         cli("study", "export", "--format", "json", "--out", str(file))

@@ -7,6 +7,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -111,10 +112,10 @@ def clock(box: Box, found: dict[str, Any]) -> None:
         "train_s": [one.train_seconds for one in results],
         "warmup_s": [one.phases.warmup for one in results],
         "by_cuda_events_s": by_events,
-        "phases": vars(last.phases) if hasattr(last.phases, "__dict__") else str(last.phases),
+        "phases": asdict(last.phases),
         "phases_over_seconds": share,
         "status": [one.status for one in results],
-        "evidence": [dict(one.evidence) for one in results[1:]],
+        "evidence": dict(last.evidence),
         "hashes_equal": len(hashes) == 1,
         "peak_mb": [one.peak_memory_mb for one in results],
     }
@@ -145,8 +146,10 @@ def deadline(box: Box, found: dict[str, Any]) -> None:
         for budget in (1.0,) if box.quick else (2.0, 4.0):
             rates: list[float] = []
             hook = register_optimizer_step_pre_hook(lambda one, *_, r=rates: r.append(float(one.param_groups[0]["lr"])))
-            result = box.train(box.spec(epochs=None, budget=budget, batch_size=batch, lr_schedule="linear"), data)
-            hook.remove()
+            try:
+                result = box.train(box.spec(epochs=None, budget=budget, batch_size=batch, lr_schedule="linear"), data)
+            finally:
+                hook.remove()
             step = result.train_seconds / result.steps
             rows.append(
                 {

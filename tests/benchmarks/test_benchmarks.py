@@ -75,13 +75,6 @@ def test_deadline_ends_near_the_budget_at_both_batches(run):
     assert all(run["seconds"] > 0 and run["steps"] > 0 for run in numbers["runs"])
 
 
-def test_the_gpu_checks_run_on_a_cpu_and_find_no_waits(run):
-    text, numbers = run("cuda_check", "--device", "cpu", "--epochs", "1")
-    assert "| event" in text
-    assert [row["per step"] for row in numbers["per_step"]] == [0] * 5
-    assert [row["widths"] for row in numbers["cudnn"]] == ["17/35/70", "16/32/72"]
-
-
 def test_a_fresh_process_starts_its_own_workers_as_a_usual_one():
     assert common.fresh_process(multiprocessing.get_start_method) == multiprocessing.get_all_start_methods()[0]
 
