@@ -5,6 +5,7 @@ BudgetTuneError                 say what is wrong and what to do next, in one li
 ├── SpecError                   a study file or an override that cannot work
 ├── DataError                   an image set that is missing, damaged or of the wrong shape
 ├── StorageError                a database that cannot be reached or is not ours
+│   ├── StorageBusy         a database that has no connection left, or is starting: asking again helps
 │   ├── StudyNotFound
 │   └── StudyExists
 ├── NothingWithinBudget         no finished trial trains within the budget
@@ -48,6 +49,10 @@ class DataError(BudgetTuneError):
 
 class StorageError(BudgetTuneError):
     """A database that cannot be reached, or whose tables are not those of this version of Optuna."""
+
+
+class StorageBusy(StorageError):
+    """A database that is there and cannot serve just now, such as one without a connection left: asking again helps."""
 
 
 class StudyNotFound(StorageError):

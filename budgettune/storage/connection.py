@@ -10,17 +10,19 @@ import hashlib
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 import sqlalchemy as sa
 from sqlalchemy import Engine, event
 
 from budgettune.errors import StorageError
-from budgettune.storage.driver_errors import redact, translated
+from budgettune.storage.driver_errors import is_busy, redact, translated
 from budgettune.text import one_line, variable
 
 if TYPE_CHECKING:
@@ -35,6 +37,7 @@ LOCK_NOT_AVAILABLE = "55P03"  # PostgreSQL's code
 BUSY_TIMEOUT_SECONDS = 60
 CONNECT_TIMEOUT_SECONDS = 10
 NETWORK_TIMEOUT_MS = 60_000
+GIVING_BACK_SECONDS = (0.05, 0.1, 0.2, 0.4)  # a server takes a moment to see that a connection was closed
 SQLITE_OPTIONS = frozenset(("cache", "immutable", "mode", "nolock", "psow", "timeout", "uri", "vfs"))
 POSTGRESQL_SESSION = (
     # Optuna's heartbeats are CURRENT_TIMESTAMP in a column without time zone: all boxes must mean the same one.
@@ -108,14 +111,16 @@ class _Connection(sqlite3.Connection):
             self.close()
 
 
-def _engine_options(url: sa.URL) -> dict[str, Any]:
+def _engine_options(url: sa.URL, poolclass: type[sa.Pool] | None = None) -> dict[str, Any]:
+    pool: dict[str, Any] = {} if poolclass is None else {"poolclass": poolclass}
     if url.get_backend_name() == "sqlite":
-        return {"connect_args": {"timeout": BUSY_TIMEOUT_SECONDS, "factory": _Connection}}
+        return {"connect_args": {"timeout": BUSY_TIMEOUT_SECONDS, "factory": _Connection}, **pool}
     # prepare_threshold: prepared statements belong to one server connection, and a pooler hands out many.
     connect_args: dict[str, Any] = {"prepare_threshold": None} if url.drivername == "postgresql+psycopg" else {}
     defaults = {"connect_timeout": CONNECT_TIMEOUT_SECONDS, "tcp_user_timeout": NETWORK_TIMEOUT_MS}
     connect_args |= {name: value for name, value in defaults.items() if name not in url.query}
-    return {"connect_args": connect_args, "pool_pre_ping": True, "pool_size": 2, "max_overflow": 3}
+    pool = pool or {"pool_pre_ping": True, "pool_size": 2, "max_overflow": 3}
+    return {"connect_args": connect_args, **pool}
 
 
 def _engine_of(url: sa.URL) -> Engine:
@@ -146,10 +151,10 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_connections)
 
 
-def _new_engine(url: sa.URL) -> Engine:
+def _new_engine(url: sa.URL, poolclass: type[sa.Pool] | None = None) -> Engine:
     """Return an engine as SQLAlchemy makes it: not yet fit for concurrent work."""
     with _driver_named(url), translated(shown(url)):
-        return sa.create_engine(url, **_engine_options(url))
+        return sa.create_engine(url, **_engine_options(url, poolclass))
 
 
 @contextmanager
@@ -173,6 +178,8 @@ def _tuned(engine: Engine, *, read_only: bool = False) -> Engine:
         event.listen(engine, "begin", _on_sqlite_begin)
     else:
         event.listen(engine, "connect", _on_postgresql_connect)
+        event.listen(engine, "do_connect", _connect_to_postgresql)
+        _tuned_servers.add(engine)
     if read_only:
         # Per transaction on PostgreSQL: a setting of the session would reach others through a pooler.
         engine.update_execution_options(budgettune_read=True, postgresql_readonly=True)
@@ -193,6 +200,25 @@ def _on_sqlite_connect(connection: DBAPIConnection, _record: object) -> None:
 def _on_sqlite_begin(connection: sa.Connection) -> None:
     read_only = connection.get_execution_options().get("budgettune_read", False)
     connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+
+
+_tuned_servers: WeakSet[Engine] = WeakSet()
+
+
+def _connect_to_postgresql(
+    dialect: sa.Dialect, _record: object, arguments: tuple[Any, ...], options: dict[str, Any]
+) -> DBAPIConnection:
+    """Connect; where the server has no connection left, first give back those that this process holds unused."""
+    for pause_seconds in GIVING_BACK_SECONDS:
+        try:
+            return dialect.connect(*arguments, **options)
+        except dialect.loaded_dbapi.Error as error:
+            if not is_busy(error):
+                raise
+        for engine in list(_tuned_servers):
+            engine.pool.dispose()  # only what nobody uses; the pool goes on
+        time.sleep(pause_seconds)
+    return dialect.connect(*arguments, **options)
 
 
 def _on_postgresql_connect(connection: DBAPIConnection, _record: object) -> None:
@@ -243,7 +269,17 @@ def open_storage(url: str, *, create: bool = False, read_only: bool = False) -> 
     open_engine(url, create=create)
     parsed = parse_url(url)
     with _driver_named(parsed), translated(shown(parsed)):
-        storage = RDBStorage(_optuna_url(parsed), engine_kwargs=_engine_options(parsed), skip_table_creation=True)
+        storage = RDBStorage(
+            _optuna_url(parsed),
+            engine_kwargs=_engine_options(parsed),
+            skip_table_creation=True,
+            skip_compatibility_check=True,  # it was done, and Optuna's takes two connections
+        )
+    if (wanted := storage.get_head_version()) != SCHEMA_REVISION:
+        raise StorageError(
+            f"the installed Optuna wants tables of version {wanted}, not {SCHEMA_REVISION}: "
+            f"install a newer budgettune, or an older Optuna"
+        )
     _tuned(storage.engine, read_only=read_only)
     return storage
 
@@ -284,7 +320,7 @@ def _create_schema(url: sa.URL, file: Path | None) -> None:
     """Make the tables where they are missing. One process does it, because several at once make most of them fail."""
     if file is not None and not file.parent.is_dir():
         raise StorageError(f"{shown(url)}: no folder {file.parent}: make it first, or name another file")
-    engine = _new_engine(url)
+    engine = _new_engine(url, sa.NullPool)
     try:
         if (file is None or file.exists()) and _revision(engine) == SCHEMA_REVISION and _is_write_ahead(engine):
             return
@@ -293,8 +329,9 @@ def _create_schema(url: sa.URL, file: Path | None) -> None:
                 _refuse_foreign_file(engine)
                 from optuna.storages import RDBStorage
 
+                # One connection, where Optuna takes two by itself: a user's limit may be two, and the lock has one.
                 with translated(shown(url)):
-                    RDBStorage(_optuna_url(url), engine_kwargs=_engine_options(url)).engine.dispose()
+                    RDBStorage(_optuna_url(url), engine_kwargs=_engine_options(url, sa.StaticPool)).engine.dispose()
             _require_schema(engine)
             if file is not None:  # readers and one writer work side by side; the file remembers it
                 with translated(shown(url)), engine.connect() as connection:
@@ -341,7 +378,7 @@ def schema_lock(url: sa.URL, timeout_seconds: float = 60) -> Iterator[None]:
             yield
         return
     key = int.from_bytes(hashlib.sha256(b"budgettune/schema").digest()[:8], "big", signed=True)
-    engine = sa.create_engine(url, poolclass=sa.NullPool, connect_args=_engine_options(url)["connect_args"])
+    engine = _new_engine(url, sa.NullPool)
     with translated(shown(url)), engine.begin() as connection:
         connection.execute(sa.text(f"SET LOCAL lock_timeout = {int(timeout_seconds * 1000)}"))
         try:

@@ -9,13 +9,33 @@ from contextlib import contextmanager
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from budgettune.errors import StorageError
+from budgettune.errors import StorageBusy, StorageError
 
 # The length of a scheme is bounded, because a search over a long text without one would take quadratic time.
 _URL_PASSWORD = re.compile(r"((?<![\w+.-])[A-Za-z][\w+.-]{0,40}://[^\s:/@?]*:)\S*@")
 _NAMED_PASSWORD = re.compile(r"(?i)\b((?:ssl)?password=)[^\s&;'\"]+")
 
+_NONE_LEFT = "the server has no connection left"
+_NONE_LEFT_IN_POOLER = f"{_NONE_LEFT}: raise the limits of the pooler before it (max_client_conn, pool_size)"
+
 # Part of the driver's message (lower case) -> what is wrong, and what to do. The first match counts.
+_BUSY = (  # no connection came about, and one may in a moment
+    ("connections for role", f"{_NONE_LEFT} for this user: raise its limit (ALTER ROLE … CONNECTION LIMIT)"),
+    (
+        "connections for database",
+        f"{_NONE_LEFT} for this database: raise its limit (ALTER DATABASE … CONNECTION LIMIT)",
+    ),
+    ("too many clients", f"{_NONE_LEFT}: raise max_connections, or put a pooler before it"),
+    ("remaining connection slots", f"{_NONE_LEFT}: raise max_connections, or put a pooler before it"),
+    ("could not fork", f"{_NONE_LEFT}: it can start no process for one more, so free some of its memory"),
+    ("no more connections allowed", _NONE_LEFT_IN_POOLER),  # PgBouncer
+    ("query_wait_timeout", _NONE_LEFT_IN_POOLER),
+    ("max client", _NONE_LEFT_IN_POOLER),  # Supavisor: max clients reached, Max client connections reached
+    ("queuepool limit", "this process uses all the connections that it may have: try again in a moment"),
+    ("starting up", "the server is starting: try again in a moment"),
+    ("not yet accepting connections", "the server is starting: try again in a moment"),
+    ("recovery mode", "the server is recovering: try again in a moment"),
+)
 _REMEDIES = (
     ("does not exist", "no such database, user or table: check the name in the URL, or run `budgettune study create`"),
     ("password authentication failed", "wrong user or password: check them in the URL, or PGPASSWORD"),
@@ -28,14 +48,10 @@ _REMEDIES = (
     ("no such file or directory", "the server does not answer: is it up, and are host and port right?"),
     ("timeout expired", "the server does not answer in time: is it up, and does a firewall stand between?"),
     ("connection timeout", "the server does not answer in time: is it up, and does a firewall stand between?"),
-    ("too many clients", "the server has no connection left: raise max_connections, or put a pooler before it"),
-    ("remaining connection slots", "the server has no connection left: raise max_connections, or use a pooler"),
-    ("starting up", "the server is starting: try again in a moment"),
     ("shutting down", "the server is shutting down: try again when it is up"),
     ("terminating connection", "the server ended the connection: try again when it is up"),
     ("server closed the connection", "the server ended the connection: try again when it is up"),
     ("connection is lost", "the server ended the connection: try again when it is up"),
-    ("recovery mode", "the server is recovering: try again in a moment"),
     ("no space left", "the disk is full: free some space, then try again"),
     ("database or disk is full", "the disk is full: free some space, then try again"),
     ("permission denied", "no permission: grant this user rights on the database and its tables"),
@@ -66,17 +82,23 @@ def translated(url: str) -> Iterator[None]:
         yield
     except SQLAlchemyError as error:
         raise storage_error(url, error) from error
-    except RuntimeError as error:
+    except Exception as error:
         # Optuna wraps what SQLAlchemy raises. Its module is there already where its class was raised.
         optuna = sys.modules.get("optuna")
-        if optuna is not None and isinstance(error, optuna.exceptions.StorageInternalError):
-            raise storage_error(url, error.__cause__ or error) from error
-        raise
+        if optuna is None or not isinstance(error, optuna.exceptions.StorageInternalError):
+            raise
+        raise storage_error(url, error.__cause__ or error) from error
+
+
+def is_busy(error: BaseException) -> bool:
+    """Whether a driver's error says that there is no connection left, or none yet."""
+    return any(part in str(error).lower() for part, _ in _BUSY)
 
 
 def storage_error(url: str, error: BaseException) -> StorageError:
     said = " ".join(str(getattr(error, "orig", None) or error).split())
-    remedy = next((remedy for part, remedy in _REMEDIES if part in said.lower()), None)
-    if remedy is None:
-        remedy = f"{said[:300]}: check the database, then try again"
-    return StorageError(redact(f"{url}: {remedy}"))
+    for kind, remedies in ((StorageBusy, _BUSY), (StorageError, _REMEDIES)):
+        for part, remedy in remedies:
+            if part in said.lower():
+                return kind(redact(f"{url}: {remedy}"))
+    return StorageError(redact(f"{url}: {said[:300]}: check the database, then try again"))

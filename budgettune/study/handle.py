@@ -19,6 +19,7 @@ from budgettune.storage import slots, transactions
 from budgettune.storage.answers import state_counts
 from budgettune.storage.connection import Engine, open_engine, open_storage, reading
 from budgettune.storage.driver_errors import redact, translated
+from budgettune.storage.patience import asking_again
 from budgettune.storage.studies import find_study, own_machine_key
 from budgettune.storage.transactions import Reconciled
 from budgettune.storage.trials import stopping_notes
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from budgettune.study.early_stop import EarlyStopSummary
 
 LEASE_SECONDS = 60.0
+CREATE_PATIENCE_SECONDS = 60.0  # for which a busy database is asked again
 LONGEST_MESSAGE = 2_000  # characters of a failure that a row keeps
 
 
@@ -40,7 +42,8 @@ def create_study(spec: StudySpec, url: str, *, skip_if_exists: bool = False) -> 
     """Make a study with one waiting trial per grid cell and repeat, in one transaction.
 
     The SQLite file and the tables are made where they are missing. `skip_if_exists` opens a study of that name and
-    spec that is there already, and queues what it lacks.
+    spec that is there already, and queues what it lacks. A database without a connection left is asked again for a
+    minute.
 
     Raises:
         StudyExists: where a study of that name is there (or, with `skip_if_exists`, one with other settings).
@@ -49,6 +52,10 @@ def create_study(spec: StudySpec, url: str, *, skip_if_exists: bool = False) -> 
     """
     if "\0" in spec.name or any("\ud800" <= character <= "\udfff" for character in spec.name):
         raise SpecError(f"name: {spec.name!r} holds a character that a database cannot keep: leave it out")
+    return asking_again(lambda: _created(spec, url, skip_if_exists), CREATE_PATIENCE_SECONDS)
+
+
+def _created(spec: StudySpec, url: str, skip_if_exists: bool) -> StudyHandle:
     engine = open_engine(url, create=True)
     first_trials = new_trials(spec, Ledger(spec, ()).to_queue())
     study_id = transactions.insert_study(engine, spec.name, spec.to_json(), first_trials, note=study_note(spec))
@@ -309,6 +316,7 @@ class StudyHandle:
 
         space = sampling.search_space(self.spec)
         proposal = sampling.propose(self._sampler_storage, self.name, self.spec.sampler, reserved.trial_id, space)
+        self.storage.engine.dispose()  # Optuna's connection: one more than the two that a worker may hold
         seed = sampling.draw_seed(self.spec.sampler.seed, reserved.number)
         cell, repeats = reserved.slot.cell, range(1, self.spec.sampler.first_repeats)
         return transactions.fill_reserved(

@@ -11,6 +11,7 @@ from budgettune.errors import (
     BudgetTuneError,
     DataError,
     Interrupted,
+    StorageBusy,
     StorageError,
     StudyNotFound,
     TrialFailed,
@@ -18,6 +19,7 @@ from budgettune.errors import (
 )
 from budgettune.records import Claim, TrialResult
 from budgettune.spec.trust import Trust
+from budgettune.storage.patience import pauses, say_again_in
 from budgettune.study.handle import StudyHandle, load_study
 from budgettune.study.summary import study_names
 from budgettune.training.device import pick_device
@@ -27,7 +29,7 @@ from budgettune.worker.early_stop_judge import FinishedTrials, TrialJudge
 from budgettune.worker.options import Listener, WorkerOptions, WorkerSummary
 from budgettune.worker.probing import probe_study
 from budgettune.worker.signals import StopFlag
-from budgettune.worker.spool import Spool, pauses
+from budgettune.worker.spool import Spool
 from budgettune.worker.watchdog import Heartbeat, TrialLimit
 
 logger = logging.getLogger(__name__)
@@ -50,8 +52,8 @@ def run_worker(
 
     Raises:
         StudyNotFound: where the study is not there and `wait` is off.
-        StorageError: where the database does not answer, or for longer than `patience_seconds` once it has; a result
-            that it has not taken waits in the spool.
+        StorageError: where the database does not answer, or for longer than `patience_seconds` once it has, or where
+            it is busy; a result that it has not taken waits in the spool.
         DataError: where this box cannot read a study's images; the trial goes back unharmed.
         BudgetTuneError: where trial after trial fails in code that is not ours.
     """
@@ -106,12 +108,13 @@ class _Worker:
         return True
 
     def _wait_for_database(self, error: StorageError) -> None:
-        """Wait a little for a database that answered before; else, or where patience is over, raise the error."""
+        """Wait a little for a database that is busy, or answered before; else, or with patience over, raise."""
         self._waits = self._waits or pauses(self.options.patience_seconds)
         pause_seconds = next(self._waits, None)
-        if not self._has_answered or pause_seconds is None or isinstance(error, StudyNotFound):
+        comes_back = isinstance(error, StorageBusy) or (self._has_answered and not isinstance(error, StudyNotFound))
+        if not comes_back or pause_seconds is None:
             raise error
-        logger.warning("asking the database again in %g s: %s", pause_seconds, error)
+        say_again_in(pause_seconds, error)
         self.stop.wait(pause_seconds)
 
     def _is_spent(self, seconds: float) -> bool:

@@ -30,7 +30,7 @@ class WorkerOptions:
         poll_seconds: between looks at the database while idle.
         heartbeat_seconds: between signs of life.
         lease_seconds: without a sign of life after which a trial counts as lost.
-        patience_seconds: for which a database that answered before and stopped to is asked again.
+        patience_seconds: for which a database that answered before and stopped to, or is busy, is asked again.
         hang_grace_seconds: beyond the trial's time after which a step that does not return ends the process.
     """
 

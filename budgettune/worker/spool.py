@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,14 +20,13 @@ from urllib.parse import parse_qs, urlsplit
 from budgettune.errors import StorageError, StudyNotFound
 from budgettune.files import replacing
 from budgettune.records import Claim, TrialResult
+from budgettune.storage.patience import pauses
 from budgettune.storage.trials import trial_records
 from budgettune.study.handle import StudyHandle, load_study
 from budgettune.text import variable
 
 logger = logging.getLogger(__name__)
 
-FIRST_PAUSE_SECONDS = 0.5
-LONGEST_PAUSE_SECONDS = 30.0
 ASIDE_SUFFIX = ".set-aside"
 
 
@@ -180,14 +179,6 @@ def _remove(path: Path | None) -> None:
     if path is not None:
         with suppress(OSError):
             path.unlink(missing_ok=True)
-
-
-def pauses(patience_seconds: float, clock: Callable[[], float] = time.monotonic) -> Iterator[float]:
-    """Yield longer and longer pauses in seconds, until patience is over; it begins with the first pause."""
-    deadline, pause_seconds = clock() + patience_seconds, FIRST_PAUSE_SECONDS
-    while clock() < deadline:
-        yield pause_seconds
-        pause_seconds = min(2 * pause_seconds, LONGEST_PAUSE_SECONDS)
 
 
 def default_folder() -> Path:

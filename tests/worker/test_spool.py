@@ -10,7 +10,7 @@ from budgettune.errors import StorageError
 from budgettune.spec.study_spec import load_spec
 from budgettune.storage.answers import state_counts
 from budgettune.study.handle import StudyHandle, create_study, delete_study
-from budgettune.worker.spool import Spool, Spooled, default_folder, pauses, storage_identity
+from budgettune.worker.spool import Spool, Spooled, default_folder, storage_identity
 from tests.support.studies import result
 
 
@@ -122,8 +122,3 @@ def test_the_folder_is_the_users_own(monkeypatch):
     assert str(default_folder()) == "/state/budgettune/spool"
     monkeypatch.setenv("BUDGETTUNE_SPOOL", "/mine")
     assert str(default_folder()) == "/mine"
-
-
-def test_pauses_grow_until_patience_is_over():
-    clock = iter([0, 0, 1, 2, 3, 4, 5, 6, 11]).__next__
-    assert list(pauses(10, clock)) == [0.5, 1, 2, 4, 8, 16, 30]

@@ -1,0 +1,44 @@
+"""Asking a database again that may answer in a moment."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+from budgettune.errors import StorageBusy
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+FIRST_PAUSE_SECONDS = 0.5
+LONGEST_PAUSE_SECONDS = 30.0
+
+
+def pauses(patience_seconds: float, clock: Callable[[], float] = time.monotonic) -> Iterator[float]:
+    """Yield longer and longer pauses in seconds, until patience is over; it begins with the first pause."""
+    deadline, pause_seconds = clock() + patience_seconds, FIRST_PAUSE_SECONDS
+    while clock() < deadline:
+        yield pause_seconds
+        pause_seconds = min(2 * pause_seconds, LONGEST_PAUSE_SECONDS)
+
+
+def say_again_in(pause_seconds: float, error: Exception) -> None:
+    """Tell the user that a database is asked again, and why."""
+    logger.warning("asking the database again in %g s: %s", pause_seconds, error)
+
+
+def asking_again(call: Callable[[], T], patience_seconds: float) -> T:
+    """Return what a call returns, repeating it for a while where the database is busy: nothing was done then."""
+    waits = pauses(patience_seconds)
+    while True:
+        try:
+            return call()
+        except StorageBusy as error:
+            pause_seconds = next(waits, None)
+            if pause_seconds is None:
+                raise
+            say_again_in(pause_seconds, error)
+        time.sleep(pause_seconds)
