@@ -127,7 +127,7 @@ def print_table(
     before_last = sum(widths[key] + GAP for key in keys[:-1])
     if screen.room < before_last + (min(widths[last], LEAST_SENTENCE) if last == sentences else widths[last]):
         for row in cells:
-            _print_block([Text.assemble(heads[key], " ", row[key]) for key in keys if row[key]], screen)
+            _print_block([Text.assemble(heads[key], " ", row[key]) for key in keys], screen)
         return
     numeric = {key for key in keys if all(_is_number(row.get(key)) for row in rows)}
     for row in (heads, *cells):

@@ -97,7 +97,7 @@ def _row(row: ProfileRow) -> dict[str, Any]:
         "±": f"{row.result.ms_mad:.1f}",
         "GFLOP/s": f"{row.result.flops_per_second / 1e9:.1f}",
         "over prediction": None if excess is None else f"{excess:.2f}× ({witness})",
-        "verdict": Text("cliff", style="bold red") if row.verdict.is_cliff else "",
+        "verdict": Text("cliff", style="bold red") if row.verdict.is_cliff else None,
     }
 
 
@@ -118,7 +118,7 @@ def _kernel_row(pair: KernelPair) -> dict[str, Any]:
     launches, ms, share = (f"{own} : {neighbour}" for own, neighbour in sides)
     return {
         "kernel": pair.name,
-        "kind": pair.kind,
+        "kind": pair.kind or None,
         "launches": launches,
         "ms": ms,
         "share": share,

@@ -163,4 +163,5 @@ def _number(value: float | None, kind: str) -> float:
 
 
 def _moment(text: str | None) -> datetime | None:
-    return None if text is None else datetime.fromisoformat(text)
+    """Return a stored UTC time as Optuna does: local, and without its zone."""
+    return None if text is None else datetime.fromisoformat(f"{text}+00:00").astimezone().replace(tzinfo=None)

@@ -2,7 +2,8 @@
 
 import math
 import sqlite3
-from datetime import datetime
+import time
+from datetime import UTC, datetime
 
 import optuna
 import pytest
@@ -13,7 +14,7 @@ from budgettune.dashboard import live_storage
 from budgettune.dashboard.live_storage import NOT_SHOWN, LiveStorage
 from budgettune.storage.connection import open_storage
 from budgettune.study.handle import create_study, delete_study
-from tests.support.studies import RESULT, SPEC
+from tests.support.studies import RESULT, SPEC, records
 
 
 @pytest.fixture
@@ -66,6 +67,33 @@ def test_trials_of_other_programs_are_those_that_optuna_reads(live):
     assert isinstance(seen[0].datetime_start, datetime)
     finished = storage.get_all_trials(1, states=(TrialState.COMPLETE,))
     assert [trial.number for trial in finished] == [0, 1]
+
+
+@pytest.fixture(params=["Asia/Tokyo", "America/St_Johns", "UTC"])
+def zone(request, monkeypatch):
+    monkeypatch.setenv("TZ", request.param)
+    time.tzset()
+    yield request.param
+    monkeypatch.undo()
+    time.tzset()
+
+
+def test_times_are_local_ones_as_optuna_shows_them_in_any_time_zone(zone, storage_url, live):
+    storage, optunas = live
+    study = create_study(SPEC, storage_url)
+    study.complete(study.claim(), RESULT)
+    study.claim()
+    others = optuna.create_study(storage=optunas)
+    others.add_trial(create_trial(value=1.0))
+    others.ask()
+    for study_id in (1, 2):
+        ours, theirs = (each.get_all_trials(study_id) for each in (storage, optunas))
+        for name in ("datetime_start", "datetime_complete", "duration"):
+            assert [getattr(trial, name) for trial in ours] == [getattr(trial, name) for trial in theirs]
+    began = storage.get_all_trials(1)[0].datetime_start
+    assert abs((datetime.now() - began).total_seconds()) < 600
+    (record, *_) = records(study)
+    assert datetime.fromisoformat(record.started_at) == began.astimezone(UTC)  # what we print says its zone
 
 
 def test_our_trials_come_without_the_documents_that_no_page_shows(storage_url, live):
