@@ -17,6 +17,8 @@ BudgetTuneError                 say what is wrong and what to do next, in one li
     ├── TrialTimeout
     ├── BudgetUsedUp            a time budget is over before training began
     └── Interrupted             told to stop; its cell is handed back and no attempt is used up
+
+StopRequested                   is no error: a KeyboardInterrupt, which nothing swallows that swallows errors
 """
 
 from __future__ import annotations
@@ -127,3 +129,7 @@ class Interrupted(TrialFailed):
     """The trial was told to stop."""
 
     failure_kind = "interrupted"
+
+
+class StopRequested(KeyboardInterrupt):
+    """Somebody asked this process to stop, while it was in code that does not look whether somebody did."""

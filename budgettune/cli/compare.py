@@ -9,6 +9,7 @@ import typer
 
 from budgettune.cli import options
 from budgettune.cli.output import Format, leave_if_stopped, out, print_json, print_rows, say
+from budgettune.errors import StopRequested
 from budgettune.text import format_duration
 from budgettune.worker.signals import StopFlag
 
@@ -78,21 +79,27 @@ def compare(
     from budgettune.spec.trust import allowed_packages
 
     with StopFlag() as stop:
-        comparison = run.compare(
-            load_spec(spec).with_overrides(sets or []),
-            budgets or (),
-            seeds=seeds,
-            strategies=[name.strip() for names in strategies or () for name in names.split(",") if name.strip()],
-            prune_rates=prune_rates or (),
-            shuffle_labels=shuffle_labels,
-            device=device,
-            threads=threads,
-            allow_import=allowed_packages(allow_import),
-            out=to,
-            resume=resume,
-            should_stop=lambda: stop.cuts_short,
-            say=say,
-        )
+        try:
+            with stop.interrupting():
+                comparison = run.compare(
+                    load_spec(spec).with_overrides(sets or []),
+                    budgets or (),
+                    seeds=seeds,
+                    strategies=[
+                        each.strip() for names in strategies or () for each in names.split(",") if each.strip()
+                    ],
+                    prune_rates=prune_rates or (),
+                    shuffle_labels=shuffle_labels,
+                    device=device,
+                    threads=threads,
+                    allow_import=allowed_packages(allow_import),
+                    out=to,
+                    resume=resume,
+                    should_stop=lambda: stop.cuts_short,
+                    say=say,
+                )
+        except StopRequested:  # before there was anything to show
+            raise typer.Exit(128 + (stop.signal_number or 0)) from None
     if form is Format.json:
         print_json(comparison.to_document())
     elif form is Format.csv:

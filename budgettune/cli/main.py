@@ -8,6 +8,7 @@ from __future__ import annotations
 import signal
 import sys
 from pathlib import Path
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -20,7 +21,7 @@ from budgettune.errors import BudgetTuneError
 from budgettune.storage.connection import storage_url
 from budgettune.text import format_duration
 from budgettune.worker.options import WorkerOptions, WorkerSummary
-from budgettune.worker.signals import StopFlag
+from budgettune.worker.signals import SIGNALS, StopFlag
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -214,9 +215,19 @@ def _work(study: str | None, chosen: WorkerOptions, storage: str | None, *, drai
     return summary
 
 
+def _leave(number: int, _: FrameType | None) -> None:
+    """End a command that has nothing to bring in order, with the status of a signal; the next one ends it at once.
+
+    SIGTERM too, because the first process of a container gets none that it has not asked for.
+    """
+    signal.signal(number, signal.SIG_DFL)
+    sys.exit(128 + number)
+
+
 def main() -> None:
     """Run the command line; print deliberate errors in one line and leave with 1, or 2 for wrong usage."""
-    signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
+    for number in SIGNALS:
+        signal.signal(number, _leave)
     try:
         app()
     except Exception as error:

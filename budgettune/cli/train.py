@@ -11,7 +11,6 @@ from budgettune import api
 from budgettune.cli import options
 from budgettune.cli.output import err, out, promise_line, say
 from budgettune.text import format_duration
-from budgettune.worker.signals import StopFlag
 
 app = typer.Typer()
 
@@ -60,7 +59,7 @@ def train(
         spec, trial_seed = handle.spec, handle.spec.sampler.seed
         say(promise_line(answer))
     trust = Trust.of_database(handle.url, allowed_packages(allow_import), allowed_roots(allow_root))
-    with StopFlag() as stop, err.status("training"):
+    with err.status("training"):
         trained = train_one(
             spec,
             params,
@@ -68,7 +67,6 @@ def train(
             device=device,
             threads=threads,
             trust=trust,
-            should_stop=lambda: stop.cuts_short,
         )
     save_model(to, trained, spec, params)
     accuracy, seconds = trained.result.test_accuracy, trained.result.train_seconds

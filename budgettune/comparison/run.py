@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 
 from budgettune.comparison.plan import Turn, arms_of, budgets_of, shared_spec, turns, with_turn
 from budgettune.comparison.result import ComparedRun, Comparison, Measured, read_comparison, write_comparison
-from budgettune.errors import BudgetTuneError, DataError, Interrupted, TrialFailed, UsageError
+from budgettune.errors import BudgetTuneError, DataError, Interrupted, StopRequested, TrialFailed, UsageError
 from budgettune.machine.witness import Witness
 from budgettune.records import TrialResult
 from budgettune.spec.study_spec import StudySpec, load_spec
@@ -69,7 +69,7 @@ def compare(
         allow_import: packages that code named in the spec may come from.
         out: file that gets everything so far after each run; it must not be there unless `resume`.
         resume: go on with the runs of that file, where it is there; those that failed are run again.
-        should_stop: asked before every step; what is finished then is returned.
+        should_stop: asked before every step; what is finished then is returned, as where StopRequested is raised.
         say: told what happens, a line at a time.
 
     Raises:
@@ -177,18 +177,18 @@ def _run_all(
     say(f"{len(todo)} runs to do, {len(plan) - len(todo)} of {len(plan)} done before")
     began = time.monotonic()
     _keep(comparison, out)  # a file that cannot be written is found before the first run
-    for number, turn in enumerate(todo, start=1):
-        try:
+    try:
+        for number, turn in enumerate(todo, start=1):
             run = runner.run(turn)
-        except Interrupted:
-            break
-        comparison = comparison.with_run(run)
-        _keep(comparison, out)
-        outcome = f"failed: {run.failure}"
-        if run.measured is not None:
-            outcome = f"accuracy {run.measured.test_accuracy:.2%}, {run.measured.status}"
-        left = _left(todo, number, time.monotonic() - began)
-        say(f"{number} of {len(todo)}: {turn}: {outcome}{left}")
+            comparison = comparison.with_run(run)
+            _keep(comparison, out)
+            outcome = f"failed: {run.failure}"
+            if run.measured is not None:
+                outcome = f"accuracy {run.measured.test_accuracy:.2%}, {run.measured.status}"
+            left = _left(todo, number, time.monotonic() - began)
+            say(f"{number} of {len(todo)}: {turn}: {outcome}{left}")
+    except (Interrupted, StopRequested):
+        _keep(comparison, out)  # the request may have come while this was written
     return comparison
 
 

@@ -15,7 +15,7 @@ from budgettune.errors import UsageError
 from budgettune.files import replacing
 from budgettune.machine.fingerprint import usable_cores
 from budgettune.machine.witness import Witness, witness_for
-from budgettune.records import EpochRecord, MachineInfo, TrialResult
+from budgettune.records import MachineInfo, TrialResult
 from budgettune.spec.study_spec import StudySpec
 from budgettune.spec.tables import DataSpec
 from budgettune.spec.trust import Trust
@@ -67,8 +67,6 @@ def train_one(
     device: str = "auto",
     threads: int | None = None,
     trust: Trust = Trust(),
-    should_stop: Callable[[], bool] = lambda: False,
-    on_epoch: Callable[[EpochRecord], None] = lambda record: None,
 ) -> Trained:
     """Train one configuration with its images and a witness, without recording it, and return its result and model.
 
@@ -88,8 +86,6 @@ def train_one(
         load_seconds=load_seconds,
         trust=trust,
         witness=witness,
-        should_stop=should_stop,
-        on_epoch=on_epoch,
     )
 
 

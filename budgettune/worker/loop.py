@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from budgettune.errors import (
     BudgetTuneError,
     DataError,
     Interrupted,
+    StopRequested,
     StorageBusy,
     StorageError,
     StudyNotFound,
@@ -158,6 +160,8 @@ class _Worker:
     def _claim(self, study: StudyHandle) -> Claim | None:
         """Return an open trial of a study, looking for lost ones only where none is waiting."""
         self._probe(study)
+        if self.stop.is_set:
+            return None
         claim = study.claim()
         if claim is None and not study.is_finished():
             study.reconcile(self.options.lease_seconds)
@@ -170,25 +174,28 @@ class _Worker:
         if limit_seconds is None or study.name in self._probed:
             return
         self._probed.add(study.name)
-        probe_study(
-            study.engine,
-            study.study_id,
-            study.spec,
-            self.device,
-            limit_seconds=limit_seconds,
-            should_stop=lambda: self.stop.is_set,
-            say=logger.info,
-        )
+        with suppress(StopRequested), self.stop.interrupting():
+            probe_study(
+                study.engine,
+                study.study_id,
+                study.spec,
+                self.device,
+                limit_seconds=limit_seconds,
+                should_stop=lambda: self.stop.is_set,
+                say=logger.info,
+            )
 
     def _work_on(self, study: StudyHandle, claim: Claim) -> None:
         self.listener.claimed(study, claim)
         with Heartbeat(study, claim, self.options.heartbeat_seconds):
             try:
                 result = self._train_in_time(study, claim)
-            except (Interrupted, KeyboardInterrupt):
+            except (Interrupted, KeyboardInterrupt) as error:
                 self.stop.request()
                 study.hand_back(claim)
                 self.listener.failed(claim, "told to stop; its cell is open again")
+                if not isinstance(error, (Interrupted, StopRequested)):
+                    raise  # Ctrl-C in a program that called us, which ends at it
             except (DataError, UsageError):
                 study.hand_back(claim)  # this box's fault, not the configuration's
                 raise
@@ -199,11 +206,14 @@ class _Worker:
 
     def _train_in_time(self, study: StudyHandle, claim: Claim) -> TrialResult:
         options = self.options
-        with TrialLimit(
-            options.trial_timeout_seconds,
-            options.hang_grace_seconds,
-            record=lambda error: study.fail(claim, error.failure_kind, str(error)),
-        ) as limit:
+        with (
+            TrialLimit(
+                options.trial_timeout_seconds,
+                options.hang_grace_seconds,
+                record=lambda error: study.fail(claim, error.failure_kind, str(error)),
+            ) as limit,
+            self.stop.interrupting(),
+        ):
             try:  # again, where the study asks for it and something disturbed the clock
                 tries, result = undisturbed(
                     study.spec, lambda: self._train_once(study, claim, lambda: self.stop.cuts_short or limit.is_over)

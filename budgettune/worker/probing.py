@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from budgettune.errors import OutOfMemory
+from budgettune.errors import OutOfMemory, StopRequested
 from budgettune.machine.fingerprint import usable_cores
 from budgettune.predict.predictor import unmeasured
 from budgettune.predict.workload import Workload
@@ -94,6 +94,8 @@ def probe_steps(
             probes.append(_probe(workloads[index], target))
         except OutOfMemory as error:
             say(f"left out: {error}")
+        except StopRequested:
+            break
     return probes
 
 

@@ -6,9 +6,12 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Self
+
+from budgettune.errors import StopRequested
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 DRAIN_SIGNAL: signal.Signals | None = getattr(signal, "SIGUSR1", None)  # Windows has none
@@ -40,6 +43,7 @@ class StopFlag:
         self._no_more = threading.Event()
         self._at_once = threading.Event()
         self._previous: dict[int, Any] = {}
+        self._interrupts = False
 
     @property
     def is_set(self) -> bool:
@@ -55,6 +59,9 @@ class StopFlag:
         """Ask to stop at the next step."""
         self._at_once.set()
         self._no_more.set()
+        main = threading.main_thread()
+        if self._interrupts and DRAIN_SIGNAL is not None and threading.current_thread() is not main:
+            signal.pthread_kill(main.ident or 0, DRAIN_SIGNAL)  # asks for less than what is set: it only wakes
 
     def drain(self) -> None:
         """Ask to stop when the running trial is finished."""
@@ -63,6 +70,25 @@ class StopFlag:
     def wait(self, seconds: float | None = None) -> bool:
         """Sleep until somebody asks to stop, but no longer than so many seconds; return whether somebody did."""
         return self._no_more.wait(seconds)
+
+    @contextmanager
+    def interrupting(self) -> Iterator[None]:
+        """Inside, a request to stop at the next step raises StopRequested, once, whatever the process is doing.
+
+        For work that may take long without asking: reading images, a download, compilation, code of a study. It needs
+        the signals that the flag listens to; in another thread than the main one nothing is raised.
+        """
+        self._interrupts = bool(self._previous)
+        try:
+            self._interrupt()
+            yield
+        finally:
+            self._interrupts = False
+
+    def _interrupt(self) -> None:
+        if self._interrupts and self.cuts_short:
+            self._interrupts = False  # what is cleaned up on the way out is left in peace
+            raise StopRequested
 
     def obey_parent(self) -> None:
         """Take orders from the fleet that started this process, where one did."""
@@ -89,6 +115,7 @@ class StopFlag:
         else:
             self.before_exit()
             os._exit(128 + number)  # the lease expires by itself, and another worker takes the cell
+        self._interrupt()
 
     def _stop_for(self, number: int) -> None:
         if self.signal_number is None:

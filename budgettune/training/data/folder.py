@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -143,17 +144,23 @@ def _decode_into(store: Callable[[Shape, Fill], T], paths: Sequence[str], size: 
 def _decode_all(paths: Sequence[str], size: int | None, shape: tuple[int, int, int], write: Write) -> None:
     """Decode in several threads, each a block of neighbours at a time, which it writes in place."""
     per_block = max(1, _BLOCK_BYTES // math.prod(shape))
+    ends = threading.Event()
 
     def decode_block(row: int) -> None:
         part = paths[row : row + per_block]
         block = np.empty((len(part), *shape), np.uint8)
         for image, path in zip(block, part, strict=True):
+            if ends.is_set():  # a block may be hundreds of photographs, and the pool waits for those that began
+                return
             image[:] = _planes(_decode(path, size), shape, path, paths[0])
         write(row, block)
 
     with quiet(), ThreadPoolExecutor(min(_MOST_THREADS, usable_cores())) as pool:
-        for _ in pool.map(decode_block, range(0, len(paths), per_block)):
-            pass  # raises the first error, and drops the blocks that have not begun
+        try:
+            for _ in pool.map(decode_block, range(0, len(paths), per_block)):
+                pass  # raises the first error, and drops the blocks that have not begun
+        finally:
+            ends.set()
 
 
 def _planes(array: np.ndarray, shape: tuple[int, int, int], path: str, first: str) -> np.ndarray:
