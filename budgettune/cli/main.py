@@ -16,7 +16,17 @@ from rich.markup import escape
 
 from budgettune import api
 from budgettune.cli import answers, compare, options, profile, recommend, study, train
-from budgettune.cli.output import Format, err, hypervolume_line, leave_if_stopped, out, print_rows, print_trials, say
+from budgettune.cli.output import (
+    Format,
+    err,
+    hypervolume_line,
+    leave_if_stopped,
+    out,
+    print_rows,
+    print_trials,
+    say,
+    spell_out_what_streams_lack,
+)
 from budgettune.errors import BudgetTuneError
 from budgettune.storage.connection import storage_url
 from budgettune.text import format_duration
@@ -228,6 +238,7 @@ def main() -> None:
     """Run the command line; print deliberate errors in one line and leave with 1, or 2 for wrong usage."""
     for number in SIGNALS:
         signal.signal(number, _leave)
+    spell_out_what_streams_lack()
     try:
         app()
     except Exception as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import json
@@ -62,6 +63,27 @@ class Screen(Console):
 
 out = Screen()
 err = Screen(stderr=True)
+
+
+LOOKALIKES = str.maketrans({"×": "x", "±": "+-", "…": "...", "²": "^2", "–": "-", "—": "-", "’": "'"})
+
+
+def _spelled_out(error: UnicodeError) -> tuple[str, int]:
+    """Return what to write in place of characters that an encoding lacks: what looks like them, else escapes."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end].translate(LOOKALIKES)
+    return text.encode("ascii", "backslashreplace").decode(), error.end
+
+
+codecs.register_error("budgettune", _spelled_out)
+
+
+def spell_out_what_streams_lack() -> None:
+    """Let no character end a command that standard output or error cannot encode (LANG=C, code pages, ASCII)."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="budgettune")
 
 
 class Format(StrEnum):

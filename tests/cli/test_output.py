@@ -1,12 +1,14 @@
 """What commands print reaches its reader whole: on narrow terminals, in pipes, in any encoding."""
 
 import io
+import json
 import re
+import sys
 
 import pytest
 from rich.cells import cell_len
 
-from budgettune.cli import output
+from budgettune.cli import main, output
 from budgettune.cli.live import drawn, snapshot
 from budgettune.cli.output import Screen, print_fields, print_table, shown
 from budgettune.comparison.show import table_rows
@@ -190,3 +192,47 @@ def test_no_rows_print_nothing():
 def test_a_width_of_nothing_is_none_that_anybody_meant(monkeypatch):
     monkeypatch.setenv("COLUMNS", "0")
     assert Screen(file=io.StringIO(), force_terminal=True).room == 80
+
+
+@pytest.fixture
+def strict(run, monkeypatch):
+    """Run a command whose standard output has some encoding and takes nothing else; return its status and output."""
+
+    def command(encoding, *line):
+        with monkeypatch.context() as patch:
+            stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="strict")
+            patch.setattr(sys, "stdout", stream)
+            patch.setattr(sys, "argv", ["budgettune", *map(str, line)])
+            with pytest.raises(SystemExit) as leaving:
+                main.main()
+            stream.flush()
+            return leaving.value.code or 0, stream.buffer.getvalue()
+
+    return command
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "cp437", "shift_jis", "utf-8"])
+def test_what_an_encoding_lacks_is_spelled_out_and_changes_no_exit_status(strict, sqlite_url, tmp_path, encoding):
+    study_of(sqlite_url, 1, "学習 é 🏃")
+    times = {"ascii": b"x", "utf-8": "×".encode()}.get(encoding, b"")
+    status, text = strict(encoding, "study", "verify")
+    assert (status, text.startswith(b"2 of 2 cells " + times)) == (0, True)
+    assert strict(encoding, "front")[1].splitlines()[-1].startswith(b"hypervolume 949.1 (seconds " + times)
+    for line in ("study list", "study show", "study retry", "best --budget 1h", "best --budget 1h --format csv"):
+        assert strict(encoding, *line.split())[0] == 0, line
+    (listed,) = json.loads(strict(encoding, "study", "list", "--format", "json")[1])
+    assert listed["name"] == "学習 é 🏃"
+    for name, line in (("page.html", "report"), ("é.csv", "study export"), ("é.json", "study export --format json")):
+        assert strict(encoding, *line.split(), "--out", tmp_path / name)[0] == 0, line
+        (tmp_path / name).read_text("utf-8")
+    assert strict(encoding, "nonsense", "é×🏃")[0] == 2
+    assert strict(encoding, "study", "show", "é×🏃")[0] == 1
+
+
+def test_a_bar_and_a_status_in_ascii_move_in_ascii(monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="strict")
+    monkeypatch.setattr(stream, "isatty", lambda: True, raising=False)
+    with Screen(file=stream, force_terminal=True, width=40).status("training"):
+        pass
+    stream.flush()
+    assert b"training" in stream.buffer.getvalue()
