@@ -159,7 +159,7 @@ def pair_rows(runs: Runs) -> list[common.Row]:
                 "": f"{name} {value:g}" if name != "all" else "all",
                 "pairs": len(found),
                 "pruning ahead by (points)": f"{ahead:+.2f} ± {error:.2f}",
-                "says": common.verdict(ahead, error),
+                "says": common.verdict(ahead, error, len(found)),
             }
         )
     return rows

@@ -277,7 +277,7 @@ def accuracy_row(
             continue
         pairs = zip(measured, other, strict=True)
         mean, error = common.mean_and_error([100 * (mine.accuracy - theirs.accuracy) for mine, theirs in pairs])
-        row[title] = f"{mean:+.2f} ± {error:.2f} ({common.verdict(mean, error)})"
+        row[title] = f"{mean:+.2f} ± {error:.2f} ({common.verdict(mean, error, len(measured))})"
     return row
 
 

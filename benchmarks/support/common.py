@@ -17,6 +17,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
+from scipy.special import stdtrit
+
 from budgettune.errors import BudgetTuneError
 from budgettune.machine.fingerprint import fingerprint, usable_cores
 from budgettune.machine.witness import Witness, witness_for
@@ -161,9 +163,9 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
     return statistics.fmean(values), error
 
 
-def verdict(mean: float, error: float) -> str:
-    """Return what a difference says: a gain, a loss, or nothing that these seeds can tell."""
-    if abs(mean) <= 2 * error:
+def verdict(mean: float, error: float, seeds: int) -> str:
+    """Return what a mean difference over a few seeds says at 95%: a gain, a loss, or nothing that they can tell."""
+    if seeds < 2 or abs(mean) <= stdtrit(seeds - 1, 0.975) * error:
         return "noise"
     return "better" if mean > 0 else "WORSE"
 

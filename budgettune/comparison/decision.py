@@ -72,7 +72,7 @@ def decide(comparison: Comparison, budget_seconds: float | None = None) -> Decis
     better = [row for row in whole if row.verdict == "better"]
     best = max(better or whole, key=_advantage)
     if better:
-        return Decision(*best.arm, f"{best.arm}: {_figures(best, tested)} {where}")
+        return Decision(*best.arm, f"{best.arm}: {_figures(best, tested)} {where}; {_at_one_rate(comparison)}")
     closest = f"{best.arm} comes closest: {_figures(best, tested)}"
     return Decision(*FULL, f"full: nothing beats it beyond chance {where}; {closest}")
 
@@ -89,6 +89,15 @@ def _figures(row: Standing, comparisons: int) -> str:
     return (
         f"{mean:+.2f} points against full (95% interval {low:+.2f} to {high:+.2f}, {test.difference.count} seeds, "
         f"p {row.corrected_p:.2g} after correction for {comparisons})"
+    )
+
+
+def _at_one_rate(comparison: Comparison) -> str:
+    """Say what no test over seeds can: an arm may be ahead only because this rate suits it better than full."""
+    rate = StudySpec.from_document(comparison.spec).train.lr
+    return (
+        f"all at learning rate {rate:g}, tuned for none: compare again with --set train.lr={3 * rate:g} "
+        f"and higher until full gets no better"
     )
 
 

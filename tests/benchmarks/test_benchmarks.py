@@ -83,12 +83,13 @@ def test_alternating_begins_each_round_at_another_job():
     assert [job for _, job in common.alternate("abc", 3)] == list("abcbcacab")
 
 
-def test_a_difference_within_two_standard_errors_is_called_noise():
+def test_a_difference_that_so_few_seeds_cannot_tell_is_called_noise():
     mean, error = common.mean_and_error([1.0, 2.0, 3.0])
     assert (mean, error) == (2.0, pytest.approx(statistics.stdev([1.0, 2.0, 3.0]) / 3**0.5))
-    assert common.verdict(2.0, 0.5) == "better"
-    assert common.verdict(-2.0, 0.5) == "WORSE"
-    assert common.verdict(-2.0, 1.5) == common.verdict(9.0, float("inf")) == "noise"
+    assert common.verdict(2.0, 0.5, seeds=20) == "better"
+    assert common.verdict(-2.0, 0.5, seeds=20) == "WORSE"
+    assert common.verdict(2.0, 0.5, seeds=3) == "noise"  # 4.3 standard errors are needed with two degrees of freedom
+    assert common.verdict(-2.0, 1.5, seeds=20) == common.verdict(9.0, float("inf"), seeds=1) == "noise"
 
 
 def test_a_device_that_is_not_here_is_refused_in_one_line(capsys):

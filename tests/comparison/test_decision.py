@@ -18,6 +18,14 @@ def test_the_most_accurate_of_those_that_beat_full_beyond_chance_is_chosen():
     assert "after correction for 3) at 10.0s on digits, Abacus x2" in found.sentence
 
 
+def test_a_winner_at_one_learning_rate_is_told_apart_from_a_better_strategy():
+    found = decide(comparison({"full": FULL_AT, "random 0.3": BETTER}))
+    assert found.sentence.endswith(
+        "all at learning rate 0.01, tuned for none: compare again with --set train.lr=0.03 "
+        "and higher until full gets no better"
+    )
+
+
 @pytest.mark.parametrize("values", [ALIKE, (0.9, 0.78, 0.83, 0.79, 0.86), tuple(value - 0.05 for value in FULL_AT)])
 def test_full_stays_where_nothing_beats_it_or_only_noise_does(values):
     found = decide(comparison({"full": FULL_AT, "random 0.3": values}))
