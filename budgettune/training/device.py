@@ -6,6 +6,7 @@ import ctypes
 import re
 import resource
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
@@ -19,7 +20,10 @@ from budgettune.records import MachineInfo
 from budgettune.spec.tables import ALIGNMENT
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
-_NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
+_NO_MEMORY = re.compile(
+    r"out of memory|can't allocate memory|not enough memory|ALLOC_FAILED|unable to find an engine", re.IGNORECASE
+)
+LEAD = 2  # steps that the host may be ahead of a device that works by itself
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -43,17 +47,22 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 class Device:
-    """What the trainer asks of a device: wait, measure, describe, pace."""
+    """What the trainer asks of a device: wait, measure, describe, pace.
+
+    Steps that follow one another are timed from mark to mark: `begin_steps`, then `end_step` after each. CUDA works by
+    itself, so its marks are events, which are read when the device has passed them; elsewhere they are the host's clock.
+    """
 
     def __init__(self, device: torch.device | str, cuda: Any = torch.cuda) -> None:  # tests give a stand-in for cuda
         self.torch = torch.device(device)
         self.is_cuda = self.torch.type == "cuda"
         self._cuda = cuda
-        self._pending: list[Any] = []
+        self._marks: deque[Any] = deque()  # the last one that was passed, then those that were not
 
     def prepare(self) -> None:
         """Set what must hold for the whole process before anything runs."""
         if self.is_cuda:
+            self._cuda.set_device(self.torch)  # events, pinned memory and the question for bf16 go to the current one
             # cuDNN's heuristic may pick an FFT kernel for odd channel counts, ten times slower: measure instead.
             torch.backends.cudnn.benchmark = True
         else:
@@ -63,19 +72,40 @@ class Device:
         if self.is_cuda:
             self._cuda.synchronize(self.torch)
 
-    def pace(self, lead: int) -> None:
-        """Call after each step: keep the host at most `lead` steps ahead of the device, without draining the queue.
+    def begin_steps(self, now: float) -> None:
+        """Mark where the first of several steps begins; `now` is the clock that times them where the device has none."""
+        self._marks.clear()
+        self.end_step(now)
+
+    def end_step(self, now: float) -> None:
+        """Mark where a step ends, and the next one begins."""
+        if not self.is_cuda:
+            self._marks.append(now)
+            return
+        event = self._cuda.Event(enable_timing=True)
+        event.record()
+        self._marks.append(event)
+
+    def ended_steps(self) -> list[float]:
+        """Return the seconds of those steps that ended since this was asked last, oldest first, without waiting."""
+        seconds = []
+        while len(self._marks) > 1 and (not self.is_cuda or self._marks[1].query()):
+            begin, end = self._marks.popleft(), self._marks[0]
+            seconds.append(begin.elapsed_time(end) / 1e3 if self.is_cuda else end - begin)
+        return seconds
+
+    def queued_steps(self) -> int:
+        """Return how many steps the device has not ended yet."""
+        return sum(not mark.query() for mark in self._marks) if self.is_cuda else 0
+
+    def pace(self) -> None:
+        """Wait until the device is at most two steps behind, without draining its queue.
 
         Under a time budget the host's clock decides whether another step begins; a host that had queued a hundred
         steps would overshoot by all of them.
         """
-        if not self.is_cuda:
-            return
-        event = self._cuda.Event()
-        event.record()
-        self._pending.append(event)
-        while len(self._pending) > lead:
-            self._pending.pop(0).synchronize()
+        if self.is_cuda and len(self._marks) > LEAD + 1:
+            self._marks[-1 - LEAD].synchronize()
 
     def reset_peak_memory(self) -> None:
         if self.is_cuda:

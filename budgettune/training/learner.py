@@ -89,7 +89,11 @@ class Learner:
         self.model = model.to(device.torch, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.architecture: dict[str, Any] = getattr(model, "architecture", {})
         self.precision = pick_precision(config.train.precision, device.torch, self.architecture.get("widths"))
-        self.forward = torch.compile(self.model) if config.train.compile else self.model
+        if config.train.compile:
+            # Compiled code belongs to `forward` and not to a model: without a reset a process's second network gets
+            # kernels for any batch size, and from the eighth on none at all.
+            torch.compiler.reset()
+        self.forward = torch.compile(self.model, dynamic=False) if config.train.compile else self.model
         self.generator = torch.Generator(device.torch).manual_seed(seed)
         self.optimizer = make_optimizer(config.train, self.model)
         linear = (layer for layer in self.model.modules() if isinstance(layer, nn.Linear))

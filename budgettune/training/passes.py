@@ -60,7 +60,8 @@ class ModelPasses:
             scorer = partial(self._score, helper)
             ends: list[Progress] = [EpochProgress(epochs)]  # the first of them counts
             if (budget := self.learner.config.train.budget) is not None:
-                ends.append(BudgetProgress(self.watch.elapsed() + budget_share * budget, self.watch.elapsed))
+                until = self.watch.elapsed() + budget_share * budget
+                ends.append(BudgetProgress(until, self.watch.elapsed, helper.device.queued_steps))
             for epoch in range(epochs):
                 if epoch and any(end.is_over(epoch) for end in ends):
                     break
@@ -74,20 +75,21 @@ class ModelPasses:
         order = indices[torch.randperm(len(indices), generator=helper.generator, device=indices.device)]
         train = helper.config.train
         batches = list(self._batches(order, train.batch_size))
+        helper.device.begin_steps(self.watch.clock())
         for number, (chunk, places) in enumerate(batches):
             self.check()
             if number and any(end.is_over(epoch) for end in ends):
                 break
-            began = self.watch.clock()
             progress = max(end.at(epoch, number / len(batches)) for end in ends)
             lr = learning_rate(train.lr_schedule, train.lr, progress)
             helper.step(helper.gather(chunk, places), lr)
             self.helper_samples += len(chunk)
+            helper.device.end_step(self.watch.clock())
             if train.budget is not None:
-                helper.device.pace(2)
-            step_seconds = self.watch.clock() - began
-            for end in ends:
-                end.learn(step_seconds)
+                helper.device.pace()
+            for step_seconds in helper.device.ended_steps():
+                for end in ends:
+                    end.learn(step_seconds)
 
     def _score(self, learner: Learner, indices: Tensor | None = None) -> Scores:
         data, parts = learner.data.train, []

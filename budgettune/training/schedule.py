@@ -35,11 +35,7 @@ class EpochProgress:
         return epoch >= self.epochs
 
     def learn(self, step_seconds: float) -> None:
-        """Take in how long the latest step took: no matter, epochs end when they end."""
-
-    def lead(self) -> int | None:
-        """Return how many steps the host may run ahead of the device: any number."""
-        return None
+        """Take in how long a step took: no matter, epochs end when they end."""
 
 
 class BudgetProgress:
@@ -47,29 +43,33 @@ class BudgetProgress:
 
     A step is begun where at least half of it fits, so that training ends within half a step of the budget on either
     side and never a whole step past it. The schedule aims at the start of the last step, so that the last step is the
-    one with the learning rate at zero.
+    one with the learning rate at zero. A device that works by itself begins a step when those that are queued before
+    it have ended.
     """
 
-    def __init__(self, budget_seconds: float, elapsed: Callable[[], float]) -> None:
+    def __init__(
+        self, budget_seconds: float, elapsed: Callable[[], float], queued_steps: Callable[[], int] = lambda: 0
+    ) -> None:
         self.budget_seconds = budget_seconds
         self.elapsed = elapsed  # returns the seconds on the clock so far
+        self.queued_steps = queued_steps  # returns how many steps the device has yet to end
         self._began = elapsed()
         self._recent: deque[float] = deque(maxlen=15)
 
     def at(self, epoch: int, share: float) -> float:
         whole = self.budget_seconds - self._began - self._step()
-        return min(1.0, (self.elapsed() - self._began) / max(whole, 1e-9))
+        return min(1.0, (self._next_step() - self._began) / max(whole, 1e-9))
 
     def is_over(self, epoch: int) -> bool:
         """Whether less than half a step is left."""
-        return self.elapsed() + self._step() / 2 > self.budget_seconds
+        return self._next_step() + self._step() / 2 > self.budget_seconds
 
     def learn(self, step_seconds: float) -> None:
         self._recent.append(step_seconds)
 
-    def lead(self) -> int | None:
-        """Return how many steps the host may run ahead of the device: two, and none when the end is near."""
-        return 2 if self.budget_seconds - self.elapsed() > 8 * self._step() else 0
+    def _next_step(self) -> float:
+        """Return the seconds on the clock at which a step would begin that is queued now."""
+        return self.elapsed() + self.queued_steps() * self._step()
 
     def _step(self) -> float:
         return median(self._recent) if self._recent else 0.0

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -100,7 +101,6 @@ class TrainingRun:
         if config.train.batch_size > count:
             raise SpecError(f"batch_size: {config.train.batch_size} is larger than the {count} training images")
         self.config, self.data, self.device, self.seed, self.watch = config, data, device, seed, watch
-        self.trust = trust
         device.reset_peak_memory()
         with watch.aside("build"):
             self.learner = Learner(config, data, device, seed, trust)
@@ -109,7 +109,8 @@ class TrainingRun:
             self.strategy = make_strategy(
                 config.pruning, count, seed=seed + 1, device=device.torch, trust=trust, epochs=config.train.epochs
             )
-            self.passes = ModelPasses(self.learner, watch, seed, self._helper)
+            # Not a method of the run: the cycle would keep the last trial's model in memory through the next one.
+            self.passes = ModelPasses(self.learner, watch, seed, partial(make_helper, config, data, device, trust))
             self.feed = Feed(self.learner, self.strategy, self.passes, watch)
         with watch.aside("warmup"):
             self._warm_up()
@@ -117,7 +118,6 @@ class TrainingRun:
         self.batch_shapes: set[int] = set()
         self.samples = self.steps = 0
         self.full_visits = 0.0  # what the same epochs would have visited without pruning; a cut epoch counts in part
-        self.prepared_seconds = 0.0
 
     def train(
         self,
@@ -136,7 +136,6 @@ class TrainingRun:
             with self.watch.running(), self.watch.phase("prepare"):
                 self.strategy.prepare(self.passes)
                 self.device.synchronize()
-            self.prepared_seconds = self.watch.elapsed()
             progress = self._progress()
             while not curve or not progress.is_over(len(curve)):
                 curve.append(self._epoch(len(curve), progress, should_stop))
@@ -149,7 +148,7 @@ class TrainingRun:
 
     def _progress(self) -> Progress:
         if self.config.train.budget is not None:
-            return BudgetProgress(self.config.train.budget, self.watch.elapsed)
+            return BudgetProgress(self.config.train.budget, self.watch.elapsed, self.device.queued_steps)
         assert self.config.train.epochs is not None  # the spec has exactly one of the two
         return EpochProgress(self.config.train.epochs)
 
@@ -167,14 +166,14 @@ class TrainingRun:
             with watch.phase("plan"):
                 plan = self._plan(epoch, progress)
                 order = self.feed.order(plan)
-            began = watch.clock()
+            self.device.begin_steps(watch.clock())
             for share, batch in self.feed.batches(order, go_on):
                 self.step(batch, plan.lr_factor * self._learning_rate(progress.at(epoch, share)), loss_sum)
-                self.step_seconds.append(watch.clock() - began)
-                progress.learn(self.step_seconds[-1])
-                if (lead := progress.lead()) is not None:
-                    self.device.pace(lead)
-                began = watch.clock()
+                self.device.end_step(watch.clock())
+                if self.config.train.budget is not None:
+                    self.device.pace()
+                self._learn(progress)
+        self._learn(progress)  # of the last steps, which a device may have ended only now
         steps, samples = self.steps - steps_before, self.samples - samples_before
         if not steps:
             raise SpecError(f"pruning.strategy: {self.config.pruning.strategy} kept no sample in epoch {epoch}")
@@ -189,6 +188,11 @@ class TrainingRun:
         return EpochRecord(
             epoch=epoch, train_seconds=watch.elapsed(), steps=steps, samples=samples, loss=loss, accuracy=accuracy
         )
+
+    def _learn(self, progress: Progress) -> None:
+        for seconds in self.device.ended_steps():
+            self.step_seconds.append(seconds)
+            progress.learn(seconds)
 
     def _learning_rate(self, progress: float) -> float:
         return learning_rate(self.config.train.lr_schedule, self.config.train.lr, progress)
@@ -211,13 +215,6 @@ class TrainingRun:
         self.steps += 1
         self.samples += len(batch)
 
-    def _helper(self, scale: float | None, seed: int) -> Learner:
-        """Return a fresh model for a strategy; compiling it would cost more than it trains."""
-        changes: dict[str, Any] = {"train.compile": False}
-        if scale is not None:
-            changes |= {"model.scale": scale, "model.width_scale": None, "model.depth_scale": None}
-        return Learner(self.config.resolve(changes), self.data, self.device, seed, self.trust)
-
     def _warm_up(self) -> None:
         """Pay off the clock for every batch shape that the strategy expects, in training and in scoring."""
         steps, size = self.config.clock.warmup_steps, self.config.train.batch_size
@@ -226,7 +223,7 @@ class TrainingRun:
         self.learner.warm_up(steps, {size, *lasts}, scored)
         for scale in set(self.strategy.helper_scales) - {None} if steps else ():
             with self.device.own_chance(self.seed):
-                self._helper(scale, self.seed).warm_up(steps, {size, *lasts}, scored)
+                self.passes.make_helper(scale, self.seed).warm_up(steps, {size, *lasts}, scored)
 
     def _scoring_shapes(self) -> Iterator[int]:
         if not self.strategy.needs_model:
@@ -262,7 +259,7 @@ class TrainingRun:
     ) -> TrialResult:
         accuracy = curve[-1].accuracy
         assert accuracy is not None  # the last epoch is always evaluated
-        step_ms = self._step_milliseconds(curve)
+        step_ms = [1e3 * seconds for seconds in self.step_seconds]
         middle = median(step_ms)
         return TrialResult(
             train_seconds=self.watch.elapsed(),
@@ -291,9 +288,12 @@ class TrainingRun:
             evidence=evidence,
         )
 
-    def _step_milliseconds(self, curve: tuple[EpochRecord, ...]) -> list[float]:
-        """Return step times: each step's own where the host waits for it, else means over epochs."""
-        if not self.device.is_cuda:
-            return [1e3 * seconds for seconds in self.step_seconds]
-        ends = [self.prepared_seconds, *(epoch.train_seconds for epoch in curve)]
-        return [1e3 * (end - begin) / epoch.steps for begin, end, epoch in zip(ends, ends[1:], curve, strict=False)]
+
+def make_helper(
+    config: StudySpec, data: ImageData, device: Device, trust: Trust, scale: float | None, seed: int
+) -> Learner:
+    """Return a fresh model for a strategy; compiling it would cost more than it trains."""
+    changes: dict[str, Any] = {"train.compile": False}
+    if scale is not None:
+        changes |= {"model.scale": scale, "model.width_scale": None, "model.depth_scale": None}
+    return Learner(config.resolve(changes), data, device, seed, trust)

@@ -1,5 +1,6 @@
 """What is particular to a device; CUDA through a stand-in that writes down what it is asked."""
 
+import random
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -16,22 +17,28 @@ from budgettune.training.schedule import BudgetProgress
 
 
 class FakeCuda:
-    """Stands in for torch.cuda: notes each wait for the whole device and for a single event."""
+    """Stands in for torch.cuda: a device that ends its work one after the other, while the host's clock goes on."""
 
     def __init__(self):
         self.log = []
-        self.recorded = 0
+        self.now = 0.0  # the host's clock
+        self.ends = 0.0  # when the device will have ended all that it was given
+
+    def launch(self, host_seconds, device_seconds):
+        """Give the device a step of many kernels: it begins with the first one, while the host launches the others."""
+        begin = max(self.ends, self.now)
+        self.now += host_seconds
+        self.ends = max(begin + device_seconds, self.now)
 
     def synchronize(self, device):
         self.log.append("device")
+        self.now = max(self.now, self.ends)
 
-    def Event(self):  # noqa: N802
-        number = self.recorded
+    def set_device(self, device):
+        self.log.append(f"set {device}")
 
-        def record():
-            self.recorded += 1
-
-        return SimpleNamespace(record=record, synchronize=lambda: self.log.append(number))
+    def Event(self, enable_timing=False):  # noqa: N802
+        return FakeEvent(self)
 
     def reset_peak_memory_stats(self, device):
         self.log.append("reset")
@@ -41,6 +48,25 @@ class FakeCuda:
 
     def get_device_properties(self, device):
         return SimpleNamespace(name="Fake 9000", uuid="GPU-1")
+
+
+class FakeEvent:
+    """Passed when what the device had been given before it is done."""
+
+    def __init__(self, cuda):
+        self.cuda = cuda
+
+    def record(self):
+        self.at = max(self.cuda.now, self.cuda.ends)
+
+    def query(self):
+        return self.cuda.now >= self.at
+
+    def synchronize(self):
+        self.cuda.now = max(self.cuda.now, self.at)
+
+    def elapsed_time(self, end):
+        return 1e3 * (end.at - self.at)
 
 
 @pytest.fixture
@@ -53,22 +79,55 @@ def device(cuda):
     return Device("cuda:0", cuda)
 
 
-def test_the_host_waits_for_the_step_before_the_last_but_one_and_near_the_end_for_each(device, cuda):
+def test_the_host_is_at_most_two_steps_ahead_and_learns_what_the_device_took(device, cuda):
+    queued, learnt = [], []
+    device.begin_steps(cuda.now)
     for _ in range(5):
-        device.pace(lead=2)
-    assert cuda.log == [0, 1, 2]
-    device.pace(lead=0)
-    assert cuda.log == [0, 1, 2, 3, 4, 5]
+        cuda.launch(1.0, 10.0)
+        device.end_step(cuda.now)
+        device.pace()
+        queued.append(device.queued_steps())
+        learnt += device.ended_steps()
+    assert queued == [1, 2, 2, 2, 2]
+    assert learnt == pytest.approx([10, 10, 10])
+    cuda.synchronize(device.torch)
+    assert device.ended_steps() == pytest.approx([10, 10])
 
 
-def test_a_budget_lets_the_host_lead_only_while_the_end_is_far():
-    now = [0.0]
-    progress = BudgetProgress(60.0, lambda: now[0])
-    progress.learn(1.0)
-    leads = []
-    for now[0] in (0.0, 51.0, 53.0, 59.0):
-        leads.append(progress.lead())
-    assert leads == [2, 2, 0, 0]
+@pytest.mark.parametrize(
+    ("host", "step", "epoch_steps"),
+    [(0.4, 13, 97), (0.4, 100, 10), (3, 13, 97), (8, 13, 97), (8, 500, 3), (13, 8, 20), (0.3, 500, 1)],
+)
+def test_a_budget_on_a_device_that_works_by_itself_ends_within_half_a_step(device, cuda, host, step, epoch_steps):
+    for budget in (2e3, 2.1e3, 5e3, 5.03e3):
+        cuda.now = cuda.ends = 0.0
+        chance = random.Random(budget)
+        progress = BudgetProgress(budget, lambda: cuda.now, device.queued_steps)
+        rate, epoch, steps = 1.0, 0, 0
+        while not progress.is_over(epoch):
+            device.begin_steps(cuda.now)
+            for number in range(epoch_steps):
+                if number and progress.is_over(epoch):
+                    break
+                rate = 1.0 - progress.at(epoch, number / epoch_steps)
+                cuda.launch(host, step * chance.lognormvariate(0.0, 0.02))
+                device.end_step(cuda.now)
+                device.pace()
+                for seconds in device.ended_steps():
+                    progress.learn(seconds)
+                steps += 1
+            cuda.synchronize(device.torch)
+            for seconds in device.ended_steps():
+                progress.learn(seconds)
+            epoch += 1
+        assert abs(cuda.now - budget) < 0.55 * max(step, host)
+        assert rate < 0.015 or rate < 1 / steps
+
+
+def test_work_for_a_second_gpu_is_marked_and_paced_on_the_second_gpu(cuda, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    Device("cuda:1", cuda).prepare()
+    assert cuda.log == ["set cuda:1"]
 
 
 def test_memory_and_name_come_from_the_device(device, cuda):
@@ -103,7 +162,7 @@ import torch
 from budgettune.training.device import Device
 device = Device("cpu")
 device.synchronize()
-device.pace(lead=0)
+device.pace()
 device.reset_peak_memory()
 before = device.peak_memory_mb()
 block = torch.ones(64, 2**20)
@@ -118,6 +177,9 @@ print(device.peak_memory_mb() - before)
     ("error", "verdict"),
     [
         (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("GET was unable to find an engine to execute this computation"), True),
         (MemoryError(), True),
         (RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"), True),
         (RuntimeError("shapes do not match"), False),

@@ -1,7 +1,10 @@
 """Real training on small images: the clock, the phases, the schedule, reproduction, and how trials end badly."""
 
+import gc
 import itertools
 import time
+import weakref
+from functools import partial
 
 import pytest
 import torch
@@ -218,3 +221,27 @@ def test_the_witness_watches_training_and_nothing_else(spec, data):
     result = run(spec, data, witness=bystander)
     assert bystander.calls == ["start", "stop"]
     assert (result.status, result.evidence) == ("disturbed", {"why": "noise"})
+
+
+@pytest.mark.parametrize("strategy", ["full", "el2n"])
+def test_the_last_trial_s_model_goes_with_its_last_reference(spec, data, strategy):
+    gc.collect()
+    gc.disable()  # memory must not depend on when the collector comes by
+    try:
+        changes = ["search={}", "train.epochs=1", f"pruning.strategy={strategy}", "pruning.helper_epochs=1"]
+        trained = train(spec.with_overrides(changes), seed=1, data=data)
+        model = weakref.ref(trained.model)
+        del trained
+        assert model() is None
+    finally:
+        gc.enable()
+
+
+def test_every_network_of_a_process_is_compiled_for_its_own_batch_shapes(spec, data, monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    graphs = []
+    for scale in (1.0, 2.0, 3.0):
+        torch._dynamo.utils.counters.clear()
+        run(spec, data, "train.compile=true", f"scale={scale}", "train.epochs=1", "clock.warmup_steps=1")
+        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert graphs == [2, 2, 2]  # the full batch and the last one, each by itself
