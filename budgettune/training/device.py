@@ -50,7 +50,7 @@ class Device:
     """What the trainer asks of a device: wait, measure, describe, pace.
 
     Steps that follow one another are timed from mark to mark: `begin_steps`, then `end_step` after each. CUDA works by
-    itself, so its marks are events, which are read when the device has passed them; elsewhere they are the host's clock.
+    itself, so its marks are events, read when the device has passed them; elsewhere they are readings of the host's clock.
     """
 
     def __init__(self, device: torch.device | str, cuda: Any = torch.cuda) -> None:  # tests give a stand-in for cuda
@@ -73,7 +73,7 @@ class Device:
             self._cuda.synchronize(self.torch)
 
     def begin_steps(self, now: float) -> None:
-        """Mark where the first of several steps begins; `now` is the clock that times them where the device has none."""
+        """Mark where the first of several steps begins; `now` is the host's clock, for devices without one."""
         self._marks.clear()
         self.end_step(now)
 
