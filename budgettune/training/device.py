@@ -50,7 +50,7 @@ class Device:
     """What the trainer asks of a device: wait, measure, describe, pace.
 
     Steps that follow one another are timed from mark to mark: `begin_steps`, then `end_step` after each. CUDA works by
-    itself, so its marks are events, read when the device has passed them; elsewhere they are readings of the host's clock.
+    itself, so its marks are events, read when the device has passed them; elsewhere the host's clock is read.
     """
 
     def __init__(self, device: torch.device | str, cuda: Any = torch.cuda) -> None:  # tests give a stand-in for cuda
