@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from optuna.storages import BaseStorage, RDBStorage
 
     from budgettune.study.early_stop import EarlyStopSummary
+
+Around = Callable[[], AbstractContextManager[Any]]
 
 LEASE_SECONDS = 60.0
 CREATE_PATIENCE_SECONDS = 60.0  # for which a busy database is asked again
@@ -146,12 +149,13 @@ class StudyHandle:
 
     # --- work -------------------------------------------------------------------------------------------------------
 
-    def claim(self) -> Claim | None:
+    def claim(self, around_draws: Around = nullcontext) -> Claim | None:
         """Take the next open trial, drawing a new point where a sampled study has none; None where nothing is open.
 
-        None may also mean that the rest is running elsewhere: ask `is_finished`, and `reconcile` now and then.
+        None may also mean that the rest is running elsewhere: ask `is_finished`, and `reconcile` now and then. A
+        sampler may think for many seconds, and does so inside `around_draws()`, which may raise a KeyboardInterrupt.
         """
-        while (claim := self._take()) is not None:
+        while (claim := self._take(around_draws)) is not None:
             if claim.params.keys() == self.spec.search.keys():
                 return claim
             # Another program's hand: it would train something else than its cell says.
@@ -159,13 +163,13 @@ class StudyHandle:
             self.reconcile()
         return None
 
-    def _take(self) -> Claim | None:
+    def _take(self, around_draws: Around) -> Claim | None:
         if self.spec.sampler.total is not None and self._ledger().is_spent:
             return None
         claim = self._take_waiting()
         if claim is None and self.spec.sampler.name != "grid":
             self.reconcile()  # lost trials mislead samplers, and their points come first
-            claim = self._take_waiting() or self._draw()
+            claim = self._take_waiting() or self._draw(around_draws)
         return claim
 
     def _take_waiting(self) -> Claim | None:
@@ -287,14 +291,14 @@ class StudyHandle:
 
     # --- sampled points ---------------------------------------------------------------------------------------------
 
-    def _draw(self) -> Claim | None:
+    def _draw(self, around_draws: Around) -> Claim | None:
         """Reserve a row for the next point, let the sampler draw its params, and queue its repeats."""
         reserved = transactions.reserve(self.engine, self.study_id, self._next_point)
         if reserved is None:
             return None
         try:
             with translated(redact(self.url)):
-                params = self._draw_params(reserved)
+                params = self._draw_params(reserved, around_draws)
         except BaseException as error:
             message = f"{type(error).__name__}: {error}"
             failure_kind = HANDED_BACK if isinstance(error, KeyboardInterrupt) else "sampler"
@@ -311,11 +315,12 @@ class StudyHandle:
         queued = Ledger(self.spec, rows).to_draw()
         return None if queued is None else NewTrial("RUNNING", queued.row_keys(self.spec))
 
-    def _draw_params(self, reserved: Claim) -> dict[str, Any] | None:
+    def _draw_params(self, reserved: Claim, around_draws: Around) -> dict[str, Any] | None:
         from budgettune.study import sampling
 
         space = sampling.search_space(self.spec)
-        proposal = sampling.propose(self._sampler_storage, self.name, self.spec.sampler, reserved.trial_id, space)
+        with around_draws():
+            proposal = sampling.propose(self._sampler_storage, self.name, self.spec.sampler, reserved.trial_id, space)
         self.storage.engine.dispose()  # Optuna's connection: one more than the two that a worker may hold
         seed = sampling.draw_seed(self.spec.sampler.seed, reserved.number)
         cell, repeats = reserved.slot.cell, range(1, self.spec.sampler.first_repeats)

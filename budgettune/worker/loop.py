@@ -162,11 +162,13 @@ class _Worker:
         self._probe(study)
         if self.stop.is_set:
             return None
-        claim = study.claim()
-        if claim is None and not study.is_finished():
-            study.reconcile(self.options.lease_seconds)
-            claim = study.claim()
-        return claim
+        with suppress(StopRequested):
+            claim = study.claim(self.stop.interrupting)
+            if claim is None and not study.is_finished():
+                study.reconcile(self.options.lease_seconds)
+                claim = study.claim(self.stop.interrupting)
+            return claim
+        return None
 
     def _probe(self, study: StudyHandle) -> None:
         """Time steps that nobody has timed, where the study asks for it, before this worker's first trial of it."""

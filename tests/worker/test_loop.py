@@ -179,10 +179,10 @@ def test_a_database_that_stops_answering_for_a_while_ends_no_worker(sqlite_url, 
     study = make(sqlite_url, "search={scale = [1.0]}")
     claim, calls = StudyHandle.claim, iter([False, True])
 
-    def sometimes(self):
+    def sometimes(self, *around):
         if next(calls, False):
             raise StorageError("away")
-        return claim(self)
+        return claim(self, *around)
 
     monkeypatch.setattr(StudyHandle, "claim", sometimes)
     assert run_worker(sqlite_url, None, OPTIONS).completed == 1

@@ -9,15 +9,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from torch import nn
 
 from budgettune.errors import StopRequested
 from budgettune.spec.study_spec import load_spec
 from budgettune.storage.trials import trial_records
+from budgettune.study import sampling
 from budgettune.study.handle import create_study
-from budgettune.training.data import cache
+from budgettune.training.data import cache, images
 from budgettune.training.data.cache import cache_path
+from budgettune.training.data.images import ImageSet
 from budgettune.training.learner import Learner
 from budgettune.training.profile.probe import Probe
 from budgettune.training.trainer import TrainingRun
@@ -154,6 +157,27 @@ def test_a_signal_while_steps_are_probed_claims_no_trial(sqlite_url, monkeypatch
     assert seconds < SECONDS
     assert study.counts()["FAIL"] == 0
     assert_handed_back(study)
+
+
+def test_a_signal_while_a_sampler_thinks_hands_its_point_back(sqlite_url, monkeypatch):
+    monkeypatch.setattr(sampling, "propose", told_to_stop_in_long_work)
+    search = "search={scale = {low = 1.0, high = 2.0}}"
+    study, _, seconds = stopped_worker(sqlite_url, search, "sampler.name=gp", "sampler.trials=3")
+    assert seconds < SECONDS
+    assert study.counts()["RUNNING"] == 0
+    monkeypatch.undo()
+    assert study.claim().attempt == 1
+
+
+def test_a_large_set_is_resized_in_parts_between_which_a_signal_is_heard(monkeypatch):
+    held = torch.from_numpy(pixels(50, 3, 9, 9))
+    whole = ImageSet(held, torch.zeros(50)).resized(4).images
+    monkeypatch.setattr(images, "_RESIZED_BYTES", 8 * 3 * 9 * 9)
+    parts = []
+    interpolate = images.functional.interpolate
+    monkeypatch.setattr(images.functional, "interpolate", lambda *a, **k: parts.append(a) or interpolate(*a, **k))
+    assert torch.equal(ImageSet(held, torch.zeros(50)).resized(4).images, whole)
+    assert len(parts) == 7
 
 
 def test_a_childs_order_to_stop_reaches_it_outside_the_step_loop():

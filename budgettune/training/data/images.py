@@ -17,6 +17,7 @@ from budgettune.training.data.cache import MappedImages, channel_moments
 
 _CHANNELS = range(1, 5)
 _PART_BYTES = 2**20
+_RESIZED_BYTES = 2**25  # at a time: no signal is heard inside a call, and a large set takes seconds
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,8 +49,11 @@ class ImageSet:
         """Return square images: antialiased bilinear, sides stretched where they differ; a cache was built so."""
         if isinstance(self.images, MappedImages) or self.images.shape[-2:] == (size, size):
             return self
-        resized = functional.interpolate(self.images, size=(size, size), mode="bilinear", antialias=True)
-        return ImageSet(resized.contiguous(), self.labels)
+        resized = self.images.new_empty((*self.images.shape[:2], size, size))
+        count = max(1, _RESIZED_BYTES // max(self.images[0].numel(), resized[0].numel()))
+        for into, part in zip(resized.split(count), self.images.split(count), strict=True):
+            into.copy_(functional.interpolate(part, size=(size, size), mode="bilinear", antialias=True))
+        return ImageSet(resized, self.labels)
 
     def sum_moments(self) -> np.ndarray:
         """Return float64 [2, C], exact: the sums of all values of a channel and of their squares, in bounded memory."""
