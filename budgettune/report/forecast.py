@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
 from budgettune.errors import NothingFits, NothingToDraw, UsageError
 from budgettune.predict.held_out import HeldOut, coverage, held_out
@@ -141,7 +141,7 @@ def _draw_recommended(forecast: StudyForecast, path: tuple[Prediction, ...]) -> 
         name="recommended",
     )
     ran = style.front_line(view, view.answers, name="best that ran")
-    budget_axis = {**style.time_axis(view, "budget"), "type": "log", "rangemode": "normal"}
+    budget_axis = style.time_axis(view, "budget", is_log=True)
     return style.new_figure(
         "What to train within a budget", [band, line, ran], xaxis=budget_axis, yaxis=style.accuracy_axis(view)
     )
@@ -179,33 +179,37 @@ def _surface(forecast: StudyForecast) -> Surface:
 
 
 def _draw_surface(forecast: StudyForecast, surface: Surface) -> go.Figure:
-    figure = make_subplots(1, 2, shared_yaxes=True, subplot_titles=["expected accuracy", "half of its 90% interval"])
     levels = list(zip(*surface, strict=True))
     texts = [["" if one is None else _spelled(one) for one in row] for row in levels]
     means = [[None if one is None else one.accuracy for one in row] for row in levels]
     halves = [[None if one is None else (one.accuracy_high - one.accuracy_low) / 2 for one in row] for row in levels]
-    budgets = [f"{budget:.3g}" for budget in style.in_unit(forecast.view, forecast.budgets).tolist()]
-    for column, values in enumerate((means, halves), start=1):
-        heat = go.Heatmap(
-            x=budgets,
-            y=list(forecast.levels),
+    heats = [
+        go.Heatmap(
+            x=[f"{budget:.3g}" for budget in style.in_unit(forecast.view, forecast.budgets).tolist()],
+            y=list(map(style.html_safe, forecast.levels)),
             z=values,
+            texttemplate=form,
             hovertext=texts,
             hoverinfo="x+y+z+text",
             colorscale=style.SEQUENTIAL,
             zhoverformat=".2%",
-            colorbar={"thickness": 12, "outlinewidth": 0, "x": 0.45 if column == 1 else 1.0, **style.SHARE},
+            showscale=False,
+            xaxis=style.axis_id("x", panel),
+            yaxis=style.axis_id("y", panel),
         )
-        figure.add_trace(heat, row=1, col=column)
+        for panel, values, form in ((1, means, "%{z:.0%}"), (2, halves, "%{z:.1%}"))
+    ]
     name = forecast.view.marker.label if forecast.view.marker else ""
-    axis = {"type": "category", "title": {"text": f"budget ({forecast.view.unit.name})"}}
-    return figure.update_layout(
-        template=style.LIGHT,
-        height=style.HEIGHT,
-        title="What each scale would reach",
-        xaxis={**axis, "domain": [0.0, 0.42]},
-        xaxis2={**axis, "domain": [0.56, 0.98]},
-        yaxis={"type": "category", "title": {"text": style.html_safe(name)}},
+    xaxis = {"type": "category", "title": {"text": f"budget ({forecast.view.unit.name})"}}
+    yaxis = {"type": "category", "title": {"text": style.html_safe(name)}}
+    return style.new_figure(
+        "What each scale would reach",
+        heats,
+        **style.two_panels("expected accuracy", "half of its 90% interval"),
+        xaxis=xaxis,
+        xaxis2=xaxis,
+        yaxis=yaxis,
+        yaxis2=yaxis,
     )
 
 
@@ -222,7 +226,8 @@ def _say_surface(forecast: StudyForecast, surface: Surface) -> str:
 surface = Figure(
     name="surface",
     title="Budget by budget, value by value",
-    guide="Each cell is the best run of that value that ends within the budget. Right: how far it may be off.",
+    guide="Each cell is the best run of that value that ends within the budget; the second panel says how far it may "
+    "be off.",
     values=_surface,
     draw=_draw_surface,
     say=_say_surface,
@@ -238,14 +243,16 @@ def _held_out(forecast: StudyForecast) -> Checks:
 
 def _draw_predicted(forecast: StudyForecast, checks: Checks) -> go.Figure:
     view = forecast.view
-    figure = make_subplots(1, 2, subplot_titles=["training time", "test accuracy"])
     numbers = [f"trial {one.number}" for one in checks]
     predictions = [one.prediction for one in checks]
     said = np.array([(one.seconds, one.seconds_low, one.seconds_high) for one in predictions])
     times = style.in_unit(view, np.column_stack([[one.seconds for one in checks], said])).T
     said = np.array([(one.accuracy, one.accuracy_low, one.accuracy_high) for one in predictions])
     shares = np.column_stack([[one.accuracy for one in checks], said]).T
-    for column, (came, means, low, high) in enumerate((times, shares), start=1):
+    traces: list[Any] = []
+    for panel, (came, means, low, high) in enumerate((times, shares), start=1):
+        axes = {"xaxis": style.axis_id("x", panel), "yaxis": style.axis_id("y", panel)}
+        look: dict[str, Any] = {**axes, "showlegend": False}
         ends = float(min(low.min(), came.min())), float(max(high.max(), came.max()))
         reach = {"type": "data", "symmetric": False, "array": high - means, "arrayminus": means - low}
         trials = style.scatter(
@@ -254,19 +261,19 @@ def _draw_predicted(forecast: StudyForecast, checks: Checks) -> go.Figure:
             numbers,
             marker={"color": style.BLUE, "size": 6, "opacity": 0.8},
             error_x={**reach, "color": style.GREY, "thickness": 0.8, "width": 0},
-            showlegend=False,
+            **look,
         )
-        figure.add_traces([style.diagonal(*ends, showlegend=False), trials], rows=1, cols=column)
+        traces += [style.diagonal(*ends, **look), trials]
     is_log = float(times[0].max()) > LOG_TIME_RATIO * float(times[0].min()) > 0
     kind = {"type": "log"} if is_log else {}
-    return figure.update_layout(
-        template=style.LIGHT,
-        height=style.HEIGHT,
-        title="Predicted against observed, on trials held out",
+    return style.new_figure(
+        "Predicted against observed, on trials held out",
+        traces,
+        **style.two_panels("training time", "test accuracy"),
         xaxis={"title": {"text": f"predicted ({view.unit.name})"}, **kind},
-        yaxis={"title": {"text": "observed"}, **kind},
+        yaxis={"title": {"text": f"observed ({view.unit.name})"}, **kind},
         xaxis2={"title": {"text": "predicted"}, **style.SHARE},
-        yaxis2=style.SHARE,
+        yaxis2={"title": {"text": "observed"}, **style.SHARE},
     )
 
 

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 
 from budgettune.errors import NothingToDraw
 from budgettune.report.axes import FigureAxis
-from budgettune.report.style import CATEGORY_COLOURS, FRONT, html_safe, new_figure, panel_title
+from budgettune.report.style import CATEGORY_COLOURS, FRONT, html_safe, new_figure, two_panels
 from budgettune.report.view import Figure, Overview, configuration_key, counted, objectives
 from budgettune.study.pareto import hypervolume_reference
 from budgettune.text import format_duration
@@ -89,9 +89,7 @@ def _draw_hypervolume(_: Overview, history: VolumeHistory) -> go.Figure:
         [go.Scatter(x=trials, y=volume, **looks), go.Scatter(x=seconds, y=volume, xaxis="x2", yaxis="y2", **looks)],
         height=380,
         showlegend=False,
-        grid={"rows": 1, "columns": 2, "pattern": "independent", "xgap": 0.18, "ygap": 0.3},
-        meta={"panels": 2},
-        annotations=[panel_title(1, "over trials"), panel_title(2, "over training time")],
+        **two_panels("over trials", "over training time"),
         xaxis={"title": {"text": "finished trials"}, "rangemode": "tozero"},
         yaxis=unit,
         xaxis2={"title": {"text": "training seconds of all trials so far"}, "rangemode": "tozero"},

@@ -74,9 +74,12 @@ def new_figure(title: str, traces: Sequence[Any], height: int = HEIGHT, **layout
     return go.Figure(traces, {"template": LIGHT, "title": heading, "margin": {"t": 100}, "height": height, **layout})
 
 
-def time_axis(view: Overview, title: str = "training time", **more: Any) -> dict[str, Any]:
+def time_axis(
+    view: Overview, title: str = "training time", *, is_log: bool | None = None, **more: Any
+) -> dict[str, Any]:
+    """Return an axis of times; logarithmic where the view's are, unless told."""
     heading = {"title": {"text": f"{title} ({view.unit.name})"}}
-    if not view.time_is_log:
+    if not (view.time_is_log if is_log is None else is_log):
         return {**heading, "rangemode": "tozero", **more}
     # plotly's own ticks say 2 and 5 for 0.2 and 50.
     ticks = [digit * 10.0**power for power in range(-6, 6) for digit in (1, 2, 5)]
@@ -201,3 +204,12 @@ def panel_title(place: int, title: str) -> dict[str, Any]:
     refs = {"xref": f"{axis_id('x', place)} domain", "yref": f"{axis_id('y', place)} domain"}
     anchors = {"x": 0, "y": 1.02, "xanchor": "left", "yanchor": "bottom", "showarrow": False}
     return {"text": f"<b>{title}</b>", **refs, **anchors}
+
+
+def two_panels(first: str, second: str) -> dict[str, Any]:
+    """Return the layout of two panels side by side, which a narrow page puts one below the other."""
+    return {
+        "grid": {"rows": 1, "columns": 2, "pattern": "independent", "xgap": 0.18, "ygap": 0.3},
+        "meta": {"panels": 2},
+        "annotations": [panel_title(1, first), panel_title(2, second)],
+    }

@@ -202,8 +202,8 @@ def _grid(view: Overview, titles: list[str]) -> dict[str, Any]:
         "annotations": [style.panel_title(place, title) for place, title in enumerate(titles, start=1)],
     }
     for place in range(1, count + 1):
-        layout[f"xaxis{place}"] = style.time_axis(view, **({} if place == 1 else {"matches": "x"}))
-        layout[f"yaxis{place}"] = style.accuracy_axis(view, **({} if place == 1 else {"matches": "y"}))
+        layout[f"xaxis{place}"] = style.time_axis(view) | ({} if place == 1 else {"matches": "x"})
+        layout[f"yaxis{place}"] = style.accuracy_axis(view) | ({} if place == 1 else {"matches": "y"})
     return layout
 
 

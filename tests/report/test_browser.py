@@ -98,6 +98,34 @@ def test_every_figure_is_drawn_offline_without_an_error(page):
     assert page.locator(".plot").count() == page.locator(".plot .bglayer").count() == expected
 
 
+COVERED = """
+(() => {
+  const covers = (bar, text) =>
+    text.width && bar.left < text.right && text.left < bar.right && bar.top < text.bottom && text.top < bar.bottom;
+  const box = (element) => element.getBoundingClientRect();
+  return [...document.querySelectorAll(".plot")].flatMap((plot) => {
+    const bar = box(plot.querySelector(".modebar"));
+    const near = [...plot.closest(".card").querySelectorAll(".finding, .annotation text, .legend, .ytick text, .bg")];
+    return near.filter((each) => covers(bar, box(each))).map((each) => `${plot.dataset.figure}: ${each.textContent}`);
+  });
+})()
+"""
+
+
+def test_the_buttons_of_a_figure_cover_no_text_on_a_desk_or_a_phone(browser, page, tmp_path):
+    assert page.locator(".modebar").count() == page.locator(".plot").count()
+    assert page.evaluate(COVERED) == []
+    with visit(browser, tmp_path / "page.html", RECORDS, viewport=PHONE) as phone:
+        draw_all(phone)
+        assert phone.evaluate(COVERED) == []
+
+
+def test_findings_and_guides_take_the_whole_width_of_their_card(page):
+    lost = "each.parentElement.clientWidth - each.clientWidth"
+    pixels = page.evaluate(f"[...document.querySelectorAll('.finding, .guide')].map(each => {lost})")
+    assert 0 < max(pixels) < 40  # the padding of the card
+
+
 def test_the_main_figure_has_a_point_for_every_finished_trial(page):
     layer = page.locator("[data-figure=machine0-front] .scatterlayer")
     under_labels = layer.locator(".textpoint text").count()

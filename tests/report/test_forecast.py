@@ -65,6 +65,8 @@ def test_the_path_grows_no_worse_with_the_budget_and_keeps_it(made):
 def test_each_figure_has_what_the_page_needs(made, name):
     figure = draw(name, made.view, SPEC.search, made)
     assert len(figure.data) >= 2
+    panels = [name for name in figure.layout.to_plotly_json() if name.startswith("xaxis")]
+    assert (figure.layout.meta or {}).get("panels", 1) == len(panels)  # a narrow page puts each in a row of its own
     assert FIGURES[name].say(made, FIGURES[name].values(made)).endswith(".")
 
 
@@ -87,6 +89,7 @@ def test_the_command_draws_them_on_the_page_or_says_why_not(run, sqlite_url, tmp
     make_study(sqlite_url, 30).close()
     assert run("report")[0] == 0
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert '<p class="guide"><code>budgettune recommend --budget</code> gives' in page
     assert all(f'data-figure="machine0-{name}"' in page for name in FORECASTS)
     few = f"sqlite:///{tmp_path / 'few.db'}"
     make_study(few, 3).close()
