@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Any
 
 _SECONDS = {"d": 86_400.0, "h": 3_600.0, "m": 60.0, "s": 1.0, "ms": 1e-3}
@@ -107,6 +109,17 @@ def short_names(names: Iterable[str]) -> dict[str, str]:
     last = {name: name.rpartition(".")[2] for name in names}
     counts = Counter(last.values())
     return {name: short if counts[short] == 1 else name for name, short in last.items()}
+
+
+def listing(names: Sequence[str], most: int = 5) -> str:
+    """Return the first names of a list, and an ellipsis where there are more."""
+    return ", ".join(names[:most]) + (" …" if len(names) > most else "")
+
+
+@lru_cache(maxsize=1_024)
+def warn_once(logger: logging.Logger, text: str) -> None:
+    """Log a warning that the process has not logged yet, on one line."""
+    logger.warning("%s", one_line(text))
 
 
 def _escaped(match: re.Match[str]) -> str:

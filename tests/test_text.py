@@ -1,10 +1,11 @@
+import logging
 import math
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from budgettune.text import format_duration, parse_duration
+from budgettune.text import format_duration, listing, parse_duration, warn_once
 
 
 @pytest.mark.parametrize(
@@ -40,3 +41,15 @@ def test_a_printed_duration_reads_back_to_within_its_precision(seconds):
 )
 def test_durations_are_printed_short(seconds, text):
     assert format_duration(seconds) == text
+
+
+def test_a_list_of_names_ends_in_an_ellipsis_where_it_is_long():
+    assert listing(["ant", "bee"]) == "ant, bee"
+    assert listing([*"abcdefg"], most=3) == "a, b, c …"
+
+
+def test_a_warning_is_logged_once_and_on_one_line(caplog):
+    logger = logging.getLogger("budgettune.tests")
+    for _ in range(2):
+        warn_once(logger, "a name\nof two lines")
+    assert caplog.messages == ["a name\\nof two lines"]

@@ -7,7 +7,6 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import lru_cache
 
 from budgettune.errors import StorageError, StudyNotFound
 from budgettune.records import TrialRecord
@@ -17,6 +16,7 @@ from budgettune.storage.connection import Engine, open_engine, reading
 from budgettune.storage.slots import slot_rows
 from budgettune.storage.studies import StudyRow, all_studies, machine_keys
 from budgettune.study.ledger import GivenUp, Ledger
+from budgettune.text import warn_once
 
 logger = logging.getLogger(__name__)
 
@@ -52,14 +52,8 @@ def study_names(url: str) -> list[str]:
     if None not in faults.values():
         raise StorageError(str(faults[rows[0].name]))
     for fault in filter(None, faults.values()):
-        _warn_once(f"left out: {fault}")
+        warn_once(logger, f"left out: {fault}")  # and not at every look of a worker that waits
     return [name for name, fault in faults.items() if fault is None]
-
-
-@lru_cache(maxsize=1024)
-def _warn_once(text: str) -> None:
-    """Warn, but not at every look of a worker that waits."""
-    logger.warning("%s", text)
 
 
 def _read(row: StudyRow) -> tuple[StudySpec | None, str | None]:

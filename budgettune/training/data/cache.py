@@ -33,7 +33,7 @@ Write = Callable[[int, np.ndarray], None]
 Fill = Callable[[Write], None]
 Store = Callable[[Shape, Fill], None]
 
-_FORMAT = 2  # part of the key: another format is another file
+_FORMAT = 3  # part of the key: another format, or another way to read pictures, is another file
 _HEADER_BYTES = 4_096  # a page: images of whole pages do not straddle one more
 _ROWS_PER_RELEASE = 32
 

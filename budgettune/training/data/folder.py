@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
-import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -13,26 +13,25 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from budgettune.errors import DataError
 from budgettune.machine.fingerprint import usable_cores
 from budgettune.spec.tables import DataSpec
-from budgettune.text import message_of
+from budgettune.text import listing, warn_once
 from budgettune.training.data.cache import Fill, MappedImages, Shape, Write, cache_path, content_key, mapped_images
 from budgettune.training.data.images import ImageSet, SourceImages, hold_out
+from budgettune.training.data.pictures import decode
 from budgettune.training.data.sources import quiet
+from budgettune.training.data.tree import LAYOUT, ImageTree, Unread, count_unused, find_tree, list_images
 
 T = TypeVar("T")
 
 HELD_OUT_FRACTION = 0.2
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
-_GREY_MODES = frozenset(("1", "L", "LA", "La"))
-_DEEP_MODES = ("I", "F")  # and I;16, I;16B, …
 _MOST_THREADS = 16
 _BLOCK_BYTES = 2**20
-_LAYOUT = "lay it out as train/CLASS/IMAGE and test/CLASS/IMAGE, or as CLASS/IMAGE to have it split"
+
+logger = logging.getLogger(__name__)
 
 
 def read_folder(spec: DataSpec) -> SourceImages:
@@ -40,70 +39,63 @@ def read_folder(spec: DataSpec) -> SourceImages:
 
     Classes are numbered in the order of their names. Images are grey where all files are, else RGB. Where
     image_size is given, each file is resized as it is decoded, so that large photographs never lie in memory whole.
-    Where cache is given, the images stay in a file there, which is written by the first who needs it.
+    Where cache is given, the images stay in a file there, which is written by the first who needs it. What was found,
+    and what was not read, is said once.
 
     Raises:
         DataError: where the tree has another shape, a file cannot be decoded or has another size, or the cache cannot
             be written.
     """
     if spec.root is None:
-        raise DataError(f"data.root is missing: set it to the folder of your images; {_LAYOUT}")
+        raise DataError(f"data.root is missing: set it to the folder of your images; {LAYOUT}")
     root = Path(spec.root).expanduser()
     if not root.is_dir():
-        raise DataError(f"{root}: no such folder: correct data.root; {_LAYOUT}")
-    parts = [root / "train", root / "test"]
-    present = [part for part in parts if part.is_dir()]
-    if len(present) == 1:
-        missing = next(part for part in parts if part not in present)
-        raise DataError(f"{missing}: no such folder beside {present[0].name}: {_LAYOUT}")
-    folders = present or [root]
-    classes = _classes(folders[0])
-    if odd := sorted(set(classes) ^ set(_classes(folders[-1]))):
-        raise DataError(
-            f"{folders[1]}: other classes than {folders[0]} ({', '.join(odd[:5])}{' …' if len(odd) > 5 else ''}): "
-            f"give both the same class folders"
-        )
-    listed = [_files(folder, classes) for folder in folders]
-    files = [file for part in listed for file in part]
-    images = ImageSet(_read(root, [path for path, _ in files], spec), torch.tensor([label for _, label in files]))
-    if present:
-        train, test = images.take(slice(len(listed[0]))), images.take(slice(len(listed[0]), None))
+        raise DataError(f"{root}: no such folder: correct data.root; {LAYOUT}")
+    with quiet():
+        tree, unread = find_tree(root), Unread()
+        listed = [list_images(classes, unread) for classes in (tree.train, tree.test) if classes is not None]
+        count_unused(tree, unread)
+    _check(root, tree, listed)
+    paths = [path for part in listed for found in part.values() for path in found]
+    labels = [label for part in listed for label, found in enumerate(part.values()) for _ in found]
+    images = ImageSet(_read(root, paths, spec), torch.tensor(labels), np.array(paths, dtype=object))
+    if tree.test is not None:
+        count = sum(map(len, listed[0].values()))
+        train, test = images.take(slice(count)), images.take(slice(count, None))
     else:
-        count = max(1, round(len(images) * HELD_OUT_FRACTION))
+        count = min(max(1, round(len(images) * HELD_OUT_FRACTION)), len(images) - len(tree.train))
         rest, held = hold_out(images.labels, count, (spec.seed, 0), str(root))
         train, test = images.take(rest), images.take(held)
+    _say(root, tree, train, test, unread)
     # Nothing says that a mirrored image still shows the same class: it may be text or a hand.
-    return SourceImages(train=train, test=test, num_classes=len(classes), flip=False)
+    return SourceImages(train=train, test=test, num_classes=len(tree.train), flip=False)
 
 
-def _classes(folder: Path) -> list[str]:
-    classes = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    if len(classes) < 2:
-        raise DataError(f"{folder}: {len(classes)} class folders, at least two are needed: {_LAYOUT}")
-    return classes
+def _check(root: Path, tree: ImageTree, listed: Sequence[dict[str, list[str]]]) -> None:
+    """Raise DataError where a class has no training image, or there are too few to judge by."""
+    for name, found in listed[0].items():
+        if not found:
+            unread = Unread()
+            list_images({name: tree.train[name]}, unread)
+            but = f", but {unread}: add some" if unread.counts else ": add some"
+            folders = " and ".join(str(folder) for folder in [*tree.train[name], *(tree.test or {}).get(name, [])])
+            raise DataError(f"{tree.train[name][0]}: no images in this class{but}, or delete {folders}")
+    if tree.test is not None and not any(listed[1].values()):
+        raise DataError(f"{root}: no test images: add some; {LAYOUT}")
+    if tree.test is None and sum(map(len, listed[0].values())) == len(tree.train):
+        raise DataError(f"{root}: one image in each class, and none left to judge by: add more")
 
 
-def _files(folder: Path, classes: Sequence[str]) -> list[tuple[str, int]]:
-    """Return every image file with its label, in the order of names."""
-    files = []
-    for label, name in enumerate(classes):
-        paths = list(_images_under(folder / name))
-        if not paths:
-            raise DataError(
-                f"{folder / name}: no images in this class ({', '.join(_SUFFIXES)}): add some, or delete the folder"
-            )
-        files += [(path, label) for path in paths]
-    return files
-
-
-def _images_under(folder: Path | str) -> Iterator[str]:
-    with os.scandir(folder) as found:  # plain text: a million Paths would fill a gigabyte
-        entries = sorted(found, key=lambda entry: entry.name)
-    for entry in entries:
-        if entry.is_dir(follow_symlinks=False):
-            yield from _images_under(entry.path)
-        elif entry.name.lower().endswith(_SUFFIXES) and not entry.name.startswith(".") and entry.is_file():
-            yield entry.path
+def _say(root: Path, tree: ImageTree, train: ImageSet, test: ImageSet, unread: Unread) -> None:
+    """Say once what was found, so that a tree that is misread does not go unnoticed."""
+    how = "to judge by" if tree.test is not None else "held out to judge by"
+    found = f"{len(tree.train)} classes ({listing(list(tree.train))})"
+    warn_once(logger, f"{root}: {found}, {len(train)} images to train on, {len(test)} {how}")
+    if unread.counts:
+        warn_once(logger, f"{root}: not read: {unread}: save as JPEG or PNG what should count")
+    judged = set(test.labels.tolist())
+    if lacking := [name for label, name in enumerate(tree.train) if label not in judged]:
+        warn_once(logger, f"{root}: no test images of {listing(lacking)}: accuracy says nothing of that")
 
 
 def _read(root: Path, paths: Sequence[str], spec: DataSpec) -> Tensor | MappedImages:
@@ -128,7 +120,7 @@ def _in_memory(shape: Shape, fill: Fill) -> Tensor:
 def _decode_into(store: Callable[[Shape, Fill], T], paths: Sequence[str], size: int | None) -> T:
     """Decode all files into a store, and return what it makes of them: grey where all of them are, else RGB."""
     with quiet():
-        first = _decode(paths[0], size)
+        first = decode(paths[0], size)
     height, width = first.shape[:2]
 
     def store_in(channels: int) -> T:
@@ -152,7 +144,7 @@ def _decode_all(paths: Sequence[str], size: int | None, shape: tuple[int, int, i
         for image, path in zip(block, part, strict=True):
             if ends.is_set():  # a block may be hundreds of photographs, and the pool waits for those that began
                 return
-            image[:] = _planes(_decode(path, size), shape, path, paths[0])
+            image[:] = _planes(decode(path, size), shape, path, paths[0])
         write(row, block)
 
     with quiet(), ThreadPoolExecutor(min(_MOST_THREADS, usable_cores())) as pool:
@@ -180,19 +172,3 @@ def _planes(array: np.ndarray, shape: tuple[int, int, int], path: str, first: st
 
 class _ColourFoundError(Exception):
     """A colour file among grey ones."""
-
-
-def _decode(path: str, size: int | None) -> np.ndarray:
-    try:
-        with Image.open(path) as opened:
-            mode = opened.mode
-            if mode.startswith(_DEEP_MODES):
-                raise DataError(f"{path}: more than 8 bits per pixel (mode {mode}): save it as an 8-bit image")
-            image = opened.convert("L" if mode in _GREY_MODES else "RGB")
-        if size is not None and image.size != (size, size):
-            image = image.resize((size, size), Image.Resampling.BILINEAR)
-        return np.array(image)
-    except DataError:
-        raise
-    except Exception as error:  # a damaged file may trip its decoder anywhere
-        raise DataError(f"{path}: cannot be read as an image ({message_of(error)}): replace it or delete it") from None

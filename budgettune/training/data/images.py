@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from budgettune.errors import DataError
+from budgettune.text import listing
 from budgettune.training.data.cache import MappedImages, channel_moments
 
 _CHANNELS = range(1, 5)
@@ -26,6 +28,7 @@ class ImageSet:
 
     images: Tensor | MappedImages  # uint8 [N, C, H, W], in memory or in a cache file
     labels: Tensor  # int64 [N]
+    files: np.ndarray | None = None  # [N] of their paths, where each lies in a file
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -33,7 +36,8 @@ class ImageSet:
     def take(self, indices: Tensor | slice) -> ImageSet:
         """Return the images of the indices, in their order; those of a cache file stay there."""
         images = self.images.select(indices) if isinstance(self.images, MappedImages) else self.images[indices]
-        return ImageSet(images, self.labels[indices])
+        rows = indices if isinstance(indices, slice) else indices.numpy()
+        return ImageSet(images, self.labels[indices], None if self.files is None else self.files[rows])
 
     def places(self, indices: Tensor) -> Tensor:
         """Return indices where `images[…]` reads them: on the host for a cache file, else as they are.
@@ -62,6 +66,20 @@ class ImageSet:
         parts = self.images.split(max(1, _PART_BYTES // self.images[0].numel()))
         sums: np.ndarray = np.sum([channel_moments(part.numpy()).sum(axis=0) for part in parts], axis=0)
         return sums
+
+    def fingerprints(self) -> np.ndarray:
+        """Return opaque values [N] that images share where they are the same, and else next to never."""
+        moments = self._moments()
+        return np.ascontiguousarray(moments.reshape(len(moments), -1)).view(f"V{moments[0].nbytes}").ravel()
+
+    def _moments(self) -> np.ndarray:
+        if isinstance(self.images, MappedImages):
+            return np.asarray(self.images.moments[self.images.rows])
+        parts = self.images.split(max(1, _PART_BYTES // self.images[0].numel()))
+        return np.concatenate([channel_moments(part.numpy()) for part in parts])
+
+    def digest(self, row: int) -> bytes:
+        return hashlib.blake2b(self.images[torch.tensor([row])].numpy().tobytes()).digest()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -141,7 +159,7 @@ def check_classes(labels: Tensor, num_classes: int, where: str) -> None:
     empty = list(itertools.islice((cls for cls in range(num_classes) if cls not in present), 6))
     if empty:
         raise DataError(
-            f"{where}: no training image of class {', '.join(map(str, empty[:5]))}{' …' if len(empty) > 5 else ''}: "
+            f"{where}: no training image of class {listing([*map(str, empty)])}: "
             f"add some, or number the classes from 0 without gaps"
         )
 
@@ -174,6 +192,14 @@ def _quotas(sizes: np.ndarray, count: int) -> np.ndarray:
     while quotas.sum() < count:
         quotas[np.argmax(np.where(quotas < sizes - 1, shares - quotas, -np.inf))] += 1
     return quotas
+
+
+def copies(train: ImageSet, held_out: ImageSet) -> list[tuple[int, int]]:
+    """Return the rows of held-out images that are training images too, each with the row of the first of those."""
+    ours, theirs = train.fingerprints(), held_out.fingerprints()
+    rows = {train.digest(row): row for row in np.flatnonzero(np.isin(ours, theirs))[::-1].tolist()}
+    alike = np.flatnonzero(np.isin(theirs, ours)).tolist()
+    return [(row, rows[digest]) for row in alike if (digest := held_out.digest(row)) in rows]
 
 
 def _tensor(values: Any, what: str) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -12,11 +13,11 @@ import torch
 from budgettune.errors import DataError
 from budgettune.spec.tables import DataSpec
 from budgettune.spec.trust import Trust
-from budgettune.text import message_of
+from budgettune.text import message_of, warn_once
 from budgettune.training.data.augment import augment, normalise
 from budgettune.training.data.fashion_mnist import read_fashion_mnist
 from budgettune.training.data.folder import read_folder
-from budgettune.training.data.images import ImageSet, SourceImages, hold_out
+from budgettune.training.data.images import ImageSet, SourceImages, copies, hold_out
 from budgettune.training.data.sources import read_cifar, read_code, read_digits
 
 __all__ = ["ImageData", "ImageSet", "augment", "load_data", "normalise"]
@@ -28,6 +29,7 @@ _READERS: dict[str, Callable[[DataSpec], SourceImages]] = {
     "cifar100": read_cifar,
     "folder": read_folder,
 }
+logger = logging.getLogger(__name__)
 _PAD_FRACTION = 8  # the usual 4 pixels around the 32 of CIFAR, in proportion
 
 
@@ -75,6 +77,9 @@ def load_data(spec: DataSpec, *, trust: Trust = Trust()) -> ImageData:
     if spec.image_size is not None:
         train, held_out = (part.resized(spec.image_size) for part in (train, held_out))
     _check_shapes(train.images.shape, held_out.images.shape, spec.name)
+    if spec.facts is None:
+        _say_copies(train, held_out, spec)
+    train, held_out = replace(train, files=None), replace(held_out, files=None)  # a million names are 100 MB
     mean, std = _channel_statistics(train)
     return ImageData(
         name=spec.name,
@@ -117,6 +122,20 @@ def _check_shapes(train: Sequence[int], held_out: Sequence[int], name: str) -> N
             f"{name}: training images of {height}×{width} and others of {other[1]}×{other[2]} pixels: "
             f"set data.image_size to bring all to one square size"
         )
+
+
+def _say_copies(train: ImageSet, held_out: ImageSet, spec: DataSpec) -> None:
+    if not (found := copies(train, held_out)):
+        return
+    row, twin = found[0]
+    which = f"image {row} is training image {twin}"
+    if train.files is not None and held_out.files is not None:
+        which = f"{held_out.files[row]} is {train.files[twin]}"
+    warn_once(
+        logger,
+        f"{spec.root or spec.name}: {len(found)} of {len(held_out)} {spec.evaluate_on} images are training images too "
+        f"({which}): accuracy is too high by what is remembered; delete the copies",
+    )
 
 
 def _channel_statistics(train: ImageSet) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -7,24 +7,7 @@ from budgettune.errors import DataError
 from budgettune.spec.tables import DataSpec
 from budgettune.training.data.load import load_data
 from tests.support.image_files import pixels, same
-
-
-def write_image(path, *, mode="RGB", size=(8, 8), seed=0):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    shape = (size[1], size[0]) if mode == "L" else (size[1], size[0], len(mode))
-    Image.fromarray(pixels(*shape, seed=seed)).save(path)
-
-
-def write_tree(root, *, parts=("train", "test"), classes=("ant", "bee"), each=4, suffix="png", **settings):
-    for part in parts:
-        for label, cls in enumerate(classes):
-            for number in range(each):
-                write_image(root / part / cls / f"{number:03d}.{suffix}", seed=100 * label + number, **settings)
-    return root
-
-
-def folder(root, **settings):
-    return load_data(DataSpec(name="folder", root=str(root), **settings))
+from tests.support.image_trees import folder, write_image, write_tree
 
 
 def test_a_tree_is_read_in_the_order_of_names(tmp_path):
@@ -113,9 +96,9 @@ def remove_files(path):
     ("change", "message"),
     [
         (lambda root: remove_files(root / "train" / "bee"), r"train/bee: no images in this class"),
-        (lambda root: (root / "test" / "bee").rename(root / "test" / "wasp"), r"other classes than .*bee, wasp"),
-        (lambda root: (root / "test").rename(root / "val"), r"test: no such folder beside train"),
-        (lambda root: (root / "train" / "bee").rename(root / "bee"), r"train: 1 class folders"),
+        (lambda root: (root / "test" / "bee").rename(root / "test" / "wasp"), r"classes that training lacks \(wasp\)"),
+        (lambda root: (root / "test").rename(root / "other"), r"test: no such folder beside train"),
+        (lambda root: (root / "train" / "bee").rename(root / "bee"), r"train: only one class folder, ant"),
     ],
 )
 def test_a_tree_of_the_wrong_shape_says_how_to_lay_it_out(tmp_path, change, message):
