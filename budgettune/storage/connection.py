@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-import sqlite3
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from functools import partial
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
@@ -23,6 +21,8 @@ from sqlalchemy import Engine, event
 
 from budgettune.errors import StorageError
 from budgettune.storage.driver_errors import is_busy, redact, translated
+from budgettune.storage.sqlite_file import SqliteConnection, sqlite_file, was_disturbed
+from budgettune.storage.sqlite_file import tune as tune_sqlite
 from budgettune.text import one_line, variable
 
 if TYPE_CHECKING:
@@ -77,13 +77,6 @@ def parse_url(url: str) -> sa.URL:
     return parsed
 
 
-def sqlite_file(url: sa.URL) -> Path | None:
-    """Return the file of an SQLite URL, None for a database in memory."""
-    name = (url.database or "").removeprefix("file:")
-    in_memory = not name or name.startswith(":memory:") or url.query.get("mode") == "memory"
-    return None if in_memory else Path(name)
-
-
 def shown(url: sa.URL) -> str:
     """Return a URL for people, without its password."""
     return redact(url.render_as_string(hide_password=True))
@@ -94,6 +87,8 @@ def reading(engine: Engine) -> Iterator[sa.Connection]:
     """Yield a connection for reading; it takes no lock, and works on a read-only file."""
     with translated(shown(engine.url)), engine.connect().execution_options(budgettune_read=True) as connection:
         yield connection
+        if was_disturbed(connection):
+            raise StorageError(f"{shown(engine.url)}: somebody began to write it while it was read: ask again")
 
 
 @contextmanager
@@ -103,18 +98,10 @@ def writing(engine: Engine) -> Iterator[sa.Connection]:
         yield connection
 
 
-class _Connection(sqlite3.Connection):
-    """Closed with its last reference, so that nobody has to dispose of an engine."""
-
-    def __del__(self) -> None:
-        with suppress(sqlite3.ProgrammingError):  # it never opened
-            self.close()
-
-
 def _engine_options(url: sa.URL, poolclass: type[sa.Pool] | None = None) -> dict[str, Any]:
     pool: dict[str, Any] = {} if poolclass is None else {"poolclass": poolclass}
     if url.get_backend_name() == "sqlite":
-        return {"connect_args": {"timeout": BUSY_TIMEOUT_SECONDS, "factory": _Connection}, **pool}
+        return {"connect_args": {"timeout": BUSY_TIMEOUT_SECONDS, "factory": SqliteConnection}, **pool}
     # prepare_threshold: prepared statements belong to one server connection, and a pooler hands out many.
     connect_args: dict[str, Any] = {"prepare_threshold": None} if url.drivername == "postgresql+psycopg" else {}
     defaults = {"connect_timeout": CONNECT_TIMEOUT_SECONDS, "tcp_user_timeout": NETWORK_TIMEOUT_MS}
@@ -174,8 +161,7 @@ def _tuned(engine: Engine, *, read_only: bool = False) -> Engine:
     With `read_only` the database refuses writes; on SQLite no read then waits for a writer, or keeps one waiting.
     """
     if engine.dialect.name == "sqlite":
-        event.listen(engine, "connect", _on_sqlite_connect)
-        event.listen(engine, "begin", _on_sqlite_begin)
+        tune_sqlite(engine, read_only=read_only)
     else:
         event.listen(engine, "connect", _on_postgresql_connect)
         event.listen(engine, "do_connect", _connect_to_postgresql)
@@ -183,23 +169,8 @@ def _tuned(engine: Engine, *, read_only: bool = False) -> Engine:
     if read_only:
         # Per transaction on PostgreSQL: a setting of the session would reach others through a pooler.
         engine.update_execution_options(budgettune_read=True, postgresql_readonly=True)
-        if engine.dialect.name == "sqlite":
-            event.listen(engine, "connect", lambda connection, _: connection.execute("PRAGMA query_only=ON"))
     engine.dispose()  # connections that were opened before know nothing of these events
     return engine
-
-
-def _on_sqlite_connect(connection: DBAPIConnection, _record: object) -> None:
-    # The driver's own BEGIN is deferred: two workers read the same WAITING row before either writes.
-    connection.isolation_level = None
-    # One text that is no UTF-8, from whatever program, must not make all studies of the file unreadable.
-    connection.text_factory = partial(str, encoding="utf-8", errors="replace")
-    connection.execute("PRAGMA synchronous=NORMAL")
-
-
-def _on_sqlite_begin(connection: sa.Connection) -> None:
-    read_only = connection.get_execution_options().get("budgettune_read", False)
-    connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
 
 
 _tuned_servers: WeakSet[Engine] = WeakSet()
@@ -373,7 +344,10 @@ def schema_lock(url: sa.URL, timeout_seconds: float = 60) -> Iterator[None]:
         except Timeout:
             raise busy from None
         except OSError as error:
-            raise StorageError(f"{shown(url)}: cannot make a lock file beside it ({error.strerror})") from None
+            raise StorageError(
+                f"{shown(url)}: cannot make a lock file beside it ({error.strerror}): "
+                f"give this user write permission on its folder"
+            ) from None
         with held:
             yield
         return
