@@ -21,11 +21,11 @@ from budgettune.cli.output import (
     err,
     hypervolume_line,
     leave_if_stopped,
+    make_streams_take_anything,
     out,
     print_rows,
     print_trials,
     say,
-    spell_out_what_streams_lack,
 )
 from budgettune.errors import BudgetTuneError
 from budgettune.storage.connection import storage_url
@@ -238,7 +238,7 @@ def main() -> None:
     """Run the command line; print deliberate errors in one line and leave with 1, or 2 for wrong usage."""
     for number in SIGNALS:
         signal.signal(number, _leave)
-    spell_out_what_streams_lack()
+    make_streams_take_anything()
     try:
         app()
     except Exception as error:

@@ -7,10 +7,12 @@ import csv
 import io
 import json
 import math
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -35,9 +37,9 @@ class Screen(Console):
     """A terminal that shows the control characters of its texts instead of obeying them."""
 
     def __init__(self, **options: Any) -> None:
+        if os.environ.get("COLUMNS") == "0":  # of a terminal without a size; the help of commands would have no room
+            del os.environ["COLUMNS"]
         super().__init__(emoji=False, **options)
-        if self.width < 1:  # COLUMNS=0
-            self.width = 80
 
     @property
     def room(self) -> int:
@@ -79,10 +81,13 @@ def _spelled_out(error: UnicodeError) -> tuple[str, int]:
 codecs.register_error("budgettune", _spelled_out)
 
 
-def spell_out_what_streams_lack() -> None:
-    """Let no character end a command that standard output or error cannot encode (LANG=C, code pages, ASCII)."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
+def make_streams_take_anything() -> None:
+    """Let no command fail of what standard output or error cannot encode (LANG=C, code pages), nor of a closed one."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # `>&-`
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="budgettune")
 
 

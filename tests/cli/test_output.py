@@ -9,10 +9,10 @@ import pytest
 from rich.cells import cell_len
 
 from budgettune.cli import main, output
-from budgettune.cli.live import drawn, snapshot
+from budgettune.cli.live import TerminalProgress, drawn, snapshot
 from budgettune.cli.output import Screen, print_fields, print_table, shown
 from budgettune.comparison.show import table_rows
-from budgettune.records import TrialRecord
+from budgettune.records import Claim, TrialRecord
 from budgettune.spec.study_spec import StudySpec
 from budgettune.study.handle import create_study
 from tests.support.made_comparisons import BETTER, FULL_AT, comparison
@@ -189,9 +189,24 @@ def test_no_rows_print_nothing():
     assert text_of(80, lambda console: print_table([], screen=console)) == ""
 
 
-def test_a_width_of_nothing_is_none_that_anybody_meant(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "0")
-    assert Screen(file=io.StringIO(), force_terminal=True).room == 80
+@pytest.mark.parametrize("columns", ["0", "abc", "-1", ""])
+def test_a_width_that_is_none_leaves_room_for_tables_and_help(run, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", columns)
+    assert Screen(file=io.StringIO(), force_terminal=True).room >= 40
+    assert "Pareto front" in run("front", "--help")[1]
+
+
+def test_colours_that_are_forced_into_a_log_bring_no_moving_lines(monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    log = Screen(file=io.StringIO())
+    assert log.is_terminal and not log.is_live
+    with log.status("training"):
+        pass
+    progress = TerminalProgress(log)
+    claim = Claim(trial_id=1, number=1, params={}, cell=0, repeat=0, attempt=1, seed=0)
+    progress.claimed(None, claim)
+    progress.close()
+    assert log.file.getvalue() == ""
 
 
 @pytest.fixture
@@ -236,3 +251,11 @@ def test_a_bar_and_a_status_in_ascii_move_in_ascii(monkeypatch):
         pass
     stream.flush()
     assert b"training" in stream.buffer.getvalue()
+
+
+@pytest.mark.parametrize("line", ["front", "front --format json", "front --format csv", "study export", "--help"])
+def test_a_closed_standard_output_fails_no_command(run, monkeypatch, sqlite_url, line):
+    study_of(sqlite_url, 1)
+    monkeypatch.setattr(sys, "stdout", None)
+    assert run(*line.split())[0] == 0
+    sys.stdout.close()
