@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import re
+import reprlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
@@ -120,6 +121,33 @@ def listing(names: Sequence[str], most: int = 5) -> str:
 def warn_once(logger: logging.Logger, text: str) -> None:
     """Log a warning that the process has not logged yet, on one line."""
     logger.warning("%s", one_line(text))
+
+
+class _AsWritten(reprlib.Repr):
+    """Values as a study file spells them, and only so deep and long."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = self.maxlong = 60
+
+    def repr_bool(self, value: bool, level: int) -> str:
+        return str(value).lower()
+
+    def repr_tuple(self, value: tuple[Any, ...], level: int) -> str:
+        return self.repr_list(list(value), level)
+
+    def repr_date(self, value: Any, level: int) -> str:
+        return str(value.isoformat())
+
+    repr_datetime = repr_time = repr_date
+
+
+_repr = _AsWritten()
+
+
+def as_written(value: Any) -> str:
+    """Return a value as a study file spells it, cut short."""
+    return shortened(_repr.repr(value), 60)
 
 
 def _escaped(match: re.Match[str]) -> str:

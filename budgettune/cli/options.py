@@ -123,6 +123,6 @@ Threads = Annotated[
 Sets = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", metavar="KEY=VALUE", help="Override any field of the study file (repeatable), such as train.epochs=1."
+        "--set", metavar="KEY=VALUE", help="Override any field of the study file (repeatable), such as train.epochs=10."
     ),
 ]

@@ -83,7 +83,7 @@ def study_create(
     if decided := study.spec.pruning.decided:
         say(f"pruning, decided on {study.spec.pruning.evidence}: {decided}", out)
     by = study.spec.sampler.name
-    cells = f"{len(study.spec.cells())} cells" if by == "grid" else f"points by {by}"
+    cells = f"{study.spec.cell_count()} cells" if by == "grid" else f"points by {by}"
     say(f"study {study.name!r}: {cells}, repeats {study.spec.sampler.repeats}. Next: budgettune worker", out)
 
 

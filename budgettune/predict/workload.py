@@ -7,7 +7,6 @@ A configuration that never ran has no record of its multiply-adds. Here they are
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -16,7 +15,7 @@ from typing import Any
 from budgettune.errors import SpecError, UsageError
 from budgettune.records import TrialRecord
 from budgettune.spec.documents import full_key
-from budgettune.spec.pruning import PruningSpec, expected_visits
+from budgettune.spec.pruning import PruningSpec, visits_of_epochs
 from budgettune.spec.study_spec import StudySpec
 from budgettune.spec.tables import BUILT_IN_SETS, DataSpec, ModelSpec, is_code
 
@@ -137,7 +136,7 @@ RunLength = tuple[Workload, int]
 
 @lru_cache(maxsize=8_192)
 def _epoch_sizes(pruning: PruningSpec, images: int, epochs: int) -> Mapping[int, int]:
-    return Counter(expected_visits(pruning, images, epochs))
+    return visits_of_epochs(pruning, images, epochs)
 
 
 def visited_samples(record: TrialRecord) -> int:

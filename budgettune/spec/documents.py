@@ -1,16 +1,16 @@
-"""A study file as nested dicts: dotted keys, what `--set` changes; and what is wrong with one, in words."""
+"""A study file as nested dicts: its TOML, its dotted keys, and what `--set` changes."""
 
 from __future__ import annotations
 
-import difflib
-import reprlib
+import re
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from budgettune.errors import SpecError
+from budgettune.spec.faults import kind_at
 from budgettune.spec.tables import RangeSpec
 from budgettune.text import shortened
 
@@ -23,52 +23,101 @@ SHORT_KEYS = {
 }
 """Search keys that stand for a longer one."""
 
-FAULTS_SHOWN = 5
-_repr = reprlib.Repr()  # goes only so deep
-_repr.maxstring = _repr.maxother = _repr.maxlong = 60
+WHAT_TOML_MEANS = {
+    "Invalid value": "text goes in quotes, true and false in small letters",
+    "Cannot overwrite a value": "the key is there twice",
+    "Cannot declare": "the table is there twice",
+    "Unescaped": "write paths with / or in single quotes",
+    "Invalid hex value": "write paths with / or in single quotes",
+}
+"""What to do about the complaints of Python's TOML reader that do not say so themselves."""
+OTHER_LANGUAGES = {"JSON": r"\s*\{", "YAML": r"(---|(#.*\s+)*[\w-]+:(\s|$))"}
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """Return the nested dicts of a TOML text.
+
+    Raises:
+        SpecError: where it is none, with the line that is wrong and what to do about it.
+    """
+    text = text.removeprefix("\ufeff")
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise SpecError("nested too deeply") from None
+    except ValueError as error:  # also where a number has thousands of digits
+        reason = str(error)
+    for language, beginning in OTHER_LANGUAGES.items():
+        if re.match(beginning, text):
+            raise SpecError(f"looks like {language}: a study file is TOML, such as epochs = 30 below a line [train]")
+    place = re.search(r"at line (\d+)", reason)
+    line = text.split("\n")[int(place[1]) - 1] if place else text.rstrip().rpartition("\n")[2]
+    advice = next((f": {words}" for begin, words in WHAT_TOML_MEANS.items() if reason.startswith(begin)), "")
+    raise SpecError(f"not valid TOML: {reason}: {shortened(line.strip())}{advice}")
 
 
 def full_key(key: str) -> str:
     return SHORT_KEYS.get(key, key)
 
 
-def flatten(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(table: Mapping[str, Any], root: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield search axes by dotted key, so that an unquoted `train.lr = …` works as well as a quoted one."""
     for key, axis in table.items():
-        if isinstance(axis, Mapping) and not RangeSpec.model_fields.keys() & axis.keys():
-            yield from flatten(axis, f"{prefix}{key}.")
+        dotted = f"{prefix}{key}"
+        is_range = isinstance(axis, Mapping) and (RangeSpec.model_fields.keys() & axis.keys() or is_value(root, dotted))
+        if isinstance(axis, Mapping) and not is_range:
+            yield from flatten(axis, root, f"{dotted}.")
         else:
-            yield f"{prefix}{key}", axis
+            yield dotted, axis
 
 
-def apply_override(document: dict[str, Any], override: str) -> None:
+def is_value(root: type[BaseModel], key: str) -> bool:
+    """Whether a dotted key names one setting, and no table of them."""
+    return kind_at(root, full_key(key)) not in (None, dict)
+
+
+def apply_override(document: dict[str, Any], override: str, root: type[BaseModel]) -> None:
     """Do to a document in place what `--set key=value` asks for; a setting that was searched no longer is.
 
     Raises:
         SpecError: where the text is not of that form, or names a table.
     """
     key, equals, text = override.partition("=")
-    key = key.strip()
+    key = key.replace('"', "").strip()  # a study file quotes its dotted keys
     if not equals or not key:
         shown = shortened(repr(override))
-        raise SpecError(f"--set {shown}: write it as key=value, for example --set train.epochs=1")
-    value = _override_value(text)
-    if isinstance(document.get(key), dict) and not isinstance(value, dict):
-        raise SpecError(f"--set {key}: is a table: set one of its keys, for example --set train.epochs=1")
-    if key.startswith("search."):
-        document["search"] = {**document.get("search", {}), key.removeprefix("search."): value}
+        raise SpecError(f"--set {shown}: write it as key=value, for example --set train.epochs=10")
+    is_searched = key.startswith("search.")
+    key = full_key(key.removeprefix("search."))
+    value = _override_value(override, text.strip(), list if is_searched else kind_at(root, key))
+    if not is_searched and isinstance(document.get(key), dict) and not isinstance(value, dict):
+        example = "'search.scale=[1.0, 2.0]'" if key == "search" else f"{key}.{next(iter(document[key]), 'key')}=…"
+        raise SpecError(f"--set {key}: is a table: set one of its keys, for example --set {example}")
+    search = document.get("search", {})
+    own = next((axis for axis in search if full_key(axis) == key), key)
+    if is_searched:
+        document["search"] = {**search, own: value}
         return
-    key = full_key(key)
-    document["search"] = {axis: v for axis, v in document.get("search", {}).items() if full_key(axis) != key}
+    document["search"] = {axis: values for axis, values in search.items() if axis != own}
     set_value(document, key, value, prefix="--set: ")
 
 
-def _override_value(text: str) -> Any:
+def _override_value(override: str, text: str, kind: type | None) -> Any:
+    """Return the value of a `--set`: TOML, or else the text itself; and the text where only text will do."""
     try:
-        document = tomllib.loads(f"value = {text}")
+        found = tomllib.loads(f"value = {text}")
     except (ValueError, RecursionError):
-        return text.strip()
-    return document["value"] if len(document) == 1 else text.strip()
+        found = {}
+    if len(found) == 1:
+        value = found["value"]
+        return text if kind is str and not isinstance(value, (str, list, dict)) else value
+    if kind not in (None, str) and text.startswith(("[", "{")):
+        raise SpecError(
+            f"--set {shortened(override)}: not TOML: put each text in double quotes, and all of it in single ones, "
+            f'as in --set \'search.pruning.strategy=["full", "random"]\''
+        )
+    is_quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"  # a path with backslashes is no TOML
+    return text[1:-1] if is_quoted else text
 
 
 def set_value(document: dict[str, Any], key: str, value: Any, prefix: str = "") -> None:
@@ -77,51 +126,18 @@ def set_value(document: dict[str, Any], key: str, value: Any, prefix: str = "") 
     Raises:
         SpecError: where part of the key is no table; its text begins with the prefix.
     """
+    # The last word wins: who sets a budget does not want to unset the epochs first.
     if rival := {"train.epochs": "budget", "train.budget": "epochs"}.get(key):
-        # The last word wins: who sets a budget does not want to unset the epochs first.
         document.get("train", {}).pop(rival, None)
+    if key == "pruning.strategy" and value != "stale-quantile":
+        document.get("pruning", {}).pop("threshold_sample", None)
     *tables, name = key.split(".")
     target = document
-    for table in tables:
+    for depth, table in enumerate(tables, 1):
         target = target.setdefault(table, {})
         if not isinstance(target, dict):
-            raise SpecError(f"{prefix}{key}: unknown key")
+            raise SpecError(f"{prefix}{key}: unknown key: {'.'.join(tables[:depth])} is one value, and no table")
     if value is None:
         target.pop(name, None)
     else:
         target[name] = value
-
-
-def explain(error: ValidationError, root: type[BaseModel]) -> str:
-    """Return the first few faults, each with its key, its value and what is allowed."""
-    found = error.errors(include_url=False)
-    faults = dict.fromkeys(_fault(dict(fault), root) for fault in found[:FAULTS_SHOWN])
-    more = f"; and {len(found) - FAULTS_SHOWN} more" if len(found) > FAULTS_SHOWN else ""
-    return "; ".join(faults) + more
-
-
-def _fault(fault: dict[str, Any], root: type[BaseModel]) -> str:
-    location = [shortened(str(part)) for part in fault["loc"]]
-    key = ".".join(location) or "study"
-    if fault["type"] == "extra_forbidden":
-        allowed = _keys_of(root, location[:-1])
-        return f"{key}: unknown key{nearest(location[-1], allowed)}; allowed: {', '.join(allowed)}"
-    if fault["type"] == "missing":
-        return f"{key}: missing"
-    message = fault["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    return f"{key}: {shortened(_repr.repr(fault['input']), 60)} {message}"
-
-
-def _keys_of(root: type[BaseModel], tables: list[str]) -> list[str]:
-    model: Any = root
-    for table in tables:
-        field = model.model_fields.get(table)
-        annotation = field.annotation if field is not None else None
-        model = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else RangeSpec
-    return list(model.model_fields)
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """Return " (did you mean …?)" where a known word is close, else nothing."""
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f" (did you mean {close[0]}?)" if close else ""

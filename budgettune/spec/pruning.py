@@ -15,16 +15,17 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
-from typing import Annotated, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from budgettune.errors import SpecError
-from budgettune.spec.tables import SpecModel, code_or
+from budgettune.spec.tables import Clash, SpecModel, code_or
 
 DropShare = Callable[["PruningSpec", int, float], float]
+"""Of epoch and progress. But for refreshes, it only falls after the first epoch, or only rises."""
 Parts = tuple[tuple[float, float], ...]
 
 HIDING_STAGES = ((0.3, 1.0), (0.6, 0.8), (0.8, 0.6), (1.0, 0.4))
@@ -36,7 +37,10 @@ LARGEST_CHANCE = 0.95
 BELOW_MEAN = 1 - math.exp(-1)
 """Share of samples below the mean loss that InfoBatch counts on: that of an exponential distribution."""
 
+LARGEST_SAMPLE = 10_000_000  # of losses that torch takes a quantile of
+
 TICKS = 1_000  # of progress, where the number of epochs is unknown
+LONGER = 1_000  # epochs beyond those asked for that are looked through for a run that would work
 
 
 def _everywhere(spec: PruningSpec, epoch: int, progress: float) -> float:
@@ -108,7 +112,12 @@ class PruningSpec(SpecModel):
     """`[pruning]`: which samples an epoch keeps. After the colon stand the strategies that read a key."""
 
     strategy: Annotated[str, code_or(*STRATEGIES)] = "stale-quantile"
-    prune_rate: float = Field(0.0, ge=0, lt=1)  # fraction of a run's sample visits that are dropped, in expectation
+    prune_rate: float = Field(0.0, ge=0, lt=1)  # fraction of sample visits that are dropped, in expectation
+    # Of all visits of the run, or of those of each epoch that prunes (that prunes most, where they differ).
+    rate_per: Literal["run", "epoch"] = "run"
+    # Samples drawn at random in each epoch, the quantile of whose losses is the threshold; None drops an exact count:
+    # stale-quantile.
+    threshold_sample: int | None = Field(None, ge=1, le=LARGEST_SAMPLE)
     # Everything is kept every that many epochs: stale-quantile, paper-as-coded.
     refresh_every: int = Field(5, ge=1)
     # Each epoch is drawn afresh (true), or epochs walk a permutation (false): random.
@@ -147,20 +156,40 @@ class PruningSpec(SpecModel):
     decided: str | None = None  # what `study create` decided on that evidence, and why
 
     @model_validator(mode="after")
-    def _auto_needs_evidence(self) -> Self:
+    def _keys_go_together(self) -> Self:
+        if self.threshold_sample is not None and self.strategy != "stale-quantile":
+            raise Clash(
+                f"threshold_sample is a key of stale-quantile, and {self.strategy} has no threshold: take it out"
+            )
         if self.when == "auto" and self.evidence is None:
-            raise ValueError("when = 'auto' needs evidence: the file that `budgettune compare --out` wrote")
+            raise Clash("when = 'auto' needs evidence: the file that `budgettune compare --out` wrote")
         return self
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, serialized: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Return a document that says `rate_per` only where it is not the usual one: older versions do not know it."""
+        document: dict[str, Any] = serialized(self)
+        return {key: value for key, value in document.items() if (key, value) != ("rate_per", "run")}
+
+
+DECIDE_REACH = (
+    "strategy", "rate_per", "refresh_every", "criterion", "delta", "random_share", "scores", "score_until"
+)  # fmt: skip
+"""Keys that the limit of a prune rate depends on, beside the length of the run."""
 
 
 def drop_share(spec: PruningSpec, epoch: int, progress: float) -> float:
     """Return what part of its largest drop a strategy makes in an epoch, in [0, 1]; code of your own always all."""
+    return _share_of(spec)(spec, epoch, progress)
+
+
+def _share_of(spec: PruningSpec) -> DropShare:
     bundled = STRATEGIES.get(spec.strategy)
-    return _everywhere(spec, epoch, progress) if bundled is None else bundled.drop_share(spec, epoch, progress)
+    return _everywhere if bundled is None else bundled.drop_share
 
 
 def largest_drop(spec: PruningSpec, epochs: int | None) -> float:
-    """Return the fraction of samples that the epochs of the strongest pruning drop, so that the run drops prune_rate.
+    """Return the fraction of samples that the epochs of the strongest pruning drop, for the asked rate.
 
     Args:
         spec: the `[pruning]` table.
@@ -172,16 +201,42 @@ def largest_drop(spec: PruningSpec, epochs: int | None) -> float:
     """
     if spec.strategy == "full":
         return 0.0
-    if spec.strategy == "paper-as-coded" or spec.prune_rate == 0:
+    check_rate(spec, epochs)
+    if spec.rate_per == "epoch" or spec.strategy == "paper-as-coded" or spec.prune_rate == 0:
         return spec.prune_rate
-    if spec.prune_rate > (limit := rate_limit(spec, epochs)) - 1e-9:
-        run = "a time budget" if epochs is None else f"{epochs} epoch{'s' if epochs != 1 else ''}"
-        reach = f"stay below {math.floor(limit * 1e4) / 1e4:g}" if limit > 0 else "only 0 is within reach"
-        raise SpecError(
-            f"prune_rate: {spec.prune_rate:g} of all visits cannot be dropped by {spec.strategy} over {run}: {reach}, "
-            f"{'train for more epochs, ' if epochs is not None else ''}or choose one that prunes every epoch (random)"
-        )
     return _solve(_parts(_without_rate(spec), epochs), spec.prune_rate, epochs)
+
+
+def check_rate(spec: PruningSpec, epochs: int | None) -> None:
+    """Refuse a prune rate that a strategy cannot reach, with what would work.
+
+    Raises:
+        SpecError: as said.
+    """
+    if spec.strategy in ("full", "paper-as-coded") or _is_within_reach(spec, epochs):
+        return
+    limit = math.floor(rate_limit(spec, epochs) * 1e4) / 1e4
+    longer = () if epochs is None else range(epochs + 1, epochs + LONGER)
+    enough = next((more for more in longer if _is_within_reach(spec, more)), None)
+    run = "under a time budget" if epochs is None else f"in {epochs} epoch{'s' if epochs != 1 else ''}"
+    least = "no image above the mean loss" if spec.criterion == "loss" else f"at most {LARGEST_CHANCE:.0%} of them"
+    reasons = [
+        *([f"it trains on all images {'in some epochs' if limit else 'there'}"] if spec.rate_per == "run" else []),
+        *([f"it drops {least}"] if spec.strategy == "infobatch" else []),
+    ]
+    ways = [
+        *([f"stay below {limit:g}"] if limit else []),
+        *([f"train for {enough} epochs"] if enough else []),
+        'take pruning.strategy = "random", which drops as much in every epoch',
+    ]
+    raise SpecError(
+        f"prune_rate: {spec.prune_rate:g} is more than {spec.strategy} can drop {run}, because "
+        f"{' and '.join(reasons)}: {', or '.join(ways)}"
+    )
+
+
+def _is_within_reach(spec: PruningSpec, epochs: int | None) -> bool:
+    return spec.prune_rate == 0 or spec.prune_rate <= rate_limit(spec, epochs) - 1e-9
 
 
 def rate_limit(spec: PruningSpec, epochs: int | None) -> float:
@@ -189,26 +244,24 @@ def rate_limit(spec: PruningSpec, epochs: int | None) -> float:
     largest = 1.0  # all but nothing, where the method sets no lower bound
     if spec.strategy == "infobatch":
         largest = LARGEST_CHANCE * (BELOW_MEAN if spec.criterion == "loss" else 1.0)
-    return _rate(_parts(_without_rate(spec), epochs), largest, epochs)
+    return largest if spec.rate_per == "epoch" else _rate(_parts(_without_rate(spec), epochs), largest, epochs)
 
 
-def expected_visits(spec: PruningSpec, size: int, epochs: int) -> list[int]:
-    """Return how many of size samples each epoch of a run is expected to visit."""
-    drop = largest_drop(spec, epochs)
-    return [_visits(size, drop * drop_share(spec, epoch, epoch / epochs)) for epoch in range(epochs)]
+def visits_of_epochs(spec: PruningSpec, size: int, epochs: int) -> Mapping[int, int]:
+    """Return how many epochs of a run are expected to visit how many of size samples."""
+    drop, visits = largest_drop(spec, epochs), Counter[int]()
+    for part, count in _epochs_by_part(spec, epochs).items():
+        visits[_visits(size, drop * part)] += count
+    return visits
 
 
 def epoch_sizes(spec: PruningSpec, size: int, epochs: int | None) -> tuple[int, ...]:
     """Return the different numbers of samples that epochs are expected to visit, all of them first."""
     if epochs is not None:
-        return tuple(dict.fromkeys([size, *expected_visits(spec, size, epochs)]))
+        return tuple(dict.fromkeys([size, *visits_of_epochs(spec, size, epochs)]))
     drop = largest_drop(spec, None)
-    shares = dict.fromkeys(
-        drop_share(spec, epoch, (tick + 0.5) / TICKS)
-        for tick in range(TICKS)
-        for epoch in range(spec.refresh_every + 1)
-    )
-    return tuple(dict.fromkeys([size, *(_visits(size, drop * share) for share in shares)]))
+    parts = [drop_share(spec, 0, 0.0), *(part for part, _ in _runs_in_time(spec))]
+    return tuple(dict.fromkeys([size, *(_visits(size, drop * part) for part in parts)]))
 
 
 def batch_count(samples: int, size: int) -> int:
@@ -239,14 +292,38 @@ def _without_rate(spec: PruningSpec) -> PruningSpec:
 def _parts(spec: PruningSpec, epochs: int | None) -> Parts:
     """Return (part of the largest drop, its share of the epochs; of the time, where epochs are unknown)."""
     if epochs is not None:
-        counted = Counter(drop_share(spec, epoch, epoch / epochs) for epoch in range(epochs))
-        return tuple((part, count / epochs) for part, count in counted.items())
-    cycle = spec.refresh_every
-    means = Counter(
-        sum(drop_share(spec, cycle + epoch, (tick + 0.5) / TICKS) for epoch in range(cycle)) / cycle
-        for tick in range(TICKS)
-    )
-    return tuple((part, count / TICKS) for part, count in means.items())
+        return tuple((part, count / epochs) for part, count in _epochs_by_part(spec, epochs).items())
+    if _share_of(spec) is _between_refreshes:
+        return (((spec.refresh_every - 1) / spec.refresh_every, 1.0),)  # on average over a cycle
+    return tuple((part, count / TICKS) for part, count in _runs_in_time(spec))
+
+
+def _epochs_by_part(spec: PruningSpec, epochs: int) -> Mapping[float, int]:
+    """Return how many epochs of a run make what part of its largest drop, in order of their first."""
+    if _share_of(spec) is _between_refreshes:
+        whole = math.ceil(epochs / spec.refresh_every)
+        return {0.0: whole, 1.0: epochs - whole} if whole < epochs else {0.0: whole}
+    counts = Counter({drop_share(spec, 0, 0.0): 1})
+    for part, count in _runs(lambda epoch: drop_share(spec, epoch, epoch / epochs), 1, epochs):
+        counts[part] += count
+    return counts
+
+
+def _runs_in_time(spec: PruningSpec) -> Iterator[tuple[float, int]]:
+    """Yield the parts of the largest drop that follow each other after the first epoch, each with its ticks."""
+    return _runs(lambda tick: drop_share(spec, 1, (tick + 0.5) / TICKS), 0, TICKS)
+
+
+def _runs(part_at: Callable[[int], float], first: int, last: int) -> Iterator[tuple[float, int]]:
+    """Yield each part from first up to last with how often it comes, in few steps: parts only fall, or only rise."""
+    if first >= last:
+        return
+    if (part := part_at(first)) == part_at(last - 1):
+        yield part, last - first
+        return
+    middle = (first + last) // 2
+    yield from _runs(part_at, first, middle)
+    yield from _runs(part_at, middle, last)
 
 
 def _rate(parts: Parts, drop: float, epochs: int | None) -> float:

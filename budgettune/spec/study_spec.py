@@ -6,7 +6,6 @@ import hashlib
 import itertools
 import json
 import math
-import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,9 @@ from pydantic import Field, ValidationError
 
 from budgettune.errors import SpecError
 from budgettune.files import read_text
-from budgettune.spec.documents import SHORT_KEYS, apply_override, explain, flatten, full_key, nearest, set_value
-from budgettune.spec.pruning import PruningSpec, largest_drop
+from budgettune.spec.documents import SHORT_KEYS, apply_override, flatten, full_key, parse_toml, set_value
+from budgettune.spec.faults import all_keys, explain, faults, kind_at, nearest
+from budgettune.spec.pruning import DECIDE_REACH, PruningSpec, check_rate
 from budgettune.spec.tables import (
     SCALE_KEYS,
     AxisSpec,
@@ -31,11 +31,14 @@ from budgettune.spec.tables import (
     SpecModel,
     StoppingSpec,
     TrainSpec,
+    are_numbers,
     is_code,
 )
+from budgettune.text import as_written
 
 SEARCHABLE_SECTIONS = ("data", "model", "train", "pruning")
 LARGEST_STUDY = 100_000  # cells × repeats
+LARGEST_CYCLE = 1_000  # epochs between refreshes that a range of epochs is checked for
 
 
 class StudySpec(SpecModel):
@@ -57,9 +60,9 @@ class StudySpec(SpecModel):
     def from_toml(cls, text: str, source: str = "study file") -> StudySpec:
         """Return the spec that a TOML text describes, or raise SpecError naming what is wrong."""
         try:
-            document = tomllib.loads(text.removeprefix("\ufeff"))
-        except (ValueError, RecursionError) as error:  # also where a number has thousands of digits
-            raise SpecError(f"{source}: not valid TOML: {error}") from None
+            document = parse_toml(text)
+        except SpecError as error:
+            raise SpecError(f"{source}: {error}") from None
         return cls.from_document(document, source)
 
     @classmethod
@@ -79,7 +82,7 @@ class StudySpec(SpecModel):
         document = dict(document)
         try:
             if isinstance(document.get("search"), Mapping):
-                document["search"] = dict(flatten(document["search"]))
+                document["search"] = dict(flatten(document["search"], cls))
             spec = cls.model_validate(document)
             _check_search(spec)
         except ValidationError as error:
@@ -101,7 +104,7 @@ class StudySpec(SpecModel):
         """Return the spec with `key=value` texts applied; values are read as TOML, else as plain text."""
         document = self.to_document()
         for override in overrides:
-            apply_override(document, override)
+            apply_override(document, override, StudySpec)
         return StudySpec.from_document(document, "--set")
 
     def resolve(self, params: Mapping[str, Any]) -> StudySpec:
@@ -123,8 +126,11 @@ class StudySpec(SpecModel):
         """
         lists = self._lists
         points = (dict(zip(lists, values, strict=True)) for values in itertools.product(*lists.values()))
-        twins = [scales for scales, _ in self._twins()]
-        return [point for point in points if not any(scales.items() <= point.items() for scales in twins)]
+        twins = {tuple(scales.items()) for scales, _ in self._twins()}
+        if not twins:
+            return list(points)
+        scales = [key for key in lists if full_key(key) in SCALE_KEYS]
+        return [point for point in points if tuple((key, point[key]) for key in scales) not in twins]
 
     def cell_count(self) -> int:
         """Return how many points the grid has, without listing them."""
@@ -223,8 +229,12 @@ def _check_search(spec: StudySpec) -> None:
             raise SpecError(f"search.{key}: the same setting as search.{seen[target]}: keep one")
         seen[target] = key
         if target.split(".")[0] not in SEARCHABLE_SECTIONS or "." not in target:
+            known = {
+                name.rpartition(".")[2]: name for name in all_keys(StudySpec) if name.startswith(SEARCHABLE_SECTIONS)
+            }
+            meant = f" (did you mean {known[key]}?)" if key in known else nearest(key, SHORT_KEYS)
             allowed = f'{", ".join(SHORT_KEYS)}, or a setting such as "train.lr"'
-            raise SpecError(f"search.{key}: unknown key{nearest(key, SHORT_KEYS)}; allowed: {allowed}")
+            raise SpecError(f"search.{key}: unknown key{meant}; allowed: {allowed}")
         if target.startswith("pruning.") and (spec.pruning.when == "auto" or target == "pruning.when"):
             raise SpecError(
                 f"search.{key}: `pruning.when = 'auto'` decides on pruning for the whole study: "
@@ -245,12 +255,12 @@ def _check_size(spec: StudySpec) -> None:
     repeats = spec.sampler.most_repeats
     if spec.sampler.name == "grid":
         points = math.prod(map(len, spec._lists.values()))
-        what, advice = f"search: a grid of {points} cells", "shorten an axis, or sample with --sampler tpe"
+        what, advice = f"search: {points:,} cells", "shorten an axis, or sample with --sampler tpe"
     else:
         points = spec.sampler.trials or 1
-        what, advice = f"sampler: {points} points", "ask for fewer, or make several studies"
+        what, advice = f"sampler: {points:,} points", "ask for fewer, or make several studies"
     if points * repeats > LARGEST_STUDY:
-        raise SpecError(f"{what} × {repeats} repeats is over {LARGEST_STUDY}: {advice}")
+        raise SpecError(f"{what} × {repeats:,} repeats are more than {LARGEST_STUDY:,} trials: {advice}")
 
 
 def _check_axis(spec: StudySpec, key: str, axis: AxisSpec) -> None:
@@ -262,29 +272,45 @@ def _check_axis(spec: StudySpec, key: str, axis: AxisSpec) -> None:
             )
     elif not axis:
         raise SpecError(f"search.{key}: empty; give at least one value, or leave the key out")
-    elif len(set(axis)) < len(axis):
-        raise SpecError(f"search.{key}: the same value twice in {list(axis)}")
+    elif len(first := {value: value for value in reversed(axis)}) < len(axis):
+        again = next(value for place, value in enumerate(axis) if value in axis[:place])
+        raise SpecError(
+            f"search.{key}: the same value twice, {as_written(first[again])} and {as_written(again)}: keep one"
+        )
+    target = full_key(key)
+    if isinstance(axis, RangeSpec) and not axis.is_int and kind_at(StudySpec, target) is int:
+        raise SpecError(f"search.{key}: low, high and step must be whole numbers, without a decimal point")
+    # Only the table that the axis is in: a long list is checked in no time.
+    section = target.split(".")[0]
+    document = {section: getattr(spec, section).model_dump(mode="json", exclude_none=True)}
+    table = type(getattr(spec, section))
     for value in _extremes(axis):
-        document = spec.to_document() | {"search": {}, "sampler": {}}
-        set_value(document, full_key(key), value)
+        set_value(document, target, value)
         try:
-            StudySpec.model_validate(document)
+            table.model_validate(document[section])
         except ValidationError as error:
-            raise SpecError(f"search.{key}: {explain(error, StudySpec)}") from None
+            found = "; ".join(dict.fromkeys(text for _, text in faults(error, table)))
+            raise SpecError(f"search.{key}: {found}") from None
 
 
 def _check_rates(spec: StudySpec) -> None:
     """Refuse prune rates that a strategy cannot reach, for every combination of what is searched."""
-    axes = {
-        full_key(key): _extremes(axis)
-        for key, axis in spec.search.items()
-        if full_key(key).startswith("pruning.") or full_key(key) in ("train.epochs", "train.budget")
-    }
+    searched = {full_key(key): axis for key, axis in spec.search.items()}
+    rate = max(_extremes(searched.get("pruning.prune_rate", (spec.pruning.prune_rate,))))
+    axes = {key: _ends(searched[f"pruning.{key}"]) for key in DECIDE_REACH if f"pruning.{key}" in searched}
     for values in itertools.product(*axes.values()):
-        params = dict(zip(axes, values, strict=True))
-        fields = {key.removeprefix("pruning."): value for key, value in params.items() if key.startswith("pruning.")}
-        epochs = None if "train.budget" in params else params.get("train.epochs", spec.train.epochs)
-        largest_drop(spec.pruning.model_copy(update=fields), None if epochs is None else int(epochs))
+        pruning = spec.pruning.model_copy(update={**dict(zip(axes, values, strict=True)), "prune_rate": rate})
+        for epochs in [None] if "train.budget" in searched else _lengths(spec, searched, pruning.refresh_every):
+            check_rate(pruning, epochs)
+
+
+def _lengths(spec: StudySpec, searched: Mapping[str, AxisSpec], refresh_every: int) -> Iterable[Any]:
+    """Return the numbers of epochs to check: those of a list; of a range those among which a refresh costs the most."""
+    axis = searched.get("train.epochs", (spec.train.epochs,))
+    if not isinstance(axis, RangeSpec):
+        return axis
+    # The fewer epochs the more a refresh costs, and most where a run ends in one: once in so many epochs.
+    return [*(axis.values() or ())[: min(refresh_every, LARGEST_CYCLE)], axis.last]
 
 
 def _check_batch(spec: StudySpec) -> None:
@@ -297,12 +323,19 @@ def _check_batch(spec: StudySpec) -> None:
         size, name = spec.data.train_size, spec.data.name
         raise SpecError(f"data.train_size: {size} is more than the {available} training images of {name}")
     images = spec.data.train_size or available
-    axis = spec.search.get("batch_size", spec.search.get("train.batch_size", (spec.train.batch_size,)))
-    largest = max(map(int, _extremes(axis)))
+    key = next((key for key in spec.search if full_key(key) == "train.batch_size"), None)
+    largest = max(map(int, _extremes((spec.train.batch_size,) if key is None else spec.search[key])))
     if images is not None and largest > images:
-        raise SpecError(f"batch_size: {largest} is larger than the {images} training images")
+        place = "train.batch_size" if key is None else f"search.{key}"
+        raise SpecError(f"{place}: {largest} is larger than the {images} training images")
 
 
 def _extremes(axis: AxisSpec) -> tuple[Scalar, ...]:
-    """Return the values of a list, or the ends of a range: where these work, all between does."""
-    return (axis.low, axis.high) if isinstance(axis, RangeSpec) else axis
+    """Return the values of a list, or the ends of a range: where these are allowed, all between is."""
+    return (axis.low, axis.last) if isinstance(axis, RangeSpec) else axis
+
+
+def _ends(axis: AxisSpec) -> tuple[Scalar, ...]:
+    """Return the smallest and the largest number of an axis; all values where they are no numbers."""
+    values = _extremes(axis)
+    return (min(values), max(values)) if are_numbers(values) else values

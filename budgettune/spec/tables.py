@@ -9,15 +9,17 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from budgettune.text import parse_duration
+from budgettune.text import as_written, parse_duration
 
 WIDEST = 65_536
 LARGEST_NUMBER = 2.0**53  # beyond it a database's numbers have gaps
-MOST_STEPS = 1_000_000_000
 ALIGNMENT = 8  # channels that kernels like: `precision = "auto"` takes bf16 only where all widths are multiples of it
 MOST_REPEATS = 5  # that `auto` gives a cell: two configurations that are equal stay in doubt for ever
 AUTO = "auto"
 SCALE_KEYS = ("model.scale", "model.width_scale", "model.depth_scale")  # what sizes the network
+
+MOST = 1_000_000_000  # epochs, steps and whatever else is counted
+LARGEST_SEED = 2**63 - 1  # that TOML and torch have room for
 
 Scalar = bool | int | float | str
 Duration = Annotated[float, BeforeValidator(parse_duration)]  # seconds, in a study file also as "60s" or "1h30m"
@@ -32,6 +34,28 @@ class SpecModel(BaseModel):
     """What all tables share: no unknown keys, no silent conversions, no change after reading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Clash(ValueError):
+    """Keys of one table that do not go together; the message names them."""
+
+
+def plain_value(value: Any) -> Any:
+    """Return a value as a search list, or an option of a model, may hold it; refuse any other in one sentence."""
+    if not isinstance(value, Scalar) or (isinstance(value, float) and not math.isfinite(value)):
+        raise ValueError("must be a finite number, text, or true or false")
+    return value
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
+        raise ValueError("must be a number")
+    if abs(value) > LARGEST_NUMBER:
+        raise ValueError(f"must lie within ±{LARGEST_NUMBER:.1g}")
+    return value
+
+
+Number = Annotated[int | float, BeforeValidator(_number)]
 
 
 def code_or(*names: str) -> Any:
@@ -85,12 +109,12 @@ class DataSpec(SpecModel):
     # Whether a mirrored image keeps its label; None asks the image set (yes for Fashion-MNIST and CIFAR).
     flip: bool | None = None
     augment_test: bool = False  # the same on the held-out images, as the paper's script does by mistake
-    seed: int = Field(0, ge=0)  # of the splits and the subset; not of training
+    seed: int = Field(0, ge=0, le=LARGEST_SEED)  # of the splits and the subset; not of training
 
     @model_validator(mode="after")
     def _only_folders_are_cached(self) -> Self:
         if self.cache is not None and self.name != "folder":
-            raise ValueError("cache works with name = 'folder' only: the other sets fit in memory")
+            raise Clash("cache works with name = 'folder' only: the other sets fit in memory")
         return self
 
     @property
@@ -121,27 +145,27 @@ def round_width(width: float, multiple: int) -> int:
     return nearest if nearest >= 0.9 * width else nearest + multiple
 
 
+def _widths(value: Any) -> Any:
+    is_list = isinstance(value, (list, tuple)) and len(value) == 3
+    if not is_list or not all(type(width) is int and 1 <= width <= WIDEST for width in value):
+        raise ValueError(f"must be three whole numbers from 1 to {WIDEST}, such as [16, 32, 64]")
+    return tuple(value)  # TOML and JSON know lists only; frozen specs hold tuples
+
+
 class ModelSpec(SpecModel):
     """`[model]`: a scalable family."""
 
     name: Annotated[str, code_or("resnet")] = "resnet"
-    # Channels of the three stages at scale 1. TOML and JSON know lists only; frozen specs hold tuples.
-    widths: Annotated[
-        tuple[int, int, int], BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
-    ] = (16, 32, 64)
+    # Channels of the three stages at scale 1.
+    widths: Annotated[tuple[int, int, int], BeforeValidator(_widths)] = (16, 32, 64)
     blocks: int = Field(3, ge=1, le=1_000)  # basic blocks per stage at scale 1
     width_multiple: int = Field(8, ge=1, le=1_024)  # widths are rounded to it; 1 keeps the paper's unrounded ones
     depth_rounding: Literal["nearest", "down"] = "nearest"  # `down` as the paper's script does
     scale: float = Field(1.0, gt=0, le=64)  # width and depth in tandem; the next two override it for one of them
     width_scale: float | None = Field(None, gt=0, le=64)
     depth_scale: float | None = Field(None, gt=0, le=64)
-    options: dict[str, Scalar] = {}  # passed by name to a model of your own
-
-    @model_validator(mode="after")
-    def _positive_widths(self) -> Self:
-        if min(self.widths) < 1 or max(self.widths) > WIDEST:
-            raise ValueError(f"widths must be at least 1 and at most {WIDEST}")
-        return self
+    # Passed by name to a model of your own.
+    options: dict[str, Annotated[Scalar, BeforeValidator(plain_value)]] = {}
 
     @property
     def realised_widths(self) -> tuple[int, int, int]:
@@ -165,7 +189,7 @@ class ModelSpec(SpecModel):
 class TrainSpec(SpecModel):
     """`[train]`: how one trial is trained, for exactly one of epochs and budget; 30 epochs where neither is given."""
 
-    epochs: int | None = Field(None, ge=1)  # passes over what pruning keeps
+    epochs: int | None = Field(None, ge=1, le=MOST)  # passes over what pruning keeps
     budget: Duration | None = None  # time on the clock; epochs follow from it, the schedule runs on elapsed time
     batch_size: int = Field(128, ge=1)
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
@@ -185,7 +209,7 @@ class TrainSpec(SpecModel):
         if isinstance(values, Mapping):  # anything else is refused by pydantic itself
             epochs, budget = values.get("epochs"), values.get("budget")
             if epochs is not None and budget is not None:
-                raise ValueError("epochs and budget exclude each other: keep one")
+                raise Clash("epochs and budget exclude each other: keep one")
             if epochs is None and budget is None:
                 return {**values, "epochs": 30}
         return values
@@ -194,10 +218,10 @@ class TrainSpec(SpecModel):
 class RangeSpec(SpecModel):
     """A searched interval, whole numbers where both ends are; for samplers, not for grids."""
 
-    low: int | float
-    high: int | float
+    low: Number
+    high: Number
     log: bool = False
-    step: int | float | None = None
+    step: Number | None = None
 
     @property
     def is_int(self) -> bool:
@@ -242,16 +266,14 @@ class RangeSpec(SpecModel):
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:
-        if any(isinstance(value, bool) for value in (self.low, self.high, self.step)):
-            raise ValueError("low, high and step must be numbers")
-        if max(abs(self.low), abs(self.high), self.step or 0) > LARGEST_NUMBER:
-            raise ValueError(f"low, high and step must lie within ±{LARGEST_NUMBER:g}")
         if not self.low < self.high:
-            raise ValueError(f"low must be below high, not {self.low} and {self.high}")
-        if self.log and (self.low <= 0 or self.step is not None):
-            raise ValueError("log needs low above zero and no step")
-        if self.step is not None and self.step * MOST_STEPS < self.high - self.low:
-            raise ValueError(f"step must be above zero, and large enough for {MOST_STEPS:,} steps to cover the range")
+            raise Clash(f"low is {self.low} and high {self.high}: low must be below high")
+        if self.log and self.low <= 0:
+            raise Clash(f"low is {self.low}, and with log = true it must be above 0")
+        if self.log and self.step is not None:
+            raise Clash("log and step exclude each other: keep one")
+        if self.step is not None and self.step * MOST < self.high - self.low:
+            raise Clash(f"step is {self.step}, and must be above 0 and at least a {MOST:,}th of the range")
         return self
 
 
@@ -261,8 +283,13 @@ def _axis(value: Any) -> Any:
         return RangeSpec.model_validate(dict(value))
     if isinstance(value, RangeSpec):
         return value
-    if not isinstance(value, (list, tuple)) or not all(isinstance(item, Scalar) for item in value):
-        raise ValueError("must be a list of plain values, or a range such as { low = 1e-4, high = 1e-2, log = true }")
+    if not isinstance(value, (list, tuple)):
+        raise ValueError("must be a list of values, or a range such as { low = 1e-4, high = 1e-2, log = true }")
+    for each in value:
+        try:
+            plain_value(each)
+        except ValueError as error:
+            raise Clash(f"{as_written(each)} {error}, as in [0.1, 0.3]") from None
     return tuple(value)
 
 
@@ -280,7 +307,7 @@ class SamplerSpec(SpecModel):
 
     # `grid` runs every point of the search lists; `cost` is ours, the others are Optuna's.
     name: Literal["grid", "cost", "tpe", "nsga2", "gp", "random"] = "grid"
-    seed: int = Field(0, ge=0)  # of the study: every trial's own seed follows from it
+    seed: int = Field(0, ge=0, le=LARGEST_SEED)  # of the study: every trial's own seed follows from it
     # Trials per point, each with its own seed. `auto` begins with one, and then adds to those points whose membership
     # of the front is uncertain.
     repeats: Annotated[int | Literal["auto"], BeforeValidator(_repeats)] = 1
@@ -293,11 +320,11 @@ class SamplerSpec(SpecModel):
     @model_validator(mode="after")
     def _limits_have_someone_to_keep_them(self) -> Self:
         if self.total is not None and self.name == "grid":
-            raise ValueError("total needs a sampler, because a grid runs every cell: leave it out, or choose name")
+            raise Clash("total ends a sampler, and a grid runs every cell: leave it out, or take name = 'cost'")
         if self.max_seconds is not None and self.name != "cost":
-            raise ValueError("max_seconds works with name = 'cost' only: the other samplers know no time")
+            raise Clash("max_seconds works with name = 'cost' only: the other samplers know no time")
         if self.repeats == AUTO and self.name != "grid" and self.trials is None:
-            raise ValueError("repeats = 'auto' begins when all points have run: give trials, or use a grid")
+            raise Clash("repeats = 'auto' begins when all points have run: give trials, or take name = 'grid'")
         return self
 
     @property

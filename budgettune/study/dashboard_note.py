@@ -9,6 +9,7 @@ from typing import Any
 from budgettune.spec.study_spec import StudySpec
 from budgettune.spec.tables import AxisSpec, RangeSpec
 
+SHOWN = 50  # values of an axis
 _HOW_TO_READ = """\
 - The answers under a budget are the points of *Pareto Front* that no other beats in both time and accuracy:
   `budgettune best {name} --budget 60s`, `budgettune front {name}`.
@@ -22,7 +23,7 @@ _HOW_TO_READ = """\
 def study_note(spec: StudySpec) -> str:
     rows = "\n".join(f"| `{key}` | {_axis(axis)} |" for key, axis in spec.search.items())
     searched = f"| searched | values |\n|---|---|\n{rows}" if rows else "Nothing is searched: one cell."
-    points = f"{len(spec.cells())} cells" if spec.sampler.name == "grid" else f"Points by {spec.sampler.name}"
+    points = f"{spec.cell_count()} cells" if spec.sampler.name == "grid" else f"Points by {spec.sampler.name}"
     repeats = spec.sampler.first_repeats
     fixed = f"{repeats} repeat{'s' * (repeats != 1)} each"
     each = "more repeats where the front is uncertain" if spec.sampler.is_auto else fixed
@@ -38,14 +39,18 @@ def study_note(spec: StudySpec) -> str:
 def _axis(axis: AxisSpec) -> str:
     if isinstance(axis, RangeSpec):
         return f"{axis.low:g} to {axis.high:g}{', log scale' if axis.log else ''}"
-    return ", ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in axis).replace("|", r"\|")
+    listed = [f"{value:g}" if isinstance(value, float) else str(value) for value in axis[:SHOWN]]
+    more = f" and {len(axis) - SHOWN} more" if len(axis) > SHOWN else ""
+    return ", ".join(listed).replace("|", r"\|") + more
 
 
 def _study_file(document: Mapping[str, Any]) -> str:
     import tomlkit  # needed where a study is made, and by no other command
 
     def inline(value: Any) -> Any:
-        """Return a range as an inline table, so that the axes keep their order."""
+        """Return a range as an inline table, so that the axes keep their order; a list as one text, to be parsed."""
+        if isinstance(value, list):  # tomlkit takes a time that grows as the square where it is given items
+            return tomlkit.array(f"[{', '.join(tomlkit.item(each).as_string() for each in value)}]")
         if not isinstance(value, Mapping):
             return value
         table = tomlkit.inline_table()

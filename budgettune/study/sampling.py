@@ -25,10 +25,11 @@ from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
 
 from budgettune.spec.study_spec import StudySpec
-from budgettune.spec.tables import AxisSpec, RangeSpec, SamplerSpec, Scalar
+from budgettune.spec.tables import AxisSpec, RangeSpec, SamplerSpec, Scalar, are_numbers
 from budgettune.storage.writes import StoredParam
 
 LARGEST_ENUMERATION = 100_000
+MOST_CHOICES = 200  # of a grid's axis that are kept with every trial
 RANDOM_VALUES = 32
 SAMPLERS: dict[str, type[BaseSampler]] = {
     "tpe": optuna.samplers.TPESampler,
@@ -68,11 +69,23 @@ def stored_params(space: Mapping[str, BaseDistribution], params: Mapping[str, An
 def grid_params(spec: StudySpec) -> list[tuple[StoredParam, ...]]:
     """Return the params of every grid cell as Optuna stores them."""
     stored = {
-        name: {value: StoredParam(name, float(index), text) for index, value in enumerate(distribution.choices)}
-        for name, distribution in search_space(spec).items()
-        if isinstance(distribution, CategoricalDistribution) and (text := distribution_to_json(distribution))
+        name: {value: StoredParam(name, float(distribution.to_internal_repr(value)), text) for value in axis}
+        for name, axis in spec.search.items()
+        if not isinstance(axis, RangeSpec)
+        for distribution in [_grid_distribution(axis)]
+        for text in [distribution_to_json(distribution)]
     }
     return [tuple(stored[name][value] for name, value in point.items()) for point in spec.cells()]
+
+
+def _grid_distribution(axis: tuple[Scalar, ...]) -> BaseDistribution:
+    """Return what a grid's trials keep of an axis: its choices; the range of many numbers.
+
+    Optuna keeps the distribution with every trial, so that a long list would grow as its square.
+    """
+    if len(axis) <= MOST_CHOICES or not are_numbers(axis):
+        return CategoricalDistribution(axis)
+    return _distribution(RangeSpec.model_validate({"low": min(axis), "high": max(axis)}))
 
 
 def propose(

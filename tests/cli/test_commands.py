@@ -206,7 +206,7 @@ def test_cells_that_were_given_up_are_shown_and_can_be_queued_again(run):
     ("words", "status", "message"),
     [
         (["study", "create", "nowhere.toml"], 1, "study file nowhere.toml: No such file"),
-        (["study", "create", "digits", "--set", "train.lr=-1"], 1, "train.lr: -1 should be greater than 0"),
+        (["study", "create", "digits", "--set", "train.lr=-1"], 1, "train.lr: -1 must be a number above 0"),
         (["study", "create", "digits", "--grid", "--sampler", "tpe"], 2, "exclude each other"),
         (["best", "--budget", "1m"], 1, "study create"),
         (["best", "--budget", "soon"], 2, "not a duration"),

@@ -12,11 +12,11 @@ from budgettune.spec.pruning import (
     batch_sizes,
     drop_share,
     epoch_sizes,
-    expected_visits,
     largest_drop,
     rate_limit,
 )
 from budgettune.spec.study_spec import StudySpec, load_spec
+from tests.support.simulation import expected_visits
 
 OWN_MEANING = ("full", "paper-as-coded")
 names = pytest.mark.parametrize("name", [name for name in STRATEGIES if name not in OWN_MEANING])
@@ -45,7 +45,7 @@ def test_a_rate_is_reached_or_refused_with_what_can_be(name, rate, epochs, refre
         assert 0 < largest_drop(spec, epochs) < 1
         assert sum(expected_visits(spec, 10**6, epochs)) / (10**6 * epochs) == pytest.approx(1 - rate, abs=1e-4)
     else:
-        with pytest.raises(SpecError, match=r"stay below 0\.|only 0 is within reach"):
+        with pytest.raises(SpecError, match=r"stay below 0\.|because it trains on all images there"):
             largest_drop(spec, epochs)
 
 
@@ -113,14 +113,14 @@ def test_sizes_under_a_budget_are_those_of_all_stages():
 class TestAtCreation:
     def test_every_rate_is_checked_against_every_strategy_that_is_searched(self):
         search = {"pruning.strategy": ["full", "random", "stale-quantile"], "prune_rate": [0.0, 0.3, 0.85]}
-        with pytest.raises(SpecError, match=r"0\.85 of all visits cannot .* by stale-quantile .* stay below 0\.8"):
+        with pytest.raises(SpecError, match=r"0\.85 is more than stale-quantile can drop .* stay below 0\.8"):
             StudySpec.from_document({"name": "a", "search": search})
         search["prune_rate"] = [0.0, 0.3, 0.75]
         assert len(StudySpec.from_document({"name": "a", "search": search}).cells()) == 9
 
     def test_rates_are_checked_against_the_epochs_that_are_searched(self):
         document = {"name": "a", "search": {"prune_rate": [0.3], "train.epochs": [10, 1]}}
-        with pytest.raises(SpecError, match="over 1 epoch: only 0 is within reach"):
+        with pytest.raises(SpecError, match=r"in 1 epoch, .* train for 2 epochs"):
             StudySpec.from_document(document)
 
     def test_the_ends_of_a_range_are_checked(self):
@@ -135,7 +135,7 @@ class TestAtCreation:
     def test_a_budget_takes_the_place_of_epochs(self):
         spec = load_spec("digits").with_overrides(["train.budget=10s"])
         assert spec.train.epochs is None
-        with pytest.raises(SpecError, match="over a time budget"):
+        with pytest.raises(SpecError, match="under a time budget"):
             spec.with_overrides(["search.prune_rate=[0.85]"])
 
     def test_one_trial_is_checked_as_well(self):

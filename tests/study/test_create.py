@@ -1,5 +1,6 @@
 """Making, opening, listing and deleting studies."""
 
+import time
 import tomllib
 
 import pytest
@@ -13,6 +14,7 @@ from budgettune.storage.schema import (
     TABLES_OF_A_STUDY,
     TABLES_OF_A_TRIAL,
     studies,
+    trial_params,
     trials,
 )
 from budgettune.storage.studies import all_studies
@@ -125,3 +127,34 @@ def test_deleting_a_study_leaves_no_row_of_it_and_others_untouched(study):
                 assert connection.execute(sa.select(table)).all() == []
     with pytest.raises(StudyNotFound):
         delete_study(study.url, "study")
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        ([place + 1 for place in range(500)], "IntDistribution"),
+        ([1, *(place / 500 + 1.001 for place in range(499))], "FloatDistribution"),
+        ([f"n{place}" for place in range(300)], "CategoricalDistribution"),
+    ],
+)
+def test_a_grid_over_a_long_axis_keeps_no_copy_of_all_values_with_every_trial(sqlite_url, values, kind):
+    import optuna
+
+    spec = StudySpec.from_document({"name": "long", "search": {"model.options.x": values}})
+    with create_study(spec, sqlite_url) as study:
+        [first, *_] = optuna.load_study(study_name="long", storage=study.storage).get_trials(deepcopy=False)
+        assert first.distributions["model.options.x"].__class__.__name__ == kind
+        assert [record.params["model.options.x"] for record in records(study)] == values
+        with reading(study.engine) as connection:
+            kept = connection.execute(sa.select(sa.func.sum(sa.func.length(trial_params.c.distribution_json)))).scalar()
+        assert kept < 150 * len(values) or kind == "CategoricalDistribution"
+
+
+def test_the_note_of_a_long_axis_is_written_in_no_time_and_shows_its_beginning():
+    values = [(place + 1) / 10_000 for place in range(10_000)]
+    before = time.process_time()
+    note = study_note(StudySpec.from_document({"name": "long", "search": {"train.lr": values}}))
+    assert time.process_time() - before < 4  # it took 40 s
+    assert "| `train.lr` | 0.0001, 0.0002, " in note
+    assert "0.005 and 9950 more |" in note
+    assert tomllib.loads(note.split("```toml")[1].split("```")[0])["search"]["train.lr"] == values

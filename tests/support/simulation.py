@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from budgettune.spec.pruning import PruningSpec, rate_limit
+from budgettune.spec.pruning import PruningSpec, drop_share, largest_drop, rate_limit
 from budgettune.training.pruning import Scores, Strategy, make_strategy
 
 CLASSES = 3
@@ -17,6 +17,13 @@ def spec_of(name: str, rate: float, epochs: int | None, **fields) -> PruningSpec
     spec = PruningSpec(strategy=name, **fields)
     limit = 1.0 if name in ("full", "paper-as-coded") else rate_limit(spec, epochs)
     return PruningSpec(strategy=name, prune_rate=min(rate, 0.999 * limit), **fields)
+
+
+def expected_visits(spec: PruningSpec, size: int, epochs: int) -> list[int]:
+    """Return how many of size samples each epoch of a run is expected to visit."""
+    drop = largest_drop(spec, epochs)
+    parts = [drop_share(spec, epoch, epoch / epochs) for epoch in range(epochs)]
+    return [max(1, size - round(drop * part * size)) for part in parts]
 
 
 def make(name: str, size: int = 20, rate: float = 0.3, *, seed: int = 0, epochs: int | None = 12, **fields) -> Strategy:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from budgettune.training.pruning.base import EpochPlan, RemembersLosses, Strategy
-from budgettune.training.pruning.scores import drop_lowest
+from budgettune.training.pruning.scores import drop_below_quantile, drop_lowest
 
 
 class Full(Strategy):
@@ -53,14 +53,20 @@ class StaleQuantile(RemembersLosses):
     """Drop the lowest last-seen losses; every refresh_every epochs, from the first on, keep all.
 
     What Chang and Chen (2024, section 4.1) describe, after Stale Selective Backprop (Jiang et al. 2019): the table
-    holds the most recent loss of every sample, and each epoch is planned from it. Where their quantile of a random
-    subset drops an approximate share, this drops an exact one.
+    holds the most recent loss of every sample, and each epoch is planned from it. As they have it, with
+    `threshold_sample`, samples below the quantile of a random subset drawn in each epoch go, which drops an approximate
+    share; without, an exact one goes.
     """
 
     def plan(self, epoch: int, progress: float) -> EpochPlan:
         if not (drop := self.drop_count(epoch, progress)):
             return EpochPlan()
-        return EpochPlan(drop_lowest(self.losses, drop, self.generator).nonzero().squeeze(1))
+        if self.spec.threshold_sample is None:
+            keep = drop_lowest(self.losses, drop, self.generator)
+        else:
+            sample = self.permutation(self.size)[: self.spec.threshold_sample]
+            keep = drop_below_quantile(self.losses, self.largest_drop, sample)
+        return EpochPlan(keep.nonzero().squeeze(1))
 
 
 class PaperAsCoded(Strategy):
@@ -90,11 +96,8 @@ class PaperAsCoded(Strategy):
             return EpochPlan()
         if self.kept is None:
             self.table.copy_(self.recent)
-            comparable = self.table.isfinite()
-            subset = self.permutation(self.size)[: self.SUBSET]
-            losses = self.table[subset[comparable[subset]]]
-            threshold = losses.quantile(self.spec.prune_rate) if len(losses) else -torch.inf  # all are kept
-            self.kept = ((self.table >= threshold) | ~comparable).nonzero().squeeze(1)
+            sample = self.permutation(self.size)[: self.SUBSET]
+            self.kept = drop_below_quantile(self.table, self.spec.prune_rate, sample).nonzero().squeeze(1)
         return EpochPlan(self.kept)
 
     def observe(self, indices: Tensor, losses: Tensor, logits: Tensor | None = None) -> None:

@@ -66,6 +66,18 @@ def drop_lowest(losses: Tensor, drop: int, generator: torch.Generator) -> Tensor
     return keep
 
 
+def drop_below_quantile(losses: Tensor, share: float, sample: Tensor) -> Tensor:
+    """Return a mask of what is left when losses below the quantile of some samples' go: bool [n].
+
+    About `share` goes: the linear quantile of the losses of `sample`, int64 [m], stands for that of all. A loss that
+    equals it stays, so that equal losses drop nothing; what is not finite (unseen, NaN or infinite) stays too.
+    """
+    comparable = losses.isfinite()
+    drawn = losses[sample[comparable[sample]]]
+    threshold = drawn.quantile(share) if len(drawn) else -torch.inf
+    return (losses >= threshold) | ~comparable
+
+
 def keep_by_score(
     scores: Tensor, drop: int, side: Literal["hard", "middle", "easy"], generator: torch.Generator
 ) -> Tensor:

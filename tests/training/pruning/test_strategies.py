@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from budgettune.errors import SpecError
-from budgettune.spec.pruning import STRATEGIES, PruningSpec, expected_visits
+from budgettune.spec.pruning import STRATEGIES, PruningSpec
 from budgettune.spec.trust import Trust
 from budgettune.training.pruning import EpochPlan, Strategy, make_strategy, strategy_class
 from budgettune.training.pruning.scores import drop_lowest
-from tests.support.simulation import World, make, play, spec_of
+from tests.support.simulation import World, expected_visits, make, play, spec_of
 
 EPOCHS = 12
 ALL = torch.arange
