@@ -88,9 +88,10 @@ def _check(root: Path, tree: ImageTree, listed: Sequence[dict[str, list[str]]]) 
 
 def _say(root: Path, tree: ImageTree, train: ImageSet, test: ImageSet, unread: Unread) -> None:
     """Say once what was found, so that a tree that is misread does not go unnoticed."""
-    how = "to judge by" if tree.test is not None else "held out to judge by"
-    found = f"{len(tree.train)} classes ({listing(list(tree.train))})"
-    warn_once(logger, f"{root}: {found}, {len(train)} images to train on, {len(test)} {how}")
+    found = (
+        f"{len(tree.train)} classes ({listing(list(tree.train))}), {len(train)} training and {len(test)} test images"
+    )
+    warn_once(logger, f"{root}: {found}{', held out' if tree.test is None else ''}")
     if unread.counts:
         warn_once(logger, f"{root}: not read: {unread}: save as JPEG or PNG what should count")
     judged = set(test.labels.tolist())

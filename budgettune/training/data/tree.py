@@ -60,7 +60,7 @@ class Unread:
         self.counts[kind] += 1
 
     def __str__(self) -> str:
-        kinds = ", ".join(f"{count} {kind}" for kind, count in self.counts.most_common())
+        kinds = ", ".join(f"{count} × {kind}" for kind, count in self.counts.most_common())
         return f"{kinds} (the first: {self.first})"
 
 
@@ -108,10 +108,10 @@ def count_unused(tree: ImageTree, unread: Unread) -> None:
     for folder in tree.above:
         for entry in _entries(folder):
             if _holds(entry.is_file) and is_picture(entry.path):
-                unread.add("pictures outside the class folders", entry.path)
+                unread.add("picture outside the class folders", entry.path)
     for folder in tree.unused:
         for path in images_under(folder, Unread()):
-            unread.add(f"pictures in {folder.name}", path)
+            unread.add(f"picture in {folder.name}", path)
 
 
 def images_under(folder: Path, unread: Unread) -> Iterator[str]:
@@ -121,7 +121,7 @@ def images_under(folder: Path, unread: Unread) -> Iterator[str]:
 
 def _images_under(folder: str, unread: Unread, above: frozenset[tuple[int, int]]) -> Iterator[str]:
     if (identity := _identity(folder)) in above:
-        unread.add("links in a circle", folder)
+        unread.add("link in a circle", folder)
         return
     for entry in _entries(folder):
         if _holds(entry.is_dir):
@@ -132,7 +132,7 @@ def _images_under(folder: str, unread: Unread, above: frozenset[tuple[int, int]]
             else:
                 unread.add(suffix_of(entry.path) or "without suffix", entry.path)
         else:
-            unread.add("broken links" if entry.is_symlink() else "not files", entry.path)
+            unread.add("broken link" if entry.is_symlink() else "not a file", entry.path)
 
 
 def _identity(folder: str | Path) -> tuple[int, int]:

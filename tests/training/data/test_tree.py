@@ -82,7 +82,7 @@ SPLITS = [
 def test_parts_under_other_names_are_parts_and_no_classes(tmp_path, parts, caplog):
     data = folder(write_tree(tmp_path, parts=parts, each=3))
     assert counts(data) == (2, [3, 3], [3, 3])
-    assert f"{tmp_path}: 2 classes (ant, bee), 6 images to train on, 6 to judge by" in caplog.text
+    assert f"{tmp_path}: 2 classes (ant, bee), 6 training and 6 test images" in caplog.text
 
 
 def test_parts_inside_every_class_are_parts(tmp_path):
@@ -93,7 +93,7 @@ def test_parts_inside_every_class_are_parts(tmp_path):
 def test_of_test_and_validation_beside_one_another_test_judges_and_the_other_is_said_to_lie_unused(tmp_path, caplog):
     write_tree(tmp_path, parts=("train", "val", "test", "extra"), each=3)
     assert folder(tmp_path).held_out.images.shape[0] == 6
-    assert "not read: 6 pictures in extra, 6 pictures in val" in caplog.text
+    assert "not read: 6 × picture in extra, 6 × picture in val" in caplog.text
 
 
 @pytest.mark.parametrize("names", [("bus", "car", "train"), ("control", "test"), ("test_tube", "train_station")])
@@ -144,9 +144,16 @@ class TestUnread:
             assert counts(folder(root))[1] == [4, 4]
         text = caplog.text
         assert text.count("not read: ") == 1
-        for part in ("2 .heic", "1 .txt", "1 without suffix", "2 broken links", "1 links in a circle", "1 .h5"):
+        for part in (
+            "2 × .heic",
+            "1 × .txt",
+            "1 × without suffix",
+            "2 × broken link",
+            "1 × link in a circle",
+            "1 × .h5",
+        ):
             assert part in text
-        assert "1 pictures outside the class folders" in text
+        assert "1 × picture outside the class folders" in text
         assert f"the first: {place / 'a.heic'}" in text
 
     def test_a_class_of_other_files_alone_says_what_they_are(self, tmp_path):
@@ -155,7 +162,7 @@ class TestUnread:
         (root / "train" / "bee").mkdir()
         (root / "train" / "bee" / "1.heic").write_bytes(b"ftypheic")
         message = (
-            rf"train/bee: no images in this class, but 1 \.heic .*: add some, or delete {root}/train/bee and .*test"
+            rf"train/bee: no images in this class, but 1 × \.heic .*: add some, or delete {root}/train/bee and .*test"
         )
         with pytest.raises(DataError, match=message):
             folder(root)
@@ -171,7 +178,7 @@ class TestUnread:
         root = write_tree(tmp_path)
         (root / "train" / "ant" / "depth.pfm").write_bytes(b"Pf\n8 8\n-1.0\n" + bytes(256))
         assert counts(folder(root))[1] == [4, 4]
-        assert "1 .pfm" in caplog.text
+        assert "1 × .pfm" in caplog.text
 
 
 class TestClasses:
