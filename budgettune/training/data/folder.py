@@ -120,13 +120,12 @@ def _in_memory(shape: Shape, fill: Fill) -> Tensor:
 
 def _decode_into(store: Callable[[Shape, Fill], T], paths: Sequence[str], size: int | None) -> T:
     """Decode all files into a store, and return what it makes of them: grey where all of them are, else RGB."""
-    with quiet():
-        first = decode(paths[0], size)
+    first, path = _first_whole(paths, size)
     height, width = first.shape[:2]
 
     def store_in(channels: int) -> T:
         shape = channels, height, width
-        return store((len(paths), *shape), partial(_decode_all, paths, size, shape))
+        return store((len(paths), *shape), partial(_decode_all, paths, size, shape, path))
 
     try:
         return store_in(1 if first.ndim == 2 else 3)
@@ -134,10 +133,27 @@ def _decode_into(store: Callable[[Shape, Fill], T], paths: Sequence[str], size: 
         return store_in(3)
 
 
-def _decode_all(paths: Sequence[str], size: int | None, shape: tuple[int, int, int], write: Write) -> None:
-    """Decode in several threads, each a block of neighbours at a time, which it writes in place."""
+def _first_whole(paths: Sequence[str], size: int | None) -> tuple[np.ndarray, str]:
+    """Return the first image that is not damaged, and its path."""
+    damage: DataError | None = None
+    with quiet():
+        for path in paths:
+            try:
+                return decode(path, size), path
+            except DataError as error:
+                damage = damage or error
+    assert damage is not None
+    raise damage
+
+
+def _decode_all(paths: Sequence[str], size: int | None, shape: tuple[int, int, int], first: str, write: Write) -> None:
+    """Decode in several threads, each a block of neighbours at a time, which it writes in place.
+
+    Damaged files are named together, for who mends one would else meet the next.
+    """
     per_block = max(1, _BLOCK_BYTES // math.prod(shape))
     ends = threading.Event()
+    damages: dict[str, DataError] = {}
 
     def decode_block(row: int) -> None:
         part = paths[row : row + per_block]
@@ -145,7 +161,12 @@ def _decode_all(paths: Sequence[str], size: int | None, shape: tuple[int, int, i
         for image, path in zip(block, part, strict=True):
             if ends.is_set():  # a block may be hundreds of photographs, and the pool waits for those that began
                 return
-            image[:] = _planes(decode(path, size), shape, path, paths[0])
+            try:
+                array = decode(path, size)
+            except DataError as error:
+                damages[path] = error
+            else:
+                image[:] = _planes(array, shape, path, first)
         write(row, block)
 
     with quiet(), ThreadPoolExecutor(min(_MOST_THREADS, usable_cores())) as pool:
@@ -154,6 +175,10 @@ def _decode_all(paths: Sequence[str], size: int | None, shape: tuple[int, int, i
                 pass  # raises the first error, and drops the blocks that have not begun
         finally:
             ends.set()
+    if damages:
+        one, *others = sorted(damages)
+        more = f"; {len(others)} more such: {listing(others)}" if others else ""
+        raise DataError(f"{damages[one]}{more}")
 
 
 def _planes(array: np.ndarray, shape: tuple[int, int, int], path: str, first: str) -> np.ndarray:

@@ -108,7 +108,12 @@ def _split(source: SourceImages, spec: DataSpec) -> tuple[ImageSet, ImageSet]:
             f"set it to {len(train)} at most, or leave it out"
         )
     order = np.random.default_rng([spec.seed, 2]).permutation(len(train))
-    return train.take(torch.from_numpy(np.sort(order[: spec.train_size]))), held_out
+    subset = train.take(torch.from_numpy(np.sort(order[: spec.train_size])))
+    if missing := source.num_classes - len(subset.labels.unique()):
+        size = f"data.train_size = {spec.train_size}"
+        lost = f"{missing} of {source.num_classes} classes without a training image"
+        warn_once(logger, f"{spec.name}: {size} leaves {lost}: raise it")
+    return subset, held_out
 
 
 def _check_shapes(train: Sequence[int], held_out: Sequence[int], name: str) -> None:

@@ -6,10 +6,13 @@ import os
 from contextlib import suppress
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, PngImagePlugin
 
 from budgettune.errors import DataError
 from budgettune.text import message_of
+
+# Notes and profiles that image programs write may be larger than the 1 MB that Pillow allows each.
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
 
 BACKGROUND = "white"  # that transparent pixels are laid on; documented in docs/your-data.md
 

@@ -72,15 +72,16 @@ def find_tree(root: Path) -> ImageTree:
     Raises:
         DataError: where it is laid out in another way.
     """
-    root = _inner(root)
+    outer, root = root, _inner(root)
     folders = _folders(root)
     trains, tests = _find_parts(folders)
     if trains and tests:
-        train_folder, test_folder = (_inner(_only(parts)) for parts in (trains, tests))
-        classes = _classes(train_folder)
-        test = _aligned(_grouped(_folders(test_folder)), classes, test_folder)
+        train, test = _only(trains), _only(tests)
+        classes = _classes(_inner(train))
+        test_classes = _aligned(_grouped(_folders(_inner(test))), classes, test)
+        above = dict.fromkeys((outer, root, train, _inner(train), test, _inner(test)))
         unused = [folder for folder in folders if folder not in (*trains, *tests)]
-        return ImageTree(classes, test, (root, train_folder, test_folder), unused)
+        return ImageTree(classes, test_classes, list(above), unused)
     if parts := [part for part in (*trains, *tests) if _folders(part)]:  # else a class, such as train beside bus
         missing, part = root / ("test" if trains else "train"), parts[0]
         raise DataError(
@@ -89,11 +90,9 @@ def find_tree(root: Path) -> ImageTree:
     classes = _classes(root)
     within = {cls: [_find_parts(_folders(folder)) for folder in folders] for cls, folders in classes.items()}
     if all(len(trains) == len(tests) == 1 for parts in within.values() for trains, tests in parts):
-        train, test = (
-            {cls: [one for both in parts for one in both[n]] for cls, parts in within.items()} for n in (0, 1)
-        )
-        return ImageTree(train, test, [root, *folders])
-    return ImageTree(classes, None, [root])
+        by_part = [{cls: [one for both in parts for one in both[n]] for cls, parts in within.items()} for n in (0, 1)]
+        return ImageTree(by_part[0], by_part[1], [root, *folders])
+    return ImageTree(classes, None, list(dict.fromkeys((outer, root))))
 
 
 def list_images(classes: Classes, unread: Unread) -> dict[str, list[str]]:
@@ -157,9 +156,11 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _inner(folder: Path) -> Path:
-    """Return the folder inside, where an archive packed it into one of the same name, such as seg_train/seg_train."""
-    inside = folder / folder.name
-    return inside if [entry.name for entry in _entries(folder)] == [inside.name] and inside.is_dir() else folder
+    """Return the only folder inside where an archive left one, of the same name or with the parts in it."""
+    folders = _folders(folder)
+    if len(folders) == 1 and (folders[0].name == folder.name or all(_find_parts(_folders(folders[0])))):
+        return folders[0]
+    return folder
 
 
 def _find_parts(folders: Sequence[Path]) -> tuple[list[Path], list[Path]]:
@@ -188,8 +189,11 @@ def _only(parts: Sequence[Path]) -> Path:
 def _classes(folder: Path) -> Classes:
     classes = _grouped(_folders(folder))
     if len(classes) < 2:
-        found = f"only one class folder, {next(iter(classes))}" if classes else "no class folders"
-        raise DataError(f"{folder}: {found}: at least two are needed; {LAYOUT}")
+        if not classes:
+            raise DataError(f"{folder}: no class folders: at least two are needed; {LAYOUT}")
+        only = next(iter(classes.values()))[0]
+        inside = f"set data.root to {only} if the classes lie in it, else " if _folders(only) else ""
+        raise DataError(f"{folder}: only one class folder, {only.name}: at least two are needed; {inside}{LAYOUT}")
     return classes
 
 
@@ -202,14 +206,14 @@ def _grouped(folders: Sequence[Path]) -> Classes:
 
 
 def _aligned(test: Classes, train: Classes, folder: Path) -> Classes:
-    """Return the test folders by the names of training, which may differ in case; those that test lacks are empty."""
+    """Return the test folders by the names of training, but for case and space; those that test lacks are empty."""
     by_fold: dict[str, list[str]] = defaultdict(list)
     for name in train:
-        by_fold[name.casefold()].append(name)
+        by_fold[_folded(name)].append(name)
     aligned: Classes = {name: [] for name in train}
     strangers = []
     for name, folders in test.items():
-        names = [name] if name in train else by_fold[name.casefold()]
+        names = [name] if name in train else by_fold[_folded(name)]
         if len(names) == 1:
             aligned[names[0]] += folders
         else:
@@ -220,3 +224,7 @@ def _aligned(test: Classes, train: Classes, folder: Path) -> Classes:
             f"their folders here"
         )
     return aligned
+
+
+def _folded(name: str) -> str:
+    return name.strip().casefold()

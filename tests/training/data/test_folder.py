@@ -79,6 +79,25 @@ def test_a_damaged_image_is_named(tmp_path, suffix, damage):
     assert f"{path}: cannot be read as an image" in str(caught.value)
 
 
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("cached", [True, False])
+def test_damaged_images_are_named_together(tmp_path, first, cached):
+    root = write_tree(tmp_path / "images")
+    damaged = [root / "train" / cls / "003.png" for cls in ("ant", "bee")] + [
+        root / "train" / "ant" / "000.png"
+    ] * first
+    for path in damaged:
+        cut(path)
+    with pytest.raises(DataError) as caught:
+        folder(root, cache=str(tmp_path / "cache") if cached else None)
+    one, *others = map(str, sorted(damaged))
+    assert str(caught.value).startswith(f"{one}: cannot be read as an image")
+    assert str(caught.value).endswith(f"; {len(others)} more such: {', '.join(others)}")
+    for path in damaged:  # the advice works
+        path.unlink()
+    assert len(folder(root).train) == 8 - len(damaged)
+
+
 def test_sixteen_bit_images_are_refused_rather_than_clipped(tmp_path):
     write_tree(tmp_path, mode="L")
     path = tmp_path / "train" / "ant" / "deep.png"

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from budgettune.errors import DataError
 from budgettune.training.data.pictures import decode
@@ -111,6 +111,13 @@ def test_opaque_pictures_with_a_channel_for_transparency_are_as_without_it(tmp_p
     rgb = pixels(8, 8, 3)
     Image.fromarray(np.dstack([rgb, np.full((8, 8), 255, np.uint8)])).save(tmp_path / "1.png")
     assert np.array_equal(decode(str(tmp_path / "1.png"), None), rgb)
+
+
+def test_a_picture_with_a_large_note_is_read(tmp_path):
+    note = PngImagePlugin.PngInfo()
+    note.add_text("history", "edited " * 200_000, zip=True)
+    Image.fromarray(pixels(8, 8, 3)).save(tmp_path / "1.png", pnginfo=note)
+    assert np.array_equal(decode(str(tmp_path / "1.png"), None), pixels(8, 8, 3))
 
 
 def test_cmyk_becomes_rgb(tmp_path):

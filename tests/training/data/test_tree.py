@@ -1,6 +1,7 @@
 """Trees of images as people have them: what is read, what is left out and said, what is in two parts at once."""
 
 import os
+import re
 import shutil
 
 import numpy as np
@@ -75,6 +76,7 @@ SPLITS = [
     ("train2017", "val2017"),
     ("seg_train", "seg_test"),
     ("seg_train/seg_train", "seg_test/seg_test"),
+    ("archive/train", "archive/test"),
 ]
 
 
@@ -119,6 +121,14 @@ def test_a_part_alone_is_refused_and_both_advices_work(tmp_path, there, missing)
     assert counts(folder(tmp_path / there)) == (2, [4, 4], [1, 1])
     write_tree(tmp_path, parts=(missing,), each=2)
     assert folder(tmp_path).num_classes == 2
+
+
+def test_a_folder_too_many_above_the_classes_is_refused_and_the_advice_works(tmp_path):
+    write_tree(tmp_path, parts=("PetImages",), each=5)
+    with pytest.raises(DataError, match="only one class folder, PetImages: at least two") as caught:
+        folder(tmp_path)
+    assert f"set data.root to {tmp_path / 'PetImages'} if the classes lie in it" in str(caught.value)
+    assert counts(folder(tmp_path / "PetImages")) == (2, [4, 4], [1, 1])
 
 
 class TestUnread:
@@ -232,7 +242,7 @@ class TestClasses:
             folder(root)
 
     @pytest.mark.parametrize(
-        ("train", "test"), [("Ant", "ant"), ("caf\u00e9", "cafe\u0301"), ("Stra\u00dfe", "STRASSE")]
+        ("train", "test"), [("Ant", "ant"), ("caf\u00e9", "cafe\u0301"), ("Stra\u00dfe", "STRASSE"), ("ant", "ant ")]
     )
     def test_a_class_spelt_another_way_in_the_test_part_is_the_same(self, tmp_path, train, test):
         write_tree(tmp_path, parts=("train",), classes=(train, "bee"))
@@ -257,6 +267,11 @@ class TestClasses:
         write_tree(tmp_path, parts=(".",), each=1)
         with pytest.raises(DataError, match="one image in each class, and none left to judge by: add more"):
             folder(tmp_path)
+
+
+def test_a_subset_that_lacks_a_class_is_said(tmp_path, caplog):
+    folder(write_tree(tmp_path, classes=[f"c{number}" for number in range(9)]), train_size=5)
+    assert re.search(r"data\.train_size = 5 leaves [4-8] of 9 classes without a training image: raise it", caplog.text)
 
 
 def test_a_folder_that_may_not_be_read_is_no_damaged_image(tmp_path):
