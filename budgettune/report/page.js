@@ -9,14 +9,26 @@ const PANEL_HEIGHT = 300;
 const TITLE_HEIGHT = 32;
 const LEGEND_ROW_HEIGHT = 16;
 const COLOUR_BAR_DEPTH = 90;
+const LEGEND_MARGIN = 100;
+const LEGEND_COLUMN_WIDTH = 290;
+const WIDE = 1000;
+const PAPER_WIDTH = 660; // of a figure between the margins of A4 and of Letter
 
-const template = () => page.templates[dark.matches ? "dark" : "light"];
+let isPrinting = false;
+const template = () => page.templates[dark.matches && !isPrinting ? "dark" : "light"];
+
+const shownInLegend = (data) => data.filter((trace) => trace.name && trace.showlegend !== false).length;
+
+// Entries of a legend stand in columns; fewer columns than on a wide page make more rows.
+function moreLegendRows(entries, width) {
+  const rows = (across) => Math.ceil(entries / Math.max(1, Math.floor((across - LEGEND_MARGIN) / LEGEND_COLUMN_WIDTH)));
+  return Math.max(0, rows(width) - rows(WIDE));
+}
 
 // On a narrow page panels stand in one column, the colour scale below them, and the legend takes rows of its own.
 function narrowed(layout, data) {
-  const entries = data.filter((trace) => trace.name && trace.showlegend !== false).length;
   const panels = layout.meta?.panels ?? 1;
-  layout.height = (panels > 1 ? PANEL_HEIGHT * panels : layout.height) + LEGEND_ROW_HEIGHT * entries;
+  layout.height = (panels > 1 ? PANEL_HEIGHT * panels : layout.height) + LEGEND_ROW_HEIGHT * shownInLegend(data);
   if (panels > 1) {
     layout.grid = { ...layout.grid, rows: panels, columns: 1, ygap: 0.35 };
     layout.legend = { y: 1 + TITLE_HEIGHT / layout.height };
@@ -32,7 +44,10 @@ function narrowed(layout, data) {
 function fitted(plot) {
   const copy = structuredClone(plot.figure.layout);
   const layout = narrow.matches ? narrowed(copy, plot.figure.data) : copy;
-  return { ...layout, template: template(), autosize: true, dragmode: touch.matches ? false : "zoom" };
+  if (isPrinting) layout.width = PAPER_WIDTH;
+  const more = moreLegendRows(shownInLegend(plot.figure.data), layout.width ?? plot.clientWidth);
+  if (!narrow.matches) layout.height += LEGEND_ROW_HEIGHT * more;
+  return { ...layout, template: template(), autosize: !isPrinting, dragmode: touch.matches ? false : "zoom" };
 }
 
 function shownTraces(plot) {
@@ -54,9 +69,13 @@ function drawAnew(plot) {
 const nextFrame = () => new Promise((resolve) => requestAnimationFrame(() => setTimeout(resolve)));
 let drawing = Promise.resolve();
 
+function read(plot) {
+  plot.figure ??= JSON.parse(document.getElementById(plot.dataset.figure).textContent);
+}
+
 function draw(plot) {
   if (plot.figure) return null;
-  plot.figure = JSON.parse(document.getElementById(plot.dataset.figure).textContent);
+  read(plot);
   return drawAnew(plot);
 }
 
@@ -74,7 +93,14 @@ const near = new IntersectionObserver(
 const redraw = () => plots.filter((plot) => plot.figure).forEach(drawAnew);
 dark.addEventListener("change", redraw);
 narrow.addEventListener("change", redraw);
-addEventListener("beforeprint", () => plots.filter((plot) => plot.offsetParent).forEach(draw));
+// On paper every figure is there, dark on white, and as wide as paper is.
+function forPaper(isOn) {
+  isPrinting = isOn;
+  plots.filter((plot) => plot.offsetParent).forEach(read);
+  redraw();
+}
+addEventListener("beforeprint", () => forPaper(true));
+addEventListener("afterprint", () => forPaper(false));
 // This script runs before plotly's own, so that the answer below need not wait for it.
 addEventListener("DOMContentLoaded", () => plots.forEach((plot) => near.observe(plot)));
 

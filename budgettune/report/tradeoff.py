@@ -193,7 +193,7 @@ def _grid(view: Overview, titles: list[str]) -> dict[str, Any]:
             "rows": rows,
             "columns": min(count, PANELS_IN_A_ROW),
             "pattern": "independent",
-            "xgap": 0.14,
+            "xgap": 0.2,
             "ygap": 0.3,
         },
         "height": 60 + PANEL_HEIGHT * rows,

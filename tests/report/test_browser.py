@@ -180,6 +180,22 @@ def test_dark_and_light_follow_the_system(page):
     assert page.evaluate(colours) == ["#e6e8ec", "rgb(230, 232, 236)"]
 
 
+def test_paper_gets_every_figure_dark_on_white_within_its_margins_also_from_a_dark_screen(browser, tmp_path):
+    with visit(browser, tmp_path / "page.html", RECORDS, viewport=DESK, color_scheme="dark") as page:
+        page.emulate_media(media="print", color_scheme="dark")
+        page.set_viewport_size({"width": 680, "height": 900})  # between the margins of A4
+        page.evaluate("dispatchEvent(new Event('beforeprint'))")
+        until(page, "[...document.querySelectorAll('.plot')].every(plot => plot.isDrawn)")
+        fonts = page.evaluate("[...document.querySelectorAll('.plot')].map(plot => plot._fullLayout.font.color)")
+        assert set(fonts) == {"#1b1f27"}
+        assert page.evaluate("getComputedStyle(document.body).color") == "rgb(27, 31, 39)"
+        assert page.evaluate("document.documentElement.scrollWidth") == 680
+        assert page.locator(".legend .scrollbar[height]:not([height='0'])").count() == 0  # no entry is out of sight
+        page.emulate_media(media="screen", color_scheme="dark")
+        page.evaluate("dispatchEvent(new Event('afterprint'))")
+        until(page, "document.querySelector('.plot')._fullLayout.font.color === '#e6e8ec'")
+
+
 def test_a_phone_shows_it_without_scrolling_sideways_and_may_be_turned(browser, tmp_path):
     panels = "document.querySelector('[data-figure=machine0-panels]').layout.grid"
     with visit(browser, tmp_path / "page.html", RECORDS, viewport=PHONE, color_scheme="dark", has_touch=True) as page:
