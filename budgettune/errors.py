@@ -23,18 +23,18 @@ StopRequested                   is no error: a KeyboardInterrupt, which nothing 
 
 from __future__ import annotations
 
-from budgettune.text import format_duration, one_line, shortened
+from budgettune.text import format_duration, one_line, redact, shortened
 
 
 class BudgetTuneError(Exception):
     """Base of all errors that a user can do something about.
 
-    As text it is one line without control characters and of bounded length: names and values in it may come from
-    anywhere.
+    As text it is one line without control characters, without passwords and of bounded length: names and values in it
+    may come from anywhere.
     """
 
     def __str__(self) -> str:
-        return shortened(one_line(super().__str__()), longest=2_000)
+        return shortened(one_line(redact(super().__str__())), longest=2_000)
 
 
 class UsageError(BudgetTuneError):

@@ -92,6 +92,16 @@ def variable(name: str) -> str | None:
     return os.environ.get(name, "").rstrip("\r\n") or None
 
 
+# The length of a scheme is bounded, because a search over a long text without one would take quadratic time.
+_URL_PASSWORD = re.compile(r"((?<![\w+.-])[A-Za-z][\w+.-]{0,40}://[^\s:/?]*:)\S*@")
+_NAMED_PASSWORD = re.compile(r"""(?i)\b(\w*(?:password|passwd|passphrase|pwd)\s*=\s*)(?:'[^']*'|"[^"]*"|[^\s&;'"]+)""")
+
+
+def redact(text: str) -> str:
+    """Return a text without the passwords of the database URLs and connection strings in it."""
+    return _NAMED_PASSWORD.sub(r"\1***", _URL_PASSWORD.sub(r"\1***@", text))
+
+
 def message_of(error: BaseException) -> str:
     """Return an error's text on one line, or its type where it has none."""
     return " ".join(str(error).split()) or type(error).__name__

@@ -28,8 +28,8 @@ from budgettune.cli.output import (
     say,
 )
 from budgettune.errors import BudgetTuneError
-from budgettune.storage.connection import storage_url
-from budgettune.text import format_duration
+from budgettune.storage.connection import parse_url, shown, storage_url
+from budgettune.text import format_duration, redact
 from budgettune.worker.options import WorkerOptions, WorkerSummary
 from budgettune.worker.signals import SIGNALS, StopFlag
 
@@ -156,7 +156,6 @@ def dashboard(
     """Serve optuna-dashboard with our figures, read-only unless told otherwise."""
     from budgettune.dashboard.app import serve
     from budgettune.report import front_figures
-    from budgettune.storage.driver_errors import redact
 
     url = storage_url(storage)
     with StopFlag() as stop:
@@ -168,7 +167,7 @@ def dashboard(
             allow_write=allow_write,
             trusted_proxy=trusted_proxy,
             figures=front_figures,
-            ready=lambda address: say(f"Dashboard of {redact(url)} on {address} (Ctrl-C ends it)"),
+            ready=lambda address: say(f"Dashboard of {shown(parse_url(url))} on {address} (Ctrl-C ends it)"),
             until=stop.wait,
         )
     leave_if_stopped(stop.signal_number)
@@ -246,7 +245,7 @@ def main() -> None:
             raise
         text = f"[red]error:[/] {escape(str(error))}"
         if not isinstance(error, BudgetTuneError):
-            first_line = f"{type(error).__name__}: {error}".splitlines()[0]
+            first_line = redact(f"{type(error).__name__}: {error}".splitlines()[0])
             text = f"[red]unexpected error:[/] {escape(first_line)} (--debug shows where)"
         err.print(text, highlight=False, soft_wrap=True)
         sys.exit(1)

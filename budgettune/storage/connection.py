@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -20,10 +21,10 @@ import sqlalchemy as sa
 from sqlalchemy import Engine, event
 
 from budgettune.errors import StorageError
-from budgettune.storage.driver_errors import is_busy, redact, translated
+from budgettune.storage.driver_errors import is_busy, translated
 from budgettune.storage.sqlite_file import SqliteConnection, sqlite_file, was_disturbed
 from budgettune.storage.sqlite_file import tune as tune_sqlite
-from budgettune.text import one_line, variable
+from budgettune.text import one_line, redact, variable
 
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage
@@ -39,6 +40,7 @@ CONNECT_TIMEOUT_SECONDS = 10
 NETWORK_TIMEOUT_MS = 60_000
 GIVING_BACK_SECONDS = (0.05, 0.1, 0.2, 0.4)  # a server takes a moment to see that a connection was closed
 SQLITE_OPTIONS = frozenset(("cache", "immutable", "mode", "nolock", "psow", "timeout", "uri", "vfs"))
+ENCODED = "@ as %40, / as %2F, : as %3A, ? as %3F, # as %23, % as %25"
 POSTGRESQL_SESSION = (
     # Optuna's heartbeats are CURRENT_TIMESTAMP in a column without time zone: all boxes must mean the same one.
     "SET TIME ZONE 'UTC'",
@@ -51,13 +53,18 @@ POSTGRESQL_SESSION = (
 def parse_url(url: str) -> sa.URL:
     """Return the URL with the driver that we use, or raise StorageError."""
     if one_line(url) != url:
-        raise StorageError(f"{redact(url)}: a database URL holds no control characters: leave them out")
+        raise StorageError("the database URL holds control characters: leave them out")
     try:
         parsed = sa.make_url(url)
     except (sa.exc.ArgumentError, ValueError):
+        parsed = None
+    if parsed is None or (not parsed.drivername.startswith("sqlite") and _has_stray_at(url)):
+        # Only what looks like a file's name is shown: of anything else nobody knows where its password ends.
+        name = url if re.fullmatch(r"[\w./\\ -]+", url) else "the URL"
         raise StorageError(
-            f"{redact(url)}: not a database URL: write sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE"
-        ) from None
+            f"{name}: not a database URL: write sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE, "
+            f"with {ENCODED} in user and password"
+        )
     if parsed.drivername in ("postgresql", "postgres"):
         parsed = parsed.set(drivername="postgresql+psycopg")
     backend = parsed.drivername.partition("+")[0]
@@ -75,6 +82,22 @@ def parse_url(url: str) -> sa.URL:
             f"sqlite:///file:FILE?mode=ro&uri=true"
         )
     return parsed
+
+
+def _has_stray_at(url: str) -> bool:
+    """Whether an @ stands behind the one that ends user and password, so that they end elsewhere than they seem to."""
+    place, _, query = without_login(url).partition("?")
+    if "@" not in query:
+        return "@" in place
+    from psycopg.pq import Conninfo
+
+    known = {option.keyword.decode() for option in Conninfo.get_defaults()}
+    return "@" in place or any("@" in each and each.partition("=")[0] not in known for each in query.split("&"))
+
+
+def without_login(url: str) -> str:
+    """Return a server's URL without user and password, which end where SQLAlchemy sees their end."""
+    return re.sub(r"^([^:/]*://)[^:/]*(?::[^@]*)?@", r"\1", url)
 
 
 def shown(url: sa.URL) -> str:
@@ -202,7 +225,8 @@ def _on_postgresql_connect(connection: DBAPIConnection, _record: object) -> None
 
 def storage_url(explicit: str | None = None) -> str:
     """Return the database to use: the one named, else BUDGETTUNE_STORAGE, else OPTUNA_STORAGE, else a local file."""
-    return explicit or variable("BUDGETTUNE_STORAGE") or variable("OPTUNA_STORAGE") or DEFAULT_URL
+    named = explicit or variable("BUDGETTUNE_STORAGE") or variable("OPTUNA_STORAGE")
+    return (named or "").strip() or DEFAULT_URL
 
 
 def open_engine(url: str, *, create: bool = False) -> sa.Engine:

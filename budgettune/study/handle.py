@@ -18,8 +18,8 @@ from budgettune.records import HANDED_BACK, Claim, Slot, SlotRow, TrialResult, t
 from budgettune.spec.study_spec import StudySpec
 from budgettune.storage import slots, transactions
 from budgettune.storage.answers import state_counts
-from budgettune.storage.connection import Engine, open_engine, open_storage, reading
-from budgettune.storage.driver_errors import redact, translated
+from budgettune.storage.connection import Engine, open_engine, open_storage, reading, shown
+from budgettune.storage.driver_errors import translated
 from budgettune.storage.patience import asking_again
 from budgettune.storage.studies import find_study, own_machine_key
 from budgettune.storage.transactions import Reconciled
@@ -28,6 +28,7 @@ from budgettune.storage.writes import NewTrial
 from budgettune.study.dashboard_note import study_note
 from budgettune.study.ledger import Ledger, Queued, Verification, new_trials
 from budgettune.study.summary import StudySummary, summary_of
+from budgettune.text import redact
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage, RDBStorage
@@ -127,7 +128,7 @@ class StudyHandle:
         self.close()
 
     def __repr__(self) -> str:
-        return f"StudyHandle({self.name!r}, {redact(self.url)!r})"
+        return f"StudyHandle({self.name!r}, {shown(self.engine.url)!r})"
 
     @property
     def name(self) -> str:
@@ -297,7 +298,7 @@ class StudyHandle:
         if reserved is None:
             return None
         try:
-            with translated(redact(self.url)):
+            with translated(shown(self.engine.url)):
                 params = self._draw_params(reserved, around_draws)
         except BaseException as error:
             message = f"{type(error).__name__}: {error}"

@@ -20,6 +20,7 @@ from urllib.parse import parse_qs, urlsplit
 from budgettune.errors import StorageError, StudyNotFound
 from budgettune.files import replacing
 from budgettune.records import Claim, TrialResult
+from budgettune.storage.connection import without_login
 from budgettune.storage.patience import pauses
 from budgettune.storage.trials import trial_records
 from budgettune.study.handle import StudyHandle, load_study
@@ -195,10 +196,10 @@ def storage_identity(url: str) -> str:
     if url.startswith("sqlite"):
         place = str(Path(url.partition("///")[2].partition("?")[0]).resolve())
     else:
-        parts = urlsplit(url)
+        parts = urlsplit(without_login(url))
         options = parse_qs(parts.query)
         # A server's socket folder and port may also stand behind the question mark.
-        host = options.get("host", [parts.netloc.rpartition("@")[2]])
+        host = options.get("host", [parts.netloc])
         place = f"postgresql {host} {options.get('port', [])} {parts.path}"
     return hashlib.sha256(place.encode()).hexdigest()[:16]
 

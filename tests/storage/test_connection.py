@@ -24,7 +24,7 @@ from budgettune.storage.connection import (
     storage_url,
     writing,
 )
-from budgettune.storage.driver_errors import redact
+from budgettune.text import redact
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
