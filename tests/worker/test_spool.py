@@ -1,8 +1,10 @@
 """Results on their way: kept before they are delivered, delivered once, never in the way."""
 
+import errno
 import itertools
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +12,9 @@ from budgettune.errors import StorageError
 from budgettune.spec.study_spec import load_spec
 from budgettune.storage.answers import state_counts
 from budgettune.study.handle import StudyHandle, create_study, delete_study
+from budgettune.text import warn_once
+from budgettune.worker.loop import run_worker
+from budgettune.worker.options import WorkerOptions
 from budgettune.worker.spool import Spool, Spooled, default_folder, storage_identity
 from tests.support.studies import result
 
@@ -122,3 +127,43 @@ def test_the_folder_is_the_users_own(monkeypatch):
     assert str(default_folder()) == "/state/budgettune/spool"
     monkeypatch.setenv("BUDGETTUNE_SPOOL", "/mine")
     assert str(default_folder()) == "/mine"
+
+
+@pytest.fixture
+def nothing_said_before():
+    warn_once.cache_clear()
+
+
+@pytest.mark.parametrize("environment", [{}, {"BUDGETTUNE_SPOOL": "~/spool"}, {"XDG_STATE_HOME": "~nobody-here/x"}])
+def test_without_a_home_a_worker_trains_and_says_once_what_would_keep_copies(
+    environment, no_home, nothing_said_before, sqlite_url, monkeypatch, caplog
+):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    study = make(sqlite_url, "train.epochs=1", "clock.warmup_steps=1")
+    assert run_worker(sqlite_url, None, WorkerOptions(device="cpu", threads=1)).completed == 2
+    assert study.verify().whole
+    assert [record.message for record in caplog.records] == [
+        "results have no local copy until the database has them (there is no home folder): "
+        "set BUDGETTUNE_SPOOL to a folder that this user may write to"
+    ]
+
+
+def not_allowed(path, *_, **__):
+    raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+
+@pytest.mark.parametrize("place", ["a file", "below a file", "a name that is too long", "not allowed"])
+def test_a_folder_that_cannot_be_made_stops_no_result(place, sqlite_url, tmp_path, monkeypatch, caplog):
+    (tmp_path / "file").touch()
+    names = {"a file": "file", "below a file": "file/spool", "a name that is too long": "x" * 300}
+    monkeypatch.setenv("BUDGETTUNE_SPOOL", str(tmp_path / names.get(place, "spool")))
+    study = make(sqlite_url)
+    if place == "not allowed":  # root may do everything
+        for method in ("glob", "mkdir"):
+            monkeypatch.setattr(Path, method, not_allowed)
+    kept = Spool()
+    assert kept.deliver_all(sqlite_url) == 0
+    for _ in range(2):
+        assert kept.deliver(study, study.claim(), result(), 1.0, lambda seconds: False)
+    assert caplog.text.count("set BUDGETTUNE_SPOOL") == 1

@@ -24,6 +24,7 @@ from numpy.lib.format import magic, open_memmap
 from torch import Tensor
 
 from budgettune.errors import DataError
+from budgettune.files import user_path
 from budgettune.text import message_of
 from budgettune.training.device import host_bytes
 
@@ -116,7 +117,7 @@ def cache_path(folder: str, root: Path, image_size: int | None) -> Path:
     Raises:
         DataError: where the folder lies inside the root, where it would look like a class of images.
     """
-    place, root = Path(folder).expanduser(), root.resolve()
+    place, root = user_path(folder, "data.cache"), root.resolve()
     if place.resolve().is_relative_to(root):
         raise DataError(f"data.cache: {place} lies inside data.root: name a folder outside {root}")
     digest = hashlib.sha256(f"{root}\n{image_size}".encode("utf-8", "surrogateescape")).hexdigest()

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from budgettune.errors import DataError
+from budgettune.files import user_path
 from budgettune.spec.tables import BUILT_IN_SETS, DataSpec
 from budgettune.text import message_of
 from budgettune.training.data.images import ImageSet, SourceImages, check_classes, image_set
@@ -26,7 +27,7 @@ def read_fashion_mnist(spec: DataSpec) -> SourceImages:
     Raises:
         DataError: where they cannot be fetched, or one of them is damaged.
     """
-    root = Path(spec.root or DEFAULT_ROOT).expanduser()
+    root = user_path(spec.root or DEFAULT_ROOT, "data.root")
     if not (files := find_files(root)):
         from torchvision.datasets import FashionMNIST
 

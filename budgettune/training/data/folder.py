@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from budgettune.errors import DataError
+from budgettune.files import user_path
 from budgettune.machine.fingerprint import usable_cores
 from budgettune.spec.tables import DataSpec
 from budgettune.text import listing, warn_once
@@ -48,7 +49,7 @@ def read_folder(spec: DataSpec) -> SourceImages:
     """
     if spec.root is None:
         raise DataError(f"data.root is missing: set it to the folder of your images; {LAYOUT}")
-    root = Path(spec.root).expanduser()
+    root = user_path(spec.root, "data.root")
     if not root.is_dir():
         raise DataError(f"{root}: no such folder: correct data.root; {LAYOUT}")
     with quiet():

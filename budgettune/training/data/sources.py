@@ -16,6 +16,7 @@ import torch
 from filelock import FileLock
 
 from budgettune.errors import BudgetTuneError, DataError
+from budgettune.files import user_path
 from budgettune.spec.tables import BUILT_IN_SETS, DataSpec
 from budgettune.spec.trust import Trust
 from budgettune.text import message_of
@@ -48,7 +49,7 @@ def read_cifar(spec: DataSpec) -> SourceImages:
 
     loader = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[spec.name]
     facts = BUILT_IN_SETS[spec.name]
-    root = Path(spec.root or DEFAULT_ROOT).expanduser()
+    root = user_path(spec.root or DEFAULT_ROOT, "data.root")
     folder = str(root / loader.base_folder)
     if _bad_cifar_files(loader, root):
         failure = fetch(root, lambda: loader(str(root), download=True), lambda: not _bad_cifar_files(loader, root))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -11,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from budgettune.errors import DataError
+from budgettune.files import user_path
 
 
 def softmax_error(logits: Tensor, labels: Tensor) -> Tensor:
@@ -143,7 +143,7 @@ def read_scores(name: str, size: int) -> Tensor:
     Raises:
         DataError: where there is no such file, or it does not hold one number for each training sample.
     """
-    path = Path(name).expanduser()
+    path = user_path(name, "pruning.scores")
     if not path.is_file():
         raise DataError(f"pruning.scores: {path} is no file on this machine: copy it here, or correct the path")
     try:

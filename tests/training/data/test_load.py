@@ -210,3 +210,9 @@ def test_a_root_may_begin_with_a_tilde(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     write_fashion(Path(tmp_path) / "images")
     assert len(fashion("~/images").train) == 100
+
+
+@pytest.mark.parametrize("name", ["folder", "cifar10", "fashion-mnist"])
+def test_a_root_in_a_home_that_is_not_here_is_a_fault_of_the_box(name, no_home):
+    with pytest.raises(UsageError, match=r"data\.root: ~/images: no such home folder on this box"):
+        load_data(DataSpec(name=name, root="~/images"))
