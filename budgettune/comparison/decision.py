@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from budgettune.comparison.result import FULL, Comparison, Standing, read_comparison
 from budgettune.errors import SpecError
+from budgettune.spec.documents import set_value
 from budgettune.spec.study_spec import StudySpec
 from budgettune.text import format_duration
 
@@ -38,13 +39,14 @@ def decided(spec: StudySpec) -> StudySpec:
     found = decide(comparison, spec.train.budget)
     pruning_table = {
         **comparison.spec.get("pruning", {}),
-        "strategy": found.strategy,
         "prune_rate": found.prune_rate,
         "when": "auto",
         "evidence": path.name,  # its folder means nothing to the other machines of a study
         "decided": found.sentence,
     }
-    return StudySpec.from_document(spec.to_document() | {"pruning": pruning_table}, str(path))
+    document = spec.to_document() | {"pruning": pruning_table}
+    set_value(document, "pruning.strategy", found.strategy)
+    return StudySpec.from_document(document, str(path))
 
 
 def decide(comparison: Comparison, budget_seconds: float | None = None) -> Decision:

@@ -346,7 +346,8 @@ pruning = Figure(
     name="pruning",
     title="Samples left out",
     guide="The prune rate asks for a share of the run's sample visits to be dropped. On the dotted line as much was "
-    "dropped; some strategies let chance or the model decide, and `paper-as-coded` drops what its script drops.",
+    'dropped; some strategies let chance or the model decide. With `rate_per = "epoch"`, as in `paper`, and with '
+    "`paper-as-coded` it is the share of the epochs that prune, and less of the run.",
     values=pruning_done,
     draw=_draw_pruning,
     say=_say_pruning,

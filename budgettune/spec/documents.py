@@ -129,7 +129,7 @@ def set_value(document: dict[str, Any], key: str, value: Any, prefix: str = "") 
     # The last word wins: who sets a budget does not want to unset the epochs first.
     if rival := {"train.epochs": "budget", "train.budget": "epochs"}.get(key):
         document.get("train", {}).pop(rival, None)
-    if key == "pruning.strategy" and value != "stale-quantile":
+    if key == "pruning.strategy" and value not in (None, "stale-quantile"):
         document.get("pruning", {}).pop("threshold_sample", None)
     *tables, name = key.split(".")
     target = document

@@ -7,6 +7,9 @@ epoch and a progress in [0, 1], what part of its largest drop it makes there. Fr
 rate asks for, the rates that can be reached at all, and the visits to expect. No torch: a study is refused before it
 runs.
 
+With `rate_per = "epoch"` the rate is the largest drop itself, as papers mostly have it: the fraction that each epoch
+drops that prunes, or that prunes most.
+
 Two exceptions: `full` keeps everything whatever the rate, so that it can be searched beside the others; and
 `paper-as-coded` takes the rate as its script does, for each epoch between refreshes.
 """

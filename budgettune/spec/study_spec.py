@@ -114,7 +114,8 @@ class StudySpec(SpecModel):
             SpecError: where a key is unknown or a value cannot work.
         """
         document = self.to_document() | {"search": {}, "sampler": {}}
-        for key, value in params.items():
+        # The strategy last: it takes out what another needs.
+        for key, value in sorted(params.items(), key=lambda item: full_key(item[0]) == "pruning.strategy"):
             set_value(document, full_key(key), value, prefix="params: ")
         return StudySpec.from_document(document, "params")
 

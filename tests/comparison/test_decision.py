@@ -137,3 +137,14 @@ def test_evidence_that_does_not_fit_the_study_is_refused(tmp_path):
 def test_a_decision_survives_json():
     spec = DIGITS.with_overrides(["search={}", "pruning.when=auto", "pruning.evidence=c", "pruning.decided=because"])
     assert StudySpec.from_json(spec.to_json()) == spec
+
+
+def test_a_comparison_that_shares_a_key_of_another_strategy_is_decided(tmp_path):
+    made = comparison({"full": FULL_AT, "random 0.3": BETTER})
+    shared = made.model_copy(
+        update={"spec": {**made.spec, "pruning": {"threshold_sample": 5_000, "rate_per": "epoch"}}}
+    )
+    write_comparison(tmp_path / "compare.json", shared)
+    overrides = ["prune_rate=0", "pruning.when=auto", f"pruning.evidence={tmp_path / 'compare.json'}"]
+    found = decided(load_spec("digits").with_overrides(overrides)).pruning
+    assert (found.strategy, found.threshold_sample, found.rate_per) == ("random", None, "epoch")

@@ -19,6 +19,7 @@ from budgettune.spec.study_spec import StudySpec, load_spec
 from tests.support.simulation import expected_visits
 
 OWN_MEANING = ("full", "paper-as-coded")
+PARTS = (1, 0.8, 0.6, 0.4, 0.25)  # of the largest drop that epochs of any strategy make
 names = pytest.mark.parametrize("name", [name for name in STRATEGIES if name not in OWN_MEANING])
 
 
@@ -108,6 +109,34 @@ def test_sizes_under_a_budget_are_those_of_all_stages():
     stages = epoch_sizes(PruningSpec(strategy="kakurenbo", prune_rate=0.3), 1_000, None)
     drop = largest_drop(PruningSpec(strategy="kakurenbo", prune_rate=0.3), None)
     assert stages == (1_000, *(1_000 - round(1_000 * part * drop) for part in (1, 0.8, 0.6, 0.4)))
+
+
+@names
+@pytest.mark.parametrize("epochs", [1, 8, None])
+def test_a_rate_per_epoch_is_what_each_epoch_drops_that_prunes_most(name, epochs):
+    spec = PruningSpec(strategy=name, prune_rate=0.3, rate_per="epoch")
+    assert largest_drop(spec, epochs) == 0.3
+    assert set(epoch_sizes(spec, 1_000, epochs)) <= {1_000, *(1_000 - round(300 * part) for part in PARTS)}
+
+
+def test_a_rate_per_epoch_has_the_limit_of_its_method():
+    spec = PruningSpec(strategy="infobatch", prune_rate=0.7, rate_per="epoch")
+    with pytest.raises(SpecError, match=r"because it drops no image above the mean loss: stay below 0\.6005, or take"):
+        largest_drop(spec, 10)
+    assert largest_drop(PruningSpec(strategy="stale-quantile", prune_rate=0.97, rate_per="epoch"), 10) == 0.97
+
+
+def test_keys_that_older_versions_do_not_know_are_written_only_where_they_are_used():
+    assert "rate_per" not in StudySpec(name="a").to_document()["pruning"]
+    used = PruningSpec(rate_per="epoch", threshold_sample=50).model_dump(exclude_none=True)
+    assert (used["rate_per"], used["threshold_sample"]) == ("epoch", 50)
+
+
+@pytest.mark.parametrize("name", ["full", "random", "paper-as-coded", "mine.rules:Rule"])
+def test_a_threshold_is_refused_where_there_is_none(name):
+    pruning = {"strategy": name, "threshold_sample": 5_000}
+    with pytest.raises(SpecError, match=f"pruning: threshold_sample is a key of stale-quantile, and {name} has no"):
+        StudySpec.from_document({"name": "a", "pruning": pruning})
 
 
 class TestAtCreation:
