@@ -124,8 +124,9 @@ def print_rows(
         print_json(list(rows))
     elif form is Format.csv:
         keys = _keys(rows)
-        writer = csv.DictWriter(sys.stdout, keys)
-        writer.writerow({key: csv_safe(key) for key in keys})
+        writer = csv.DictWriter(sys.stdout, keys, lineterminator="\n")
+        if keys:
+            writer.writerow({key: csv_safe(key) for key in keys})
         writer.writerows({key: csv_safe(value) for key, value in row.items()} for row in rows)
     else:
         print_table(rows, title=title, sentences=sentences)

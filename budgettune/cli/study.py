@@ -96,6 +96,8 @@ def study_list(
 
     summaries = list_studies(storage_url(storage))
     _print_summaries(summaries, form)
+    if not summaries:
+        say("there is no study yet: make one with `budgettune study create`")
     for summary in summaries:
         warn(summary.fault)
 

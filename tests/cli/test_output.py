@@ -259,3 +259,21 @@ def test_a_closed_standard_output_fails_no_command(run, monkeypatch, sqlite_url,
     monkeypatch.setattr(sys, "stdout", None)
     assert run(*line.split())[0] == 0
     sys.stdout.close()
+
+
+def test_csv_on_standard_output_ends_its_lines_as_an_export_does(run, sqlite_url):
+    study_of(sqlite_url, 1)
+    assert run("study", "export")[1].count("\n") == 3
+    for line in ("front", "best --budget 1h", "study list", "study show"):
+        text = run(*line.split(), "--format", "csv")[1]
+        assert "\r" not in text, line
+        assert text.endswith("\n")
+
+
+def test_a_database_without_studies_says_so_beside_an_empty_list(run, sqlite_url):
+    study_of(sqlite_url, 1)
+    run("study", "delete", "ours", "--yes")
+    for form, empty in (("table", ""), ("csv", ""), ("json", "[]\n")):
+        status, out, err = run("study", "list", "--format", form)
+        assert (status, out) == (0, empty)
+        assert "study create" in err
