@@ -11,8 +11,11 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass
 from typing import Any
+
+_NO_GPU = ("", "-1", "NoDevFiles")  # the last is Slurm's, for a job that asked for none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,11 +61,44 @@ def _text(value: str | bytes) -> str:
 
 
 def visible_gpus() -> list[str]:
-    """Return the NVIDIA devices that this process may use, as CUDA_VISIBLE_DEVICES takes them."""
+    """Return the NVIDIA devices that this process may use, as CUDA_VISIBLE_DEVICES takes them.
+
+    Drivers and variables name devices that training cannot use: of several, torch has the last word.
+    """
+    listed = _named_gpus()
+    listed = _listed_gpus() if listed is None else listed
+    return listed[: _torch_count()] if len(listed) > 1 else listed
+
+
+def missing_gpus(count: int) -> str | None:
+    """Return a sentence where CUDA_VISIBLE_DEVICES names more devices than the `count` that torch sees."""
+    named = len(_named_gpus() or ())
+    if count >= named:
+        return None
+    seen = f"only {count}" if count else "none: training on the CPU"
+    return f"CUDA_VISIBLE_DEVICES names {named} GPU{'s' if named > 1 else ''}, and torch sees {seen}"
+
+
+def _named_gpus() -> list[str] | None:
+    """Return what CUDA_VISIBLE_DEVICES lists up to the first name that stands for none; None where it is not set."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if named is not None:
-        listed = [name.strip() for name in named.split(",")]
-        return listed[: next((i for i, name in enumerate(listed) if name in ("", "-1")), len(listed))]
+    if named is None:
+        return None
+    listed = [name.strip() for name in named.split(",")]
+    return listed[: next((i for i, name in enumerate(listed) if name in _NO_GPU), len(listed))]
+
+
+def _torch_count() -> int:
+    """Return how many devices torch sees, asked in a process of its own; 0 where it cannot be asked."""
+    script = "import torch; print(torch.cuda.device_count() if torch.cuda.is_available() else 0)"
+    try:
+        asked = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
+        return int(asked.stdout.split()[-1])
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        return 0
+
+
+def _listed_gpus() -> list[str]:
     try:
         return [str(index) for index in range(len(gpu_names()))]
     except RuntimeError:  # no such package, or no driver: the driver's own tool tells the two apart

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import re
 import resource
 import sys
@@ -16,8 +17,12 @@ import torch
 
 from budgettune.errors import OutOfMemory, UsageError
 from budgettune.machine.fingerprint import fingerprint
+from budgettune.machine.gpu import missing_gpus
 from budgettune.records import MachineInfo
 from budgettune.spec.tables import ALIGNMENT
+from budgettune.text import warn_once
+
+logger = logging.getLogger(__name__)
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 _NO_MEMORY = re.compile(
@@ -34,6 +39,8 @@ def pick_device(name: str = "auto") -> torch.device:
     """
     available = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
+        if note := missing_gpus(available):
+            warn_once(logger, note)
         return torch.device("cuda", 0) if available else torch.device("cpu")
     if name == "cpu":
         return torch.device("cpu")

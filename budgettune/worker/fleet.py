@@ -6,6 +6,7 @@ parent is gone; the database's URL goes to them through the environment, because
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -19,10 +20,12 @@ from typing import NamedTuple
 
 from budgettune.errors import UsageError
 from budgettune.machine.fingerprint import usable_cores
-from budgettune.machine.gpu import visible_gpus
-from budgettune.text import format_duration
+from budgettune.machine.gpu import missing_gpus, visible_gpus
+from budgettune.text import format_duration, warn_once
 from budgettune.worker.options import WorkerOptions
 from budgettune.worker.signals import DRAIN_ORDER, ORDERS_VARIABLE, StopFlag
+
+logger = logging.getLogger(__name__)
 
 FIRST_PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 60.0
@@ -96,8 +99,12 @@ def plan_fleet(options: WorkerOptions, processes: int | None, gpus: Sequence[str
 
 def members_here(options: WorkerOptions, processes: int | None) -> list[Member]:
     """Return the members of a fleet on this box; GPUs are counted only where the answer depends on them."""
-    gpus = visible_gpus() if options.device == "auto" and processes != 1 else []
-    return plan_fleet(options, processes, gpus, usable_cores())
+    asks = options.device == "auto" and processes != 1
+    gpus = visible_gpus() if asks else []
+    members = plan_fleet(options, processes, gpus, usable_cores())
+    if asks and members and (note := missing_gpus(len(gpus))):  # a worker alone says it itself
+        warn_once(logger, note)
+    return members
 
 
 def worker_command(study: str | None, *, drain: bool, debug: bool) -> WorkerCommand:

@@ -92,7 +92,7 @@ class StopFlag:
 
     def obey_parent(self) -> None:
         """Take orders from the fleet that started this process, where one did."""
-        if ORDERS_VARIABLE in os.environ:
+        if os.environ.pop(ORDERS_VARIABLE, None):  # what this process starts has other parents
             threading.Thread(target=self._read_orders, args=(0,), name="orders", daemon=True).start()
 
     def __enter__(self) -> Self:

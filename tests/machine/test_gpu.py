@@ -6,7 +6,9 @@ import threading
 import time
 
 import pytest
+import torch
 
+from budgettune.machine import gpu
 from budgettune.machine.gpu import GpuSample, gpu_names, visible_gpus
 from budgettune.machine.witness import GpuObserver, Witness, judge_gpu
 
@@ -149,7 +151,24 @@ def test_devices_are_listed_by_name():
         gpu_names(FakeNvml(broken=("nvmlDeviceGetCount",)))
 
 
-@pytest.mark.parametrize(("named", "seen"), [("0,GPU-b", ["0", "GPU-b"]), ("", []), ("-1", []), ("2,-1,3", ["2"])])
-def test_gpus_are_those_that_the_environment_leaves_visible(monkeypatch, named, seen):
+@pytest.mark.parametrize(
+    ("named", "torch_sees", "seen"),
+    [
+        ("0,GPU-b", 2, ["0", "GPU-b"]),
+        ("0, 1", 1, ["0"]),
+        ("0,1", 0, []),
+        ("all", 0, ["all"]),  # one worker in any case, which asks torch itself
+        ("", 0, []),
+        ("-1", 0, []),
+        ("NoDevFiles", 0, []),
+        ("2,-1,3", 1, ["2"]),
+    ],
+)
+def test_gpus_are_those_of_the_environment_that_torch_sees(monkeypatch, named, torch_sees, seen):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    monkeypatch.setattr(gpu, "_torch_count", lambda: torch_sees)
     assert visible_gpus() == seen
+
+
+def test_torch_is_asked_in_a_process_of_its_own():
+    assert gpu._torch_count() == torch.cuda.device_count()

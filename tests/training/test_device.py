@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from budgettune.errors import UsageError
+from budgettune.machine.gpu import missing_gpus
 from budgettune.spec.study_spec import load_spec
+from budgettune.text import warn_once
 from budgettune.training import trainer
 from budgettune.training.data.load import load_data
 from budgettune.training.device import Device, is_out_of_memory, keep_freed_memory, pick_device, pick_precision
@@ -235,3 +237,36 @@ def test_a_trial_on_a_gpu_is_whole_and_repeats_its_schedule():
     assert result.test_accuracy > 0.5
     assert 0.98 < result.phases.on_clock / result.train_seconds <= 1
     assert result.machine.device == "cuda"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a box without a GPU")
+@pytest.mark.parametrize(
+    ("named", "said"),
+    [
+        (None, ""),
+        ("", ""),
+        ("-1", ""),
+        ("NoDevFiles", ""),  # Slurm's
+        ("0", "names 1 GPU, and torch sees none: training on the CPU"),
+        ("GPU-8932f937", "names 1 GPU, and torch sees none: training on the CPU"),
+        ("0,1", "names 2 GPUs, and torch sees none: training on the CPU"),
+    ],
+)
+def test_a_variable_that_names_gpus_where_there_are_none_is_answered_by_the_cpu(named, said, monkeypatch, caplog):
+    warn_once.cache_clear()
+    if named is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    assert pick_device("auto").type == "cpu"
+    assert said in caplog.text
+    assert bool(said) == bool(caplog.records)
+    caplog.clear()
+    assert pick_device("cpu").type == "cpu"
+    assert not caplog.records
+
+
+def test_a_variable_that_names_more_gpus_than_there_are_says_how_many(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
+    assert missing_gpus(1) == "CUDA_VISIBLE_DEVICES names 3 GPUs, and torch sees only 1"
+    assert missing_gpus(3) is None

@@ -9,8 +9,10 @@ import time
 import pytest
 
 from budgettune.errors import UsageError
+from budgettune.machine import gpu
 from budgettune.spec.study_spec import load_spec
 from budgettune.study.handle import create_study
+from budgettune.text import warn_once
 from budgettune.worker import fleet
 from budgettune.worker import signals as stopping
 from budgettune.worker.fleet import Aftermath, Member, after_end, plan_fleet, run_fleet
@@ -124,3 +126,21 @@ def test_two_processes_of_the_real_command_finish_a_study(sqlite_url, tmp_path, 
     assert run_fleet(members, command, sqlite_url, StopFlag(), say=lines.append) == 0, lines
     assert study.verify().whole
     assert {line.partition(":")[0] for line in lines} == {"worker 0", "worker 1"}
+
+
+@pytest.mark.parametrize("processes", [None, 2])
+def test_gpus_that_are_named_and_not_here_start_no_children_for_them(processes, monkeypatch, caplog):
+    warn_once.cache_clear()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    monkeypatch.setattr(gpu, "_torch_count", lambda: 0)
+    members = fleet.members_here(WorkerOptions(), processes)
+    assert [member.options.device for member in members] == ["cpu"] * (processes or 0)
+    # A worker alone says it itself, when it picks its device.
+    assert ("CUDA_VISIBLE_DEVICES names 2 GPUs" in caplog.text) == bool(processes)
+
+
+def test_orders_are_not_for_what_a_child_starts(monkeypatch):
+    monkeypatch.setenv(stopping.ORDERS_VARIABLE, "1")
+    monkeypatch.setattr(StopFlag, "_read_orders", lambda *_: None)
+    StopFlag().obey_parent()
+    assert stopping.ORDERS_VARIABLE not in os.environ
