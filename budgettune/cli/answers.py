@@ -10,7 +10,16 @@ import typer
 
 from budgettune import api
 from budgettune.cli import options
-from budgettune.cli.output import Format, hypervolume_line, out, print_json, print_trials, say, trial_document, warn
+from budgettune.cli.output import (
+    Format,
+    hypervolume_line,
+    print_json,
+    print_trials,
+    say,
+    say_figures,
+    trial_document,
+    warn,
+)
 from budgettune.records import TrialRecord
 
 if TYPE_CHECKING:
@@ -84,7 +93,7 @@ def front(
         return
     print_trials(records, form, also=lambda record: _chance_on_front(sure, record, form))
     if form is Format.table:
-        say(hypervolume_line(volume, reference), out)
+        say_figures(hypervolume_line(volume, reference))
 
 
 @app.command(

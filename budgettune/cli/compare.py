@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from budgettune.cli import options
-from budgettune.cli.output import Format, leave_if_stopped, out, print_json, print_rows, say
+from budgettune.cli.output import Format, leave_if_stopped, print_json, print_rows, say, say_figures
 from budgettune.errors import StopRequested
 from budgettune.text import format_duration
 from budgettune.worker.signals import StopFlag
@@ -109,7 +109,7 @@ def compare(
             title = f"\n{format_duration(budget)} of training, mean over seeds ± half the 95% interval"
             print_rows(table_rows(comparison.standings(budget)), form, title=title)
             for sentence in sentences(comparison, budget):
-                say(sentence, out)
+                say_figures(sentence)
     if figure is not None and comparison.runs:
         write_figure(figure, comparison)
     if stop.signal_number is not None:

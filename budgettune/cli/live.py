@@ -19,7 +19,7 @@ from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
-from budgettune.cli.output import GAP, Screen, say, shown
+from budgettune.cli.output import GAP, Screen, say, say_figures, shown
 from budgettune.cli.text_plot import ASCII, Glyphs, Point, scatter
 from budgettune.records import Claim, EpochRecord, TrialRecord, TrialResult
 from budgettune.storage.answers import latest_trials, objective_points
@@ -73,7 +73,7 @@ class TerminalProgress(Listener):
         outcome = f"{format_duration(result.train_seconds)}, accuracy {result.test_accuracy:.2%}, {result.status}"
         if result.stopping is not None and result.stopping.stopped:
             outcome = f"stopped early {result.stopping.reason}"
-        say(f"{_label(claim)}: {outcome}{self._remaining}", self.console)
+        say_figures(f"{_label(claim)}: {outcome}{self._remaining}", self.console)
 
     def failed(self, claim: Claim, reason: str) -> None:
         say(f"{_label(claim)}: {reason}", self.console)

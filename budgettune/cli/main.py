@@ -26,6 +26,7 @@ from budgettune.cli.output import (
     print_rows,
     print_trials,
     say,
+    say_figures,
 )
 from budgettune.errors import BudgetTuneError
 from budgettune.storage.connection import parse_url, shown, storage_url
@@ -196,7 +197,7 @@ def demo(threads: options.Threads = None, storage: options.Storage = None, debug
     say(f"study {digits.name!r}: {summary.completed} trials trained now, {len(digits.spec.cells())} in all\n", out)
     members = api.pareto_front(digits.name, storage=storage)
     print_trials(members, Format.table, title="The Pareto front: nothing is both faster and more accurate")
-    say(hypervolume_line(*api.hypervolume_of(digits.name, storage=storage)), out)
+    say_figures(hypervolume_line(*api.hypervolume_of(digits.name, storage=storage)))
     for member in (members[0], members[len(members) // 2], members[-1]):
         budget_seconds = 1.02 * (member.train_seconds or 0.0)
         answer = api.best_under_budget(digits.name, budget_seconds, storage=storage)

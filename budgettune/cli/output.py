@@ -100,8 +100,14 @@ class Format(StrEnum):
 
 
 def say(line: str, screen: Screen = err) -> None:
-    """Print a line as it is: remarks to standard error, and answers to `out`."""
+    """Print a line as it is, with its commands to copy: remarks to standard error, and answers to `out`."""
     screen.print(line, highlight=False, markup=False)
+
+
+def say_figures(text: str, screen: Screen = out) -> None:
+    """Print lines with figures in them, none of which is broken where a terminal is too narrow for its line."""
+    for line in printable(text).splitlines():
+        _print_line(Text(line), screen, indent=2 * GAP)
 
 
 def warn(text: str | None) -> None:

@@ -9,7 +9,16 @@ import typer
 
 from budgettune import api
 from budgettune.cli import options
-from budgettune.cli.output import Format, accuracy_text, out, print_fields, print_json, print_rows, say, settings_text
+from budgettune.cli.output import (
+    Format,
+    accuracy_text,
+    print_fields,
+    print_json,
+    print_rows,
+    say,
+    say_figures,
+    settings_text,
+)
 from budgettune.text import format_duration
 
 if TYPE_CHECKING:
@@ -66,10 +75,9 @@ def recommend(
 
 def print_answer(answer: Recommendation) -> None:
     where = f" on {answer.device_name}" if answer.device_name else ""
-    say(
+    say_figures(
         f"{answer.study}: {format_duration(answer.budget_seconds)}{where}, "
-        f"with a probability of at least {100 * answer.confidence:g}% to end in time\n",
-        out,
+        f"with a probability of at least {100 * answer.confidence:g}% to end in time\n\n"
     )
     print_fields(_fields(answer))
 

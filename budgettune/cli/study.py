@@ -11,7 +11,17 @@ import typer
 
 from budgettune import api
 from budgettune.cli import options
-from budgettune.cli.output import Format, leave_if_stopped, out, print_json, print_rows, print_table, say, warn
+from budgettune.cli.output import (
+    Format,
+    leave_if_stopped,
+    out,
+    print_json,
+    print_rows,
+    print_table,
+    say,
+    say_figures,
+    warn,
+)
 from budgettune.errors import UsageError
 from budgettune.storage.connection import storage_url
 from budgettune.text import format_duration
@@ -139,7 +149,7 @@ def study_show(
     for one in summary.given_up:
         say(f"given up: {one}")
     if stopping is not None and form is Format.table:
-        say(stopping.describe(), out)
+        say_figures(stopping.describe())
 
 
 @app.command("verify", epilog=options.examples("study verify", "study verify mine --format json"))
@@ -154,7 +164,7 @@ def study_verify(
     if form is Format.json:
         print_json(verification.to_json())
     else:
-        say(verification.describe(), out)
+        say_figures(verification.describe())
     if not verification.whole:
         raise typer.Exit(1)
 

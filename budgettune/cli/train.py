@@ -9,7 +9,7 @@ import typer
 
 from budgettune import api
 from budgettune.cli import options
-from budgettune.cli.output import err, out, promise_line, say
+from budgettune.cli.output import err, promise_line, say_figures
 from budgettune.text import format_duration
 
 app = typer.Typer()
@@ -57,7 +57,7 @@ def train(
     else:
         answer, params = api.recommended(handle, budget)
         spec, trial_seed = handle.spec, handle.spec.sampler.seed
-        say(promise_line(answer))
+        say_figures(promise_line(answer), err)
     trust = Trust.of_database(handle.url, allowed_packages(allow_import), allowed_roots(allow_root))
     with err.status("training"):
         trained = train_one(
@@ -70,4 +70,4 @@ def train(
         )
     save_model(to, trained, spec, params)
     accuracy, seconds = trained.result.test_accuracy, trained.result.train_seconds
-    say(f"{to}: accuracy {accuracy:.2%} after {format_duration(seconds)}", out)
+    say_figures(f"{to}: accuracy {accuracy:.2%} after {format_duration(seconds)}")

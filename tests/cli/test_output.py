@@ -277,3 +277,16 @@ def test_a_database_without_studies_says_so_beside_an_empty_list(run, sqlite_url
         status, out, err = run("study", "list", "--format", form)
         assert (status, out) == (0, empty)
         assert "study create" in err
+
+
+@pytest.mark.parametrize("width", [None, 60, 40, 12])
+def test_a_line_about_a_trial_breaks_none_of_its_figures(sqlite_url, width):
+    study = study_of(sqlite_url, 8)
+    console = screen(width)
+    claim = study.claim()
+    TerminalProgress(console).completed(study, claim, result(754.0, 0.8))
+    text = console.file.getvalue()
+    assert in_order(["12m34s,", "accuracy 80.00%, unverified;", "252 trials waiting, about"], text)
+    assert in_order([f"{name.rpartition('.')[2]}" for name in AXES], text)
+    assert (len(text.splitlines()) == 1) == (width is None)
+    assert width is None or width < 20 or max(map(cell_len, text.splitlines())) <= width
