@@ -1,6 +1,5 @@
 """Small trees of image files."""
 
-import numpy as np
 from PIL import Image
 
 from budgettune.spec.tables import DataSpec
@@ -26,9 +25,3 @@ def write_tree(root, *, parts=("train", "test"), classes=("ant", "bee"), each=4,
 
 def folder(root, **settings):
     return load_data(DataSpec(name="folder", root=str(root), **settings))
-
-
-def save(path, array_or_image, **settings):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image = Image.fromarray(array_or_image) if isinstance(array_or_image, np.ndarray) else array_or_image
-    image.save(path, **settings)

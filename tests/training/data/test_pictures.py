@@ -5,6 +5,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from budgettune.errors import DataError
+from budgettune.training.data import cache
 from budgettune.training.data.pictures import decode
 from tests.support.image_files import pixels
 from tests.support.image_trees import folder, write_tree
@@ -54,8 +55,6 @@ def test_a_damaged_note_on_orientation_turns_nothing_and_is_no_error(tmp_path, e
 
 
 def test_a_cache_of_pictures_that_were_left_turned_is_made_anew(tmp_path, monkeypatch):
-    from budgettune.training.data import cache
-
     root, store = write_tree(tmp_path / "images"), str(tmp_path / "cache")
     monkeypatch.setattr(cache, "_FORMAT", 2)  # of before they were turned
     folder(root, cache=store)

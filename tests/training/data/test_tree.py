@@ -10,8 +10,11 @@ import torch
 from PIL import Image
 
 from budgettune.errors import DataError
+from budgettune.spec.tables import DataSpec
+from budgettune.spec.trust import Trust
+from budgettune.training.data.load import load_data
 from tests.support.image_files import pixels, same
-from tests.support.image_trees import folder, save, write_image, write_tree
+from tests.support.image_trees import folder, write_image, write_tree
 
 HIDDEN = [".ipynb_checkpoints", "__MACOSX", "@eaDir", ".thumbnails", "$RECYCLE.BIN", "lost+found"]
 
@@ -285,18 +288,8 @@ def test_a_folder_that_may_not_be_read_is_no_damaged_image(tmp_path):
 
 
 def test_own_arrays_in_both_parts_are_reported_by_number(tmp_path, monkeypatch, caplog):
-    from budgettune.spec.tables import DataSpec
-    from budgettune.spec.trust import Trust
-    from budgettune.training.data.load import load_data
-
     images, labels = pixels(20, 8, 8), np.arange(20) % 2
     monkeypatch.setattr(f"{__name__}.load", lambda data: (images, labels, images[5:9], labels[5:9]), raising=False)
     data = load_data(DataSpec(name=f"{__name__}:load"), trust=Trust(["tests"]))
     assert torch.equal(data.held_out.images[0, 0], torch.from_numpy(images[5]))
     assert "4 of 4 test images are training images too (image 0 is training image 5)" in caplog.text
-
-
-def test_a_saved_image_keeps_its_pixels(tmp_path):
-    """The helper that writes trees is worth what it writes."""
-    save(tmp_path / "a.png", pixels(4, 4, 3))
-    assert np.array_equal(np.array(Image.open(tmp_path / "a.png")), pixels(4, 4, 3))
