@@ -33,6 +33,7 @@ def read_text(path: Path) -> str:
     r"""Return a text file as editors of any system write it, each line ended by \n.
 
     UTF-8, also with the byte order mark of Windows, or UTF-16 with its mark, as a redirection of PowerShell writes it.
+    Files that were put together have marks at the beginnings of lines.
 
     Raises:
         OSError: where it cannot be read, or is something else; `strerror` has the reason.
@@ -46,7 +47,7 @@ def read_text(path: Path) -> str:
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise OSError(errno.EILSEQ, f"line {line} is not UTF-8 text: save the file as UTF-8") from None
-    return io.StringIO(text, newline=None).read()
+    return io.StringIO(text, newline=None).read().replace("\n\ufeff", "\n")
 
 
 @contextmanager

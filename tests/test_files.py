@@ -24,6 +24,7 @@ EDITORS = {
     "carriage returns": lambda text: text.replace("\n", "\r\n").encode(),
     "old mac": lambda text: text.replace("\n", "\r").encode(),
     "powershell": lambda text: codecs.BOM_UTF16_LE + text.replace("\n", "\r\n").encode("utf-16-le"),
+    "put together": lambda text: b"".join(codecs.BOM_UTF8 + line.encode() + b"\n" for line in text.splitlines()),
     "utf-16, big end first": lambda text: codecs.BOM_UTF16_BE + text.encode("utf-16-be"),
 }
 editors = pytest.mark.parametrize("encoded", EDITORS.values(), ids=EDITORS)

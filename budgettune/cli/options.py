@@ -120,9 +120,24 @@ Device = Annotated[
 Threads = Annotated[
     int | None, typer.Option("--threads", min=1, metavar="N", help="CPU threads; every usable core where left out.")
 ]
+
+
+def whole(overrides: list[str] | None) -> list[str] | None:
+    """Refuse what a shell has cut at a space, before the rest of it is taken for another argument."""
+    for override in overrides or ():
+        if override.count("[") > override.count("]") or override.count("{") > override.count("}"):
+            raise typer.BadParameter(
+                f"{override} is cut off: put single quotes around all of it, as in --set 'search.scale=[1.0, 2.0]'"
+            )
+    return overrides
+
+
 Sets = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", metavar="KEY=VALUE", help="Override any field of the study file (repeatable), such as train.epochs=10."
+        "--set",
+        callback=whole,
+        metavar="KEY=VALUE",
+        help="Override any field of the study file (repeatable), such as train.epochs=10.",
     ),
 ]

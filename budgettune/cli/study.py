@@ -89,7 +89,8 @@ def study_create(
     study = api.create_study(
         spec, storage=storage, overrides=[*(sets or []), *overrides], skip_if_exists=skip_if_exists
     )
-    warn(study.spec.twin_note())
+    for note in study.spec.notes():
+        warn(note)
     if decided := study.spec.pruning.decided:
         say(f"pruning, decided on {study.spec.pruning.evidence}: {decided}", out)
     by = study.spec.sampler.name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+import unicodedata
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -53,7 +54,18 @@ def parse_toml(text: str) -> dict[str, Any]:
     place = re.search(r"at line (\d+)", reason)
     line = text.split("\n")[int(place[1]) - 1] if place else text.rstrip().rpartition("\n")[2]
     advice = next((f": {words}" for begin, words in WHAT_TOML_MEANS.items() if reason.startswith(begin)), "")
+    if odd := next(filter(_is_from_elsewhere, line), None):
+        advice = (
+            f": it holds a {unicodedata.name(odd, 'control character').lower()}: write straight quotes, plain spaces"
+        )
     raise SpecError(f"not valid TOML: {reason}: {shortened(line.strip())}{advice}")
+
+
+def _is_from_elsewhere(character: str) -> bool:
+    """Whether a character comes from a text processor or a web page, and looks like another or like nothing."""
+    return (
+        character in "“”„«»‘’‚" or unicodedata.category(character) == "Cf" or (character.isspace() and character > " ")
+    )
 
 
 def full_key(key: str) -> str:

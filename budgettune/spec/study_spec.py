@@ -147,6 +147,19 @@ class StudySpec(SpecModel):
         """What is searched over a list of values: all that a grid has."""
         return {key: axis for key, axis in self.search.items() if not isinstance(axis, RangeSpec)}
 
+    def notes(self) -> list[str]:
+        """Return sentences on what a study does not do, though it may have been meant to."""
+        whole = [
+            f"search.{key}: only whole numbers are drawn, because low and high are: "
+            f"write {float(axis.low)} for all between"
+            for key, axis in self.search.items()
+            if isinstance(axis, RangeSpec) and axis.is_int and axis.step is None
+            if kind_at(StudySpec, full_key(key)) is float
+        ]
+        if self.sampler.name == "grid" and self.sampler.trials is not None:
+            whole.append(f"trials = {self.sampler.trials} is for samplers: a grid runs all its cells")
+        return [*filter(None, [self.twin_note()]), *whole]
+
     def twin_note(self) -> str | None:
         """Return a sentence on the scales that are left out because an earlier one builds their network, if any."""
 

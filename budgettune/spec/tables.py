@@ -254,11 +254,12 @@ class RangeSpec(SpecModel):
         return self.low + int(place * self._count) * (self.step or 1)
 
     def spread(self, count: int) -> tuple[int | float, ...]:
-        """Return low, high and what lies evenly between them, rounded to six decimals, each value once."""
+        """Return low, high and what lies evenly between them, rounded to six digits, each value once."""
         low, high = (math.log(end) if self.log else float(end) for end in (self.low, self.high))
-        between = [low + (high - low) * index / (count - 1) for index in range(count)]
+        between = [low + (high - low) * index / (count - 1) for index in range(1, count - 1)]
         points = map(math.exp, between) if self.log else between
-        return tuple(dict.fromkeys(round(point) if self.is_int else round(point, 6) for point in points))
+        rounded = (round(point) if self.is_int else float(f"{point:.6g}") for point in points)
+        return tuple(dict.fromkeys([self.low, *rounded, self.high]))
 
     @property
     def _count(self) -> int:
@@ -267,7 +268,7 @@ class RangeSpec(SpecModel):
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:
         if not self.low < self.high:
-            raise Clash(f"low is {self.low} and high {self.high}: low must be below high")
+            raise Clash(f"low is {self.low} and high {self.high}: low must be below high, and one value is a list: [1]")
         if self.log and self.low <= 0:
             raise Clash(f"low is {self.low}, and with log = true it must be above 0")
         if self.log and self.step is not None:

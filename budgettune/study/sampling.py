@@ -99,10 +99,16 @@ def propose(
     sampler.before_trial(study, trial)
     together = sampler.infer_relative_search_space(study, trial)
     params = sampler.sample_relative(study, trial, {name: space[name] for name in together if name in space})
+    # As Optuna does: a sampler is not asked where there is no choice, and complains where it is.
+    params |= {name: _first_value(distribution) for name, distribution in space.items() if distribution.single()}
     return {
         name: params[name] if name in params else sampler.sample_independent(study, trial, name, distribution)
         for name, distribution in space.items()
     }
+
+
+def _first_value(distribution: BaseDistribution) -> Any:
+    return distribution.choices[0] if isinstance(distribution, CategoricalDistribution) else vars(distribution)["low"]
 
 
 def _sampler(spec: SamplerSpec, space: Mapping[str, BaseDistribution], number: int) -> BaseSampler:

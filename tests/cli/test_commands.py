@@ -207,6 +207,11 @@ def test_cells_that_were_given_up_are_shown_and_can_be_queued_again(run):
     [
         (["study", "create", "nowhere.toml"], 1, "study file nowhere.toml: No such file"),
         (["study", "create", "digits", "--set", "train.lr=-1"], 1, "train.lr: -1 must be a number above 0"),
+        (
+            ["study", "create", "digits", "--set", "search.scale=[1.0,", "2.0]"],
+            2,
+            "[1.0, is cut off: put single quotes",
+        ),
         (["study", "create", "digits", "--grid", "--sampler", "tpe"], 2, "exclude each other"),
         (["best", "--budget", "1m"], 1, "study create"),
         (["best", "--budget", "soon"], 2, "not a duration"),

@@ -117,6 +117,7 @@ def test_scales_that_round_to_the_same_network_run_once_and_are_named():
         ({"low": 1.0, "high": 3.0}, None, [1.0, 2.0, 2.8], (1.0, 1.5, 2.0, 2.5, 3.0)),
         ({"low": 1e-4, "high": 1.0, "log": True}, None, [1e-4, 1e-2, 10**-0.4], (1e-4, 1e-3, 1e-2, 1e-1, 1.0)),
         ({"low": 1, "high": 100, "log": True}, range(1, 101), [1, 10, 63], (1, 3, 10, 32, 100)),
+        ({"low": 1e-9, "high": 1e-5, "log": True}, None, [1e-9, 1e-7, 10**-5.4], (1e-9, 1e-8, 1e-7, 1e-6, 1e-5)),
     ],
 )
 def test_a_range_lists_its_values_and_what_lies_between_its_ends(axis, values, places, spread):
@@ -132,6 +133,16 @@ def test_every_cell_and_repeat_has_a_seed_of_its_own():
     assert len(seeds) == 400
     assert spec.trial_seed(3, 1) == load_spec("paper").trial_seed(3, 1)
     assert spec.with_overrides(["sampler.seed=1"]).trial_seed(3, 1) != spec.trial_seed(3, 1)
+
+
+def test_what_a_study_does_not_do_though_it_may_have_been_meant_to_is_said():
+    sampled = ["sampler.name=tpe", "search.scale={low=1, high=3}", "search.batch_size={low=16, high=64}"]
+    [note] = load_spec("digits").with_overrides(sampled).notes()
+    assert note == "search.scale: only whole numbers are drawn, because low and high are: write 1.0 for all between"
+    assert not load_spec("digits").with_overrides([*sampled, "search.scale={low=1.0, high=3}"]).notes()
+    assert not load_spec("digits").with_overrides([*sampled, "search.scale={low=1, high=3, step=1}"]).notes()
+    [note] = load_spec("digits").with_overrides(["sampler.trials=3"]).notes()
+    assert note == "trials = 3 is for samplers: a grid runs all its cells"
 
 
 MANY = 10_000

@@ -2,10 +2,13 @@
 
 from collections import Counter
 
+import optuna
 import pytest
 
 from budgettune.errors import BudgetTuneError
+from budgettune.spec.study_spec import StudySpec
 from budgettune.storage import transactions
+from budgettune.study import sampling
 from budgettune.study.handle import create_study
 from budgettune.study.summary import list_studies
 from tests.support.studies import SEARCH, let_lease_run_out, records, result, sampled, work_off
@@ -25,6 +28,20 @@ def test_a_sampled_study_ends_at_its_number_of_points_each_with_its_repeats(sqli
         points = Counter(tuple(record.params.items()) for record in records(study) if record.state == "COMPLETE")
         assert set(points.values()) == {repeats}
         assert len(points) == 12
+
+
+@pytest.mark.parametrize("axis", [[1.5], {"low": 1.5, "high": 1.9, "step": 0.5}])
+def test_a_sampler_is_not_asked_for_an_axis_of_one_value(sqlite_url, monkeypatch, axis):
+    class Asked(optuna.samplers.RandomSampler):
+        def sample_independent(self, study, trial, name, distribution):
+            assert name == "train.lr", "Optuna's sampler gp warns at each draw"
+            return super().sample_independent(study, trial, name, distribution)
+
+    monkeypatch.setitem(sampling.SAMPLERS, "random", Asked)
+    searched = {"scale": axis, "train.lr": {"low": 0.1, "high": 0.2}}
+    document = {"name": "one", "search": searched, "sampler": {"name": "random", "trials": 2}}
+    with create_study(StudySpec.from_document(document), sqlite_url) as study:
+        assert study.claim().params["scale"] == 1.5
 
 
 def test_draws_depend_on_the_seed_and_the_trial_alone(tmp_path):
