@@ -15,6 +15,7 @@ BudgetTuneError                 say what is wrong and what to do next, in one li
     ├── OutOfMemory
     ├── NonFiniteLoss
     ├── TrialTimeout
+    ├── NotSearched         a trial that somebody queued asks for what its study does not search
     ├── BudgetUsedUp            a time budget is over before training began
     └── Interrupted             told to stop; its cell is handed back and no attempt is used up
 
@@ -117,6 +118,12 @@ class TrialTimeout(TrialFailed):
     """The trial took longer than a worker allows."""
 
     failure_kind = "timeout"
+
+
+class NotSearched(TrialFailed):
+    """A trial that somebody queued (`study.enqueue_trial` of Optuna) asks for what its study does not search."""
+
+    failure_kind = "not-searched"
 
 
 class BudgetUsedUp(TrialFailed):

@@ -103,7 +103,7 @@ def study_list(
     form: options.FormatOption = Format.table, storage: options.Storage = None, debug: options.Debug = False
 ) -> None:
     """List the studies of a database."""
-    from budgettune.study.summary import list_studies
+    from budgettune.study.summary import foreign_note, list_studies
 
     summaries = list_studies(storage_url(storage))
     _print_summaries(summaries, form)
@@ -111,6 +111,7 @@ def study_list(
         say("there is no study yet: make one with `budgettune study create`")
     for summary in summaries:
         warn(summary.fault)
+        warn(foreign_note(summary.name, summary.foreign))
 
 
 @app.command("show", epilog=options.examples("study show", "study show mine --watch --every 10s"))
@@ -125,6 +126,8 @@ def study_show(
     debug: options.Debug = False,
 ) -> None:
     """Show one study: states, machines, time spent and left, and cells that were given up."""
+    from budgettune.study.summary import foreign_note
+
     handle = api.load_study(study, storage=storage)
     if watch:
         from budgettune.cli import live
@@ -151,6 +154,7 @@ def study_show(
         say(f"given up: {one}")
     if stopping is not None and form is Format.table:
         say_figures(stopping.describe())
+    warn(foreign_note(summary.name, summary.foreign))
 
 
 @app.command("verify", epilog=options.examples("study verify", "study verify mine --format json"))
@@ -234,7 +238,8 @@ def _values(summary: StudySummary, form: Format) -> dict[str, Any]:
     values = {key: value for key, value in vars(summary).items() if key != "given_up"}
     if form is Format.json:
         return values
-    row = {**values, **summary.states, "devices": "; ".join(summary.devices)}
+    counts = {**summary.states, "foreign": sum(summary.foreign.values())}
+    row = {**values, **counts, "devices": "; ".join(summary.devices)}
     return {key: value for key, value in row.items() if key != "states"}
 
 

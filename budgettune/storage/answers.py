@@ -18,6 +18,7 @@ from budgettune.storage.schema import (
     SPEC_ATTRIBUTE,
     STATES,
     is_objective,
+    is_of_a_cell,
     plain_text,
     trial_params,
     trial_user_attributes,
@@ -28,10 +29,10 @@ from budgettune.storage.studies import study_attribute
 from budgettune.storage.trials import parse_json, records_of, whole_number
 
 
-def state_counts(engine: sa.Engine, study_id: int) -> dict[str, int]:
-    """Return the number of trials in each state, zeros included."""
-    state = plain_text(trials.c.state)
-    query = sa.select(state, sa.func.count()).where(trials.c.study_id == study_id).group_by(state)
+def state_counts(engine: sa.Engine, study_id: int, *, of_cells: bool = True) -> dict[str, int]:
+    """Return the number of trials in each state, zeros included: of cells, or those that another program added."""
+    state, is_counted = plain_text(trials.c.state), is_of_a_cell() if of_cells else sa.not_(is_of_a_cell())
+    query = sa.select(state, sa.func.count()).where(trials.c.study_id == study_id, is_counted).group_by(state)
     with reading(engine) as connection:
         counts = {str(row[0]): int(row[1]) for row in connection.execute(query)}
     return {name: counts.get(name, 0) for name in STATES}

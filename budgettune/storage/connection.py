@@ -294,10 +294,13 @@ def _require_schema(engine: sa.Engine) -> None:
         _refuse_foreign_file(engine)
         raise StorageError(f"{url}: holds no study yet: make one with `budgettune study create`")
     if revision != SCHEMA_REVISION:
-        raise StorageError(
-            f"{url}: its tables are of version {revision}, not {SCHEMA_REVISION}: "
-            f"run `optuna storage upgrade --storage URL`, or install a newer budgettune"
-        )
+        is_older = _version_of(revision) < _version_of(SCHEMA_REVISION)
+        remedy = "run `optuna storage upgrade --storage URL`" if is_older else "install a newer budgettune"
+        raise StorageError(f"{url}: its tables are of version {revision}, not {SCHEMA_REVISION}: {remedy}")
+
+
+def _version_of(revision: str) -> list[int]:
+    return [int(part) for part in re.findall(r"\d+", revision)]
 
 
 def _refuse_foreign_file(engine: sa.Engine) -> None:

@@ -132,6 +132,16 @@ def _utc_in_postgresql(element: utc_in, compiler: Any, **options: Any) -> str:
     return f"(timezone('utc', clock_timestamp()) + {seconds} * interval '1 second')"
 
 
+def is_of_a_cell() -> sa.ColumnElement[bool]:
+    """Return the condition that trials of our cells meet; rows that another program added do not."""
+    attribute = trial_user_attributes
+    cell = sa.select(sa.func.substr(attribute.c.value_json, 1, 1)).where(
+        attribute.c.trial_id == trials.c.trial_id, attribute.c.key == "cell"
+    )
+    # Not as EXISTS: PostgreSQL makes a join of it that reads all waiting rows to find the first.
+    return sa.func.coalesce(cell.correlate(trials).scalar_subquery(), "").in_(list("0123456789"))
+
+
 def plain_text(column: sa.ColumnElement[Any]) -> sa.ColumnElement[str]:
     """Return a column as text, so that a value which another program put there cannot break the reading."""
     return sa.cast(column, sa.String)

@@ -13,6 +13,7 @@ from budgettune.records import TAKEN, Slot, SlotRow, StoppingNote
 from budgettune.storage.connection import reading
 from budgettune.storage.schema import (
     is_objective,
+    is_of_a_cell,
     plain_text,
     trial_heartbeats,
     trial_params,
@@ -33,7 +34,7 @@ class Tally:
 
     Attributes:
         ended: rows that ended without a result, and leave their slots to others.
-        overdue: running ones without a sign of life for a lease, with none at all, or with one from the future.
+        overdue: running ones of cells without a sign of life for a lease, without any, or with one from the future.
     """
 
     rows: int
@@ -51,7 +52,7 @@ def tally(engine: sa.Engine, study_id: int, lease_seconds: float) -> Tally:
     both = trials.outerjoin(heartbeats, sa.and_(heartbeats.c.trial_id == trials.c.trial_id, is_running))
     beat = heartbeats.c.heartbeat
     is_overdue = sa.and_(
-        is_running, sa.or_(beat.is_(None), beat < utc_in(-lease_seconds), beat > utc_in(lease_seconds))
+        is_running, sa.or_(beat.is_(None), beat < utc_in(-lease_seconds), beat > utc_in(lease_seconds)), is_of_a_cell()
     )
     ended, overdue = (
         sa.func.coalesce(sa.func.sum(sa.case((condition, 1), else_=0)), 0)

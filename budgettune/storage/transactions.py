@@ -20,12 +20,14 @@ from budgettune.storage.schema import (
     SPEC_ATTRIBUTE,
     TABLES_OF_A_STUDY,
     TABLES_OF_A_TRIAL,
+    is_of_a_cell,
     studies,
     study_directions,
     study_system_attributes,
     study_user_attributes,
     trial_heartbeats,
     trial_params,
+    trial_system_attributes,
     trial_user_attributes,
     trials,
     utc_in,
@@ -44,6 +46,7 @@ from budgettune.storage.writes import (
     lock_study,
     lock_trial,
     read_stored_params,
+    set_attributes,
     set_state,
 )
 
@@ -132,16 +135,11 @@ def take_waiting(
 
 
 def _next_waiting(connection: sa.Connection, study_id: int, after_id: int) -> tuple[int, int] | None:
-    """Lock the next waiting row that names a cell; rows that others have locked are being taken by them."""
-    # Not as EXISTS: PostgreSQL makes a join of it that reads all waiting rows to find the first.
-    attribute = trial_user_attributes
-    of_cell = sa.select(attribute.c.trial_id).where(
-        attribute.c.trial_id == trials.c.trial_id, attribute.c.key == "cell"
-    )
+    """Lock the next waiting row of a cell; rows that others have locked are being taken by them."""
     query = (
         sa.select(trials.c.trial_id, trials.c.number)
         .where(trials.c.study_id == study_id, trials.c.state == "WAITING", trials.c.trial_id > after_id)
-        .where(of_cell.scalar_subquery().is_not(None))
+        .where(is_of_a_cell())
         .order_by(trials.c.trial_id)
         .limit(1)
         .with_for_update(skip_locked=True)
@@ -274,12 +272,15 @@ def repair(
 
 
 def _fail_lost(connection: sa.Connection, study_id: int, lease_seconds: float) -> int:
-    """Fail the running trials whose lease is over, and return how many.
+    """Fail the running trials of cells whose lease is over, and return how many.
 
-    Both ends of a lease are read off the database's clock. A trial without a heartbeat (another tool started it) and
-    one whose heartbeat lies in the future (a clock was set back) get a lease that begins now.
+    Both ends of a lease are read off the database's clock. A trial without a heartbeat (another tool made it run) and
+    one whose heartbeat lies in the future (a clock was set back) get a lease that begins now. What another program runs
+    for itself (`study.ask`) is its own to end.
     """
-    running = sa.select(trials.c.trial_id).where(trials.c.study_id == study_id, trials.c.state == "RUNNING")
+    running = sa.select(trials.c.trial_id).where(
+        trials.c.study_id == study_id, trials.c.state == "RUNNING", is_of_a_cell()
+    )
     heartbeats = trial_heartbeats
     stale = running.join(heartbeats, heartbeats.c.trial_id == trials.c.trial_id).where(
         heartbeats.c.heartbeat < utc_in(-lease_seconds)
@@ -298,16 +299,38 @@ def _fail_lost(connection: sa.Connection, study_id: int, lease_seconds: float) -
 
 
 def reserve(engine: sa.Engine, study_id: int, decide: Callable[[list[SlotRow]], NewTrial | None]) -> Claim | None:
-    """Add a running row for the next point, its params to be drawn; None where the study has all it wants.
+    """Return a running row for the next point, its params to be drawn; None where the study has all it wants.
 
-    Its number seeds the draw, so the row comes first; the study's lock keeps the count from overshooting.
+    It is a row that somebody queued with Optuna's `enqueue_trial`, or else a new one. Its number seeds the draw, so the
+    row comes first; the study's lock keeps the count from overshooting.
     """
     with writing(engine) as connection:
         new = decide(slot_rows(connection, study_id)) if lock_study(connection, study_id) else None
         if new is None:
             return None
-        [(trial_id, number)] = insert_trials(connection, study_id, [new])
+        if (enqueued := _next_enqueued(connection, study_id)) is not None:
+            trial_id, number = enqueued
+            set_attributes(connection, trial_id, new.attributes)
+            set_state(connection, trial_id, "RUNNING", datetime_start=utc_in())
+            beat(connection, trial_id)
+        else:
+            [(trial_id, number)] = insert_trials(connection, study_id, [new])
         return Claim(trial_id, number, {}, **new.attributes)
+
+
+def _next_enqueued(connection: sa.Connection, study_id: int) -> tuple[int, int] | None:
+    """Lock the oldest waiting row that asks for params of its own, and is of no cell."""
+    asked = trial_system_attributes.alias("asked")
+    query = (
+        sa.select(trials.c.trial_id, trials.c.number)
+        .join(asked, sa.and_(asked.c.trial_id == trials.c.trial_id, asked.c.key == "fixed_params"))
+        .where(trials.c.study_id == study_id, trials.c.state == "WAITING", sa.not_(is_of_a_cell()))
+        .order_by(trials.c.trial_id)
+        .limit(1)
+        .with_for_update(of=trials, skip_locked=True)
+    )
+    row = connection.execute(query).first()
+    return None if row is None else (row[0], row[1])
 
 
 def fill_reserved(

@@ -28,6 +28,8 @@ from budgettune.storage.schema import (
     utc_in,
 )
 
+LARGEST_NUMBER = 1_000_000_000  # of a trial that we may go on from; another program may have written any
+
 
 @dataclass(frozen=True)
 class StoredParam:
@@ -65,8 +67,7 @@ def insert_trials(connection: sa.Connection, study_id: int, new_trials: Sequence
     """Add trials and return their ids and numbers, in order. The caller holds the study's lock."""
     if not new_trials:
         return []
-    count = sa.select(sa.func.count()).select_from(trials).where(trials.c.study_id == study_id)
-    first: int = connection.execute(count).scalar_one()
+    first = _next_number(connection, study_id)
     rows = [{"study_id": study_id, "number": first + i, "state": new.state} for i, new in enumerate(new_trials)]
     connection.execute(sa.insert(trials), rows)
     # Not by number: a row of another program may have any.
@@ -86,6 +87,13 @@ def insert_trials(connection: sa.Connection, study_id: int, new_trials: Sequence
     values = [row for trial_id, new in pairs if new.values for row in _value_rows(trial_id, new.values)]
     _insert(connection, trial_values, values)
     return keys
+
+
+def _next_number(connection: sa.Connection, study_id: int) -> int:
+    """Return the number of trials, as Optuna does; where some were deleted, one more than the largest number."""
+    query = sa.select(sa.func.count(), sa.func.max(trials.c.number).filter(trials.c.number < LARGEST_NUMBER))
+    count, largest = connection.execute(query.where(trials.c.study_id == study_id)).one()
+    return max(int(count), -1 if largest is None else int(largest) + 1)
 
 
 def _insert(connection: sa.Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]]) -> None:

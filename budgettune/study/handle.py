@@ -6,6 +6,7 @@ trials early, one that it stopped takes the place of a complete one.
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -13,7 +14,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
-from budgettune.errors import BudgetTuneError, SpecError, StudyExists
+from budgettune.errors import BudgetTuneError, NotSearched, SpecError, StudyExists
 from budgettune.records import HANDED_BACK, Claim, Slot, SlotRow, TrialResult, trial_attributes
 from budgettune.spec.study_spec import StudySpec
 from budgettune.storage import slots, transactions
@@ -27,7 +28,7 @@ from budgettune.storage.trials import stopping_notes
 from budgettune.storage.writes import NewTrial
 from budgettune.study.dashboard_note import study_note
 from budgettune.study.ledger import Ledger, Queued, Verification, new_trials
-from budgettune.study.summary import StudySummary, summary_of
+from budgettune.study.summary import StudySummary, foreign_note, summary_of
 from budgettune.text import redact
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from budgettune.study.early_stop import EarlyStopSummary
 
 Around = Callable[[], AbstractContextManager[Any]]
+
+logger = logging.getLogger(__name__)
 
 LEASE_SECONDS = 60.0
 CREATE_PATIENCE_SECONDS = 60.0  # for which a busy database is asked again
@@ -260,7 +263,12 @@ class StudyHandle:
         return self._machine_key
 
     def counts(self) -> dict[str, int]:
+        """Return how many trials of cells are in each state."""
         return state_counts(self.engine, self.study_id)
+
+    def foreign_note(self) -> str | None:
+        """Return in a sentence which trials of another program nobody counts, None where there are none."""
+        return foreign_note(self.name, state_counts(self.engine, self.study_id, of_cells=False))
 
     def summary(self) -> StudySummary:
         return summary_of(self.engine, self.study_id, self.name, self.spec)
@@ -300,6 +308,10 @@ class StudyHandle:
         try:
             with translated(shown(self.engine.url)):
                 params = self._draw_params(reserved, around_draws)
+        except NotSearched as error:
+            logger.warning("trial %d, which another program queued, is not run: %s", reserved.number, error)
+            self.fail(reserved, error.failure_kind, str(error), keeps_params=False)
+            return self._draw(around_draws)
         except BaseException as error:
             message = f"{type(error).__name__}: {error}"
             failure_kind = HANDED_BACK if isinstance(error, KeyboardInterrupt) else "sampler"
@@ -320,8 +332,12 @@ class StudyHandle:
         from budgettune.study import sampling
 
         space = sampling.search_space(self.spec)
-        with around_draws():
-            proposal = sampling.propose(self._sampler_storage, self.name, self.spec.sampler, reserved.trial_id, space)
+        asked = sampling.asked_params(self.storage.get_trial(reserved.trial_id), space)
+        proposal = asked
+        if asked.keys() != space.keys():
+            with around_draws():
+                drawn = sampling.propose(self._sampler_storage, self.name, self.spec.sampler, reserved.trial_id, space)
+            proposal = drawn | asked
         self.storage.engine.dispose()  # Optuna's connection: one more than the two that a worker may hold
         seed = sampling.draw_seed(self.spec.sampler.seed, reserved.number)
         cell, repeats = reserved.slot.cell, range(1, self.spec.sampler.first_repeats)
@@ -329,7 +345,7 @@ class StudyHandle:
             self.engine,
             self.study_id,
             reserved.trial_id,
-            lambda known: sampling.fresh_point(self.spec, proposal, known, seed),
+            lambda known: sampling.fresh_point(self.spec, proposal, set() if asked else known, seed),
             [Queued(Slot(cell, repeat), attempt=1).row_keys(self.spec) for repeat in repeats],
         )
 

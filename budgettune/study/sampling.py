@@ -23,7 +23,9 @@ from optuna.distributions import (
 )
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from budgettune.errors import NotSearched
 from budgettune.spec.study_spec import StudySpec
 from budgettune.spec.tables import AxisSpec, RangeSpec, SamplerSpec, Scalar, are_numbers
 from budgettune.storage.writes import StoredParam
@@ -109,6 +111,23 @@ def propose(
 
 def _first_value(distribution: BaseDistribution) -> Any:
     return distribution.choices[0] if isinstance(distribution, CategoricalDistribution) else vars(distribution)["low"]
+
+
+def asked_params(trial: FrozenTrial, space: Mapping[str, BaseDistribution]) -> dict[str, Any]:
+    """Return what a trial asks for itself (`study.enqueue_trial`); empty where it leaves all to the sampler.
+
+    Raises:
+        NotSearched: where that is not searched.
+    """
+    asked = dict(trial.system_attrs.get("fixed_params", {}))  # the name that Optuna gives it
+    for name, value in asked.items():
+        if name not in space:
+            raise NotSearched(f"it asks for {name}, and only {', '.join(space)} are searched")
+        try:  # as Optuna checks a trial that somebody made
+            create_trial(state=TrialState.WAITING, params={name: value}, distributions={name: space[name]})
+        except (TypeError, ValueError):
+            raise NotSearched(f"it asks for {name} = {value!r}, and the search has {space[name]}") from None
+    return asked
 
 
 def _sampler(spec: SamplerSpec, space: Mapping[str, BaseDistribution], number: int) -> BaseSampler:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from budgettune.errors import StorageError, StudyNotFound
@@ -30,12 +30,24 @@ class StudySummary:
 
     name: str
     cells: int | None  # cells × repeats that it wants; None for a sampled study without an end, or with a fault
-    states: dict[str, int]  # trials in each
+    states: dict[str, int]  # trials of cells in each
     devices: tuple[str, ...]  # kinds of machine that its times come from
     train_seconds: float  # spent on the clock by all finished trials
     seconds_left: float | None  # at the present number of workers (one, where none runs); None where nothing tells
     given_up: tuple[GivenUp, ...] = ()
     fault: str | None = None  # why this budgettune cannot work on it, None where it can
+    foreign: dict[str, int] = field(default_factory=dict)  # trials that another program added, by state; no zeros
+
+
+def foreign_note(study: str, foreign: Mapping[str, int]) -> str | None:
+    """Return in a sentence which trials of another program nobody counts, None where there are none."""
+    counts = ", ".join(f"{count} {state.lower()}" for state, count in foreign.items() if count)
+    if not counts:
+        return None
+    return (
+        f"study {study!r}: not counted are trials of another program ({counts}): of those that wait, a sampled study "
+        f"runs what fits its search until it has its trials, and a grid runs its own cells only"
+    )
 
 
 def study_names(url: str) -> list[str]:
@@ -95,6 +107,7 @@ def summary_of(
     engine: Engine, study_id: int, name: str, spec: StudySpec | None, fault: str | None = None
 ) -> StudySummary:
     states = state_counts(engine, study_id)
+    foreign = {state: count for state, count in state_counts(engine, study_id, of_cells=False).items() if count}
     seconds = [taken for taken, _ in objective_points(engine, study_id)]
     with reading(engine) as connection:
         ledger = None if spec is None else Ledger(spec, slot_rows(connection, study_id))
@@ -113,4 +126,5 @@ def summary_of(
         seconds_left=seconds_left,
         given_up=() if ledger is None else ledger.given_up(),
         fault=fault,
+        foreign=foreign,
     )

@@ -104,6 +104,8 @@ class _Worker:
         elif self.spool.deliver_all(self.url):
             return True  # what is open has changed
         elif not self.options.wait and all(study.is_finished() for study in studies):
+            for note in filter(None, (study.foreign_note() for study in studies)):
+                logger.warning("%s", note)
             return False
         else:
             self.stop.wait(self.options.poll_seconds)

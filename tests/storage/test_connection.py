@@ -141,12 +141,21 @@ def test_the_database_of_another_program_is_left_alone(tmp_path):
     connection.close()
 
 
-def test_other_versions_of_the_tables_are_refused_with_the_upgrade_command(storage_url):
+@pytest.mark.parametrize(
+    ("revision", "remedy"),
+    [
+        ("v2.6.0.a", "run `optuna storage upgrade"),
+        ("v3.0.0.d", "run `optuna storage upgrade"),
+        ("v3.10.0.a", "install a newer budgettune"),
+        ("v5.1.0.a", "install a newer budgettune"),
+    ],
+)
+def test_other_versions_of_the_tables_are_refused_with_what_helps(storage_url, revision, remedy):
     engine = open_engine(storage_url, create=True)
     with writing(engine) as connection:
-        connection.execute(sa.text("UPDATE alembic_version SET version_num = 'v2.6.0.a'"))
+        connection.execute(sa.text(f"UPDATE alembic_version SET version_num = '{revision}'"))
     for create in (False, True):
-        with pytest.raises(StorageError, match=r"v2\.6\.0\.a.*optuna storage upgrade"):
+        with pytest.raises(StorageError, match=rf"of version {revision}, not v3\.2\.0\.a: {remedy}"):
             open_engine(storage_url, create=create)
     engine.dispose()
 

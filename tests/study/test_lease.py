@@ -59,8 +59,10 @@ def test_a_heartbeat_from_the_future_does_not_keep_a_dead_trial_for_ever(study):
     assert study.reconcile(lease_seconds=0.2).lost == 1
 
 
-def test_a_running_trial_of_another_tool_gets_a_lease_when_it_is_first_seen(study):
-    trial_id = study.storage.create_new_trial(study.study_id)
+def test_a_cell_that_another_tool_runs_gets_a_lease_when_it_is_first_seen(study):
+    trial_id = study.claim().trial_id
+    with writing(study.engine) as connection:
+        connection.execute(sa.delete(trial_heartbeats))
     assert study.reconcile(lease_seconds=0.2).lost == 0
     time.sleep(0.3)
     study.storage.record_heartbeat(trial_id)
