@@ -150,7 +150,7 @@ def recommend(
         probe: seconds to spend first, on this machine, on timing steps that nobody has timed on its kind; None for
             none, and then torch is not imported.
         device: to probe on: auto, cpu, cuda or cuda:N.
-        threads: of the CPU, to probe with; None for every usable core.
+        threads: of the CPU, to probe with; None for every usable core, or what OMP_NUM_THREADS says.
         say: told what a probe does, a line at a time.
         storage: database URL, where study is not a handle.
 

@@ -118,7 +118,8 @@ Device = Annotated[
     str, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:N; auto takes GPUs where there are.")
 ]
 Threads = Annotated[
-    int | None, typer.Option("--threads", min=1, metavar="N", help="CPU threads; every usable core where left out.")
+    int | None,
+    typer.Option("--threads", min=1, metavar="N", help="CPU threads; else $OMP_NUM_THREADS, or every usable core."),
 ]
 
 

@@ -65,7 +65,7 @@ def compare(
         prune_rates: for all but `full`; where empty those of the spec, else 0.3.
         shuffle_labels: share of the training labels that is made wrong, the same labels for all runs.
         device: auto, cpu, cuda or cuda:N.
-        threads: of the CPU; None for every usable core.
+        threads: of the CPU; None for `default_threads`.
         allow_import: packages that code named in the spec may come from.
         out: file that gets everything so far after each run; it must not be there unless `resume`.
         resume: go on with the runs of that file, where it is there; those that failed are run again.

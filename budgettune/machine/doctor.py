@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from budgettune.machine import procfs
-from budgettune.machine.fingerprint import memory_mb, torch_version, usable_cores
+from budgettune.machine.fingerprint import THREAD_VARIABLES, asked_threads, memory_mb, torch_version, usable_cores
 from budgettune.machine.gpu import gpu_names
 
 OLDEST_TORCH = (2, 9)
@@ -52,11 +52,15 @@ def _cores(root: Path) -> Finding:
 
 
 def _threads(root: Path) -> Finding:
-    asked, cores = os.environ.get("OMP_NUM_THREADS", ""), usable_cores(root)
-    if not asked.isdigit():
-        return Finding("threads", f"OMP_NUM_THREADS is not set; {cores} cores")
-    advice = f"set OMP_NUM_THREADS to at most {cores}: threads without a core wait for each other"
-    return _judged("threads", f"OMP_NUM_THREADS={asked}", int(asked) <= cores, advice)
+    asked, cores = asked_threads(), usable_cores(root)
+    if asked is not None:
+        name, count = asked
+        value = f"{min(count, cores)}, by {name}={count} (--threads goes before it)"
+        return _judged("threads", value, count <= cores, f"set {name} to at most {cores}, the usable cores")
+    if odd := [name for name in THREAD_VARIABLES if os.environ.get(name)]:
+        value = f"{cores}, one for each usable core: nothing heeds {odd[0]}={os.environ[odd[0]]}"
+        return Finding("threads", value, False, f"unset {odd[0]}, or set it to a whole number above 0")
+    return Finding("threads", f"{cores}, one for each usable core (--threads or OMP_NUM_THREADS changes it)")
 
 
 def _load(root: Path) -> Finding:

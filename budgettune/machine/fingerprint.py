@@ -12,6 +12,8 @@ from pathlib import Path
 from budgettune.machine import procfs
 from budgettune.records import MachineInfo
 
+THREAD_VARIABLES = ("MKL_NUM_THREADS", "OMP_NUM_THREADS")
+
 
 def fingerprint(
     *,
@@ -57,6 +59,24 @@ def usable_cores(root: Path = procfs.ROOT) -> int:
     cpus = len(procfs.affinity() or ()) or os.cpu_count() or 1
     quota = procfs.quota_cores(root)
     return cpus if quota is None else max(1, min(cpus, int(quota)))
+
+
+def asked_threads() -> tuple[str, int] | None:
+    """Return the variable that says how many threads to use, and how many; None where none says a number.
+
+    Of both MKL's counts, as for torch. A list is one of nested levels, and its first number counts.
+    """
+    for name in THREAD_VARIABLES:
+        first = os.environ.get(name, "").split(",")[0].strip()
+        if first.isdecimal() and int(first) > 0:
+            return name, int(first)
+    return None
+
+
+def default_threads() -> int:
+    """Return the threads of training where no option says: what a variable asks for, at most every usable core."""
+    asked = asked_threads()
+    return usable_cores() if asked is None else min(asked[1], usable_cores())
 
 
 @functools.cache

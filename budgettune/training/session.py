@@ -13,7 +13,7 @@ import torch
 
 from budgettune.errors import UsageError
 from budgettune.files import replacing
-from budgettune.machine.fingerprint import usable_cores
+from budgettune.machine.fingerprint import default_threads
 from budgettune.machine.witness import Witness, witness_for
 from budgettune.records import MachineInfo, TrialResult
 from budgettune.spec.study_spec import StudySpec
@@ -54,7 +54,7 @@ def undisturbed(spec: StudySpec, train_once: Callable[[], TrialResult]) -> tuple
 
 def prepare_process(device: torch.device, threads: int | None) -> tuple[MachineInfo, Witness]:
     """Fix the number of threads for the whole process; return its machine, and a witness for what is trained in it."""
-    torch.set_num_threads(threads or usable_cores())
+    torch.set_num_threads(threads or default_threads())
     machine = Device(device).machine()
     return machine, witness_for(machine.device, threads=machine.threads, device_uuid=machine.device_uuid)
 
@@ -70,7 +70,8 @@ def train_one(
 ) -> Trained:
     """Train one configuration with its images and a witness, without recording it, and return its result and model.
 
-    Args are those of `trainer.train`, but for the device by its name, and the threads of the CPU (None: all cores).
+    Args are those of `trainer.train`, but for the device by its name, and the threads of the CPU (None for
+    `default_threads`).
     """
     torch_device = pick_device(device)
     _, witness = prepare_process(torch_device, threads)

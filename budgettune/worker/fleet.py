@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from budgettune.errors import UsageError
-from budgettune.machine.fingerprint import usable_cores
+from budgettune.machine.fingerprint import default_threads, usable_cores
 from budgettune.machine.gpu import missing_gpus, visible_gpus
 from budgettune.text import format_duration, warn_once
 from budgettune.worker.options import WorkerOptions
@@ -69,11 +69,13 @@ def after_end(status: int, lived_seconds: float, early_deaths: int) -> Aftermath
     return Aftermath("restart", deaths, min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2 ** max(0, deaths - 1)))
 
 
-def plan_fleet(options: WorkerOptions, processes: int | None, gpus: Sequence[str], cores: int) -> list[Member]:
+def plan_fleet(
+    options: WorkerOptions, processes: int | None, gpus: Sequence[str], cores: int, most_threads: int | None = None
+) -> list[Member]:
     """Return the members of a fleet; none where one worker in this process will do.
 
-    The trials of the options, and the cores, are shared out. Processes None means one per GPU, or one on the CPU; GPUs
-    are named as CUDA_VISIBLE_DEVICES takes them.
+    The trials of the options, and the cores, are shared out; no process gets more threads than `most_threads`.
+    Processes None means one per GPU, or one on the CPU; GPUs are named as CUDA_VISIBLE_DEVICES takes them.
 
     Raises:
         UsageError: for several processes on one GPU, whose times would disturb each other.
@@ -86,7 +88,10 @@ def plan_fleet(options: WorkerOptions, processes: int | None, gpus: Sequence[str
         return []
     if options.device.startswith("cuda") or (on_gpus and count > len(gpus)):
         raise UsageError("--processes is for CPUs, and a GPU takes one worker: add --device cpu, or leave it out")
-    device, threads = "cuda" if on_gpus else "cpu", options.threads or max(1, cores // count)
+    device, threads = (
+        "cuda" if on_gpus else "cpu",
+        options.threads or max(1, min(cores // count, most_threads or cores)),
+    )
     members = []
     for index in range(count):
         name, environment = f"worker {index}", {}
@@ -101,7 +106,7 @@ def members_here(options: WorkerOptions, processes: int | None) -> list[Member]:
     """Return the members of a fleet on this box; GPUs are counted only where the answer depends on them."""
     asks = options.device == "auto" and processes != 1
     gpus = visible_gpus() if asks else []
-    members = plan_fleet(options, processes, gpus, usable_cores())
+    members = plan_fleet(options, processes, gpus, usable_cores(), default_threads())
     if asks and members and (note := missing_gpus(len(gpus))):  # a worker alone says it itself
         warn_once(logger, note)
     return members

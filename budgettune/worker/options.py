@@ -18,7 +18,7 @@ class WorkerOptions:
 
     Attributes:
         device: auto, cpu, cuda or cuda:N.
-        threads: of torch on the CPU; None for every usable core.
+        threads: of torch on the CPU; None for `default_threads`.
         trials: end after that many; None for no limit.
         timeout_seconds: begin no trial after that; None for no limit.
         trial_timeout_seconds: end a trial that takes longer, as failed; None for no limit.

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from budgettune.errors import OutOfMemory, StopRequested
-from budgettune.machine.fingerprint import usable_cores
+from budgettune.machine.fingerprint import default_threads
 from budgettune.predict.predictor import unmeasured
 from budgettune.predict.workload import Workload
 from budgettune.records import StepProbe
@@ -36,12 +36,12 @@ def probe_here(
 ) -> str:
     """Probe a study in this process; return the kind of machine that this is.
 
-    After `limit_seconds` no further probe begins; `threads` None means every usable core.
+    After `limit_seconds` no further probe begins; `threads` None means `default_threads`.
 
     Raises:
         StudyNotFound: where the study was deleted meanwhile.
     """
-    torch.set_num_threads(threads or usable_cores())
+    torch.set_num_threads(threads or default_threads())
     chosen = pick_device(device)
     probe_study(engine, study_id, spec, chosen, limit_seconds=limit_seconds, say=say)
     return Device(chosen).machine().key

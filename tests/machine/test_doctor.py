@@ -1,5 +1,7 @@
 """What would spoil the timings of a box, on made-up /proc and /sys trees."""
 
+import pytest
+
 from budgettune.machine import doctor
 from budgettune.machine.doctor import doctor_facts
 
@@ -36,3 +38,21 @@ def test_the_doctor_speaks_about_this_box():
 def test_an_old_torch_is_found(monkeypatch):
     monkeypatch.setattr(doctor, "torch_version", lambda: "2.8.1+cpu")
     assert next(finding for finding in doctor_facts() if finding.name == "torch").ok is False
+
+
+@pytest.mark.parametrize(
+    ("asked", "value", "ok"),
+    [
+        ("", "2, one for each usable core", None),
+        ("1", "1, by OMP_NUM_THREADS=1", True),
+        ("8", "2, by OMP_NUM_THREADS=8", False),
+        ("many", "2, one for each usable core: nothing heeds OMP_NUM_THREADS=many", False),
+    ],
+)
+def test_the_doctor_says_how_many_threads_training_takes_and_why(asked, value, ok, monkeypatch):
+    monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    monkeypatch.setattr(doctor, "usable_cores", lambda *_: 2)
+    found = next(finding for finding in doctor_facts() if finding.name == "threads")
+    assert found.value.startswith(value)
+    assert found.ok is ok

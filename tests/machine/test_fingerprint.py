@@ -2,6 +2,9 @@
 
 import sys
 
+import pytest
+
+import budgettune.machine.fingerprint as fingerprints
 from budgettune.machine.fingerprint import cpu_model, fingerprint, memory_mb, usable_cores
 
 
@@ -29,3 +32,24 @@ def test_a_quota_below_one_core_still_leaves_a_thread(box):
 def test_a_system_that_tells_nothing_has_a_fingerprint_all_the_same(tmp_path):
     assert memory_mb(tmp_path) == 0
     assert cpu_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("environment", "threads"),
+    [
+        ({}, 4),
+        ({"OMP_NUM_THREADS": "1"}, 1),
+        ({"MKL_NUM_THREADS": "2"}, 2),
+        ({"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "3"}, 3),
+        ({"OMP_NUM_THREADS": "2,1"}, 2),
+        ({"OMP_NUM_THREADS": "64"}, 4),
+        *(({"OMP_NUM_THREADS": odd}, 4) for odd in ("", "0", "-1", "abc", "²", "1.5")),
+    ],
+)
+def test_threads_are_what_a_variable_asks_for_up_to_the_usable_cores(environment, threads, monkeypatch):
+    for name in fingerprints.THREAD_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(fingerprints, "usable_cores", lambda *_: 4)
+    assert fingerprints.default_threads() == threads

@@ -9,7 +9,7 @@ import torch
 from budgettune.errors import UsageError
 from budgettune.records import TrialResult
 from budgettune.spec.study_spec import StudySpec
-from budgettune.training.session import save_model
+from budgettune.training.session import prepare_process, save_model
 from budgettune.training.trainer import Trained
 from tests.support.studies import RESULT
 
@@ -50,3 +50,20 @@ def test_the_model_of_before_stays_where_the_disk_has_no_room_for_the_next(tmp_p
 def test_a_place_that_cannot_be_written_is_named(tmp_path, place):
     with pytest.raises(UsageError, match=r"model file .* cannot be written: .* directory"):
         save_model(tmp_path / place, SMALL, SPEC, {})
+
+
+@pytest.fixture
+def threads_put_back():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("option", "threads"), [(None, 1), (2, 2)])
+def test_training_and_its_machine_key_heed_omp_num_threads_unless_threads_are_given(
+    option, threads, monkeypatch, threads_put_back
+):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    machine, _ = prepare_process(torch.device("cpu"), option)
+    assert torch.get_num_threads() == machine.threads == threads
+    assert machine.key.endswith(f" x{threads}")

@@ -47,6 +47,7 @@ def test_each_gpu_gets_one_process_that_sees_it_alone():
 def test_cores_are_shared_out_on_the_cpu_unless_threads_are_given():
     assert [m.options.threads for m in plan_fleet(CPU, 3, [], cores=2)] == [1, 1, 1]
     assert [m.options.threads for m in plan_fleet(WorkerOptions(threads=5), 2, [], cores=8)] == [5, 5]
+    assert [m.options.threads for m in plan_fleet(CPU, 2, [], cores=8, most_threads=1)] == [1, 1]  # OMP_NUM_THREADS=1
     assert plan_fleet(CPU, None, ["0", "1"], cores=8) == plan_fleet(WorkerOptions(), 1, ["0", "1"], cores=8) == []
     for device, gpus in (("cuda", ["0"]), ("auto", ["0", "1"])):
         with pytest.raises(UsageError, match="--device cpu"):

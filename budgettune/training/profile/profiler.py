@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from budgettune.errors import OutOfMemory, UsageError
-from budgettune.machine.fingerprint import usable_cores
+from budgettune.machine.fingerprint import default_threads
 from budgettune.machine.witness import witness_for
 from budgettune.spec.study_spec import StudySpec
 from budgettune.spec.tables import ALIGNMENT, Scalar, is_code
@@ -49,7 +49,7 @@ def profile(
     Args:
         spec: of the study. Pruning and the length of training play no part; a range is probed at five points.
         device: auto, cpu, cuda or cuda:N.
-        threads: of the CPU; None for every usable core.
+        threads: of the CPU; None for `default_threads`.
         rounds: turns of each configuration.
         steps: timed in each turn.
         remedies: time remedies for what is alarmed.
@@ -69,7 +69,7 @@ def profile(
     target = Device(pick_device(device))
     target.prepare()
     factory = _ProbeFactory(spec, target, cudnn_benchmark, trust, make_probe)
-    with _threads(threads or usable_cores()):
+    with _threads(threads or default_threads()):
         return _Profiler(factory, rounds, steps, threshold, report_progress).report(remedies)
 
 
