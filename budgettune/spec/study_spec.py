@@ -113,7 +113,7 @@ class StudySpec(SpecModel):
         Raises:
             SpecError: where a key is unknown or a value cannot work.
         """
-        document = self.to_document() | {"search": {}, "sampler": {}}
+        document = self.model_dump(mode="json", exclude_none=True, exclude={"search", "sampler"})
         # The strategy last: it takes out what another needs.
         for key, value in sorted(params.items(), key=lambda item: full_key(item[0]) == "pruning.strategy"):
             set_value(document, full_key(key), value, prefix="params: ")
@@ -258,7 +258,7 @@ def _check_search(spec: StudySpec) -> None:
     if {"train.epochs", "train.budget"} <= seen.keys():
         raise SpecError("search: train.epochs and train.budget exclude each other: keep one")
     if spec.sampler.name != "grid" and not spec.search:
-        raise SpecError("search: a sampler needs something to search: name an axis, or use --grid")
+        raise SpecError("search: a sampler needs something to search: add a list or a range below [search], or use --grid")
     _check_size(spec)
     _check_batch(spec)
     _check_rates(spec)
@@ -341,7 +341,7 @@ def _check_batch(spec: StudySpec) -> None:
     largest = max(map(int, _extremes((spec.train.batch_size,) if key is None else spec.search[key])))
     if images is not None and largest > images:
         place = "train.batch_size" if key is None else f"search.{key}"
-        raise SpecError(f"{place}: {largest} is larger than the {images} training images")
+        raise SpecError(f"{place}: {largest} is larger than the {images} training images: take at most {images}")
 
 
 def _extremes(axis: AxisSpec) -> tuple[Scalar, ...]:

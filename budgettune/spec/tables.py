@@ -325,7 +325,7 @@ class SamplerSpec(SpecModel):
         if self.max_seconds is not None and self.name != "cost":
             raise Clash("max_seconds works with name = 'cost' only: the other samplers know no time")
         if self.repeats == AUTO and self.name != "grid" and self.trials is None:
-            raise Clash("repeats = 'auto' begins when all points have run: give trials, or take name = 'grid'")
+            raise Clash("repeats = 'auto' adds some once all points have run: say how many with trials, or use a grid")
         return self
 
     @property
