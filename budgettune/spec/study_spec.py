@@ -258,7 +258,7 @@ def _check_search(spec: StudySpec) -> None:
     if {"train.epochs", "train.budget"} <= seen.keys():
         raise SpecError("search: train.epochs and train.budget exclude each other: keep one")
     if spec.sampler.name != "grid" and not spec.search:
-        raise SpecError("search: a sampler needs something to search: add a list or a range below [search], or use --grid")
+        raise SpecError("search: a sampler needs something to search: add a list or a range there, or use --grid")
     _check_size(spec)
     _check_batch(spec)
     _check_rates(spec)
