@@ -75,11 +75,20 @@ def test_a_new_study_has_the_rows_that_it_had(fresh, name):
 
 
 def meaning(row):
-    """Return a row; where it is the study's page in the dashboard, with its TOML parsed: a library writes that now."""
+    """Return a row; of a study file, in JSON or on the study's page in the dashboard, what its text means."""
+    if row[0] == "budgettune:spec":
+        return [row[0], as_it_was_decided(json.loads(row[1]))]
     if not str(row[0]).startswith("dashboard:note_str"):
         return row
     before, toml, after = re.split("```(?:toml)?", json.loads(row[1]))
-    return [row[0], before, tomllib.loads(toml), after]
+    return [row[0], before, as_it_was_decided(tomllib.loads(toml)), after]
+
+
+def as_it_was_decided(document):
+    """Return a study file without what the sentence of a decision says since then of the learning rate."""
+    if sentence := document["pruning"].get("decided"):
+        document["pruning"]["decided"] = sentence.partition("; all at learning rate")[0]
+    return document
 
 
 def test_evidence_decides_as_it_did():
