@@ -32,7 +32,7 @@ WHAT_TOML_MEANS = {
     "Invalid hex value": "write paths with / or in single quotes",
 }
 """What to do about the complaints of Python's TOML reader that do not say so themselves."""
-OTHER_LANGUAGES = {"JSON": r"\s*\{", "YAML": r"(---|(#.*\s+)*[\w-]+:(\s|$))"}
+OTHER_LANGUAGES = {"JSON": r"\s*\{", "YAML": r"(---|(#[^\n]*\n\s*)*[\w-]+:(\s|$))"}
 
 
 def parse_toml(text: str) -> dict[str, Any]:
