@@ -37,7 +37,7 @@ def fresh(tmp_path):
 def assert_same(found, expected, rel=EXACT, path="answer"):
     """Compare JSON values to the last key; floats may differ by what another processor rounds differently."""
     if isinstance(expected, dict) and isinstance(found, dict):
-        assert list(found) == list(expected), path
+        assert [key for key in found if key in expected] == list(expected), path  # an answer may say more than it did
         for key, value in expected.items():
             assert_same(found[key], value, rel, f"{path}.{key}")
     elif isinstance(expected, list) and isinstance(found, list):
