@@ -239,7 +239,7 @@ def test_numbers_of_repeats_that_cannot_be_are_refused(repeats):
 
 
 def test_an_endless_search_is_told_that_its_repeats_would_never_begin():
-    with pytest.raises(SpecError, match="give trials"):
+    with pytest.raises(SpecError, match="say how many with trials"):
         sampled("random", repeats="auto")
 
 
