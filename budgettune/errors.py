@@ -5,17 +5,18 @@ BudgetTuneError                 say what is wrong and what to do next, in one li
 ├── SpecError                   a study file or an override that cannot work
 ├── DataError                   an image set that is missing, damaged or of the wrong shape
 ├── StorageError                a database that cannot be reached or is not ours
-│   ├── StorageBusy         a database that has no connection left, or is starting: asking again helps
+│   ├── StorageBusy             a database that has no connection left, or is starting: asking again helps
 │   ├── StudyNotFound
 │   └── StudyExists
 ├── NothingWithinBudget         no finished trial trains within the budget
 ├── NothingFits                 not even one epoch of anything is likely to train within the budget
+├── NothingTrained              every trial that a worker tried failed
 ├── NothingToDraw               a study does not hold what a figure shows
 └── TrialFailed                 one trial cannot go on; carries the kind of failure that its row keeps
     ├── OutOfMemory
     ├── NonFiniteLoss
     ├── TrialTimeout
-    ├── NotSearched         a trial that somebody queued asks for what its study does not search
+    ├── NotSearched             a trial that somebody queued asks for what its study does not search
     ├── BudgetUsedUp            a time budget is over before training began
     └── Interrupted             told to stop; its cell is handed back and no attempt is used up
 
@@ -72,7 +73,7 @@ class NothingWithinBudget(BudgetTuneError):
     def __init__(self, budget_seconds: float, fastest_seconds: float | None) -> None:
         self.budget_seconds = budget_seconds
         self.fastest_seconds = fastest_seconds
-        message = "the study has no finished trial yet: run `budgettune worker` first"
+        message = "the study has no finished trial yet: see `budgettune study show`, or run `budgettune worker` first"
         if fastest_seconds is not None:
             message = (
                 f"no finished trial trains within {format_duration(budget_seconds)}; "
@@ -89,6 +90,10 @@ class NothingFits(BudgetTuneError):
             f"nothing in the search space trains within {format_duration(budget_seconds)} with a probability of "
             f"{confidence:g}; the fastest needs {format_duration(fastest_seconds)}: try a budget of at least that"
         )
+
+
+class NothingTrained(BudgetTuneError):
+    """Every trial that a worker tried failed, or had failed before; the message names the command that says why."""
 
 
 class NothingToDraw(BudgetTuneError):

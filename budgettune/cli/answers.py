@@ -92,8 +92,10 @@ def front(
         print_json({"front": documents, "hypervolume": volume, "reference": reference})
         return
     print_trials(records, form, also=lambda record: _chance_on_front(sure, record, form))
-    if form is Format.table:
+    if form is Format.table and records:
         say_figures(hypervolume_line(volume, reference))
+    elif form is Format.table:
+        say("no trial to show has finished: `budgettune study show` says how the study stands")
 
 
 @app.command(

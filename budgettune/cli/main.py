@@ -5,6 +5,7 @@ Programs are imported inside their commands, so that `budgettune --help`, `best`
 
 from __future__ import annotations
 
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -28,7 +29,7 @@ from budgettune.cli.output import (
     say,
     say_figures,
 )
-from budgettune.errors import BudgetTuneError
+from budgettune.errors import BudgetTuneError, NothingTrained, UsageError
 from budgettune.storage.connection import parse_url, shown, storage_url
 from budgettune.text import format_duration, redact
 from budgettune.worker.options import WorkerOptions, WorkerSummary
@@ -120,7 +121,8 @@ def worker(
         with StopFlag() as stop:
             raise typer.Exit(fleet.run_fleet(members, command, storage_url(storage), stop, say=say))
     summary = _work(study, chosen, storage, drain=drain)
-    say(f"{summary.completed} trials completed, {summary.failed} failed. Next: budgettune front")
+    why = f"; why some failed: {_show_command(summary)}" if summary.failed else ""
+    say(f"{summary.completed} trials completed, {summary.failed} failed. Next: budgettune front{why}")
 
 
 @app.command(
@@ -210,8 +212,13 @@ def demo(threads: options.Threads = None, storage: options.Storage = None, debug
 
 
 def _work(study: str | None, chosen: WorkerOptions, storage: str | None, *, drain: bool = False) -> WorkerSummary:
-    """Run a worker with progress on standard error; leave with 130 or 143 where a signal ended it."""
+    """Run a worker with progress on standard error; leave with 130 or 143 where a signal ended it.
+
+    Raises:
+        NothingTrained: where all that was tried failed.
+    """
     from budgettune.cli.live import TerminalProgress
+    from budgettune.worker.fleet import FRUITLESS_STATUS
     from budgettune.worker.loop import run_worker
 
     progress = TerminalProgress(err)
@@ -219,10 +226,21 @@ def _work(study: str | None, chosen: WorkerOptions, storage: str | None, *, drai
         stop.obey_parent()
         try:
             summary = run_worker(storage_url(storage), study, chosen, stop=stop, listener=progress)
+            leave_if_stopped(summary.signal_number)
+            if summary.is_fruitless:
+                raise NothingTrained(f"nothing was trained, every trial failed: `{_show_command(summary)}` says why")
+        except (NothingTrained, UsageError) as error:
+            if not stop.has_parent:
+                raise
+            say(f"error: {error}")
+            raise typer.Exit(FRUITLESS_STATUS) from None
         finally:
             progress.close()
-    leave_if_stopped(summary.signal_number)
     return summary
+
+
+def _show_command(summary: WorkerSummary) -> str:
+    return f"budgettune study show {shlex.quote(summary.troubled[0])}"
 
 
 def _leave(number: int, _: FrameType | None) -> None:

@@ -149,6 +149,8 @@ def study_show(
             }
         )
         return
+    if summary.failure is not None and form is Format.table:
+        say(f"no trial has finished; the latest failed: {summary.failure}", out)
     _print_summaries([summary], form)
     for one in summary.given_up:
         say(f"given up: {one}")

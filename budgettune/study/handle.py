@@ -14,7 +14,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
-from budgettune.errors import BudgetTuneError, NotSearched, SpecError, StudyExists
+from budgettune.errors import BudgetTuneError, NotSearched, SpecError, StudyExists, StudyNotFound
 from budgettune.records import HANDED_BACK, Claim, Slot, SlotRow, TrialResult, trial_attributes
 from budgettune.spec.study_spec import StudySpec
 from budgettune.storage import slots, transactions
@@ -195,6 +195,9 @@ class StudyHandle:
         `machine_key`, unless kinds may be mixed; its cell is queued again. A trial that was stopped early counts, and
         keeps its curve and the reason in place of objectives. Objectives that are not finite fail the trial. Calling
         this again after a StorageError is safe.
+
+        Raises:
+            StudyNotFound: where the study or the trial was deleted.
         """
         if not result.is_finite():
             self.fail(claim, "non-finite-result", f"{result.train_seconds} s, accuracy {result.test_accuracy}")
@@ -224,6 +227,14 @@ class StudyHandle:
     def hand_back(self, claim: Claim) -> bool:
         """Queue the cell of a trial that was told to stop; this uses up no attempt."""
         return self.fail(claim, HANDED_BACK, "told to stop; its cell was queued again")
+
+    def is_current(self) -> bool:
+        """Whether the database still has this study, and not another one under its name."""
+        try:
+            row = find_study(self.engine, self.name)
+        except StudyNotFound:
+            return False
+        return row.study_id == self.study_id and row.read_spec() == self.spec
 
     # --- repair -------------------------------------------------------------------------------------------------------
 
@@ -265,6 +276,10 @@ class StudyHandle:
     def counts(self) -> dict[str, int]:
         """Return how many trials of cells are in each state."""
         return state_counts(self.engine, self.study_id)
+
+    def holds_only_failures(self) -> bool:
+        """Whether trials of cells have failed, none is open, and none has finished."""
+        return {state for state, count in self.counts().items() if count} == {"FAIL"}
 
     def foreign_note(self) -> str | None:
         """Return in a sentence which trials of another program nobody counts, None where there are none."""

@@ -36,6 +36,7 @@ class StudySummary:
     seconds_left: float | None  # at the present number of workers (one, where none runs); None where nothing tells
     given_up: tuple[GivenUp, ...] = ()
     fault: str | None = None  # why this budgettune cannot work on it, None where it can
+    failure: str | None = None  # the latest, where some have failed and none has finished
     foreign: dict[str, int] = field(default_factory=dict)  # trials that another program added, by state; no zeros
 
 
@@ -110,13 +111,16 @@ def summary_of(
     foreign = {state: count for state, count in state_counts(engine, study_id, of_cells=False).items() if count}
     seconds = [taken for taken, _ in objective_points(engine, study_id)]
     with reading(engine) as connection:
-        ledger = None if spec is None else Ledger(spec, slot_rows(connection, study_id))
+        rows = slot_rows(connection, study_id)
+        ledger = None if spec is None else Ledger(spec, rows)
         devices = sorted(machine_keys(connection, study_id))
     seconds_left, left = None, None if ledger is None else ledger.left_count()
     if left == 0:
         seconds_left = 0.0
     elif left is not None and seconds:
         seconds_left = statistics.median(seconds) * left / max(1, states["RUNNING"])
+    failed = max((row for row in rows if row.failure and row.uses_attempt), key=lambda row: row.number, default=None)
+    has_finished = any(row.is_done for row in rows)
     return StudySummary(
         name=name,
         cells=None if ledger is None else ledger.wanted_count(),
@@ -126,5 +130,6 @@ def summary_of(
         seconds_left=seconds_left,
         given_up=() if ledger is None else ledger.given_up(),
         fault=fault,
+        failure=None if failed is None or has_finished else ": ".join(filter(None, failed.failure or ())),
         foreign=foreign,
     )

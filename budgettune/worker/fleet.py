@@ -34,6 +34,7 @@ EARLY_DEATHS = 5
 POLL_SECONDS = 0.1
 STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 USAGE_STATUS = 2
+FRUITLESS_STATUS = 3  # of a child for whom another try would change nothing: all failed, or it cannot take part
 
 WorkerCommand = Callable[["Member", float], list[str]]
 
@@ -64,7 +65,7 @@ def after_end(status: int, lived_seconds: float, early_deaths: int) -> Aftermath
         return Aftermath("done")
     # A worker that leaves with status 1 found that it cannot go on, however long that took it.
     deaths = early_deaths + 1 if lived_seconds < EARLY_SECONDS or status == 1 else 0
-    if status == USAGE_STATUS or deaths >= EARLY_DEATHS:
+    if status in (USAGE_STATUS, FRUITLESS_STATUS) or deaths >= EARLY_DEATHS:
         return Aftermath("give-up", deaths)
     return Aftermath("restart", deaths, min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2 ** max(0, deaths - 1)))
 

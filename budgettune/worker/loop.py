@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -71,12 +71,14 @@ class _Worker:
     listener: Listener
     completed: int = 0
     failed: int = 0
+    extras: int = 0
     spool: Spool = field(default_factory=Spool)
     _in_a_row: int = 0
     _handles: dict[str, StudyHandle] = field(default_factory=dict)
     _finished: dict[int, FinishedTrials] = field(default_factory=dict)
     _probed: set[str] = field(default_factory=set)
     _refused: set[str] = field(default_factory=set)
+    _troubled: dict[str, None] = field(default_factory=dict)
     _has_answered: bool = False
     _waits: Iterator[float] | None = None
 
@@ -93,7 +95,13 @@ class _Worker:
                 self._waits = None
             except StorageError as error:
                 self._wait_for_database(error)
-        return WorkerSummary(completed=self.completed, failed=self.failed, signal_number=self.stop.signal_number)
+        return WorkerSummary(
+            completed=self.completed,
+            failed=self.failed,
+            signal_number=self.stop.signal_number,
+            extras=self.extras,
+            troubled=tuple(self._troubled),
+        )
 
     def _round(self) -> bool:
         """Work on one trial, or wait a little for one; return false where nothing is left to do."""
@@ -104,12 +112,23 @@ class _Worker:
         elif self.spool.deliver_all(self.url):
             return True  # what is open has changed
         elif not self.options.wait and all(study.is_finished() for study in studies):
-            for note in filter(None, (study.foreign_note() for study in studies)):
-                logger.warning("%s", note)
+            self._say_what_is_left(studies)
             return False
         else:
             self.stop.wait(self.options.poll_seconds)
         return True
+
+    def _say_what_is_left(self, studies: Sequence[StudyHandle]) -> None:
+        """Note which studies hold nothing but failures, and say what nobody runs, or runs elsewhere only."""
+        for study in studies:
+            if study.holds_only_failures():
+                self._troubled[study.name] = None
+            if note := study.foreign_note():
+                logger.warning("%s", note)
+        if not studies and not all(self._handles[name].is_finished() for name in self._refused):
+            raise UsageError(
+                "nothing was trained: every open study takes its times on another kind of machine, as said"
+            )
 
     def _wait_for_database(self, error: StorageError) -> None:
         """Wait a little for a database that is busy, or answered before; else, or with patience over, raise."""
@@ -123,7 +142,7 @@ class _Worker:
 
     def _is_spent(self, seconds: float) -> bool:
         trials, timeout_seconds = self.options.trials, self.options.timeout_seconds
-        done = self.completed + self.failed
+        done = self.completed + self.failed + self.extras
         return (trials is not None and done >= trials) or (timeout_seconds is not None and seconds >= timeout_seconds)
 
     def _studies(self) -> list[StudyHandle]:
@@ -131,7 +150,7 @@ class _Worker:
         try:
             names = [self.study_name] if self.study_name else study_names(self.url)
             for name in names:
-                if name not in self._handles:
+                if name not in self._handles or not self._handles[name].is_current():
                     self._handles[name] = load_study(self.url, name)
             studies = [self._handles[name] for name in names]
         except StorageError:  # no database yet, no study of that name yet, or not reachable just now
@@ -261,7 +280,11 @@ class _Worker:
 
     def _deliver(self, study: StudyHandle, claim: Claim, result: TrialResult) -> None:
         allow_mixed, patience_seconds = self.options.allow_mixed, self.options.patience_seconds
-        counts = self.spool.deliver(study, claim, result, patience_seconds, self.stop.wait, allow_mixed=allow_mixed)
+        try:
+            counts = self.spool.deliver(study, claim, result, patience_seconds, self.stop.wait, allow_mixed=allow_mixed)
+        except StudyNotFound as error:
+            self.listener.failed(claim, f"its result is lost: {error}")
+            return
         if counts is None:
             self.listener.failed(claim, "told to stop; the next worker on this box delivers its result")
             return
@@ -269,9 +292,16 @@ class _Worker:
         if counts:
             self.completed += 1
             self.listener.completed(study, claim, result)
-        else:
-            self.failed += 1
+        elif result.is_finite():
+            self.extras += 1
             self.listener.failed(claim, "kept as an extra: another worker's result counts for its cell")
+        else:
+            self._note_failure(study, claim, "its time or its accuracy is not a finite number")
+
+    def _note_failure(self, study: StudyHandle, claim: Claim, message: str) -> None:
+        self.failed += 1
+        self._troubled[study.name] = None
+        self.listener.failed(claim, message)
 
     def _record_failure(self, study: StudyHandle, claim: Claim, error: Exception) -> None:
         expected = isinstance(error, BudgetTuneError)
@@ -280,8 +310,7 @@ class _Worker:
         if not expected:
             logger.exception("trial %d failed", claim.number)
         study.fail(claim, kind, message)
-        self.failed += 1
-        self.listener.failed(claim, message)
+        self._note_failure(study, claim, message)
         self._in_a_row = 0 if expected else self._in_a_row + 1
         if self._in_a_row >= FAILURES_IN_A_ROW:
             raise BudgetTuneError(

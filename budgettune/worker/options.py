@@ -65,11 +65,26 @@ class WorkerOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerSummary:
-    """What a worker did."""
+    """What a worker did.
+
+    Attributes:
+        completed: trials whose results count.
+        failed: trials that failed here.
+        signal_number: of the signal that ended the worker, None where there was none.
+        extras: results that were kept beside those that count.
+        troubled: studies in which a trial failed here, or in which every trial had failed before.
+    """
 
     completed: int
     failed: int
     signal_number: int | None
+    extras: int = 0
+    troubled: tuple[str, ...] = ()
+
+    @property
+    def is_fruitless(self) -> bool:
+        """Whether nothing was trained, because all that was tried failed."""
+        return bool(self.troubled) and not self.completed and not self.extras
 
 
 class Listener:

@@ -32,11 +32,13 @@ class StopFlag:
 
     Attributes:
         signal_number: of the first SIGINT or SIGTERM, None where there was none.
+        has_parent: whether a fleet started this process, once `obey_parent` has looked.
         before_exit: called when a second signal ends the process.
     """
 
     def __init__(self, *, drains: bool = False) -> None:
         self.signal_number: int | None = None
+        self.has_parent = False
         self.before_exit: Callable[[], object] = lambda: None
         self._drains = drains
         self._was_signalled = False
@@ -92,7 +94,8 @@ class StopFlag:
 
     def obey_parent(self) -> None:
         """Take orders from the fleet that started this process, where one did."""
-        if os.environ.pop(ORDERS_VARIABLE, None):  # what this process starts has other parents
+        self.has_parent = bool(os.environ.pop(ORDERS_VARIABLE, None))  # what this process starts has other parents
+        if self.has_parent:
             threading.Thread(target=self._read_orders, args=(0,), name="orders", daemon=True).start()
 
     def __enter__(self) -> Self:
