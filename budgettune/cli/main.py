@@ -215,7 +215,7 @@ def _work(study: str | None, chosen: WorkerOptions, storage: str | None, *, drai
     """Run a worker with progress on standard error; leave with 130 or 143 where a signal ended it.
 
     Raises:
-        NothingTrained: where all that was tried failed.
+        NothingTrained: where all that was tried failed, or other machines alone may train what is open.
     """
     from budgettune.cli.live import TerminalProgress
     from budgettune.worker.fleet import FRUITLESS_STATUS
@@ -228,7 +228,11 @@ def _work(study: str | None, chosen: WorkerOptions, storage: str | None, *, drai
             summary = run_worker(storage_url(storage), study, chosen, stop=stop, listener=progress)
             leave_if_stopped(summary.signal_number)
             if summary.is_fruitless:
-                raise NothingTrained(f"nothing was trained, every trial failed: `{_show_command(summary)}` says why")
+                raise NothingTrained(
+                    f"nothing was trained, every trial failed: `{_show_command(summary)}` says why"
+                    if summary.troubled
+                    else "nothing was trained: every open study takes its times on another kind of machine"
+                )
         except (NothingTrained, UsageError) as error:
             if not stop.has_parent:
                 raise

@@ -9,7 +9,6 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from budgettune.errors import StudyNotFound
 from budgettune.records import HANDED_BACK, LOST, Claim, SlotRow
 from budgettune.storage.connection import writing
 from budgettune.storage.schema import (
@@ -174,14 +173,11 @@ def record_result(
         values: seconds and accuracy; None for a trial that was stopped early.
         machine_key: of the kind of machine that counts; None asks the study.
         is_known: whether the study's list of kinds holds this result's already.
-
-    Raises:
-        StudyNotFound: where the study or the trial was deleted.
     """
     ended = _ended(values)
     with writing(engine) as connection:
         if not lock_study(connection, study_id):
-            raise StudyNotFound("its study was deleted while it ran")
+            return False  # deleted meanwhile
         if not is_known:
             add_machine_key(connection, study_id, attributes["device_name"])
         state = lock_trial(connection, claim.trial_id)
@@ -193,9 +189,7 @@ def record_result(
             return fits
         if state == ended:
             return read_attributes(connection, [claim.trial_id], ["extra"])[claim.trial_id].get("extra") is not True
-        if state is None:
-            raise StudyNotFound("its row was deleted while it ran; its cell is open again")
-        return _record_late(connection, study_id, claim, attributes, values, fits)
+        return state is not None and _record_late(connection, study_id, claim, attributes, values, fits)
 
 
 def _record_late(

@@ -24,7 +24,7 @@ from budgettune.storage.driver_errors import translated
 from budgettune.storage.patience import asking_again
 from budgettune.storage.studies import find_study, own_machine_key
 from budgettune.storage.transactions import Reconciled
-from budgettune.storage.trials import stopping_notes
+from budgettune.storage.trials import stopping_notes, trial_records
 from budgettune.storage.writes import NewTrial
 from budgettune.study.dashboard_note import study_note
 from budgettune.study.ledger import Ledger, Queued, Verification, new_trials
@@ -195,9 +195,6 @@ class StudyHandle:
         `machine_key`, unless kinds may be mixed; its cell is queued again. A trial that was stopped early counts, and
         keeps its curve and the reason in place of objectives. Objectives that are not finite fail the trial. Calling
         this again after a StorageError is safe.
-
-        Raises:
-            StudyNotFound: where the study or the trial was deleted.
         """
         if not result.is_finite():
             self.fail(claim, "non-finite-result", f"{result.train_seconds} s, accuracy {result.test_accuracy}")
@@ -227,6 +224,10 @@ class StudyHandle:
     def hand_back(self, claim: Claim) -> bool:
         """Queue the cell of a trial that was told to stop; this uses up no attempt."""
         return self.fail(claim, HANDED_BACK, "told to stop; its cell was queued again")
+
+    def holds(self, claim: Claim) -> bool:
+        """Whether the database still has the row of a trial."""
+        return bool(trial_records(self.engine, self.study_id, numbers=[claim.number], documents=False))
 
     def is_current(self) -> bool:
         """Whether the database still has this study, and not another one under its name."""

@@ -78,6 +78,7 @@ class _Worker:
     _finished: dict[int, FinishedTrials] = field(default_factory=dict)
     _probed: set[str] = field(default_factory=set)
     _refused: set[str] = field(default_factory=set)
+    _left_out: tuple[str, ...] = ()
     _troubled: dict[str, None] = field(default_factory=dict)
     _has_answered: bool = False
     _waits: Iterator[float] | None = None
@@ -101,6 +102,7 @@ class _Worker:
             signal_number=self.stop.signal_number,
             extras=self.extras,
             troubled=tuple(self._troubled),
+            left_out=self._left_out,
         )
 
     def _round(self) -> bool:
@@ -112,23 +114,20 @@ class _Worker:
         elif self.spool.deliver_all(self.url):
             return True  # what is open has changed
         elif not self.options.wait and all(study.is_finished() for study in studies):
-            self._say_what_is_left(studies)
+            self._look_back(studies)
             return False
         else:
             self.stop.wait(self.options.poll_seconds)
         return True
 
-    def _say_what_is_left(self, studies: Sequence[StudyHandle]) -> None:
-        """Note which studies hold nothing but failures, and say what nobody runs, or runs elsewhere only."""
+    def _look_back(self, studies: Sequence[StudyHandle]) -> None:
+        """Note which studies hold nothing but failures, and which are open to others only."""
         for study in studies:
             if study.holds_only_failures():
                 self._troubled[study.name] = None
             if note := study.foreign_note():
                 logger.warning("%s", note)
-        if not studies and not all(self._handles[name].is_finished() for name in self._refused):
-            raise UsageError(
-                "nothing was trained: every open study takes its times on another kind of machine, as said"
-            )
+        self._left_out = tuple(name for name in self._refused if not self._handles[name].is_finished())
 
     def _wait_for_database(self, error: StorageError) -> None:
         """Wait a little for a database that is busy, or answered before; else, or with patience over, raise."""
@@ -280,11 +279,7 @@ class _Worker:
 
     def _deliver(self, study: StudyHandle, claim: Claim, result: TrialResult) -> None:
         allow_mixed, patience_seconds = self.options.allow_mixed, self.options.patience_seconds
-        try:
-            counts = self.spool.deliver(study, claim, result, patience_seconds, self.stop.wait, allow_mixed=allow_mixed)
-        except StudyNotFound as error:
-            self.listener.failed(claim, f"its result is lost: {error}")
-            return
+        counts = self.spool.deliver(study, claim, result, patience_seconds, self.stop.wait, allow_mixed=allow_mixed)
         if counts is None:
             self.listener.failed(claim, "told to stop; the next worker on this box delivers its result")
             return
@@ -292,6 +287,8 @@ class _Worker:
         if counts:
             self.completed += 1
             self.listener.completed(study, claim, result)
+        elif not study.holds(claim):
+            self.listener.failed(claim, "its result is lost: it was deleted while it ran")
         elif result.is_finite():
             self.extras += 1
             self.listener.failed(claim, "kept as an extra: another worker's result counts for its cell")

@@ -73,6 +73,7 @@ class WorkerSummary:
         signal_number: of the signal that ended the worker, None where there was none.
         extras: results that were kept beside those that count.
         troubled: studies in which a trial failed here, or in which every trial had failed before.
+        left_out: open studies whose times come from another kind of machine.
     """
 
     completed: int
@@ -80,11 +81,12 @@ class WorkerSummary:
     signal_number: int | None
     extras: int = 0
     troubled: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
     @property
     def is_fruitless(self) -> bool:
-        """Whether nothing was trained, because all that was tried failed."""
-        return bool(self.troubled) and not self.completed and not self.extras
+        """Whether nothing was trained although there was work: all that was tried failed, or this box may not do it."""
+        return bool(self.troubled or self.left_out) and not self.completed and not self.extras
 
 
 class Listener:

@@ -106,7 +106,6 @@ class Spool:
             somebody asked to stop before the database answered: the file is there for the next worker.
 
         Raises:
-            StudyNotFound: where the study or the trial was deleted.
             StorageError: where patience is over; the file stays.
         """
         path = self.keep(study, claim, result, allow_mixed=allow_mixed)
@@ -116,9 +115,6 @@ class Spool:
                 counts = study.complete(claim, result, allow_mixed=allow_mixed)
                 _remove(path)
                 return counts
-            except StudyNotFound:
-                _remove(path)
-                raise
             except StorageError as error:
                 logger.warning("result of trial %d not recorded yet: %s", claim.number, error)
                 pause_seconds = next(waits, None)
