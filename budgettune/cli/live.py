@@ -5,6 +5,7 @@ A terminal gets it in place; what is not a terminal gets plain text, line by lin
 
 from __future__ import annotations
 
+import os
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -83,6 +84,11 @@ class TerminalProgress(Listener):
         if self._status is not None:
             self._status.stop()
             self._status = None
+
+    def abandon(self) -> None:
+        """Bring the cursor back as the process ends, past the locks that whoever is interrupted may hold."""
+        if self._status is not None:
+            os.write(self.console.file.fileno(), b"\r\x1b[2K\x1b[?25h")
 
     def _show(self, text: str) -> None:
         if self._status is not None:

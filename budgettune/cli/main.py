@@ -33,7 +33,7 @@ from budgettune.errors import BudgetTuneError, NothingTrained, UsageError
 from budgettune.storage.connection import parse_url, shown, storage_url
 from budgettune.text import format_duration, redact
 from budgettune.worker.options import WorkerOptions, WorkerSummary
-from budgettune.worker.signals import SIGNALS, StopFlag
+from budgettune.worker.signals import StopFlag, listen
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -42,7 +42,7 @@ app = typer.Typer(
     help='"I have T seconds of training time. What should I train, and how sure are you?"',
     epilog="First steps: budgettune demo. Or, one by one: study create digits, worker, best --budget 5s, report.\n"
     "Durations are written 90s, 10m or 1h30m; a number alone means seconds. BUDGETTUNE_STORAGE names the database.\n"
-    "Exit status: 0 done, 1 error, 2 wrong usage, 130 and 143 stopped by a signal.",
+    "Exit status: 0 done, 1 error, 2 wrong usage, 129, 130 and 143 stopped by a signal.",
 )
 app.add_typer(study.app, name="study", rich_help_panel=options.STUDIES)
 for module in (answers, recommend, train, compare, profile):
@@ -224,6 +224,7 @@ def _work(study: str | None, chosen: WorkerOptions, storage: str | None, *, drai
     progress = TerminalProgress(err)
     with StopFlag(drains=drain) as stop:
         stop.obey_parent()
+        stop.before_exit = progress.abandon
         try:
             summary = run_worker(storage_url(storage), study, chosen, stop=stop, listener=progress)
             leave_if_stopped(summary.signal_number)
@@ -258,8 +259,7 @@ def _leave(number: int, _: FrameType | None) -> None:
 
 def main() -> None:
     """Run the command line; print deliberate errors in one line and leave with 1, or 2 for wrong usage."""
-    for number in SIGNALS:
-        signal.signal(number, _leave)
+    listen(_leave)
     make_streams_take_anything()
     try:
         app()

@@ -11,9 +11,10 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 import typer
 from rich.cells import cell_len
@@ -81,6 +82,25 @@ def _spelled_out(error: UnicodeError) -> tuple[str, int]:
 codecs.register_error("budgettune", _spelled_out)
 
 
+class Remarks:
+    """Standard error for what nobody must read: a full disk, or a terminal that is gone, ends no training."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 def make_streams_take_anything() -> None:
     """Let no command fail of what standard output or error cannot encode (LANG=C, code pages), nor of a closed one."""
     for name in ("stdout", "stderr"):
@@ -89,6 +109,8 @@ def make_streams_take_anything() -> None:
             setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="budgettune")
+    if not isinstance(sys.stderr, Remarks):
+        sys.stderr = cast(TextIO, Remarks(sys.stderr))
 
 
 class Format(StrEnum):

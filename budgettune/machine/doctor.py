@@ -145,5 +145,8 @@ def _torch() -> Finding:
 
 
 def _disk(folder: Path) -> Finding:
-    free = shutil.disk_usage(folder).free // 2**20
+    try:
+        free = shutil.disk_usage(folder).free // 2**20
+    except OSError:  # the working folder was deleted: torch does not load there
+        return Finding("disk", "the working folder is gone", False, "change to a folder that is there")
     return _judged("disk", f"{free:,} MiB free in {folder.resolve()}", free >= LEAST_DISK_MB, "make room")

@@ -12,6 +12,7 @@ waits), so its own CPU share says little and only goes on record. What says much
   core and take nothing; a third one does.
 - `waited_share`: how long our worst-off thread was ready to run and had no CPU. This is the harm itself, whoever
   did it. Left out where we ask for more threads than there are cores: then they wait for each other.
+- `still_share`: for how long the process stood still, suspended or frozen, while the clock went on.
 - `steal_share`, `throttled_share`: what the hypervisor and a cgroup's quota kept from us.
 - `sentinel_slowdown`: a fixed computation before and after, against the best that this process has seen. It is the
   only witness of what no counter shows: a hot or throttled processor, a neighbour on the same physical core.
@@ -34,6 +35,7 @@ from typing import Any, Literal, Protocol, Self
 
 from budgettune.machine import procfs
 from budgettune.machine.gpu import GpuSample, open_nvml, sample
+from budgettune.machine.pulse import PULSE
 from budgettune.machine.sentinel import SENTINEL, SENTINEL_LIMIT, Sentinel, SentinelSeconds
 
 HARM_LIMIT = 0.05
@@ -83,6 +85,7 @@ class CpuSnapshot:
         waited_seconds: for each thread of ours, the time it was ready to run and had no CPU.
         pressure_seconds: time in which any task of the box waited for a CPU.
         throttled_seconds: time for which a cgroup's quota held tasks back, over all CPUs.
+        still_seconds: for which this process stood still so far.
         preemptions: involuntary context switches of this process.
     """
 
@@ -94,6 +97,7 @@ class CpuSnapshot:
     waited_seconds: Mapping[int, float] | None = None
     pressure_seconds: float | None = None
     throttled_seconds: float | None = None
+    still_seconds: float | None = None
     preemptions: int | None = None
 
 
@@ -130,6 +134,7 @@ def cpu_evidence(before: CpuSnapshot, after: CpuSnapshot, sentinel: SentinelSeco
         "throttled_share": None if throttled is None else throttled / used,
         "waited_share": _worst_wait(before.waited_seconds, after.waited_seconds, seconds),
         "pressure_share": rate("pressure_seconds"),
+        "still_share": rate("still_seconds"),
         "preemptions_per_second": rate("preemptions"),
         "sentinel_before_ms": 1e3 * sentinel.before,
         "sentinel_after_ms": 1e3 * sentinel.after,
@@ -162,6 +167,7 @@ def _cpu_harm(evidence: Mapping[str, float]) -> list[str]:
         "taken_share": "other processes took {:.0%} of the cores that training uses",
         "steal_share": "the hypervisor took {:.0%} of the cores that training uses",
         "throttled_share": "the cgroup's CPU quota held training back for {:.0%} of the time",
+        "still_share": "this process stood still, suspended or frozen, for {:.0%} of the time",
     }
     if threads <= cores:
         # Pressure is of the whole box, where others may squeeze each other: it stands in where we cannot see our own.
@@ -230,6 +236,7 @@ def _gpu_harm(samples: Sequence[GpuSample], evidence: dict[str, float]) -> list[
 
 
 def take_snapshot(clock: Callable[[], float] = time.perf_counter, root: Path = procfs.ROOT) -> CpuSnapshot:
+    PULSE.start()
     cpus = procfs.affinity()
     busy, steal = (cpus and procfs.cpu_seconds(cpus, root)) or (None, None)
     return CpuSnapshot(
@@ -241,6 +248,7 @@ def take_snapshot(clock: Callable[[], float] = time.perf_counter, root: Path = p
         waited_seconds=procfs.thread_waits(root),
         pressure_seconds=procfs.pressure_seconds(root),
         throttled_seconds=procfs.throttled_seconds(root),
+        still_seconds=PULSE.beat(),
         preemptions=_preemptions(),
     )
 

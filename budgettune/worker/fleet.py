@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -23,7 +22,7 @@ from budgettune.machine.fingerprint import default_threads, usable_cores
 from budgettune.machine.gpu import missing_gpus, visible_gpus
 from budgettune.text import format_duration, warn_once
 from budgettune.worker.options import WorkerOptions
-from budgettune.worker.signals import DRAIN_ORDER, ORDERS_VARIABLE, StopFlag
+from budgettune.worker.signals import DRAIN_ORDER, ORDERS_VARIABLE, SIGNALS, StopFlag
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +31,7 @@ LONGEST_PAUSE_SECONDS = 60.0
 EARLY_SECONDS = 60.0  # a child that lives longer did useful work: its death begins a new count
 EARLY_DEATHS = 5
 POLL_SECONDS = 0.1
-STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
+STOPPED = tuple(128 + number for number in SIGNALS)
 USAGE_STATUS = 2
 FRUITLESS_STATUS = 3  # of a child for whom another try would change nothing: all failed, or it cannot take part
 

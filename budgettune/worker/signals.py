@@ -13,25 +13,37 @@ from typing import Any, Self
 
 from budgettune.errors import StopRequested
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
-DRAIN_SIGNAL: signal.Signals | None = getattr(signal, "SIGUSR1", None)  # Windows has none
+HANG_UP: signal.Signals | None = getattr(signal, "SIGHUP", None)  # Windows has neither this nor the next
+SIGNALS = (signal.SIGINT, signal.SIGTERM, *([] if HANG_UP is None else [HANG_UP]))
+DRAIN_SIGNAL: signal.Signals | None = getattr(signal, "SIGUSR1", None)
 DRAIN_ORDER = b"drain"
 # Set by a fleet for its children: orders come on standard input, and its end means that the fleet is gone.
 ORDERS_VARIABLE = "BUDGETTUNE_ORDERS_ON_STDIN"
 ORPHAN_SECONDS = 30.0  # that an orphan may take to hand its trial back
+AGAIN_SECONDS = 0.5  # sooner, two signals are one request: `timeout` signals a process, and then its group
+
+
+def listen(handler: Callable[[int, FrameType | None], object], *more: signal.Signals) -> dict[int, Any]:
+    """Have a function called for every signal that asks to stop, and more; return the handlers before.
+
+    Under `nohup` a terminal that closes stops nobody: a SIGHUP that is ignored stays so.
+    """
+    heard = [number for number in SIGNALS if number != HANG_UP or signal.getsignal(number) is not signal.SIG_IGN]
+    return {number: signal.signal(number, handler) for number in (*heard, *more)}
 
 
 class StopFlag:
-    """Set by the first SIGINT or SIGTERM, or by `request`; a second signal ends the process at once.
+    """Set by the first SIGINT, SIGTERM or SIGHUP, or by `request`; a second one ends the process at once.
 
-    SIGUSR1 asks for the same, but lets the running trial finish. Used as a context manager the flag listens to signals
+    A closing terminal sends several SIGHUP, which count as one. SIGUSR1 asks for the same, but lets the running trial
+    finish. Used as a context manager the flag listens to signals
     (in the main thread only, where Python allows it) and puts the old handlers back afterwards.
 
     Args:
         drains: the first signal, too, lets the running trial finish.
 
     Attributes:
-        signal_number: of the first SIGINT or SIGTERM, None where there was none.
+        signal_number: of the first signal to stop, None where there was none.
         has_parent: whether a fleet started this process, once `obey_parent` has looked.
         before_exit: called when a second signal ends the process.
     """
@@ -41,7 +53,7 @@ class StopFlag:
         self.has_parent = False
         self.before_exit: Callable[[], object] = lambda: None
         self._drains = drains
-        self._was_signalled = False
+        self._signalled_at: float | None = None
         self._no_more = threading.Event()
         self._at_once = threading.Event()
         self._previous: dict[int, Any] = {}
@@ -100,8 +112,7 @@ class StopFlag:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            numbers = SIGNALS if DRAIN_SIGNAL is None else (*SIGNALS, DRAIN_SIGNAL)
-            self._previous = {number: signal.signal(number, self._on_signal) for number in numbers}
+            self._previous = listen(self._on_signal, *([] if DRAIN_SIGNAL is None else [DRAIN_SIGNAL]))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -112,10 +123,10 @@ class StopFlag:
     def _on_signal(self, number: int, _: FrameType | None) -> None:
         if number == DRAIN_SIGNAL:
             self.drain()
-        elif not self._was_signalled:
-            self._was_signalled = True
+        elif self._signalled_at is None:
+            self._signalled_at = time.monotonic()
             self._stop_for(number)
-        else:
+        elif number != HANG_UP and time.monotonic() - self._signalled_at >= AGAIN_SECONDS:
             self.before_exit()
             os._exit(128 + number)  # the lease expires by itself, and another worker takes the cell
         self._interrupt()

@@ -1,5 +1,6 @@
 """What commands print reaches its reader whole: on narrow terminals, in pipes, in any encoding."""
 
+import errno
 import io
 import json
 import re
@@ -13,7 +14,7 @@ from budgettune.cli.live import TerminalProgress, drawn, snapshot
 from budgettune.cli.output import Screen, print_fields, print_table, shown
 from budgettune.comparison.show import table_rows
 from budgettune.records import Claim, TrialRecord
-from budgettune.spec.study_spec import StudySpec
+from budgettune.spec.study_spec import StudySpec, load_spec
 from budgettune.study.handle import create_study
 from tests.support.made_comparisons import BETTER, FULL_AT, comparison
 from tests.support.studies import result
@@ -290,3 +291,17 @@ def test_a_line_about_a_trial_breaks_none_of_its_figures(sqlite_url, width):
     assert in_order([name.rpartition(".")[2] for name in AXES], text.replace("(", "( "))
     assert (len(text.splitlines()) == 1) == (width is None)
     assert width is None or width < 20 or max(map(cell_len, text.splitlines())) <= width
+
+
+@pytest.mark.parametrize("number", [errno.EPIPE, errno.ENOSPC, errno.EIO])
+def test_a_log_that_cannot_be_written_ends_no_worker(number, run, monkeypatch, sqlite_url):
+    overrides = ["search={scale=[1.0], prune_rate=[0, 0.5]}", "pruning.strategy=random", "train.epochs=1"]
+    study = create_study(load_spec("digits").with_overrides(overrides), sqlite_url)
+
+    class Gone(io.StringIO):
+        def write(self, text):
+            raise OSError(number, "gone")
+
+    monkeypatch.setattr(sys, "stderr", Gone())
+    assert run("worker", "--threads", "1")[0] == 0
+    assert study.verify().whole

@@ -53,6 +53,14 @@ def test_a_quiet_segment_is_clean_even_where_half_of_it_is_serial():
     assert verdict(own=2.1).status == "clean"
 
 
+def test_a_process_that_was_suspended_is_disturbed():
+    start = dataclasses.replace(START, still_seconds=7.0)
+    assert verdict(start=start, still_seconds=7.0).status == "clean"
+    found = verdict(start=start, still_seconds=8.0)
+    assert found.status == "disturbed"
+    assert found.reasons == ("this process stood still, suspended or frozen, for 50% of the time",)
+
+
 def test_evidence_is_plain_finite_numbers():
     evidence = verdict().evidence
     assert all(isinstance(value, int | float) and math.isfinite(value) for value in evidence.values())

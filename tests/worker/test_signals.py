@@ -24,6 +24,7 @@ from budgettune.training.data.images import ImageSet
 from budgettune.training.learner import Learner
 from budgettune.training.profile.probe import Probe
 from budgettune.training.trainer import TrainingRun
+from budgettune.worker import signals
 from budgettune.worker.loop import run_worker
 from budgettune.worker.options import WorkerOptions
 from budgettune.worker.signals import SIGNALS, StopFlag
@@ -71,7 +72,7 @@ class Slow(nn.Module):
         told_to_stop_in_long_work()
 
 
-def compiled(model):
+def compiled(model, **_):
     def call(*_):
         told_to_stop_in_long_work()
 
@@ -245,3 +246,43 @@ def test_a_signal_ends_every_command_that_trains_with_its_own_status(what, run, 
     assert status == 143, err
     assert "error" not in err
     assert time.monotonic() - told_at < SECONDS
+
+
+def test_a_terminal_that_closes_hands_the_trial_back_however_often_it_says_so(sqlite_url, monkeypatch):
+    def hung_up(*_):
+        os.kill(os.getpid(), signal.SIGHUP)
+        time.sleep(10)
+
+    monkeypatch.setattr(TrainingRun, "_accuracy", hung_up)
+    monkeypatch.setattr(signals, "AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr(signals.os, "_exit", lambda status: pytest.fail("ended at once"))
+    study = create_study(load_spec("digits").with_overrides(TINY), sqlite_url)
+    with StopFlag() as stop:
+        summary = run_worker(sqlite_url, study.name, OPTIONS, stop=stop)
+        os.kill(os.getpid(), signal.SIGHUP)
+    assert summary.signal_number == signal.SIGHUP
+    assert_handed_back(study)
+
+
+@pytest.fixture
+def nohup(handlers):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+def test_under_nohup_a_terminal_that_closes_stops_nobody(nohup):
+    with StopFlag() as stop:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert not stop.wait(0.05)
+
+
+@pytest.mark.parametrize(("seconds", "ended"), [(0.01, []), (1.0, [143])])
+def test_a_second_signal_ends_the_process_unless_it_comes_with_the_first(seconds, ended, monkeypatch):
+    now, statuses = [100.0], []
+    monkeypatch.setattr(signals.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(signals.os, "_exit", statuses.append)
+    with StopFlag() as stop:
+        signal.raise_signal(signal.SIGTERM)
+        now[0] += seconds
+        signal.raise_signal(signal.SIGTERM)
+    assert stop.cuts_short
+    assert statuses == ended
