@@ -248,13 +248,17 @@ def _show_command(summary: WorkerSummary) -> str:
     return f"budgettune study show {shlex.quote(summary.troubled[0])}"
 
 
+class _Left(SystemExit):
+    """The end of a command at a signal, which is not one that a study's code asks for."""
+
+
 def _leave(number: int, _: FrameType | None) -> None:
     """End a command that has nothing to bring in order, with the status of a signal; the next one ends it at once.
 
     SIGTERM too, because the first process of a container gets none that it has not asked for.
     """
     signal.signal(number, signal.SIG_DFL)
-    sys.exit(128 + number)
+    raise _Left(128 + number)
 
 
 def main() -> None:

@@ -8,7 +8,10 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import signal
+import threading
 from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,9 @@ from budgettune.spec.tables import is_code
 from budgettune.text import variable
 
 logger = logging.getLogger(__name__)
+
+# By name, because Windows has only two of them.
+_STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
 
 
 def allowed_packages(named: Iterable[str] | None) -> frozenset[str]:
@@ -40,6 +46,27 @@ def _opened(roots: Iterable[str]) -> Iterator[Path]:
             yield user_path(root, "--allow-root").resolve()
         except UsageError as error:  # opens nothing; what lies in the other folders can be worked on
             logger.warning("%s", error)
+
+
+@contextmanager
+def contained() -> Iterator[None]:
+    """Run a study's code inside: its `sys.exit` (argparse calls it) is an error, and signals that it takes come back.
+
+    Raises:
+        RuntimeError: where it asked the process to end.
+    """
+    takes = threading.current_thread() is threading.main_thread()
+    before = {number: signal.getsignal(number) for number in _STOPPING} if takes else {}
+    try:
+        yield
+    except SystemExit as error:
+        if type(error) is not SystemExit:  # of a command that a signal ends
+            raise
+        raise RuntimeError(f"it called sys.exit({error.code!r})") from error
+    finally:
+        for number, handler in before.items():
+            if signal.getsignal(number) is not handler:
+                signal.signal(number, handler)
 
 
 @dataclass(frozen=True)
@@ -79,11 +106,14 @@ class Trust:
                 f"it, add --allow-import {package} or set BUDGETTUNE_ALLOW_IMPORT={package}"
             )
         try:
-            module = importlib.import_module(module_name)
+            with contained():
+                module = importlib.import_module(module_name)
         except BudgetTuneError:
             raise
         except Exception as error:  # a module runs any code while it is imported
             reason = f"{type(error).__name__}: {error}"
+            if not isinstance(error, ImportError):
+                raise SpecError(f"{name}: cannot import {module_name} ({reason}): correct it") from error
             raise SpecError(
                 f"{name}: cannot import {module_name} ({reason}): install it on this machine, or put its folder in "
                 f"PYTHONPATH"

@@ -14,7 +14,7 @@ from torch.nn import functional
 from budgettune.errors import SpecError
 from budgettune.spec.study_spec import StudySpec
 from budgettune.spec.tables import TrainSpec, is_code
-from budgettune.spec.trust import Trust
+from budgettune.spec.trust import Trust, contained
 from budgettune.training.data.load import ImageData, augment, normalise
 from budgettune.training.device import Device, pick_precision
 from budgettune.training.pruning import Scores
@@ -44,13 +44,15 @@ def build_model(config: StudySpec, data: ImageData, trust: Trust = Trust()) -> n
     """
     if not is_code(config.model.name):
         return ScalableResNet.from_spec(config.model, channels=data.channels, num_classes=data.num_classes)
-    model = trust.import_code(config.model.name)(
-        num_classes=data.num_classes,
-        channels=data.channels,
-        image_size=data.image_size,
-        scale=config.model.scale,
-        **config.model.options,
-    )
+    build = trust.import_code(config.model.name)
+    with contained():
+        model = build(
+            num_classes=data.num_classes,
+            channels=data.channels,
+            image_size=data.image_size,
+            scale=config.model.scale,
+            **config.model.options,
+        )
     if not isinstance(model, nn.Module):
         raise SpecError(f"model.name: {config.model.name} returned {type(model).__name__}: return a torch.nn.Module")
     return model

@@ -212,12 +212,12 @@ class _Worker:
         with Heartbeat(study, claim, self.options.heartbeat_seconds):
             try:
                 result = self._train_in_time(study, claim)
-            except (Interrupted, KeyboardInterrupt) as error:
+            except (Interrupted, KeyboardInterrupt, SystemExit) as error:
                 self.stop.request()
                 study.hand_back(claim)
                 self.listener.failed(claim, "told to stop; its cell is open again")
                 if not isinstance(error, (Interrupted, StopRequested)):
-                    raise  # Ctrl-C in a program that called us, which ends at it
+                    raise  # Ctrl-C in a program that called us, or its way to end at a signal
             except (DataError, UsageError):
                 study.hand_back(claim)  # this box's fault, not the configuration's
                 raise

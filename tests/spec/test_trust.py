@@ -1,6 +1,7 @@
 """What a box lets a study name: folders of files, and packages of code."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 
 from budgettune.errors import SpecError, UsageError
 from budgettune.spec.study_spec import StudySpec, load_spec
-from budgettune.spec.trust import Trust, allowed_packages, allowed_roots
+from budgettune.spec.trust import Trust, allowed_packages, allowed_roots, contained
 
 SERVER = "postgresql://anna@db/budgettune"
 
@@ -114,3 +115,36 @@ def test_an_allowed_folder_without_a_home_opens_nothing_and_stops_nothing(no_hom
     trust = Trust.of_database(SERVER, roots=["~/images", str(tmp_path)])
     assert "--allow-root: ~/images: no such home folder" in caplog.text
     check(str(tmp_path / "photos"), trust)
+
+
+ARGPARSE = """import argparse
+parser = argparse.ArgumentParser()
+parser.add_argument("--lr", required=True)
+parser.parse_args()
+"""
+
+
+@pytest.mark.parametrize("text", [ARGPARSE, "import sys\nsys.exit('no weights here')", "exit()"])
+def test_code_that_ends_the_process_where_it_is_imported_is_an_error(text, package, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["budgettune", "worker"])
+    package("ending", net=text)
+    with pytest.raises(
+        SpecError, match=r"cannot import ending\.net \(RuntimeError: it called sys\.exit\(.*: correct it"
+    ):
+        Trust(["ending"]).import_code("ending.net:build")
+
+
+def test_signals_that_code_takes_over_come_back(package):
+    text = "import signal, sys\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(0))\nbuild = None"
+    package("greedy", net=text)
+    before = signal.getsignal(signal.SIGTERM)
+    Trust(["greedy"]).import_code("greedy.net:build")
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_command_that_a_signal_ends_while_code_runs_ends():
+    class Left(SystemExit):
+        pass
+
+    with pytest.raises(Left), contained():
+        raise Left(143)

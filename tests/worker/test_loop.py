@@ -1,6 +1,7 @@
 """Workers in this process and in processes of their own: recorded results, failures, signals, several at once."""
 
 import signal
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -110,6 +111,27 @@ def test_code_that_always_fails_stops_the_worker_before_it_uses_up_every_attempt
         run_worker(sqlite_url, None, OPTIONS)
     failures = [r.failure for r in trial_records(study.engine, study.study_id, states=["FAIL"])]
     assert failures == ["error: ZeroDivisionError: a mistake of the user's"] * 5
+
+
+class Ending(nn.Module):
+    def __init__(self, **_):
+        super().__init__()
+        sys.exit(0)
+
+
+def ending_images(spec):
+    sys.exit("no such folder")
+
+
+def test_code_of_a_study_that_calls_exit_leaves_no_claim_behind(sqlite_url):
+    study = make(sqlite_url, f"model.name={__name__}:Ending", "search={scale = [1.0]}", "sampler.max_attempts=1")
+    assert run_worker(sqlite_url, study.name, OPTIONS).failed == 1
+    (record,) = trial_records(study.engine, study.study_id)
+    assert record.failure == "error: RuntimeError: it called sys.exit(0)"
+    other = make(sqlite_url, "name=other", f"data.name={__name__}:ending_images", "search={scale = [1.0]}")
+    with pytest.raises(DataError, match=r"it called sys\.exit\('no such folder'\)"):
+        run_worker(sqlite_url, "other", OPTIONS)
+    assert (other.counts()["RUNNING"], other.counts()["WAITING"]) == (0, 1)
 
 
 def test_a_box_that_cannot_take_part_hands_the_trial_back_and_says_why(sqlite_url, tmp_path):

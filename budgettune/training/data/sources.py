@@ -18,7 +18,7 @@ from filelock import FileLock
 from budgettune.errors import BudgetTuneError, DataError
 from budgettune.files import user_path
 from budgettune.spec.tables import BUILT_IN_SETS, DataSpec
-from budgettune.spec.trust import Trust
+from budgettune.spec.trust import Trust, contained
 from budgettune.text import message_of
 from budgettune.training.data.images import SourceImages, as_labels, check_classes, hold_out, image_set
 
@@ -83,7 +83,8 @@ def read_code(spec: DataSpec, trust: Trust) -> SourceImages:
     with _random_state_kept():
         function = trust.import_code(spec.name)
         try:
-            parts = tuple(function(spec))
+            with contained():
+                parts = tuple(function(spec))
         except BudgetTuneError:
             raise
         except Exception as error:  # it is the user's code
