@@ -62,7 +62,8 @@ class Predictor:
             raise UsageError(
                 f"too little of study {spec.name!r} has finished to predict what never ran: {len(self.finished)} "
                 f"trials of {self.configurations} configurations, {ENOUGH_TRIALS} of {ENOUGH_CONFIGURATIONS} are "
-                f"needed: `budgettune worker` runs more, `budgettune best --budget` answers from what ran"
+                f"needed: let `budgettune worker` run what is open, or make a study of more trials; "
+                f"`budgettune best --budget` answers from what ran"
             )
         ran_on = Counter(record.device_name for record in self.finished)
         self.device_name = device_name or ran_on.most_common(1)[0][0]  # None where trials do not tell

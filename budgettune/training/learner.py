@@ -126,8 +126,16 @@ class Learner:
         return self._step(batch, self.optimizer)
 
     def _step(self, batch: Batch, optimizer: torch.optim.Optimizer) -> tuple[Tensor, Tensor]:
-        with self.device.autocast(self.precision):
-            logits = self.forward(batch.images)
+        try:
+            with self.device.autocast(self.precision):
+                logits = self.forward(batch.images)
+        except ValueError as error:
+            if len(batch.indices) == 1 and "more than 1 value per channel" in str(error):  # in torch's words
+                raise SpecError(
+                    "train.batch_size: this network normalises over its batch, and cannot learn from a batch of one "
+                    "image: take at least 2, and keep at least 2 images in every epoch"
+                ) from None
+            raise
         losses = functional.cross_entropy(logits.float(), batch.labels, reduction="none")
         (losses if batch.weights is None else losses * batch.weights).mean().backward()
         optimizer.step()

@@ -102,7 +102,8 @@ def test_the_next_trial_costs_time_and_is_worth_something(world, trials):
 @pytest.mark.parametrize("count", [0, 5])
 def test_too_little_evidence_is_said(world, trials, count):
     words = (
-        f"{count} trials of {count} configurations, 6 of 4 are needed: `budgettune worker` runs more, `budgettune best"
+        f"{count} trials of {count} configurations, 6 of 4 are needed: let `budgettune worker` run what is open, or "
+        f"make a study of more trials; `budgettune best"
     )
     with pytest.raises(UsageError, match=words):
         recommend(world.spec, trials[:count], Ask(2.0))

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from budgettune.errors import SpecError
 from budgettune.spec.pruning import STRATEGIES
 from budgettune.spec.study_spec import load_spec
 from budgettune.spec.trust import Trust
@@ -109,3 +110,18 @@ def test_a_network_whose_last_stage_has_one_pixel_trains_where_one_image_is_left
     )
     small = replace(data, train=data.train.resized(4), held_out=data.held_out.resized(4))
     assert train(spec, seed=1, data=small).result.batch_shapes == (5, 4)
+
+
+@pytest.mark.parametrize("strategy", ["full", "el2n", "rho-loss", "selective-backprop"])
+def test_batches_of_one_that_were_asked_for_fail_with_a_reason_where_the_network_cannot_take_them(run, strategy):
+    with pytest.raises(SpecError, match="train.batch_size: this network normalises over its batch") as caught:
+        run(strategy, "train.batch_size=1", "prune_rate=0")
+    assert "take at least 2" in str(caught.value)
+    assert run(strategy, "train.batch_size=2", "prune_rate=0").batch_shapes
+
+
+def test_batches_of_one_that_were_asked_for_train_a_network_that_can_take_them(data):
+    spec = load_spec("digits").with_overrides(
+        [*OVERRIDES, "train.epochs=1", "pruning.strategy=full", "prune_rate=0", "train.batch_size=1"]
+    )
+    assert train(spec, seed=1, data=data).result.batch_shapes == (1,)

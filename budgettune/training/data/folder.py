@@ -53,9 +53,9 @@ def read_folder(spec: DataSpec) -> SourceImages:
     if not root.is_dir():
         raise DataError(f"{root}: no such folder: correct data.root; {LAYOUT}")
     with quiet():
-        tree, unread = find_tree(root), Unread()
+        tree, unread, unused = find_tree(root), Unread(), Unread()
         listed = [list_images(classes, unread) for classes in (tree.train, tree.test) if classes is not None]
-        count_unused(tree, unread)
+        count_unused(tree, unused)
     _check(root, tree, listed)
     paths = [path for part in listed for found in part.values() for path in found]
     labels = [label for part in listed for label, found in enumerate(part.values()) for _ in found]
@@ -67,9 +67,9 @@ def read_folder(spec: DataSpec) -> SourceImages:
         count = min(max(1, round(len(images) * HELD_OUT_FRACTION)), len(images) - len(tree.train))
         rest, held = hold_out(images.labels, count, (spec.seed, 0), str(root))
         train, test = images.take(rest), images.take(held)
-    _say(root, tree, train, test, unread)
+    _say(root, tree, train, test, unread, unused)
     # Nothing says that a mirrored image still shows the same class: it may be text or a hand.
-    return SourceImages(train=train, test=test, num_classes=len(tree.train), flip=False)
+    return SourceImages(train=train, test=test, num_classes=len(tree.train), flip=False, class_names=tuple(tree.train))
 
 
 def _check(root: Path, tree: ImageTree, listed: Sequence[dict[str, list[str]]]) -> None:
@@ -82,12 +82,15 @@ def _check(root: Path, tree: ImageTree, listed: Sequence[dict[str, list[str]]]) 
             folders = " and ".join(str(folder) for folder in [*tree.train[name], *(tree.test or {}).get(name, [])])
             raise DataError(f"{tree.train[name][0]}: no images in this class{but}, or delete {folders}")
     if tree.test is not None and not any(listed[1].values()):
-        raise DataError(f"{root}: no test images: add some; {LAYOUT}")
+        there = Unread()
+        list_images(tree.test, there)
+        count_unused(tree, there)
+        raise DataError(f"{root}: no test images{f', but {there}' if there.counts else ''}: add some; {LAYOUT}")
     if tree.test is None and sum(map(len, listed[0].values())) == len(tree.train):
         raise DataError(f"{root}: one image in each class, and none left to judge by: add more")
 
 
-def _say(root: Path, tree: ImageTree, train: ImageSet, test: ImageSet, unread: Unread) -> None:
+def _say(root: Path, tree: ImageTree, train: ImageSet, test: ImageSet, unread: Unread, unused: Unread) -> None:
     """Say once what was found, so that a tree that is misread does not go unnoticed."""
     found = (
         f"{len(tree.train)} classes ({listing(list(tree.train))}), {len(train)} training and {len(test)} test images"
@@ -95,9 +98,8 @@ def _say(root: Path, tree: ImageTree, train: ImageSet, test: ImageSet, unread: U
     warn_once(logger, f"{root}: {found}{', held out' if tree.test is None else ''}")
     if unread.counts:
         warn_once(logger, f"{root}: not read: {unread}: save as JPEG or PNG what should count")
-    judged = set(test.labels.tolist())
-    if lacking := [name for label, name in enumerate(tree.train) if label not in judged]:
-        warn_once(logger, f"{root}: no test images of {listing(lacking)}: accuracy says nothing of that")
+    if unused.counts:
+        warn_once(logger, f"{root}: not used: {unused}: move what should count into the folder of its class")
 
 
 def _read(root: Path, paths: Sequence[str], spec: DataSpec) -> Tensor | MappedImages:

@@ -90,6 +90,7 @@ class SourceImages:
     test: ImageSet  # of the same number of channels
     num_classes: int  # labels run from 0 to num_classes - 1
     flip: bool  # whether a mirrored image keeps its label
+    class_names: Sequence[str] | None = None  # in the order of labels, where the source knows them
 
 
 def image_set(images: Any, labels: Any, where: str, num_classes: int) -> ImageSet:

@@ -13,7 +13,7 @@ import torch
 from budgettune.errors import DataError
 from budgettune.spec.tables import DataSpec
 from budgettune.spec.trust import Trust
-from budgettune.text import message_of, warn_once
+from budgettune.text import listing, message_of, warn_once
 from budgettune.training.data.augment import augment, normalise
 from budgettune.training.data.fashion_mnist import read_fashion_mnist
 from budgettune.training.data.folder import read_folder
@@ -77,6 +77,7 @@ def load_data(spec: DataSpec, *, trust: Trust = Trust()) -> ImageData:
     if spec.image_size is not None:
         train, held_out = (part.resized(spec.image_size) for part in (train, held_out))
     _check_shapes(train.images.shape, held_out.images.shape, spec.name)
+    _say_lacking(held_out, source, spec)
     if spec.facts is None:
         _say_copies(train, held_out, spec)
     train, held_out = replace(train, files=None), replace(held_out, files=None)  # a million names are 100 MB
@@ -127,6 +128,14 @@ def _check_shapes(train: Sequence[int], held_out: Sequence[int], name: str) -> N
             f"{name}: training images of {height}×{width} and others of {other[1]}×{other[2]} pixels: "
             f"set data.image_size to bring all to one square size"
         )
+
+
+def _say_lacking(held_out: ImageSet, source: SourceImages, spec: DataSpec) -> None:
+    judged = set(held_out.labels.tolist())
+    names = source.class_names or [f"class {label}" for label in range(source.num_classes)]
+    if lacking := [name for label, name in enumerate(names) if label not in judged]:
+        parts = f"no {spec.evaluate_on} images of {listing(lacking)}"
+        warn_once(logger, f"{spec.root or spec.name}: {parts}: accuracy says nothing of that")
 
 
 def _say_copies(train: ImageSet, held_out: ImageSet, spec: DataSpec) -> None:

@@ -106,6 +106,19 @@ def test_what_own_code_gets_wrong_is_named(own, body, message):
     assert "bt_images:load" in str(caught.value)
 
 
+@pytest.mark.parametrize("settings", [{}, {"evaluate_on": "validation", "validation_fraction": 0.05}])
+def test_classes_that_nothing_judges_are_said_of_arrays_too(own, caplog, settings):
+    """Also where the validation part is too small for all of them, whatever the test part has."""
+    test_labels = "np.arange(8) % 4" if settings else "np.arange(8) % 2"
+    images = "np.zeros((20, 8, 8, 3), np.uint8), np.arange(20) % 4, np.zeros((8, 8, 8, 3), np.uint8)"
+    data = own(f"return {images}, {test_labels}", **settings)
+    judged = set(data.held_out.labels.tolist())
+    lacking = ", ".join(f"class {label}" for label in range(4) if label not in judged)
+    part = settings.get("evaluate_on", "test")
+    assert len(judged) < data.num_classes == 4
+    assert f"bt_images:load: no {part} images of {lacking}: accuracy says nothing of that" in caplog.text
+
+
 def test_own_code_is_not_run_unless_allowed(own):
     with pytest.raises(UsageError, match="--allow-import bt_images"):
         own("raise SystemExit('ran')", allow=())

@@ -98,7 +98,8 @@ def test_parts_inside_every_class_are_parts(tmp_path):
 def test_of_test_and_validation_beside_one_another_test_judges_and_the_other_is_said_to_lie_unused(tmp_path, caplog):
     write_tree(tmp_path, parts=("train", "val", "test", "extra"), each=3)
     assert folder(tmp_path).held_out.images.shape[0] == 6
-    assert "not read: 6 × picture in extra, 6 × picture in val" in caplog.text
+    assert "not used: 6 × picture in extra, 6 × picture in val" in caplog.text
+    assert "not read" not in caplog.text  # they are JPEG or PNG, and saving them as such would help nobody
 
 
 @pytest.mark.parametrize("names", [("bus", "car", "train"), ("control", "test"), ("test_tube", "train_station")])
@@ -166,7 +167,8 @@ class TestUnread:
             "1 × .h5",
         ):
             assert part in text
-        assert "1 × picture outside the class folders" in text
+        stray = f"not used: 1 × picture outside the class folders (the first: {root / 'train' / 'stray.png'}): move what"
+        assert stray in text
         assert f"the first: {place / 'a.heic'}" in text
 
     def test_a_class_of_other_files_alone_says_what_they_are(self, tmp_path):
@@ -243,6 +245,16 @@ class TestClasses:
         (root / "test" / "ant").mkdir(parents=True)
         with pytest.raises(DataError, match="no test images: add some; lay it out as"):
             folder(root)
+
+    def test_test_images_without_class_folders_are_said_to_lie_there(self, tmp_path):
+        """As competitions give them, who keep the labels to themselves."""
+        root = write_tree(tmp_path)
+        shutil.rmtree(root / "test")
+        write_image(root / "test" / "1.png")
+        stray = re.escape(f"no test images, but 1 × picture outside the class folders (the first: {root}/test/1.png)")
+        with pytest.raises(DataError, match=f"{stray}: add some; lay it out as"):
+            folder(root)
+        assert folder(root / "train").num_classes == 2  # the advice's other layout
 
     @pytest.mark.parametrize(
         ("train", "test"), [("Ant", "ant"), ("caf\u00e9", "cafe\u0301"), ("Stra\u00dfe", "STRASSE"), ("ant", "ant ")]
