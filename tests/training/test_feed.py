@@ -114,7 +114,7 @@ def test_a_network_whose_last_stage_has_one_pixel_trains_where_one_image_is_left
 
 @pytest.mark.parametrize("strategy", ["full", "el2n", "rho-loss", "selective-backprop"])
 def test_batches_of_one_that_were_asked_for_fail_with_a_reason_where_the_network_cannot_take_them(run, strategy):
-    with pytest.raises(SpecError, match="train.batch_size: this network normalises over its batch") as caught:
+    with pytest.raises(SpecError, match=r"train\.batch_size: this network normalises over its batch") as caught:
         run(strategy, "train.batch_size=1", "prune_rate=0")
     assert "take at least 2" in str(caught.value)
     assert run(strategy, "train.batch_size=2", "prune_rate=0").batch_shapes

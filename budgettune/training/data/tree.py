@@ -77,6 +77,11 @@ def find_tree(root: Path) -> ImageTree:
     trains, tests = _find_parts(folders)
     if trains and tests:
         train, test = _only(trains), _only(tests)
+        if not _folders(train) and not _folders(test):
+            raise DataError(
+                f"{root}: {train.name} and {test.name} look like the training and the test part, and hold no class "
+                f"folders: {LAYOUT}; if they are classes, rename one of them"
+            )
         classes = _classes(_inner(train))
         test_classes = _aligned(_grouped(_folders(_inner(test))), classes, test)
         above = dict.fromkeys((outer, root, train, _inner(train), test, _inner(test)))

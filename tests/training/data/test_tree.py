@@ -115,6 +115,16 @@ def test_two_folders_for_one_part_are_refused_by_name(tmp_path):
     assert folder(tmp_path).num_classes == 2
 
 
+@pytest.mark.parametrize("classes", [("training", "testing"), ("train", "dev"), ("train", "val", "bus")])
+def test_classes_that_are_named_like_parts_hear_that_and_the_advice_works(tmp_path, classes):
+    write_tree(tmp_path, parts=(".",), classes=classes, each=5)
+    train, test, *_ = classes
+    with pytest.raises(DataError, match=f"{train} and {test} look like .*; if they are classes, rename one of them"):
+        folder(tmp_path)
+    (tmp_path / train).rename(tmp_path / "railway")
+    assert folder(tmp_path).num_classes == len(classes)
+
+
 @pytest.mark.parametrize(("there", "missing"), [("Training", "test"), ("Testing", "train")])
 def test_a_part_alone_is_refused_and_both_advices_work(tmp_path, there, missing):
     write_tree(tmp_path, parts=(there,), each=5)
@@ -167,7 +177,8 @@ class TestUnread:
             "1 × .h5",
         ):
             assert part in text
-        stray = f"not used: 1 × picture outside the class folders (the first: {root / 'train' / 'stray.png'}): move what"
+        stray = root / "train" / "stray.png"
+        stray = f"not used: 1 × picture outside the class folders (the first: {stray}): move what should count"
         assert stray in text
         assert f"the first: {place / 'a.heic'}" in text
 
