@@ -17,8 +17,9 @@ from budgettune.errors import UsageError
 from budgettune.records import TrialRecord
 from budgettune.spec.study_spec import StudySpec, load_spec
 from budgettune.storage import answers, trials
-from budgettune.storage.connection import open_engine, reading, storage_url
+from budgettune.storage.connection import open_engine, reading
 from budgettune.storage.studies import ANY_MACHINE, comparable_machine_key, find_study, machine_keys, read_probes
+from budgettune.storage.url import storage_url
 from budgettune.study import pareto
 from budgettune.text import parse_duration
 

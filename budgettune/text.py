@@ -93,7 +93,7 @@ def variable(name: str) -> str | None:
 
 
 # The length of a scheme is bounded, because a search over a long text without one would take quadratic time.
-_URL_PASSWORD = re.compile(r"((?<![\w+.-])[A-Za-z][\w+.-]{0,40}://[^\s:/?]*:)\S*@")
+_URL_PASSWORD = re.compile(r"((?<![\w+.-])[A-Za-z][\w+.-]{0,40}://[^\s:/?]*:)(?!PASSWORD@HOST)\S*@")
 _NAMED_PASSWORD = re.compile(r"""(?i)\b(\w*(?:password|passwd|passphrase|pwd)\s*=\s*)(?:'[^']*'|"[^"]*"|[^\s&;'"]+)""")
 
 

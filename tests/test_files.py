@@ -11,7 +11,7 @@ from budgettune.errors import SpecError, UsageError
 from budgettune.files import read_text
 from budgettune.spec.study_spec import StudySpec, load_spec
 from budgettune.spec.trust import allowed_packages, allowed_roots
-from budgettune.storage.connection import storage_url
+from budgettune.storage.url import storage_url
 from budgettune.text import variable
 from budgettune.worker.spool import default_folder
 

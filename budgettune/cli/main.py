@@ -30,7 +30,7 @@ from budgettune.cli.output import (
     say_figures,
 )
 from budgettune.errors import BudgetTuneError, NothingTrained, UsageError
-from budgettune.storage.connection import parse_url, shown, storage_url
+from budgettune.storage.url import parse_url, shown, storage_url
 from budgettune.text import format_duration, redact
 from budgettune.worker.options import WorkerOptions, WorkerSummary
 from budgettune.worker.signals import StopFlag, listen

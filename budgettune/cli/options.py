@@ -9,8 +9,9 @@ import typer
 
 from budgettune.cli.output import Format
 from budgettune.errors import BudgetTuneError
-from budgettune.storage.connection import open_engine, storage_url
+from budgettune.storage.connection import open_engine
 from budgettune.storage.studies import all_studies
+from budgettune.storage.url import storage_url
 from budgettune.text import parse_duration
 
 HELP = {"help_option_names": ["-h", "--help"]}

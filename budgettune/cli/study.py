@@ -23,7 +23,7 @@ from budgettune.cli.output import (
     warn,
 )
 from budgettune.errors import UsageError
-from budgettune.storage.connection import storage_url
+from budgettune.storage.url import storage_url
 from budgettune.text import format_duration
 from budgettune.worker.signals import StopFlag
 

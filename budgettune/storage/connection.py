@@ -24,13 +24,12 @@ from budgettune.errors import StorageError
 from budgettune.storage.driver_errors import is_busy, translated
 from budgettune.storage.sqlite_file import SqliteConnection, sqlite_file, was_disturbed
 from budgettune.storage.sqlite_file import tune as tune_sqlite
-from budgettune.text import one_line, redact, variable
+from budgettune.storage.url import parse_url, shown
 
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage
     from sqlalchemy.engine.interfaces import DBAPIConnection
 
-DEFAULT_URL = "sqlite:///budgettune.db"
 SCHEMA_REVISION = "v3.2.0.a"
 """Optuna's tables as they are since 3.2; the SQL here is written for them."""
 
@@ -39,8 +38,6 @@ BUSY_TIMEOUT_SECONDS = 60
 CONNECT_TIMEOUT_SECONDS = 10
 NETWORK_TIMEOUT_MS = 60_000
 GIVING_BACK_SECONDS = (0.05, 0.1, 0.2, 0.4)  # a server takes a moment to see that a connection was closed
-SQLITE_OPTIONS = frozenset(("cache", "immutable", "mode", "nolock", "psow", "timeout", "uri", "vfs"))
-ENCODED = "@ as %40, / as %2F, : as %3A, ? as %3F, # as %23, % as %25"
 POSTGRESQL_SESSION = (
     # Optuna's heartbeats are CURRENT_TIMESTAMP in a column without time zone: all boxes must mean the same one.
     "SET TIME ZONE 'UTC'",
@@ -48,61 +45,6 @@ POSTGRESQL_SESSION = (
     f"SET idle_in_transaction_session_timeout = '{BUSY_TIMEOUT_SECONDS}s'",
     f"SET lock_timeout = '{BUSY_TIMEOUT_SECONDS}s'",
 )
-
-
-def parse_url(url: str) -> sa.URL:
-    """Return the URL with the driver that we use, or raise StorageError."""
-    if one_line(url) != url:
-        raise StorageError("the database URL holds control characters: leave them out")
-    try:
-        parsed = sa.make_url(url)
-    except (sa.exc.ArgumentError, ValueError):
-        parsed = None
-    if parsed is None or (not parsed.drivername.startswith("sqlite") and _has_stray_at(url)):
-        # Only what looks like a file's name is shown: of anything else nobody knows where its password ends.
-        name = url if re.fullmatch(r"[\w./\\ -]+", url) else "the URL"
-        raise StorageError(
-            f"{name}: not a database URL: write sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE, "
-            f"with {ENCODED} in user and password"
-        )
-    if parsed.drivername in ("postgresql", "postgres"):
-        parsed = parsed.set(drivername="postgresql+psycopg")
-    backend = parsed.drivername.partition("+")[0]
-    if backend not in ("sqlite", "postgresql"):
-        raise StorageError(f"{backend}: not a database that works here: use SQLite (one box) or PostgreSQL (many)")
-    if backend == "sqlite" and sqlite_file(parsed) is None:
-        raise StorageError(
-            f"{shown(parsed)}: lives in one process only: name a file, for example sqlite:///budgettune.db"
-        )
-    known = SQLITE_OPTIONS if "uri" in parsed.query else SQLITE_OPTIONS & {"timeout"}
-    unknown = sorted(parsed.query.keys() - known)
-    if backend == "sqlite" and unknown:
-        raise StorageError(
-            f"{shown(parsed)}: SQLite takes no {', '.join(unknown)} here: leave it out, or write "
-            f"sqlite:///file:FILE?mode=ro&uri=true"
-        )
-    return parsed
-
-
-def _has_stray_at(url: str) -> bool:
-    """Whether an @ stands behind the one that ends user and password, so that they end elsewhere than they seem to."""
-    place, _, query = without_login(url).partition("?")
-    if "@" not in query:
-        return "@" in place
-    from psycopg.pq import Conninfo
-
-    known = {option.keyword.decode() for option in Conninfo.get_defaults()}
-    return "@" in place or any("@" in each and each.partition("=")[0] not in known for each in query.split("&"))
-
-
-def without_login(url: str) -> str:
-    """Return a server's URL without user and password, which end where SQLAlchemy sees their end."""
-    return re.sub(r"^([^:/]*://)[^:/]*(?::[^@]*)?@", r"\1", url)
-
-
-def shown(url: sa.URL) -> str:
-    """Return a URL for people, without its password."""
-    return redact(url.render_as_string(hide_password=True))
 
 
 @contextmanager
@@ -173,8 +115,9 @@ def _driver_named(url: sa.URL) -> Iterator[None]:
     try:
         yield
     except ImportError:
+        backend = url.get_backend_name()
         raise StorageError(
-            f"{shown(url)}: the driver {url.drivername} is not installed: write the URL as postgresql://…"
+            f"{shown(url)}: the driver {url.drivername} is not installed: write the URL as {backend}://…"
         ) from None
 
 
@@ -221,12 +164,6 @@ def _on_postgresql_connect(connection: DBAPIConnection, _record: object) -> None
         cursor.execute(statement)
     cursor.close()
     connection.commit()
-
-
-def storage_url(explicit: str | None = None) -> str:
-    """Return the database to use: the one named, else BUDGETTUNE_STORAGE, else OPTUNA_STORAGE, else a local file."""
-    named = explicit or variable("BUDGETTUNE_STORAGE") or variable("OPTUNA_STORAGE")
-    return (named or "").strip() or DEFAULT_URL
 
 
 def open_engine(url: str, *, create: bool = False) -> sa.Engine:
@@ -280,12 +217,22 @@ def open_storage(url: str, *, create: bool = False, read_only: bool = False) -> 
 
 
 def _revision(engine: sa.Engine) -> str | None:
-    """Return the version of Optuna's tables, None where there are none (or only a part of them)."""
+    """Return the version of Optuna's tables, None where there are none (or only a part of them).
+
+    Raises:
+        StorageError: where another program keeps the version of its own tables in Optuna's place.
+    """
     with reading(engine) as connection:
         inspector = sa.inspect(connection)
-        if not (inspector.has_table("alembic_version") and inspector.has_table("studies")):
+        if not inspector.has_table("alembic_version"):
             return None
-        return connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar()
+        revision: str | None = connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar()
+        if revision is not None and not re.fullmatch(r"v\d+(\.\w+)+", revision):
+            raise StorageError(
+                f"{shown(engine.url)}: another program, such as MLflow, keeps the version of its tables in "
+                f"alembic_version, where Optuna keeps its own: use a database of its own for each"
+            )
+        return revision if inspector.has_table("studies") else None
 
 
 def _require_schema(engine: sa.Engine) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from budgettune.errors import StorageBusy, StorageError
 _NONE_LEFT = "the server has no connection left"
 _NONE_LEFT_IN_POOLER = f"{_NONE_LEFT}: raise the limits of the pooler before it (max_client_conn, pool_size)"
 
-# Part of the driver's message (lower case) -> what is wrong, and what to do. The first match counts.
+# A pattern in the driver's message (lower case) -> what is wrong, and what to do. The first match counts.
 _BUSY = (  # no connection came about, and one may in a moment
     ("connections for role", f"{_NONE_LEFT} for this user: raise its limit (ALTER ROLE … CONNECTION LIMIT)"),
     (
@@ -32,7 +33,10 @@ _BUSY = (  # no connection came about, and one may in a moment
     ("recovery mode", "the server is recovering: try again in a moment"),
 )
 _REMEDIES = (
-    ("does not exist", "no such database, user or table: check the name in the URL, or run `budgettune study create`"),
+    ('database ".*" does not exist', "no such database: make it with `createdb`, or check its name in the URL"),
+    ('role ".*" does not exist', "no such user: check the user in the URL"),
+    ("does not exist", "holds no Optuna tables: make them with `budgettune study create`"),
+    ("invalid connection option", "PostgreSQL has no such option: leave out what another program wants behind the ?"),
     ("password authentication failed", "wrong user or password: check them in the URL, or PGPASSWORD"),
     ("no password supplied", "a password is needed: put it into the URL, or set PGPASSWORD"),
     ("no pg_hba.conf entry", "the server does not let this box in: ask its administrator for an entry in pg_hba.conf"),
@@ -64,7 +68,7 @@ _REMEDIES = (
     ("idle-in-transaction timeout", "this process paused in the middle of a transaction: try again"),
     ("database is locked", "another process keeps the file locked: stop it, or use PostgreSQL for many workers"),
     ("no such table", "holds no Optuna tables: make them with `budgettune study create`"),
-    ("(0x00)", "a text holds a NUL character, which the database cannot keep: leave it out"),
+    (r"\(0x00\)", "a text holds a NUL character, which the database cannot keep: leave it out"),
 )
 
 
@@ -85,13 +89,13 @@ def translated(url: str) -> Iterator[None]:
 
 def is_busy(error: BaseException) -> bool:
     """Whether a driver's error says that there is no connection left, or none yet."""
-    return any(part in str(error).lower() for part, _ in _BUSY)
+    return any(re.search(part, str(error).lower()) for part, _ in _BUSY)
 
 
 def storage_error(url: str, error: BaseException) -> StorageError:
     said = " ".join(str(getattr(error, "orig", None) or error).split())
     for kind, remedies in ((StorageBusy, _BUSY), (StorageError, _REMEDIES)):
         for part, remedy in remedies:
-            if part in said.lower():
+            if re.search(part, said.lower()):
                 return kind(f"{url}: {remedy}")
     return StorageError(f"{url}: {said[:300]}: check the database, then try again")

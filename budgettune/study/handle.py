@@ -19,12 +19,13 @@ from budgettune.records import HANDED_BACK, Claim, Slot, SlotRow, TrialResult, t
 from budgettune.spec.study_spec import StudySpec
 from budgettune.storage import slots, transactions
 from budgettune.storage.answers import state_counts
-from budgettune.storage.connection import Engine, open_engine, open_storage, reading, shown
+from budgettune.storage.connection import Engine, open_engine, open_storage, reading
 from budgettune.storage.driver_errors import translated
 from budgettune.storage.patience import asking_again
 from budgettune.storage.studies import find_study, own_machine_key
 from budgettune.storage.transactions import Reconciled
 from budgettune.storage.trials import stopping_notes, trial_records
+from budgettune.storage.url import shown
 from budgettune.storage.writes import NewTrial
 from budgettune.study.dashboard_note import study_note
 from budgettune.study.ledger import Ledger, Queued, Verification, new_trials

@@ -19,9 +19,9 @@ from urllib.parse import parse_qs, urlsplit
 from budgettune.errors import StorageError, StudyNotFound, UsageError
 from budgettune.files import replacing, user_path
 from budgettune.records import Claim, TrialResult
-from budgettune.storage.connection import without_login
 from budgettune.storage.patience import pauses
 from budgettune.storage.trials import trial_records
+from budgettune.storage.url import without_login
 from budgettune.study.handle import StudyHandle, load_study
 from budgettune.text import variable, warn_once
 

@@ -15,15 +15,13 @@ from optuna.testing.pytest_storages import StorageTestCase
 
 from budgettune.errors import StorageError
 from budgettune.storage.connection import (
-    DEFAULT_URL,
     open_engine,
     open_storage,
-    parse_url,
     reading,
     schema_lock,
-    storage_url,
     writing,
 )
+from budgettune.storage.url import DEFAULT_URL, parse_url, storage_url
 from budgettune.text import redact
 
 
@@ -208,7 +206,7 @@ def test_a_server_that_is_not_there_is_reported_without_the_password():
 
 def test_a_wrong_password_or_database_name_is_reported(postgresql_server):
     missing = postgresql_server.replace("/postgres?", "/nowhere?")
-    with pytest.raises(StorageError, match="no such database, user or table"):
+    with pytest.raises(StorageError, match="no such database: make it"):
         open_engine(missing)
 
 

@@ -7,13 +7,14 @@ import pytest
 import sqlalchemy as sa
 
 from budgettune.records import Slot
-from budgettune.storage.connection import open_engine, parse_url, reading, schema_lock, writing
+from budgettune.storage.connection import open_engine, reading, schema_lock, writing
 from budgettune.storage.schema import (
     TABLES_OF_A_TRIAL,
     trial_heartbeats,
     trials,
     utc_in,
 )
+from budgettune.storage.url import parse_url
 from budgettune.study.handle import create_study
 from tests.support.studies import grid, let_lease_run_out, records, result, sampled, statements_of, work_off
 
