@@ -6,6 +6,7 @@ import codecs
 import errno
 import io
 import os
+import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,12 +22,17 @@ def user_path(text: str, key: str) -> Path:
     """Return a path in which `~` stands for a home folder; `key` is the setting that names it, for the message.
 
     Raises:
-        UsageError: where that user has no home here, as in many containers.
+        UsageError: where that user has no home here, as in many containers, or file names here lack its characters.
     """
     try:
-        return Path(text).expanduser()
+        path = Path(text).expanduser()
+        os.fsencode(path)
+    except UnicodeEncodeError:
+        known = sys.getfilesystemencoding()
+        raise UsageError(f"{key}: {text}: file names are {known} on this box: set LC_ALL=C.UTF-8") from None
     except RuntimeError:
         raise UsageError(f"{key}: {text}: no such home folder on this box: write the whole path, or set HOME") from None
+    return path
 
 
 def read_text(path: Path) -> str:

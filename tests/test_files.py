@@ -8,7 +8,7 @@ import pytest
 from budgettune.comparison.result import read_comparison
 from budgettune.dashboard.passwords import Passwords
 from budgettune.errors import SpecError, UsageError
-from budgettune.files import read_text
+from budgettune.files import read_text, user_path
 from budgettune.spec.study_spec import StudySpec, load_spec
 from budgettune.spec.trust import allowed_packages, allowed_roots
 from budgettune.storage.url import storage_url
@@ -85,3 +85,12 @@ def test_variables_of_an_env_file_from_windows_lose_their_carriage_return(monkey
     assert allowed_packages(None) == allowed_roots(None) == {"/there"}
     monkeypatch.setenv("BUDGETTUNE_STORAGE", "\r")
     assert variable("BUDGETTUNE_STORAGE") is None
+
+
+def test_a_path_that_file_names_of_this_locale_cannot_spell_says_which_locale_can(monkeypatch):
+    """Under LC_ALL=C with PYTHONUTF8=0; a worker hands the trial back rather than failing it three times."""
+    assert user_path("/data/größe", "data.root") == Path("/data/größe")
+    monkeypatch.setattr("os.fsencode", lambda path: str(path).encode("ascii"))
+    assert user_path("/data", "data.root") == Path("/data")
+    with pytest.raises(UsageError, match=r"data\.root: .*größe: file names are .*: set LC_ALL=C\.UTF-8"):
+        user_path("/data/größe", "data.root")
