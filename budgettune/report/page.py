@@ -76,6 +76,7 @@ class Contents:
     views: tuple[Overview, ...]  # one for each kind of machine, most trials first: times of two never share a figure
     left_out: tuple[str, ...]  # kinds of machine beyond the MOST_MACHINES that are shown
     states: dict[str, int]  # trials of the study in each state
+    foreign: int  # how many more another program has queued or runs
     failures: tuple[tuple[str, int], ...]  # reasons with their count, most frequent first
     machines: tuple[dict[str, str], ...]  # rows of a table
     clean_only: bool
@@ -100,12 +101,15 @@ def contents(
     if device_name is not None:
         trials = of_machine(trials, device_name)
     kinds = list(machine_counts(trials))
+    # What another program has queued or runs in this study, nobody here will finish.
+    counted = [record for record in records if record.cell is not None or record.state not in ("WAITING", "RUNNING")]
     reasons = (record.failure or "no reason was recorded" for record in records if record.state == "FAIL")
     return Contents(
         study=study,
         views=tuple(overview(of_machine(trials, kind), search) for kind in kinds[:MOST_MACHINES]),
         left_out=tuple(kinds[MOST_MACHINES:]),
-        states=dict(Counter(record.state for record in records)),
+        states=dict(Counter(record.state for record in counted)),
+        foreign=len(records) - len(counted),
         failures=tuple(Counter(reason[:LONGEST_FAILURE] for reason in reasons).most_common(MOST_FAILURES)),
         machines=_machine_rows(trials),
         clean_only=clean_only,
@@ -141,7 +145,8 @@ def _states_sentence(contents: Contents) -> str:
     total = sum(contents.states.values())
     trials = "1 trial" if total == 1 else f"{total:,} trials"
     counts = [f"{contents.states[state]:,} {word}" for state, word in STATES.items() if contents.states.get(state)]
-    return f"{trials}: {', '.join(counts)}." if counts else "No trials yet."
+    others = f" Not counted: {contents.foreign:,} that another program queued or runs." if contents.foreign else ""
+    return (f"{trials}: {', '.join(counts)}." if counts else "No trials yet.") + others
 
 
 def _notices(contents: Contents) -> Iterator[str]:

@@ -49,7 +49,7 @@ class SqliteConnection(sqlite3.Connection):
     """Reads where it cannot write, too; closed with its last reference, so that nobody has to dispose of an engine."""
 
     def __init__(self, database: str, **options: Any) -> None:
-        self._file = _file_of(database)
+        self._file = _file_of(database).resolve()  # what SQLite makes stands beside the file, not beside a link to it
         self._stamps: tuple[Stamp, Stamp] | None = None  # of file and changes, where they are read without locks
         if not _needs_another_way(self._file):
             super().__init__(database, **options)

@@ -94,6 +94,15 @@ def test_reading_a_file_of_somebody_else_leaves_nothing_that_keeps_its_owner_fro
     assert [path.name for path in folder.iterdir()] == ["study.db"]
 
 
+@pytest.mark.parametrize("folder", STATES[1:2], indirect=True)
+def test_a_link_in_a_read_only_folder_leads_to_what_a_worker_has_just_written(folder, tmp_path):
+    links = tmp_path / "links"
+    links.mkdir()
+    (links / "study.db").symlink_to(folder / "study.db")
+    with read_only(links):
+        assert load_study(url_of(links)).verify().whole
+
+
 def test_a_reader_sees_what_a_writer_of_another_mount_adds(folder):
     with read_only(folder):
         engine = open_engine(url_of(folder))

@@ -1,5 +1,7 @@
 """Trials that another program puts into a study of ours: run where they can be, else not counted, and said."""
 
+from pathlib import Path
+
 import optuna
 import pytest
 import sqlalchemy as sa
@@ -84,6 +86,9 @@ def test_rows_of_others_in_a_grid_are_not_counted_and_said_everywhere(study, run
         assert status == 0
         assert "not counted are trials of another program (1 running, 1 fail, 2 waiting)" in err
         assert "waiting" not in out
+    assert run("report", "--out", "report.html", "--storage", study.url)[0] == 0
+    page = Path("report.html").read_text(encoding="utf-8")
+    assert "5 trials: 4 finished, 1 failed. Not counted: 3 that another program queued or runs." in page
     status, out, err = run("study", "list", "--format", "csv", "--storage", study.url)
     assert out.splitlines()[1].split(",")[out.splitlines()[0].split(",").index("foreign")] == "4"
 
