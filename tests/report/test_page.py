@@ -95,7 +95,7 @@ def test_hostile_names_are_text_and_nothing_more():
 
 
 def test_a_study_without_finished_trials_says_what_to_do():
-    page = page_of([TrialRecord(number=n, state="WAITING", params={}) for n in range(3)])
+    page = page_of([TrialRecord(number=n, state="WAITING", params={}, cell=n) for n in range(3)])
     assert "3 trials: 3 waiting." in page
     assert "run <code>budgettune worker</code>" in page
     assert len(page) < 50_000
