@@ -6,6 +6,7 @@ A terminal gets it in place; what is not a terminal gets plain text, line by lin
 from __future__ import annotations
 
 import os
+import select
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -86,9 +87,11 @@ class TerminalProgress(Listener):
             self._status = None
 
     def abandon(self) -> None:
-        """Bring the cursor back as the process ends, past the locks that whoever is interrupted may hold."""
+        """Bring the cursor back as the process ends at once: past locks, and only where the terminal takes it."""
         if self._status is not None:
-            os.write(self.console.file.fileno(), b"\r\x1b[2K\x1b[?25h")
+            terminal = self.console.file.fileno()
+            if select.select([], [terminal], [], 0)[1]:
+                os.write(terminal, b"\r\x1b[2K\x1b[?25h")
 
     def _show(self, text: str) -> None:
         if self._status is not None:

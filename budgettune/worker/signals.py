@@ -45,7 +45,7 @@ class StopFlag:
     Attributes:
         signal_number: of the first signal to stop, None where there was none.
         has_parent: whether a fleet started this process, once `obey_parent` has looked.
-        before_exit: called when a second signal ends the process.
+        before_exit: called, from a thread, when a second signal ends the process.
     """
 
     def __init__(self, *, drains: bool = False) -> None:
@@ -53,7 +53,6 @@ class StopFlag:
         self.has_parent = False
         self.before_exit: Callable[[], object] = lambda: None
         self._drains = drains
-        self._signalled_at: float | None = None
         self._no_more = threading.Event()
         self._at_once = threading.Event()
         self._previous: dict[int, Any] = {}
@@ -113,22 +112,39 @@ class StopFlag:
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             self._previous = listen(self._on_signal, *([] if DRAIN_SIGNAL is None else [DRAIN_SIGNAL]))
+            read, self._written_to = os.pipe()
+            os.set_blocking(self._written_to, False)
+            self._previous_descriptor = signal.set_wakeup_fd(self._written_to, warn_on_full_buffer=False)
+            threading.Thread(target=self._insist, args=(read,), name="second-signal", daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._previous:
+            signal.set_wakeup_fd(self._previous_descriptor)
+            os.close(self._written_to)  # which ends the thread
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous = {}
 
+    def _insist(self, descriptor: int) -> None:
+        """End the process at a second signal: a handler would wait for a call that waits for a locked database."""
+        first_at: float | None = None
+        while numbers := os.read(descriptor, 64):
+            for number in numbers:
+                if number not in SIGNALS:
+                    continue
+                if first_at is None:
+                    first_at = time.monotonic()
+                elif number != HANG_UP and time.monotonic() - first_at >= AGAIN_SECONDS:
+                    self.before_exit()
+                    os._exit(128 + number)  # the lease expires by itself, and another worker takes the cell
+        os.close(descriptor)
+
     def _on_signal(self, number: int, _: FrameType | None) -> None:
         if number == DRAIN_SIGNAL:
             self.drain()
-        elif self._signalled_at is None:
-            self._signalled_at = time.monotonic()
+        else:
             self._stop_for(number)
-        elif number != HANG_UP and time.monotonic() - self._signalled_at >= AGAIN_SECONDS:
-            self.before_exit()
-            os._exit(128 + number)  # the lease expires by itself, and another worker takes the cell
         self._interrupt()
 
     def _stop_for(self, number: int) -> None:
