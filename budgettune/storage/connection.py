@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
@@ -66,7 +67,9 @@ def writing(engine: Engine) -> Iterator[sa.Connection]:
 def _engine_options(url: sa.URL, poolclass: type[sa.Pool] | None = None) -> dict[str, Any]:
     pool: dict[str, Any] = {} if poolclass is None else {"poolclass": poolclass}
     if url.get_backend_name() == "sqlite":
-        return {"connect_args": {"timeout": BUSY_TIMEOUT_SECONDS, "factory": SqliteConnection}, **pool}
+        # Without a pool the tables are made: on all other ways a file that is missing was there.
+        factory = partial(SqliteConnection, may_create=poolclass is not None)
+        return {"connect_args": {"timeout": BUSY_TIMEOUT_SECONDS, "factory": factory}, **pool}
     # prepare_threshold: prepared statements belong to one server connection, and a pooler hands out many.
     connect_args: dict[str, Any] = {"prepare_threshold": None} if url.drivername == "postgresql+psycopg" else {}
     defaults = {"connect_timeout": CONNECT_TIMEOUT_SECONDS, "tcp_user_timeout": NETWORK_TIMEOUT_MS}

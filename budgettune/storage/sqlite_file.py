@@ -25,6 +25,8 @@ from urllib.parse import quote, unquote
 
 import sqlalchemy as sa
 
+from budgettune.errors import StorageError
+
 if TYPE_CHECKING:
     from sqlalchemy.engine.interfaces import DBAPIConnection
 
@@ -46,11 +48,22 @@ def _file_of(name: str) -> Path:
 
 
 class SqliteConnection(sqlite3.Connection):
-    """Reads where it cannot write, too; closed with its last reference, so that nobody has to dispose of an engine."""
+    """Reads where it cannot write, too; closed with its last reference, so that nobody has to dispose of an engine.
 
-    def __init__(self, database: str, **options: Any) -> None:
+    Args:
+        database: name of the file, as SQLite takes it.
+        may_create: make the file where there is none; else that is a StorageError.
+        options: as of the base class.
+    """
+
+    def __init__(self, database: str, *, may_create: bool = False, **options: Any) -> None:
         self._file = _file_of(database).resolve()  # what SQLite makes stands beside the file, not beside a link to it
         self._stamps: tuple[Stamp, Stamp] | None = None  # of file and changes, where they are read without locks
+        self._place = _place(self._file)
+        if self._place is None and not may_create:
+            raise StorageError(
+                f"{self._file}: the file is gone: put it back, or make a study with `budgettune study create`"
+            )
         if not _needs_another_way(self._file):
             super().__init__(database, **options)
             return
@@ -64,7 +77,9 @@ class SqliteConnection(sqlite3.Connection):
             self.close()
 
     def is_outdated(self) -> bool:
-        """Whether the file, which this connection reads without locks, has been written since it was opened."""
+        """Whether there is another file by now, or none, or one that was written while it is read without locks."""
+        if self._place not in (None, _place(self._file)):
+            return True
         return self._stamps is not None and self._stamps != self._stamps_now()
 
     def is_disturbed(self) -> bool:
@@ -82,7 +97,7 @@ class SqliteConnection(sqlite3.Connection):
             self._stamps = self._stamps_now()
             for file in (self._file, _beside(self._file, "-wal")):
                 shutil.copyfile(file, Path(folder) / file.name)
-            if not self.is_outdated():
+            if self._stamps == self._stamps_now():
                 break
         return Path(folder) / self._file.name
 
@@ -104,6 +119,15 @@ def _may_write(path: Path) -> bool:
 
 def _beside(file: Path, end: str) -> Path:
     return file.with_name(file.name + end)
+
+
+def _place(file: Path) -> tuple[int, int] | None:
+    """Return what tells a file from a later one of its name; None where there is none."""
+    try:
+        facts = file.stat()
+    except OSError:
+        return None
+    return facts.st_dev, facts.st_ino
 
 
 def _stamp(file: Path) -> Stamp:

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import optuna
 import psycopg
@@ -22,7 +23,9 @@ from budgettune.storage.connection import (
     writing,
 )
 from budgettune.storage.url import DEFAULT_URL, parse_url, storage_url
+from budgettune.study.handle import create_study
 from budgettune.text import redact
+from tests.support.studies import grid, result
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
@@ -336,3 +339,30 @@ def test_tables_that_a_killed_process_left_half_made_are_completed(sqlite_url):
     storage = open_storage(sqlite_url, create=True)
     assert optuna.create_study(storage=storage).trials == []
     storage.engine.dispose()
+
+
+def remove(url, to=None):
+    file = Path(url.removeprefix("sqlite:///"))
+    for path in file.parent.glob(f"{file.name}*"):
+        path.unlink() if to is None else path.rename(path.with_name(path.name.replace(file.name, to)))
+    return file
+
+
+def test_a_file_that_was_removed_while_in_use_takes_no_result_and_is_not_made_again(sqlite_url):
+    study = create_study(grid(), sqlite_url)
+    claim = study.claim()
+    file = remove(sqlite_url)
+    for _ in range(2):
+        with pytest.raises(StorageError, match=r"study.db: the file is gone: put it back"):
+            study.complete(claim, result())
+        with pytest.raises(StorageError, match="the file is gone"):
+            study.counts()
+        assert not file.exists()
+
+
+def test_a_file_that_was_put_in_the_place_of_another_is_the_one_that_is_used(sqlite_url):
+    study = create_study(grid(), sqlite_url)
+    assert study.counts()["WAITING"] == 4
+    remove(sqlite_url, to="old")
+    create_study(grid(search={"scale": [1.0]}), sqlite_url)
+    assert study.counts()["WAITING"] == 1
