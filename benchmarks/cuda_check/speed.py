@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from benchmarks.cuda_check.box import LR, Box
 from benchmarks.paper_recipe import train_paper_recipe
-from budgettune.spec.pruning import expected_visits
+from budgettune.spec.pruning import visits_of_epochs
 from budgettune.spec.study_spec import load_spec
 from budgettune.training.data.load import ImageData
 from budgettune.training.device import Device
@@ -93,7 +93,11 @@ def cells(box: Box, found: dict[str, Any]) -> None:
     found |= {"ok": True, "rows": rows}
     scales, batches = ((1.0,), (100,)) if box.quick else (paper.search["scale"], (2_000, 1_400))
     visits = {
-        rate: sum(expected_visits(paper.resolve({"prune_rate": rate}).pruning, 50_000, 30)) for rate in (0.0, 0.3)
+        rate: sum(
+            size * count
+            for size, count in visits_of_epochs(paper.resolve({"prune_rate": rate}).pruning, 50_000, 30).items()
+        )
+        for rate in (0.0, 0.3)
     }
     for batch, scale in product(batches, scales):
         config = paper.resolve({"scale": scale, "prune_rate": 0.0, "batch_size": batch})
