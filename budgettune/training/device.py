@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import getpass
 import logging
+import os
 import re
 import resource
 import sys
+import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -25,6 +28,7 @@ from budgettune.text import warn_once
 logger = logging.getLogger(__name__)
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+_TORCH_CACHE = "TORCHINDUCTOR_CACHE_DIR"
 _NO_MEMORY = re.compile(
     r"out of memory|can't allocate memory|not enough memory|ALLOC_FAILED|unable to find an engine", re.IGNORECASE
 )
@@ -68,6 +72,7 @@ class Device:
 
     def prepare(self) -> None:
         """Set what must hold for the whole process before anything runs."""
+        name_torch_cache()
         if self.is_cuda:
             self._cuda.set_device(self.torch)  # events, pinned memory and the question for bf16 go to the current one
             # cuDNN's heuristic may pick an FFT kernel for odd channel counts, ten times slower: measure instead.
@@ -169,6 +174,43 @@ class Device:
             cuda=torch.version.cuda,
             cudnn=str(torch.backends.cudnn.version()),
         )
+
+
+def name_torch_cache() -> None:
+    """Name a folder for torch's compiler where it would find none: any optimiser loads it, which fails then.
+
+    It is called after the user (older releases fail where the box does not know this one) and lies in a folder for
+    temporary files (a read-only box has none). Only compilation writes into it.
+    """
+    if _TORCH_CACHE in os.environ:
+        return
+    try:
+        folder = tempfile.gettempdir()
+    except OSError:  # what is there already need not be made
+        os.environ[_TORCH_CACHE] = os.sep
+        return
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        os.environ[_TORCH_CACHE] = str(Path(folder) / f"torchinductor_{os.getuid()}")
+
+
+def compiled(model: torch.nn.Module) -> Any:
+    """Return a model that is compiled when it is first called.
+
+    Raises:
+        UsageError: where this box has no folder for what the compiler writes.
+    """
+    try:
+        tempfile.gettempdir()
+    except OSError:
+        raise UsageError(
+            "train.compile: no folder for temporary files: set TMPDIR to one that can be written"
+        ) from None
+    # Compiled code belongs to `forward` and not to a model: without a reset a process's second network gets kernels for
+    # any batch size, and from the eighth on none at all.
+    torch.compiler.reset()
+    return torch.compile(model, dynamic=False)
 
 
 def keep_freed_memory() -> bool:

@@ -16,7 +16,7 @@ from budgettune.spec.study_spec import StudySpec
 from budgettune.spec.tables import TrainSpec, is_code
 from budgettune.spec.trust import Trust, contained
 from budgettune.training.data.load import ImageData, augment, normalise
-from budgettune.training.device import Device, pick_precision
+from budgettune.training.device import Device, compiled, pick_precision
 from budgettune.training.pruning import Scores
 from budgettune.training.resnet import ScalableResNet, count_multiply_adds
 
@@ -91,11 +91,7 @@ class Learner:
         self.model = model.to(device.torch, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.architecture: dict[str, Any] = getattr(model, "architecture", {})
         self.precision = pick_precision(config.train.precision, device.torch, self.architecture.get("widths"))
-        if config.train.compile:
-            # Compiled code belongs to `forward` and not to a model: without a reset a process's second network gets
-            # kernels for any batch size, and from the eighth on none at all.
-            torch.compiler.reset()
-        self.forward = torch.compile(self.model, dynamic=False) if config.train.compile else self.model
+        self.forward = compiled(self.model) if config.train.compile else self.model
         self.generator = torch.Generator(device.torch).manual_seed(seed)
         self.optimizer = make_optimizer(config.train, self.model)
         linear = (layer for layer in self.model.modules() if isinstance(layer, nn.Linear))

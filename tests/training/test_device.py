@@ -1,8 +1,10 @@
 """What is particular to a device; CUDA through a stand-in that writes down what it is asked."""
 
+import os
 import random
 import subprocess
 import sys
+import tempfile
 from types import SimpleNamespace
 
 import pytest
@@ -14,7 +16,14 @@ from budgettune.spec.study_spec import load_spec
 from budgettune.text import warn_once
 from budgettune.training import trainer
 from budgettune.training.data.load import load_data
-from budgettune.training.device import Device, is_out_of_memory, keep_freed_memory, pick_device, pick_precision
+from budgettune.training.device import (
+    Device,
+    compiled,
+    is_out_of_memory,
+    keep_freed_memory,
+    pick_device,
+    pick_precision,
+)
 from budgettune.training.schedule import BudgetProgress
 
 
@@ -270,3 +279,44 @@ def test_a_variable_that_names_more_gpus_than_there_are_says_how_many(monkeypatc
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
     assert missing_gpus(1) == "CUDA_VISIBLE_DEVICES names 3 GPUs, and torch sees only 1"
     assert missing_gpus(3) is None
+
+
+@pytest.fixture
+def cache_unnamed(monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "put back when the test ends")
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+
+
+@pytest.fixture
+def no_temporary_folder(monkeypatch, cache_unnamed):
+    """Have no folder for temporary files, as on a read-only file system."""
+
+    def none():
+        raise FileNotFoundError("No usable temporary directory found")
+
+    monkeypatch.setattr(tempfile, "gettempdir", none)
+    monkeypatch.setattr(tempfile, "_get_default_tempdir", none)
+    monkeypatch.setattr(tempfile, "tempdir", None)
+
+
+def test_on_a_read_only_box_torch_finds_a_place_for_what_it_does_not_write(no_temporary_folder):
+    Device("cpu").prepare()
+    folder = os.environ["TORCHINDUCTOR_CACHE_DIR"]
+    os.makedirs(folder, exist_ok=True)  # noqa: PTH103 (as torch does, whenever an optimiser is made)
+    with pytest.raises(UsageError, match=r"train\.compile: no folder for temporary files: set TMPDIR"):
+        compiled(torch.nn.Linear(1, 1))
+
+
+def test_a_user_that_the_box_does_not_know_has_a_cache_of_torch_by_number(no_home, cache_unnamed):
+    Device("cpu").prepare()
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"].endswith(f"torchinductor_{os.getuid()}")
+
+
+def test_a_cache_of_torch_that_is_named_or_found_is_left_alone(monkeypatch, cache_unnamed):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/mine")
+    Device("cpu").prepare()
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "/mine"
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    monkeypatch.setenv("USER", "anna")
+    Device("cpu").prepare()
+    assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ

@@ -130,6 +130,13 @@ def _onednn_events(step: Callable[[], None]) -> list[tuple[str, int, float]]:
         return parse_onednn(output.read())
 
 
+def _scratch_file() -> IO[str]:
+    """Return a file without a name; on Linux it needs no folder either, which a read-only box has not."""
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("captured"), "w+", encoding="utf-8", errors="replace")
+    return tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
+
+
 @contextmanager
 def _captured(descriptor: int) -> Iterator[IO[str]]:
     """Send what libraries write to a file descriptor into a file: they know nothing of sys.stdout."""
@@ -138,7 +145,7 @@ def _captured(descriptor: int) -> Iterator[IO[str]]:
     with ExitStack() as stack:
         kept = os.dup(descriptor)
         stack.callback(os.close, kept)
-        output = stack.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace"))
+        output = stack.enter_context(_scratch_file())
         os.dup2(output.fileno(), descriptor)
         stack.callback(os.dup2, kept, descriptor)
         yield output
