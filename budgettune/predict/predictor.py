@@ -60,9 +60,10 @@ class Predictor:
         self.configurations = len({self.workloads.of(record.params) for record in self.finished})
         if len(self.finished) < ENOUGH_TRIALS or self.configurations < ENOUGH_CONFIGURATIONS:
             raise UsageError(
-                f"too little of study {spec.name!r} has finished to predict what never ran: {len(self.finished)} "
-                f"trials of {self.configurations} configurations, {ENOUGH_TRIALS} of {ENOUGH_CONFIGURATIONS} are "
-                f"needed: let `budgettune worker` run what is open, or make a study of more trials; "
+                f"too little of study {spec.name!r} has finished to predict what never ran: trials "
+                f"{len(self.finished)} (at least {ENOUGH_TRIALS} needed), different configurations among them "
+                f"{self.configurations} (at least {ENOUGH_CONFIGURATIONS}): "
+                f"let `budgettune worker` run what is open, or make a study of more trials; "
                 f"`budgettune best --budget` answers from what ran"
             )
         ran_on = Counter(record.device_name for record in self.finished)
