@@ -6,6 +6,7 @@ BudgetTuneError                 say what is wrong and what to do next, in one li
 ├── DataError                   an image set that is missing, damaged or of the wrong shape
 ├── StorageError                a database that cannot be reached or is not ours
 │   ├── StorageBusy             a database that has no connection left, or is starting: asking again helps
+│   ├── StorageReadOnly         an SQLite file that this user may only read: asking again does not help
 │   ├── StudyNotFound
 │   └── StudyExists
 ├── NothingWithinBudget         no finished trial trains within the budget
@@ -57,6 +58,10 @@ class StorageError(BudgetTuneError):
 
 class StorageBusy(StorageError):
     """A database that is there and cannot serve just now, such as one without a connection left: asking again helps."""
+
+
+class StorageReadOnly(StorageError):
+    """An SQLite file that this user may read and not write: answers work, and asking again does not help."""
 
 
 class StudyNotFound(StorageError):

@@ -29,7 +29,8 @@ from budgettune.cli.output import (
     say,
     say_figures,
 )
-from budgettune.errors import BudgetTuneError, NothingTrained, UsageError
+from budgettune.errors import BudgetTuneError, NothingTrained, StorageReadOnly, StudyNotFound, UsageError
+from budgettune.storage.connection import open_engine
 from budgettune.storage.url import parse_url, shown, storage_url
 from budgettune.text import format_duration, redact
 from budgettune.worker.options import WorkerOptions, WorkerSummary
@@ -117,9 +118,12 @@ def worker(
     )
     members = fleet.members_here(chosen, processes)
     if members:
+        url = storage_url(storage)
+        if parse_url(url).get_backend_name() == "sqlite" and not wait:  # a server may come up while children try again
+            open_engine(url)
         command = fleet.worker_command(study, drain=drain, debug=debug)
         with StopFlag() as stop:
-            raise typer.Exit(fleet.run_fleet(members, command, storage_url(storage), stop, say=say))
+            raise typer.Exit(fleet.run_fleet(members, command, url, stop, say=say))
     summary = _work(study, chosen, storage, drain=drain)
     why = f"; why some failed: {_show_command(summary)}" if summary.failed else ""
     say(f"{summary.completed} trials completed, {summary.failed} failed. Next: budgettune front{why}")
@@ -215,6 +219,7 @@ def _work(study: str | None, chosen: WorkerOptions, storage: str | None, *, drai
     """Run a worker with progress on standard error; leave with 130 or 143 where a signal ended it.
 
     Raises:
+        StudyNotFound: as `run_worker`.
         NothingTrained: where all that was tried failed, or other machines alone may train what is open.
     """
     from budgettune.cli.live import TerminalProgress
@@ -234,7 +239,7 @@ def _work(study: str | None, chosen: WorkerOptions, storage: str | None, *, drai
                     if summary.troubled
                     else "nothing was trained: every open study takes its times on another kind of machine"
                 )
-        except (NothingTrained, UsageError) as error:
+        except (NothingTrained, StorageReadOnly, StudyNotFound, UsageError) as error:
             if not stop.has_parent:
                 raise
             say(f"error: {error}")

@@ -230,12 +230,35 @@ def check_rate(spec: PruningSpec, epochs: int | None) -> None:
     ways = [
         *([f"stay below {limit:g}"] if limit else []),
         *([f"train for {enough} epochs"] if enough else []),
+        *(["raise pruning.refresh_every"] if _is_always_whole(spec) else []),
         'take pruning.strategy = "random", which drops as much in every epoch',
     ]
     raise SpecError(
         f"prune_rate: {spec.prune_rate:g} is more than {spec.strategy} can drop {run}, because "
         f"{' and '.join(reasons)}: {', or '.join(ways)}"
     )
+
+
+def _is_always_whole(spec: PruningSpec) -> bool:
+    return spec.refresh_every == 1 and _share_of(spec) is _between_refreshes
+
+
+def no_drop_note(spec: PruningSpec, epochs: int | None) -> str | None:
+    """Return a sentence where a prune rate drops nothing though it may be asked for, as a rate per epoch may be."""
+    if not _never_drops(spec, epochs):
+        return None
+    longer = () if epochs is None else range(epochs + 1, epochs + LONGER)
+    enough = next((more for more in longer if not _never_drops(spec, more)), None)
+    run = "under a time budget" if epochs is None else f"in {epochs} epoch{'s' if epochs != 1 else ''}"
+    way = f"train for {enough} epochs" if enough else 'take pruning.strategy = "random"'
+    if _is_always_whole(spec):
+        way = "raise pruning.refresh_every"
+    return f"prune_rate has no effect {run}, because {spec.strategy} trains on all images there: {way}"
+
+
+def _never_drops(spec: PruningSpec, epochs: int | None) -> bool:
+    asked = spec.strategy != "full" and spec.prune_rate > 0
+    return asked and not any(part for part, _ in _parts(_without_rate(spec), epochs))
 
 
 def _is_within_reach(spec: PruningSpec, epochs: int | None) -> bool:

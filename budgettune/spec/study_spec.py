@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from budgettune.errors import SpecError
 from budgettune.files import read_text
 from budgettune.spec.documents import SHORT_KEYS, apply_override, flatten, full_key, parse_toml, set_value
 from budgettune.spec.faults import all_keys, explain, faults, kind_at, nearest
-from budgettune.spec.pruning import DECIDE_REACH, PruningSpec, check_rate
+from budgettune.spec.pruning import DECIDE_REACH, PruningSpec, check_rate, no_drop_note
 from budgettune.spec.tables import (
     SCALE_KEYS,
     AxisSpec,
@@ -158,7 +158,8 @@ class StudySpec(SpecModel):
         ]
         if self.sampler.name == "grid" and self.sampler.trials is not None:
             whole.append(f"trials = {self.sampler.trials} is for samplers: a grid runs all its cells")
-        return [*filter(None, [self.twin_note()]), *whole]
+        undropped = dict.fromkeys(no_drop_note(pruning, epochs) for pruning, epochs in _prunings(self))
+        return [*filter(None, [self.twin_note(), *undropped]), *whole]
 
     def twin_note(self) -> str | None:
         """Return a sentence on the scales that are left out because an earlier one builds their network, if any."""
@@ -309,13 +310,19 @@ def _check_axis(spec: StudySpec, key: str, axis: AxisSpec) -> None:
 
 def _check_rates(spec: StudySpec) -> None:
     """Refuse prune rates that a strategy cannot reach, for every combination of what is searched."""
+    for pruning, epochs in _prunings(spec):
+        check_rate(pruning, epochs)
+
+
+def _prunings(spec: StudySpec) -> Iterator[tuple[PruningSpec, Any]]:
+    """Yield the largest rate with each combination of what else decides how much is dropped, and its epochs."""
     searched = {full_key(key): axis for key, axis in spec.search.items()}
     rate = max(_extremes(searched.get("pruning.prune_rate", (spec.pruning.prune_rate,))))
     axes = {key: _ends(searched[f"pruning.{key}"]) for key in DECIDE_REACH if f"pruning.{key}" in searched}
     for values in itertools.product(*axes.values()):
         pruning = spec.pruning.model_copy(update={**dict(zip(axes, values, strict=True)), "prune_rate": rate})
         for epochs in [None] if "train.budget" in searched else _lengths(spec, searched, pruning.refresh_every):
-            check_rate(pruning, epochs)
+            yield pruning, epochs
 
 
 def _lengths(spec: StudySpec, searched: Mapping[str, AxisSpec], refresh_every: int) -> Iterable[Any]:

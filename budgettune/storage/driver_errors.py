@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from budgettune.errors import StorageBusy, StorageError
+from budgettune.errors import StorageBusy, StorageError, StorageReadOnly
 
 _NONE_LEFT = "the server has no connection left"
 _NONE_LEFT_IN_POOLER = f"{_NONE_LEFT}: raise the limits of the pooler before it (max_client_conn, pool_size)"
@@ -31,6 +31,12 @@ _BUSY = (  # no connection came about, and one may in a moment
     ("starting up", "the server is starting: try again in a moment"),
     ("not yet accepting connections", "the server is starting: try again in a moment"),
     ("recovery mode", "the server is recovering: try again in a moment"),
+)
+_READ_ONLY = (
+    (
+        "attempt to write a readonly database",
+        "the file is read-only: give this user write permission on it and its folder",
+    ),
 )
 _REMEDIES = (
     ('database ".*" does not exist', "no such database: make it with `createdb`, or check its name in the URL"),
@@ -54,10 +60,6 @@ _REMEDIES = (
     ("no space left", "the disk is full: free some space, then try again"),
     ("database or disk is full", "the disk is full: free some space, then try again"),
     ("permission denied", "no permission: grant this user rights on the database and its tables"),
-    (
-        "attempt to write a readonly database",
-        "the file is read-only: give this user write permission on it and its folder",
-    ),
     ("read-only transaction", "the server is read-only: use the primary's URL"),
     ("unable to open database file", "cannot open the file: check that it exists, and that this user may read it"),
     ("file is not a database", "not a database file: name another file, or remove this one"),
@@ -94,7 +96,7 @@ def is_busy(error: BaseException) -> bool:
 
 def storage_error(url: str, error: BaseException) -> StorageError:
     said = " ".join(str(getattr(error, "orig", None) or error).split())
-    for kind, remedies in ((StorageBusy, _BUSY), (StorageError, _REMEDIES)):
+    for kind, remedies in ((StorageBusy, _BUSY), (StorageReadOnly, _READ_ONLY), (StorageError, _REMEDIES)):
         for part, remedy in remedies:
             if re.search(part, said.lower()):
                 return kind(f"{url}: {remedy}")

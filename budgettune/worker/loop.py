@@ -15,6 +15,7 @@ from budgettune.errors import (
     StopRequested,
     StorageBusy,
     StorageError,
+    StorageReadOnly,
     StudyNotFound,
     TrialFailed,
     UsageError,
@@ -22,8 +23,10 @@ from budgettune.errors import (
 from budgettune.records import Claim, TrialResult
 from budgettune.spec.trust import Trust
 from budgettune.storage.patience import pauses, say_again_in
+from budgettune.storage.url import parse_url
 from budgettune.study.handle import StudyHandle, load_study
 from budgettune.study.summary import study_names
+from budgettune.text import warn_once
 from budgettune.training.device import pick_device
 from budgettune.training.session import DataCache, prepare_process, undisturbed
 from budgettune.training.trainer import train
@@ -84,6 +87,7 @@ class _Worker:
     _waits: Iterator[float] | None = None
 
     def run(self) -> WorkerSummary:
+        parse_url(self.url)  # one that cannot be read is not waited for
         self.device = pick_device(self.options.device)
         self.trust = Trust.of_database(self.url, self.options.allow_import, self.options.allow_root)
         self.data = DataCache(self.device, self.trust)
@@ -133,7 +137,8 @@ class _Worker:
         """Wait a little for a database that is busy, or answered before; else, or with patience over, raise."""
         self._waits = self._waits or pauses(self.options.patience_seconds)
         pause_seconds = next(self._waits, None)
-        comes_back = isinstance(error, StorageBusy) or (self._has_answered and not isinstance(error, StudyNotFound))
+        is_for_good = isinstance(error, (StudyNotFound, StorageReadOnly))
+        comes_back = isinstance(error, StorageBusy) or (self._has_answered and not is_for_good)
         if not comes_back or pause_seconds is None:
             raise error
         say_again_in(pause_seconds, error)
@@ -152,8 +157,9 @@ class _Worker:
                 if name not in self._handles or not self._handles[name].is_current():
                     self._handles[name] = load_study(self.url, name)
             studies = [self._handles[name] for name in names]
-        except StorageError:  # no database yet, no study of that name yet, or not reachable just now
+        except StorageError as error:  # no database yet, no study of that name yet, or not reachable just now
             if self.options.wait:
+                warn_once(logger, f"waiting: {error}")
                 return []
             raise
         if not self._has_answered:

@@ -180,7 +180,7 @@ def test_one_epoch_on_a_study_that_prunes_says_which_epochs_or_strategy_would_wo
             ["pruning.strategy=infobatch", "search.prune_rate=[0.6]"],
             ["drops no image above the mean loss", "stay below"],
         ),
-        (["pruning.refresh_every=1"], ["because it trains on all images there: take"]),
+        (["pruning.refresh_every=1"], ["because it trains on all images there: raise pruning.refresh_every, or take"]),
     ],
 )
 def test_a_prune_rate_out_of_reach_comes_with_what_is_within_reach(overrides, advice):

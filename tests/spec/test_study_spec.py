@@ -1,3 +1,4 @@
+import re
 import string
 import time
 
@@ -143,6 +144,28 @@ def test_what_a_study_does_not_do_though_it_may_have_been_meant_to_is_said():
     assert not load_spec("digits").with_overrides([*sampled, "search.scale={low=1, high=3, step=1}"]).notes()
     [note] = load_spec("digits").with_overrides(["sampler.trials=3"]).notes()
     assert note == "trials = 3 is for samplers: a grid runs all its cells"
+
+
+PER_EPOCH = ["pruning.rate_per=epoch", "search.prune_rate=[0.0, 0.3]"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "notes"),
+    [
+        (["train.epochs=1"], ["in 1 epoch, because stale-quantile trains on all images there: train for 2 epochs"]),
+        (["train.epochs=2"], []),
+        (["train.epochs=1", "pruning.strategy=paper-as-coded"], ["in 1 epoch, because paper-as-coded trains on"]),
+        (["pruning.refresh_every=1"], ["in 10 epochs, because stale-quantile .* there: raise pruning.refresh_every"]),
+        (["pruning.strategy=infobatch", "pruning.delta=0.01"], ["because infobatch .*: train for 101 epochs"]),
+        (["search.train.epochs=[1, 5]"], ["in 1 epoch, because"]),
+        (["train.epochs=1", "pruning.strategy=random"], []),
+        (["train.epochs=1", "search.prune_rate=[0.0]"], []),
+    ],
+)
+def test_a_rate_per_epoch_in_a_run_without_an_epoch_that_prunes_is_noted(overrides, notes):
+    found = load_spec("digits").with_overrides([*PER_EPOCH, *overrides]).notes()
+    assert len(found) == len(notes)
+    assert all(re.search(note, text) for note, text in zip(notes, found, strict=True))
 
 
 MANY = 10_000

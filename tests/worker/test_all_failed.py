@@ -6,6 +6,7 @@ import pytest
 import sqlalchemy as sa
 from torch import nn
 
+from budgettune.errors import StorageError, StorageReadOnly
 from budgettune.spec.study_spec import load_spec
 from budgettune.storage.connection import writing
 from budgettune.storage.schema import TABLES_OF_A_TRIAL, trials
@@ -15,6 +16,7 @@ from budgettune.worker.fleet import FRUITLESS_STATUS, after_end, run_fleet
 from budgettune.worker.loop import run_worker
 from budgettune.worker.options import Listener, WorkerOptions
 from budgettune.worker.signals import ORDERS_VARIABLE, StopFlag
+from tests.support.permissions import read_only
 from tests.support.studies import result
 
 TINY = ["train.epochs=1", "train.batch_size=256", "pruning.strategy=random", "clock.warmup_steps=1"]
@@ -89,6 +91,22 @@ def test_the_child_of_a_fleet_is_not_started_again_where_that_changes_nothing(br
     assert status == FRUITLESS_STATUS
     assert "says why" in err
     assert after_end(FRUITLESS_STATUS, 100.0, 0).action == "give-up"
+
+
+def test_the_child_of_a_fleet_is_not_started_again_for_a_study_that_is_not_there(broken, run, monkeypatch):
+    monkeypatch.setenv(ORDERS_VARIABLE, "1")
+    monkeypatch.setattr(StopFlag, "_read_orders", lambda self, descriptor: None)
+    status, _, err = run(*WORKER, "nope")
+    assert status == FRUITLESS_STATUS
+    assert "study 'nope' is not in the storage" in err
+
+
+@pytest.mark.parametrize("url", ["sqlite:////nowhere/none.db", "mysql://anna:secret@host/db", "postgresql://a:b@h:x/d"])
+def test_a_fleet_whose_database_cannot_be_starts_no_child(url, run, monkeypatch):
+    monkeypatch.setattr(fleet, "run_fleet", lambda *_, **__: pytest.fail("children were started"))
+    status, out, err = run("worker", "--device", "cpu", "--processes", "2", "--storage", url)
+    assert (status, out) == (1, "")
+    assert err.startswith("error: ") and "secret" not in err and len(err.splitlines()) == 1
 
 
 @pytest.mark.parametrize(("statuses", "whole"), [([3, 3], 1), ([3, 0], 0), ([0, 0], 0), ([2, 3], 1)])
@@ -170,3 +188,17 @@ def test_a_trial_whose_row_is_deleted_runs_again(sqlite_url):
     listener = Meddling(delete)
     assert run_worker(sqlite_url, None, WorkerOptions(device="cpu"), listener=listener).completed == 1
     assert listener.said == ["its result is lost: it was deleted while it ran"]
+
+
+def test_a_worker_on_a_file_that_it_may_only_read_ends_at_once(broken, sqlite_url, tmp_path):
+    broken.close()
+    with read_only(tmp_path), pytest.raises(StorageReadOnly, match="give this user write permission"):
+        run_worker(sqlite_url, "broken", WorkerOptions(device="cpu", patience_seconds=0.5))
+
+
+def test_a_waiting_worker_says_what_it_waits_for_and_waits_for_no_url_that_cannot_be(tmp_path, caplog):
+    options = WorkerOptions(device="cpu", wait=True, poll_seconds=0.01, timeout_seconds=0.05)
+    with pytest.raises(StorageError, match="not a database that works here"):
+        run_worker("mysql://anna:secret@host/db", options=options)
+    run_worker(f"sqlite:///{tmp_path / 'later.db'}", options=options)
+    assert "waiting: sqlite:///" in caplog.text and "no such file" in caplog.text
