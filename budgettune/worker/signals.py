@@ -29,7 +29,25 @@ def listen(handler: Callable[[int, FrameType | None], object], *more: signal.Sig
     Under `nohup` a terminal that closes stops nobody: a SIGHUP that is ignored stays so.
     """
     heard = [number for number in SIGNALS if number != HANG_UP or signal.getsignal(number) is not signal.SIG_IGN]
-    return {number: signal.signal(number, handler) for number in (*heard, *more)}
+    numbers = (*heard, *more)
+    _installed.update(dict.fromkeys(numbers, handler))
+    return {number: signal.signal(number, handler) for number in numbers}
+
+
+_installed: dict[int, Any] = {}
+
+
+def _forget_in_child() -> None:
+    """In a forked process, such as those of a pool that reads images: stop where the parent says so, and only there."""
+    if _installed:
+        signal.set_wakeup_fd(-1)  # the parent's
+    for number, handler in _installed.items():
+        if signal.getsignal(number) == handler:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_in_child)
 
 
 class StopFlag:

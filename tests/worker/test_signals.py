@@ -1,6 +1,7 @@
 """Requests to stop, heard within two seconds wherever a process is, and what they leave behind."""
 
 import fcntl
+import multiprocessing
 import os
 import signal
 import threading
@@ -288,3 +289,14 @@ def test_a_second_signal_ends_the_process_unless_it_comes_with_the_first(again_s
             signal.raise_signal(signal.SIGTERM)
     thread.join(5)
     assert statuses == ended
+
+
+def test_a_pool_of_a_studys_own_is_ended_by_its_own_signals_and_ends_nobody():
+    forked = multiprocessing.get_context("fork")
+    with StopFlag() as stop, stop.interrupting():
+        child = forked.Process(target=time.sleep, args=(30,))
+        child.start()
+        child.terminate()
+        child.join(10)
+        assert not stop.wait(0.05)
+    assert child.exitcode == -signal.SIGTERM
