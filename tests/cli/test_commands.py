@@ -249,8 +249,8 @@ def test_the_processes_of_a_fleet_are_debugged_where_their_parent_is(run, monkey
     from budgettune.worker import fleet
 
     monkeypatch.setattr(fleet, "run_fleet", lambda members, command, *_, **__: print(command(members[0], 0.0)) or 0)
-    assert "'--debug'" in run("worker", "--processes", 2, "--debug")[1]
-    assert "'--debug'" not in run("worker", "--processes", 2)[1]
+    assert "'--debug'" in run("worker", "--processes", 2, "--wait", "--debug")[1]
+    assert "'--debug'" not in run("worker", "--processes", 2, "--wait")[1]
 
 
 def test_scales_that_build_the_same_network_are_named_at_creation(run):
