@@ -293,9 +293,11 @@ def test_a_second_signal_ends_the_process_unless_it_comes_with_the_first(again_s
 
 def test_a_pool_of_a_studys_own_is_ended_by_its_own_signals_and_ends_nobody():
     forked = multiprocessing.get_context("fork")
+    runs = forked.Event()
     with StopFlag() as stop, stop.interrupting():
-        child = forked.Process(target=time.sleep, args=(30,))
+        child = forked.Process(target=lambda: (runs.set(), time.sleep(30)))
         child.start()
+        assert runs.wait(10)  # Python drops a signal that comes while it sets up the child
         child.terminate()
         child.join(10)
         assert not stop.wait(0.05)
