@@ -10,6 +10,7 @@ import re
 import resource
 import sys
 import tempfile
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -138,6 +139,11 @@ class Device:
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             return peak / (2**20 if sys.platform == "darwin" else 1024)
 
+    def free_cache(self) -> None:
+        """Have CUDA's allocator give back what nobody uses: blocks of one network's sizes do not fit the next one's."""
+        if self.is_cuda:
+            self._cuda.empty_cache()
+
     def autocast(self, precision: str) -> AbstractContextManager[Any]:
         return torch.autocast(self.torch.type, dtype=torch.bfloat16, enabled=precision == "bf16", cache_enabled=True)
 
@@ -145,8 +151,10 @@ class Device:
     def own_chance(self, seed: int | None = None) -> Iterator[None]:
         """Leave the global random states as they were; inside they begin at the seed, where one is given."""
         with torch.random.fork_rng(devices=[self.torch.index or 0] if self.is_cuda else []):
-            if seed is not None:
-                torch.manual_seed(seed)
+            if seed is not None:  # not by torch.manual_seed, which also seeds the GPUs that nobody puts back
+                torch.default_generator.manual_seed(seed)
+                if self.is_cuda:
+                    self._cuda.manual_seed(seed)
             yield
 
     @contextmanager
@@ -157,6 +165,8 @@ class Device:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
+            traceback.clear_frames(error.__traceback__)  # whoever looks at the error would hold all of a step's tensors
+            self.free_cache()
             raise OutOfMemory(
                 f"no memory left on {self.torch} at batch size {batch_size}: a smaller batch_size or scale would fit"
             ) from error

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +30,8 @@ from budgettune.training.pruning import EpochPlan, make_strategy
 from budgettune.training.resnet import count_parameters
 from budgettune.training.schedule import BudgetProgress, EpochProgress, Progress, learning_rate
 from budgettune.training.stopwatch import Stopwatch
+
+_models: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # of this process's trials, as far as they are in memory
 
 
 @dataclass(frozen=True)
@@ -83,9 +87,15 @@ def train(
     config = spec.resolve(params or {})
     target = Device(device)
     target.prepare()
+    if _models:  # a cycle of the study's own code may hold one; a collection takes 0.2 s, too long for every trial
+        gc.collect()
+    target.free_cache()
     with target.full_memory_named(config.train.batch_size), target.own_chance(seed):
-        run = TrainingRun(config, data.to(target.torch), target, seed, Stopwatch(clock, target.synchronize), trust)
-        return run.train(load_seconds, witness, should_stop, on_epoch, ends_early)
+        watch = Stopwatch(clock, target.synchronize)
+        # Without a name for it here, so that the traceback of an error holds no model.
+        return TrainingRun(config, data.to(target.torch), target, seed, watch, trust).train(
+            load_seconds, witness, should_stop, on_epoch, ends_early
+        )
 
 
 class TrainingRun:
@@ -104,6 +114,7 @@ class TrainingRun:
         device.reset_peak_memory()
         with watch.aside("build"):
             self.learner = Learner(config, data, device, seed, trust)
+            _models.add(self.learner.model)
             # Of its own, so that how often a trial is evaluated does not change what it learns.
             self.held_out_generator = torch.Generator(device.torch).manual_seed(seed + 2)
             self.strategy = make_strategy(

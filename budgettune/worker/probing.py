@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from budgettune.errors import OutOfMemory, StopRequested
+from budgettune.errors import DataError, OutOfMemory, StopRequested
 from budgettune.machine.fingerprint import default_threads
 from budgettune.predict.predictor import unmeasured
 from budgettune.predict.workload import Workload
@@ -92,7 +92,7 @@ def probe_steps(
         say(f"probe {place + 1} of {len(workloads)}: {workloads[index].step}")
         try:
             probes.append(_probe(workloads[index], target))
-        except OutOfMemory as error:
+        except (DataError, OutOfMemory) as error:
             say(f"left out: {error}")
         except StopRequested:
             break

@@ -11,13 +11,15 @@ import torch
 
 import budgettune as bt
 from budgettune import api
-from budgettune.errors import NothingFits, UsageError
+from budgettune.errors import DataError, NothingFits, UsageError
 from budgettune.predict.predictor import LONGEST_FACTOR, SAMPLE, candidate_workloads
 from budgettune.predict.recommend import Ask, recommend
 from budgettune.predict.workload import Workloads
 from budgettune.records import StepProbe
 from budgettune.storage.studies import PROBES_PREFIX, add_probes, read_probes
 from budgettune.text import format_duration
+from budgettune.training.profile.probe import probe_images
+from budgettune.worker import probing
 from budgettune.worker.options import WorkerOptions
 from budgettune.worker.probing import probe_study
 from tests.support.simulated import MACHINE, World, simulated_spec
@@ -296,6 +298,21 @@ def test_a_probe_that_is_told_to_stop_begins_no_other(url):
         say=said.append,
     )
     assert len(found) == len(said) == 1
+
+
+def test_a_probe_whose_images_do_not_fit_is_left_out(url, monkeypatch):
+    handle = api.load_study(storage=url)
+    fits, said = iter([False]), []
+
+    def images(spec, count, device):
+        if not next(fits, True):
+            raise DataError("no room")
+        return probe_images(spec, count, device)
+
+    monkeypatch.setattr(probing, "probe_images", images)
+    study = (handle.engine, handle.study_id, handle.spec, torch.device("cpu"))
+    found = probe_study(*study, limit_seconds=3600, should_stop=lambda: len(said) > 2, say=said.append)
+    assert (len(found), said[1]) == (1, "left out: no room")
 
 
 def test_a_worker_probes_before_its_first_trial_where_the_study_asks_for_it(sqlite_url):

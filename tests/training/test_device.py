@@ -5,12 +5,14 @@ import random
 import subprocess
 import sys
 import tempfile
+import weakref
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from budgettune.errors import UsageError
+from budgettune.errors import OutOfMemory, UsageError
 from budgettune.machine.gpu import missing_gpus
 from budgettune.spec.study_spec import load_spec
 from budgettune.text import warn_once
@@ -50,6 +52,12 @@ class FakeCuda:
 
     def Event(self, enable_timing=False):  # noqa: N802
         return FakeEvent(self)
+
+    def manual_seed(self, seed):
+        self.log.append(f"seed {seed}")
+
+    def empty_cache(self):
+        self.log.append("empty")
 
     def reset_peak_memory_stats(self, device):
         self.log.append("reset")
@@ -148,6 +156,38 @@ def test_memory_and_name_come_from_the_device(device, cuda):
     assert (machine.device, machine.device_name, machine.device_uuid) == ("cuda", "Fake 9000", "GPU-1")
     assert machine.key == "Fake 9000"
     assert cuda.log == ["reset"]
+
+
+def test_chance_of_its_own_leaves_the_other_gpus_alone(cuda, monkeypatch):
+    saved, seeded = [], []
+    monkeypatch.setattr(torch.random, "fork_rng", lambda devices: saved.append(devices) or nullcontext())
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    before = torch.get_rng_state()
+    try:
+        with Device("cuda:1", cuda).own_chance(7):
+            drawn = torch.rand(3)
+    finally:
+        torch.set_rng_state(before)
+    assert (saved, seeded, cuda.log) == ([[1]], [], ["seed 7"])
+    with torch.random.fork_rng(devices=[]):
+        assert torch.equal(drawn, torch.rand(3, generator=torch.manual_seed(7)))
+
+
+def test_running_out_of_memory_frees_what_the_step_held_though_somebody_looks_at_the_error(device, cuda):
+    def step():
+        activations = torch.zeros(10)
+        held.append(weakref.ref(activations))
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    held = []
+    with (
+        pytest.raises(OutOfMemory, match="batch size 500: a smaller batch_size") as found,
+        device.full_memory_named(500),
+    ):
+        step()
+    assert found.value.__cause__ is not None
+    assert held[0]() is None
+    assert cuda.log == ["empty"]
 
 
 def test_training_waits_for_the_device_at_borders_and_never_in_a_step(monkeypatch):

@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -125,3 +126,12 @@ def test_batches_of_one_that_were_asked_for_train_a_network_that_can_take_them(d
         [*OVERRIDES, "train.epochs=1", "pruning.strategy=full", "prune_rate=0", "train.batch_size=1"]
     )
     assert train(spec, seed=1, data=data).result.batch_shapes == (1,)
+
+
+@pytest.mark.parametrize(
+    ("is_cuda", "image_size", "images"),
+    [(False, 32, 1_000), (False, 28, 1_000), (False, 64, 250), (True, 32, 4_000), (True, 28, 4_000), (True, 64, 1_000)],
+)
+def test_a_gpu_is_given_more_images_to_evaluate_at_a_time(is_cuda, image_size, images):
+    asked = SimpleNamespace(device=SimpleNamespace(is_cuda=is_cuda), data=SimpleNamespace(image_size=image_size))
+    assert learner.Learner.scoring_batch.fget(asked) == images

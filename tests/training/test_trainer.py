@@ -237,6 +237,33 @@ def test_the_last_trial_s_model_goes_with_its_last_reference(spec, data, strateg
         gc.enable()
 
 
+class Knotted(nn.Module):
+    """A model in a cycle of its own, as one with a closure over itself is."""
+
+    before: weakref.ref | None = None
+    lived_on = False
+
+    def __init__(self, *, num_classes, channels, image_size, **_):
+        super().__init__()
+        Knotted.lived_on = Knotted.before is not None and Knotted.before() is not None
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(channels * image_size**2, num_classes))
+        self.knot = [self]
+        Knotted.before = weakref.ref(self)
+
+    def forward(self, images):
+        return self.layers(images)
+
+
+def test_a_model_that_holds_itself_is_gone_when_the_next_trial_begins(spec, data):
+    gc.disable()
+    try:
+        for _ in range(2):
+            run(spec, data, f"model.name={__name__}:Knotted", "train.epochs=1")
+        assert not Knotted.lived_on
+    finally:
+        gc.enable()
+
+
 def test_every_network_of_a_process_is_compiled_for_its_own_batch_shapes(spec, data, monkeypatch):
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     graphs = []

@@ -19,6 +19,7 @@ from budgettune.training.data.fashion_mnist import read_fashion_mnist
 from budgettune.training.data.folder import read_folder
 from budgettune.training.data.images import ImageSet, SourceImages, copies, hold_out
 from budgettune.training.data.sources import read_cifar, read_code, read_digits
+from budgettune.training.device import is_out_of_memory
 
 __all__ = ["ImageData", "ImageSet", "augment", "load_data", "normalise"]
 
@@ -55,7 +56,19 @@ class ImageData:
         return int(self.train.images.shape[-1])
 
     def to(self, device: torch.device | str) -> ImageData:
-        return replace(self, train=self.train.to(device), held_out=self.held_out.to(device))
+        """Return the same images on a device; those of a cache file stay there, and their batches go to it.
+
+        Raises:
+            DataError: where the device has no room for them.
+        """
+        try:
+            return replace(self, train=self.train.to(device), held_out=self.held_out.to(device))
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            size_mb = sum(math.prod(part.images.shape) for part in (self.train, self.held_out)) / 2**20
+            there = "keep them in a file with data.cache" if self.name == "folder" else "set a smaller data.train_size"
+            raise DataError(f"{self.name}: no room on {device} for {size_mb:,.0f} MiB of images: {there}") from error
 
 
 def load_data(spec: DataSpec, *, trust: Trust = Trust()) -> ImageData:

@@ -1,5 +1,6 @@
 import random
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from budgettune.errors import DataError, UsageError
 from budgettune.spec.tables import DataSpec
 from budgettune.spec.trust import Trust
-from budgettune.training.data.images import hold_out
+from budgettune.training.data.images import ImageSet, hold_out
 from budgettune.training.data.load import load_data
 from tests.support.image_files import IMAGES, fashion, idx, same, write_fashion
 
@@ -217,6 +218,19 @@ def test_moving_to_a_device_moves_every_tensor():
     tensors = (data.train.images, data.train.labels, data.held_out.images, data.held_out.labels)
     assert all(tensor.device.type == "meta" for tensor in tensors)
     assert (len(data.train), data.image_size) == (50, 8)
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"), [("folder", "a file with data.cache"), ("digits", "a smaller data.train_size")]
+)
+def test_a_set_that_a_device_has_no_room_for_is_a_fault_of_the_data(name, advice, monkeypatch):
+    def full(images, device):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    data = replace(load_data(DataSpec(name="digits")), name=name)
+    monkeypatch.setattr(ImageSet, "to", full)
+    with pytest.raises(DataError, match=rf"{name}: no room on cuda:0 for 0 MiB of images: .*{advice}"):
+        data.to(torch.device("cuda", 0))
 
 
 def test_a_root_may_begin_with_a_tilde(tmp_path, monkeypatch):
