@@ -19,6 +19,7 @@ BudgetTuneError                 say what is wrong and what to do next, in one li
     ├── TrialTimeout
     ├── NotSearched             a trial that somebody queued asks for what its study does not search
     ├── BudgetUsedUp            a time budget is over before training began
+    ├── DeviceLost              a GPU that answers this process no more
     └── Interrupted             told to stop; its cell is handed back and no attempt is used up
 
 StopRequested                   is no error: a KeyboardInterrupt, which nothing swallows that swallows errors
@@ -140,6 +141,12 @@ class BudgetUsedUp(TrialFailed):
     """What a pruning strategy does before training has taken the whole time budget."""
 
     failure_kind = "budget-used-up"
+
+
+class DeviceLost(TrialFailed):
+    """The GPU answers this process no more: what CUDA calls a sticky error fails every later call until it ends."""
+
+    failure_kind = "device-lost"
 
 
 class Interrupted(TrialFailed):

@@ -29,7 +29,7 @@ from budgettune.cli.output import (
     say,
     say_figures,
 )
-from budgettune.errors import BudgetTuneError, NothingTrained, StorageReadOnly, StudyNotFound, UsageError
+from budgettune.errors import BudgetTuneError, DeviceLost, NothingTrained, StorageReadOnly, StudyNotFound, UsageError
 from budgettune.storage.connection import open_engine
 from budgettune.storage.url import parse_url, shown, storage_url
 from budgettune.text import format_duration, redact
@@ -225,6 +225,7 @@ def _work(study: str | None, chosen: WorkerOptions, storage: str | None, *, drai
     from budgettune.cli.live import TerminalProgress
     from budgettune.worker.fleet import FRUITLESS_STATUS
     from budgettune.worker.loop import run_worker
+    from budgettune.worker.watchdog import HUNG_STATUS
 
     progress = TerminalProgress(err)
     with StopFlag(drains=drain) as stop:
@@ -239,6 +240,9 @@ def _work(study: str | None, chosen: WorkerOptions, storage: str | None, *, drai
                     if summary.troubled
                     else "nothing was trained: every open study takes its times on another kind of machine"
                 )
+        except DeviceLost as error:
+            say(f"error: {error}")
+            raise typer.Exit(HUNG_STATUS) from None
         except (NothingTrained, StorageReadOnly, StudyNotFound, UsageError) as error:
             if not stop.has_parent:
                 raise

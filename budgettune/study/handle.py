@@ -222,9 +222,9 @@ class StudyHandle:
             self.engine, self.study_id, claim, failure_kind, message, attempts, keeps_params=keeps_params
         )
 
-    def hand_back(self, claim: Claim) -> bool:
-        """Queue the cell of a trial that was told to stop; this uses up no attempt."""
-        return self.fail(claim, HANDED_BACK, "told to stop; its cell was queued again")
+    def hand_back(self, claim: Claim, why: str = "told to stop") -> bool:
+        """Queue the cell of a trial that ends for no fault of its own; this uses up no attempt."""
+        return self.fail(claim, HANDED_BACK, f"{why}; its cell was queued again")
 
     def holds(self, claim: Claim) -> bool:
         """Whether the database still has the row of a trial."""

@@ -85,6 +85,14 @@ class Device:
         if self.is_cuda:
             self._cuda.synchronize(self.torch)
 
+    def is_lost(self) -> bool:
+        """Whether the device fails whatever is asked of it: after some errors of CUDA only a new process can use it."""
+        try:
+            self.synchronize()
+        except RuntimeError:
+            return True
+        return False
+
     def begin_steps(self, now: float) -> None:
         """Mark where the first of several steps begins; `now` is the host's clock, for devices without one."""
         self._marks.clear()

@@ -7,10 +7,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import NoReturn
 
 from budgettune.errors import (
     BudgetTuneError,
     DataError,
+    DeviceLost,
     Interrupted,
     StopRequested,
     StorageBusy,
@@ -23,11 +25,12 @@ from budgettune.errors import (
 from budgettune.records import Claim, TrialResult
 from budgettune.spec.trust import Trust
 from budgettune.storage.patience import pauses, say_again_in
+from budgettune.storage.trials import trial_records
 from budgettune.storage.url import parse_url
 from budgettune.study.handle import StudyHandle, load_study
 from budgettune.study.summary import study_names
 from budgettune.text import warn_once
-from budgettune.training.device import pick_device
+from budgettune.training.device import Device, pick_device
 from budgettune.training.session import DataCache, prepare_process, undisturbed
 from budgettune.training.trainer import train
 from budgettune.worker.early_stop_judge import FinishedTrials, TrialJudge
@@ -41,6 +44,7 @@ logger = logging.getLogger(__name__)
 
 # Unexpected failures after which a worker blames itself or the study's code, and stops using up attempts.
 FAILURES_IN_A_ROW = 5
+NO_ANSWER = "answers this process no more"  # by which a slot's rows tell that a device was lost with it
 
 
 def run_worker(
@@ -60,6 +64,7 @@ def run_worker(
         StorageError: where the database does not answer, or for longer than `patience_seconds` once it has, or where
             it is busy; a result that it has not taken waits in the spool.
         DataError: where this box cannot read a study's images; the trial goes back unharmed.
+        DeviceLost: where the GPU answers this process no more: a new one may work.
         BudgetTuneError: where trial after trial fails in code that is not ours.
     """
     return _Worker(url, study, options or WorkerOptions(), stop or StopFlag(), listener or Listener()).run()
@@ -228,6 +233,8 @@ class _Worker:
                 study.hand_back(claim)  # this box's fault, not the configuration's
                 raise
             except Exception as error:
+                if Device(self.device).is_lost():
+                    self._leave_device(study, claim, error)
                 self._record_failure(study, claim, error)
             else:
                 self._deliver(study, claim, result)
@@ -300,6 +307,23 @@ class _Worker:
             self.listener.failed(claim, "kept as an extra: another worker's result counts for its cell")
         else:
             self._note_failure(study, claim, "its time or its accuracy is not a finite number")
+
+    def _leave_device(self, study: StudyHandle, claim: Claim, error: Exception) -> NoReturn:
+        """End the worker, whose next trials would all fail.
+
+        Whether this trial broke the GPU or only met a broken one cannot be told, so the first time costs its slot no
+        attempt. Every further time does, or a configuration that breaks GPUs would go round for ever.
+        """
+        said = f"{type(error).__name__}: {error}".splitlines()[0]
+        lost = DeviceLost(f"{self.device} {NO_ANSWER} ({said}): start the worker again")
+        failed = trial_records(study.engine, study.study_id, states=["FAIL"], documents=False)
+        reasons = [one.failure or "" for one in failed if (one.cell, one.repeat) == claim.slot]
+        if any(NO_ANSWER in reason for reason in reasons):
+            study.fail(claim, lost.failure_kind, str(lost))
+        else:
+            study.hand_back(claim, str(lost))
+        self.listener.failed(claim, str(lost))
+        raise lost from error
 
     def _note_failure(self, study: StudyHandle, claim: Claim, message: str) -> None:
         self.failed += 1

@@ -19,7 +19,7 @@ from budgettune.text import format_duration
 
 logger = logging.getLogger(__name__)
 
-HUNG_STATUS = 75  # exit status of a worker whose trial hung: EX_TEMPFAIL of sysexits.h, start me again
+HUNG_STATUS = 75  # of a worker whose trial hung or whose GPU is lost: EX_TEMPFAIL of sysexits.h, start me again
 RECORDING_SECONDS = 20.0  # for which the end of a hung trial may wait for the database
 
 

@@ -158,6 +158,17 @@ def test_memory_and_name_come_from_the_device(device, cuda):
     assert cuda.log == ["reset"]
 
 
+def test_a_device_that_fails_whatever_is_asked_of_it_is_lost(device, cuda, monkeypatch):
+    assert not device.is_lost()
+
+    def fail(device):
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(cuda, "synchronize", fail, raising=False)
+    assert device.is_lost()
+    assert not Device("cpu").is_lost()
+
+
 def test_chance_of_its_own_leaves_the_other_gpus_alone(cuda, monkeypatch):
     saved, seeded = [], []
     monkeypatch.setattr(torch.random, "fork_rng", lambda devices: saved.append(devices) or nullcontext())

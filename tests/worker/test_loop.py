@@ -10,14 +10,16 @@ import pytest
 from torch import nn
 
 from budgettune import api
-from budgettune.errors import BudgetTuneError, DataError, StorageError, StudyNotFound, UsageError
+from budgettune.errors import BudgetTuneError, DataError, DeviceLost, StorageError, StudyNotFound, UsageError
 from budgettune.spec.study_spec import load_spec
 from budgettune.storage.trials import trial_records
 from budgettune.study.handle import StudyHandle, create_study, load_study
+from budgettune.training.device import Device
 from budgettune.training.session import train_one
 from budgettune.worker.loop import run_worker
 from budgettune.worker.options import Listener, WorkerOptions
 from budgettune.worker.signals import StopFlag
+from budgettune.worker.watchdog import HUNG_STATUS
 from tests.support.processes import command, wait_until
 
 TINY = [
@@ -111,6 +113,24 @@ def test_code_that_always_fails_stops_the_worker_before_it_uses_up_every_attempt
         run_worker(sqlite_url, None, OPTIONS)
     failures = [r.failure for r in trial_records(study.engine, study.study_id, states=["FAIL"])]
     assert failures == ["error: ZeroDivisionError: a mistake of the user's"] * 5
+
+
+def test_a_worker_whose_device_is_lost_ends_and_only_a_slot_that_loses_it_again_pays(sqlite_url, monkeypatch, run):
+    monkeypatch.setattr(Device, "is_lost", lambda device: True)
+    study = make(sqlite_url, f"model.name={__name__}:Broken", "search={scale = [1.0]}", "sampler.max_attempts=2")
+    lost = r"cpu answers this process no more \(ZeroDivisionError: .*\): start the worker again"
+    for attempt in (1, 1, 2):
+        (waiting,) = trial_records(study.engine, study.study_id, states=["WAITING"])
+        assert waiting.attempt == attempt
+        with pytest.raises(DeviceLost, match=lost):
+            run_worker(sqlite_url, None, OPTIONS)
+    assert study.is_finished()
+    (given_up,) = study.verify().given_up
+    assert [reason.partition(":")[0] for reason in given_up.reasons] == ["device-lost"] * 2
+    study.retry()
+    status, _, said = run("worker", "--device", "cpu", "--allow-import", "tests")
+    assert status == HUNG_STATUS
+    assert "error: cpu answers this process no more" in said
 
 
 class Ending(nn.Module):
