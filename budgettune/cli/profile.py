@@ -38,7 +38,9 @@ def profile(
     rounds: Annotated[
         int, typer.Option("--rounds", min=1, metavar="N", help="Turns that each configuration is timed in.")
     ] = 3,
-    steps: Annotated[int, typer.Option("--steps", min=1, metavar="N", help="Steps timed in each turn.")] = 3,
+    steps: Annotated[
+        int | None, typer.Option("--steps", min=1, metavar="N", help="Steps timed in each turn: 3, on a GPU 24.")
+    ] = None,
     no_remedies: Annotated[bool, options.switch("--no-remedies", help="Try no cures for what is alarmed.")] = False,
     no_cudnn_benchmark: Annotated[
         bool, options.switch("--no-cudnn-benchmark", help="Leave cudnn.benchmark off, as the paper's script does.")

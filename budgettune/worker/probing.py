@@ -18,10 +18,10 @@ from budgettune.storage.connection import Engine
 from budgettune.storage.studies import add_probes, read_probes
 from budgettune.storage.trials import trial_records
 from budgettune.training.device import Device, pick_device
-from budgettune.training.profile.probe import Probe, probe_images
+from budgettune.training.profile.probe import Probe, fewest_steps, probe_images
 
 SECONDS_OF_STEPS = 0.3
-FEWEST_STEPS, MOST_STEPS = 5, 50
+FEWEST_STEPS, MOST_STEPS = 5, 50  # the fewest on a CPU
 
 
 def probe_here(
@@ -102,9 +102,10 @@ def probe_steps(
 def _probe(workload: Workload, device: Device) -> StepProbe:
     began = time.perf_counter()
     probe = Probe(workload.config, probe_images(workload.config.data, workload.batch, device.torch), device)
-    result = probe.measure(FEWEST_STEPS)
+    fewest = fewest_steps(device, on_cpu=FEWEST_STEPS)
+    result = probe.measure(fewest)
     steps = min(MOST_STEPS, round(SECONDS_OF_STEPS * 1e3 / result.ms_median))
-    if steps > FEWEST_STEPS:
+    if steps > fewest:
         result = probe.measure(steps)
     return StepProbe(
         params=workload.params,

@@ -21,6 +21,7 @@ from budgettune.training.stopwatch import Stopwatch
 from budgettune.training.trainer import TrainingRun
 
 _STRETCHES = 3  # that a measurement is cut into on a device which the host does not wait for at every step
+_SHORTEST_STRETCH = 8  # in steps: a single one there is launch plus device, which overlap in training
 _FLOP_PER_MULTIPLY_ADD = 6  # two operations, in the forward pass and twice in the backward pass
 
 
@@ -87,8 +88,8 @@ class Probe:
         self._losses = torch.zeros((), device=device.torch)
 
     def measure(self, steps: int) -> ProbeResult:
-        """Time some steps, one by one on a CPU, in a few stretches elsewhere."""
-        size = max(1, steps // _STRETCHES) if self.device.is_cuda else 1
+        """Time some steps, one by one on a CPU, elsewhere in a few stretches, none of them short."""
+        size = max(_SHORTEST_STRETCH, steps // _STRETCHES) if self.device.is_cuda else 1
         with self._guarded():
             ms = [self._stretch(size) for _ in range(max(1, steps // size))]
         learner = self._run.learner
@@ -132,6 +133,11 @@ class Probe:
                 yield
         finally:
             torch.backends.cudnn.benchmark = before
+
+
+def fewest_steps(device: Device, on_cpu: int) -> int:
+    """Return how many steps a measurement needs at least: on a GPU as many as make three stretches."""
+    return _STRETCHES * _SHORTEST_STRETCH if device.is_cuda else on_cpu
 
 
 def probe_images(spec: DataSpec, count: int, device: torch.device, trust: Trust = Trust()) -> ImageData:

@@ -19,7 +19,7 @@ from budgettune.spec.trust import Trust
 from budgettune.training.data.load import ImageData
 from budgettune.training.device import Device, has_fast_bf16, pick_device, pick_precision
 from budgettune.training.profile.cliffs import THRESHOLD, CliffVerdict, judge, nearest_healthy
-from budgettune.training.profile.probe import Probe, ProbeResult, probe_images
+from budgettune.training.profile.probe import Probe, ProbeResult, fewest_steps, probe_images
 from budgettune.training.profile.result import Alarm, ProfileReport, ProfileRow, Remedy, explain, pair_kernels, remedy
 from budgettune.training.profile.space import aligned_twin, configurations
 
@@ -32,7 +32,7 @@ def profile(
     device: str = "auto",
     threads: int | None = None,
     rounds: int = 3,
-    steps: int = 3,
+    steps: int | None = None,
     remedies: bool = True,
     cudnn_benchmark: bool = True,
     threshold: float = THRESHOLD,
@@ -51,7 +51,7 @@ def profile(
         device: auto, cpu, cuda or cuda:N.
         threads: of the CPU; None for `default_threads`.
         rounds: turns of each configuration.
-        steps: timed in each turn.
+        steps: timed in each turn; None for 3, on a GPU 24.
         remedies: time remedies for what is alarmed.
         cudnn_benchmark: False to probe as scripts do that leave it off; it is then tried as a remedy.
         threshold: time over prediction from which a configuration is alarmed.
@@ -64,9 +64,10 @@ def profile(
         SpecError: where a configuration cannot work.
         DataError: where images that are not built in cannot be read.
     """
+    target = Device(pick_device(device))
+    steps = fewest_steps(target, on_cpu=3) if steps is None else steps
     if min(rounds, steps) < 1:
         raise UsageError(f"rounds {rounds}, steps {steps}: give at least 1 of each")
-    target = Device(pick_device(device))
     target.prepare()
     factory = _ProbeFactory(spec, target, cudnn_benchmark, trust, make_probe)
     with _threads(threads or default_threads()):

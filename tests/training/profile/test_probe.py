@@ -2,6 +2,8 @@
 
 import itertools
 import math
+from contextlib import nullcontext
+from copy import copy
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from budgettune.training.data.load import load_data
 from budgettune.training.device import Device
 from budgettune.training.profile import probe as probe_module
 from budgettune.training.profile.kernels import kernel_kind, kernels_of, parse_onednn, summarise
-from budgettune.training.profile.probe import Probe, ProbeResult, probe_images
+from budgettune.training.profile.probe import Probe, ProbeResult, fewest_steps, probe_images
 from budgettune.training.resnet import ScalableResNet
 from budgettune.training.trainer import train
 
@@ -60,6 +62,31 @@ def test_the_median_the_mean_and_their_spreads_are_of_single_steps_on_a_cpu(conf
     result = probe.measure(3)
     assert (result.ms_median, result.ms_mad) == (2000, 1000)
     assert (result.ms_mean, result.ms_error) == (4000, pytest.approx(1000 * math.sqrt(38 / 3 / 3)))
+
+
+@pytest.mark.parametrize(("steps", "stretches"), [(1, [8]), (5, [8]), (24, [8] * 3), (50, [16] * 3)])
+def test_a_device_that_works_by_itself_is_timed_in_stretches_of_eight_steps_at_least(probe, steps, stretches):
+    waits, taken = [], []
+
+    class Gpu(Device):
+        is_cuda = True
+
+        def __init__(self):
+            pass
+
+        def synchronize(self):
+            waits.append(len(taken))
+
+        def full_memory_named(self, batch_size):
+            return nullcontext()
+
+    on_gpu = copy(probe)
+    on_gpu.device, on_gpu._step = Gpu(), lambda: taken.append(1)
+    result = on_gpu.measure(steps)
+    borders = list(itertools.accumulate(stretches, initial=0))
+    assert waits == [place for pair in itertools.pairwise(borders) for place in pair]
+    assert result.steps == sum(stretches)
+    assert [fewest_steps(device, on_cpu=3) for device in (on_gpu.device, probe.device)] == [24, 3]
 
 
 def test_neither_random_numbers_nor_cudnn_settings_are_touched(config):
