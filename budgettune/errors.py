@@ -20,6 +20,7 @@ BudgetTuneError                 say what is wrong and what to do next, in one li
     ├── NotSearched             a trial that somebody queued asks for what its study does not search
     ├── BudgetUsedUp            a time budget is over before training began
     ├── DeviceLost              a GPU that answers this process no more
+    ├── ProcessLost             another process that trains the same trial has ended, or gives no answer
     └── Interrupted             told to stop; its cell is handed back and no attempt is used up
 
 StopRequested                   is no error: a KeyboardInterrupt, which nothing swallows that swallows errors
@@ -147,6 +148,12 @@ class DeviceLost(TrialFailed):
     """The GPU answers this process no more: what CUDA calls a sticky error fails every later call until it ends."""
 
     failure_kind = "device-lost"
+
+
+class ProcessLost(TrialFailed):
+    """One of the processes that train a trial together has ended, or gives no answer."""
+
+    failure_kind = "process-lost"
 
 
 class Interrupted(TrialFailed):

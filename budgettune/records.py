@@ -135,11 +135,13 @@ class MachineInfo:
     driver: str | None = None
     cuda: str | None = None
     cudnn: str | None = None
+    processes: int = 1  # that train a trial together, each with a device and so many threads of its own
 
     @property
     def key(self) -> str:
-        """Device name and, on a CPU, the threads: times of equal keys may share a front."""
-        return self.device_name if self.device != "cpu" else f"{self.device_name} x{self.threads}"
+        """Device name, on a CPU the threads, and processes above one: times of equal keys may share a front."""
+        name = self.device_name if self.device != "cpu" else f"{self.device_name} x{self.threads}"
+        return name if self.processes == 1 else f"{name} ×{self.processes}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,10 +24,12 @@ def fingerprint(
     cuda: str | None = None,
     cudnn: str | None = None,
     driver: str | None = None,
+    processes: int = 1,
 ) -> MachineInfo:
     """Return what a time depends on: this box, the device (`cpu` or `cuda`) and the versions.
 
-    `threads` is what training uses, `cuda` the version that torch was built for; a CPU goes by its model's name.
+    `threads` is what each process of a trial uses, `cuda` the version that torch was built for; a CPU goes by its
+    model's name.
     """
     return MachineInfo(
         hostname=socket.gethostname(),
@@ -44,6 +46,7 @@ def fingerprint(
         driver=driver,
         cuda=cuda,
         cudnn=cudnn,
+        processes=processes,
     )
 
 

@@ -25,6 +25,7 @@ from budgettune.machine.gpu import missing_gpus
 from budgettune.records import MachineInfo
 from budgettune.spec.tables import ALIGNMENT
 from budgettune.text import warn_once
+from budgettune.training.group import ALONE, Alone
 
 logger = logging.getLogger(__name__)
 
@@ -65,8 +66,13 @@ class Device:
     itself, so its marks are events, read when the device has passed them; elsewhere the host's clock is read.
     """
 
-    def __init__(self, device: torch.device | str, cuda: Any = torch.cuda) -> None:  # tests give a stand-in for cuda
-        self.torch = torch.device(device)
+    def __init__(
+        self,
+        device: torch.device | str,
+        cuda: Any = torch.cuda,  # tests give a stand-in
+        group: Alone = ALONE,
+    ) -> None:
+        self.torch, self.group = torch.device(device), group
         self.is_cuda = self.torch.type == "cuda"
         self._cuda = cuda
         self._marks: deque[Any] = deque()  # the last one that was passed, then those that were not
@@ -82,8 +88,10 @@ class Device:
             keep_freed_memory()
 
     def synchronize(self) -> None:
+        """Return when the devices of all ranks have nothing left to do, so that a time covers the slowest."""
         if self.is_cuda:
             self._cuda.synchronize(self.torch)
+        self.group.wait()
 
     def is_lost(self) -> bool:
         """Whether the device fails whatever is asked of it: after some errors of CUDA only a new process can use it."""
@@ -180,13 +188,14 @@ class Device:
             ) from error
 
     def machine(self) -> MachineInfo:
-        threads = torch.get_num_threads()
+        threads, processes = torch.get_num_threads(), self.group.size
         if not self.is_cuda:
-            return fingerprint(device="cpu", threads=threads)
+            return fingerprint(device="cpu", threads=threads, processes=processes)
         properties = self._cuda.get_device_properties(self.torch)
         return fingerprint(
             device="cuda",
             threads=threads,
+            processes=processes,
             device_name=properties.name,
             device_uuid=str(getattr(properties, "uuid", "")) or None,
             cuda=torch.version.cuda,

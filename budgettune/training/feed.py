@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from budgettune.spec.pruning import batch_sizes
-from budgettune.training.learner import Batch, Learner
+from budgettune.training.learner import Batch, Learner, taken
 from budgettune.training.passes import ModelPasses
 from budgettune.training.pruning import EpochPlan, Strategy
 from budgettune.training.stopwatch import Stopwatch
@@ -98,17 +98,11 @@ class Feed:
         """Return what waits for a full batch, with what the strategy chooses among the candidates behind it."""
         with self.watch.phase("select"):
             selection = self.strategy.select(self.passes.score_candidates(candidates))
+            selection = self.learner.device.group.selection(selection)
             batch = taken(candidates, selection.positions)
             if (weights := selection.weights) is not None:
                 batch = replace(batch, weights=weights if batch.weights is None else batch.weights * weights)
             return batch if waiting is None or not len(waiting) else both(waiting, batch)
-
-
-def taken(batch: Batch, part: Tensor | slice) -> Batch:
-    """Return some samples of a batch, with images in the memory order that convolutions take."""
-    images = batch.images[part].contiguous(memory_format=torch.channels_last)
-    weights = None if batch.weights is None else batch.weights[part]
-    return Batch(batch.indices[part], images, batch.labels[part], weights)
 
 
 def both(one: Batch, other: Batch) -> Batch:

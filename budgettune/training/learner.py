@@ -37,6 +37,13 @@ class Batch:
         return len(self.indices)
 
 
+def taken(batch: Batch, part: Tensor | slice) -> Batch:
+    """Return some samples of a batch, with images in the memory order that convolutions take."""
+    images = batch.images[part].contiguous(memory_format=torch.channels_last)
+    weights = None if batch.weights is None else batch.weights[part]
+    return Batch(batch.indices[part], images, batch.labels[part], weights)
+
+
 def build_model(config: StudySpec, data: ImageData, trust: Trust = Trust()) -> nn.Module:
     """Return the model of a resolved spec, on the CPU, initialised from the global random state.
 
@@ -120,9 +127,19 @@ class Learner:
         """Take one optimiser step; return detached losses [B] in float32, and logits [B, classes]."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        return self._step(batch, self.optimizer)
+        losses, logits = self._step(self._own(batch), self.optimizer, len(batch))
+        return self._whole(losses, len(batch)), self._whole(logits, len(batch))
 
-    def _step(self, batch: Batch, optimizer: torch.optim.Optimizer) -> tuple[Tensor, Tensor]:
+    def _own(self, batch: Batch) -> Batch:
+        """Return this rank's part of a batch."""
+        group = self.device.group
+        return batch if group.size == 1 else taken(batch, group.part(len(batch)))
+
+    def _whole(self, values: Tensor, count: int) -> Tensor:
+        return self.device.group.whole(values, count)
+
+    def _step(self, batch: Batch, optimizer: torch.optim.Optimizer, count: int) -> tuple[Tensor, Tensor]:
+        """Take a step on this rank's part of a batch of count samples."""
         try:
             with self.device.autocast(self.precision):
                 logits = self.forward(batch.images)
@@ -135,26 +152,28 @@ class Learner:
             raise
         losses = functional.cross_entropy(logits.float(), batch.labels, reduction="none")
         (losses if batch.weights is None else losses * batch.weights).mean().backward()
+        self.device.group.average(self.model, count)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         return losses.detach(), logits.detach()
 
     def score_batch(self, batch: Batch) -> Scores:
         """Return what the model says of a batch in evaluation mode, learning nothing and moving no statistic."""
+        own, count = self._own(batch), len(batch)
         seen: list[Tensor] = []
         hook = self.head and self.head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
         self.model.eval()
         try:
             # Not inference mode: strategies keep what they get, and inference tensors cannot be written to later.
             with torch.no_grad(), self.device.autocast(self.precision):
-                logits = self.model(batch.images).float()
+                logits = self.model(own.images).float()
         finally:
             self.model.train()
             if hook:
                 hook.remove()
-        losses = functional.cross_entropy(logits, batch.labels, reduction="none")
-        embedding = seen[-1].flatten(1).float() if seen else None
-        return Scores(batch.indices, batch.labels, losses, logits, embedding)
+        losses = self._whole(functional.cross_entropy(logits, own.labels, reduction="none"), count)
+        embedding = self._whole(seen[-1].flatten(1).float(), count) if seen else None
+        return Scores(batch.indices, batch.labels, losses, self._whole(logits, count), embedding)
 
     def warm_up(self, steps: int, trained: Iterable[int], scored: Iterable[int]) -> None:
         """Pay for kernel selection, compilation and first allocations with throwaway steps on random labels.
@@ -170,7 +189,7 @@ class Learner:
         with self.device.own_chance():
             for size in sorted(set(trained), reverse=True):
                 for _ in range(steps):
-                    self._step(self._throwaway(size), optimizer)
+                    self._step(self._own(self._throwaway(size)), optimizer, size)
             for size in sorted(set(scored), reverse=True):
                 for _ in range(steps):
                     self.score_batch(self._throwaway(size))

@@ -61,7 +61,8 @@ class ModelPasses:
             ends: list[Progress] = [EpochProgress(epochs)]  # the first of them counts
             if (budget := self.learner.config.train.budget) is not None:
                 until = self.watch.elapsed() + budget_share * budget
-                ends.append(BudgetProgress(until, self.watch.elapsed, helper.device.queued_steps))
+                device = helper.device
+                ends.append(BudgetProgress(until, self.watch.elapsed, device.queued_steps, device.group.agreed))
             for epoch in range(epochs):
                 if epoch and any(end.is_over(epoch) for end in ends):
                     break
@@ -113,8 +114,8 @@ class ModelPasses:
         """Raise Interrupted or BudgetUsedUp where one of them is due."""
         if self.should_stop():
             raise Interrupted("told to stop while pruning looked at the model: the configuration can be run again")
-        config = self.learner.config
-        if config.train.budget is not None and self.watch.elapsed() >= config.train.budget:
+        config, agreed = self.learner.config, self.learner.device.group.agreed
+        if config.train.budget is not None and agreed(self.watch.elapsed()) >= config.train.budget:
             raise BudgetUsedUp(
                 f"train.budget: {format_duration(config.train.budget)} are over before training began, because "
                 f"{config.pruning.strategy} looks at the model first: give more time, or choose another strategy"

@@ -48,9 +48,13 @@ class BudgetProgress:
     """
 
     def __init__(
-        self, budget_seconds: float, elapsed: Callable[[], float], queued_steps: Callable[[], int] = lambda: 0
+        self,
+        budget_seconds: float,
+        elapsed: Callable[[], float],
+        queued_steps: Callable[[], int] = lambda: 0,
+        agreed: Callable[[float], float] = lambda value: value,  # of several processes on one model: the first one's
     ) -> None:
-        self.budget_seconds = budget_seconds
+        self.budget_seconds, self.agreed = budget_seconds, agreed
         self.elapsed = elapsed  # returns the seconds on the clock so far
         self.queued_steps = queued_steps  # returns how many steps the device has yet to end
         self._began = elapsed()
@@ -58,11 +62,11 @@ class BudgetProgress:
 
     def at(self, epoch: int, share: float) -> float:
         whole = self.budget_seconds - self._began - self._step()
-        return min(1.0, (self._next_step() - self._began) / max(whole, 1e-9))
+        return self.agreed(min(1.0, (self._next_step() - self._began) / max(whole, 1e-9)))
 
     def is_over(self, epoch: int) -> bool:
         """Whether less than half a step is left."""
-        return self._next_step() + self._step() / 2 > self.budget_seconds
+        return bool(self.agreed(self._next_step() + self._step() / 2 > self.budget_seconds))
 
     def learn(self, step_seconds: float) -> None:
         self._recent.append(step_seconds)

@@ -7,7 +7,7 @@ import math
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from statistics import median
 from typing import Any
@@ -24,6 +24,7 @@ from budgettune.spec.trust import Trust
 from budgettune.training.data.load import ImageData, augment
 from budgettune.training.device import Device
 from budgettune.training.feed import Feed
+from budgettune.training.group import ALONE, Alone
 from budgettune.training.learner import Batch, Learner, weights_sha256
 from budgettune.training.passes import ModelPasses
 from budgettune.training.pruning import EpochPlan, make_strategy
@@ -56,6 +57,7 @@ def train(
     should_stop: Callable[[], bool] = lambda: False,
     on_epoch: Callable[[EpochRecord], None] = lambda record: None,
     ends_early: Callable[[EpochRecord], bool] = lambda record: False,
+    group: Alone = ALONE,
 ) -> Trained:
     """Train one configuration of a study.
 
@@ -76,6 +78,8 @@ def train(
         should_stop: asked before every step.
         on_epoch: told each point of the curve.
         ends_early: asked after each epoch that was evaluated, off the clock, whether training ends with it.
+        group: of the processes that train it together, each on a device of its own: all call this with the same spec,
+            params and seed. The clock, `should_stop` and `ends_early` are those of rank 0.
 
     Raises:
         SpecError: where the params cannot work.
@@ -83,18 +87,21 @@ def train(
         NonFiniteLoss: where training diverged.
         BudgetUsedUp: where a pruning strategy takes the whole time budget before training.
         Interrupted: where should_stop said so.
+        ProcessLost: where another process of the group has ended, or gives no answer.
     """
     config = spec.resolve(params or {})
-    target = Device(device)
+    target = Device(device, group=group)
     target.prepare()
     if _models:  # a cycle of the study's own code may hold one; a collection takes 0.2 s, too long for every trial
         gc.collect()
     target.free_cache()
     with target.full_memory_named(config.train.batch_size), target.own_chance(seed):
-        watch = Stopwatch(clock, target.synchronize)
+        watch, data = Stopwatch(clock, target.synchronize), data.to(target.torch)
+        if group.size > 1:  # rank 0's labels, which a comparison may have changed
+            data = replace(data, train=replace(data.train, labels=group.same(data.train.labels, "training images")))
         # Without a name for it here, so that the traceback of an error holds no model.
-        return TrainingRun(config, data.to(target.torch), target, seed, watch, trust).train(
-            load_seconds, witness, should_stop, on_epoch, ends_early
+        return TrainingRun(config, data, target, seed, watch, trust).train(
+            load_seconds, witness, group.agreeing(should_stop), on_epoch, group.agreeing(ends_early)
         )
 
 
@@ -159,7 +166,8 @@ class TrainingRun:
 
     def _progress(self) -> Progress:
         if self.config.train.budget is not None:
-            return BudgetProgress(self.config.train.budget, self.watch.elapsed, self.device.queued_steps)
+            queued, agreed = self.device.queued_steps, self.device.group.agreed
+            return BudgetProgress(self.config.train.budget, self.watch.elapsed, queued, agreed)
         assert self.config.train.epochs is not None  # the spec has exactly one of the two
         return EpochProgress(self.config.train.epochs)
 
@@ -210,7 +218,7 @@ class TrainingRun:
 
     def _plan(self, epoch: int, progress: Progress) -> EpochPlan:
         try:
-            return self.strategy.plan(epoch, min(1.0, progress.at(epoch, 0.0)))
+            return self.device.group.plan(self.strategy.plan(epoch, min(1.0, progress.at(epoch, 0.0))))
         except BudgetUsedUp:
             # Training is over; the one step that every epoch makes has a learning rate of zero.
             return EpochPlan(select=False)
@@ -256,7 +264,9 @@ class TrainingRun:
             for images, labels in zip(held_out.images.split(sizes), held_out.labels.split(sizes), strict=True):
                 if self.config.data.augment_test:
                     images = augment(images, pad=self.data.pad, flip=self.data.flip, generator=self.held_out_generator)
-                correct += (learner.model(learner.normalise(images)).argmax(dim=1) == labels).sum()
+                own, group = self.device.group.part(len(labels)), self.device.group
+                hits = learner.model(learner.normalise(images[own])).argmax(dim=1) == labels[own]
+                correct += group.whole(hits, len(labels)).sum()
         learner.model.train()
         return int(correct) / len(held_out.labels)
 
