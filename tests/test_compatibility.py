@@ -106,7 +106,7 @@ def test_evidence_decides_as_it_did():
 
 @pytest.mark.parametrize("study", STUDIES)
 def test_records_are_read_unchanged(house, study):
-    assert house.records(study) == EXPECTED["records"][study]
+    assert_same(house.records(study), EXPECTED["records"][study])
 
 
 def test_the_database_holds_a_trial_of_every_kind():

@@ -161,10 +161,8 @@ class Group(Alone):
     def average(self, model: nn.Module, count: int) -> None:
         part = self.part(count)
         share = (part.stop - part.start) / count if count >= self.size else 1 / self.size
-        trained = [parameter for parameter in model.parameters() if parameter.grad is not None]
-        averaged = [parameter.grad for parameter in trained] + [
-            buffer for buffer in model.buffers() if buffer.is_floating_point()
-        ]
+        averaged = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        averaged += [buffer for buffer in model.buffers() if buffer.is_floating_point()]
         if not averaged:
             return
         flat = torch.cat([tensor.reshape(-1) for tensor in averaged]).mul_(share)

@@ -336,7 +336,9 @@ def test_every_batch_shape_was_warmed_up_where_sizes_are_known(spec, data, monke
         (warm if "now" in warm else seen).add((seen is looked_at, len(batch)))
 
     monkeypatch.setattr(Learner, "warm_up", warming)
-    monkeypatch.setattr(Learner, "_step", lambda self, batch, o: (note(trained, batch), step(self, batch, o))[1])
+    monkeypatch.setattr(
+        Learner, "_step", lambda self, batch, *rest: (note(trained, batch), step(self, batch, *rest))[1]
+    )
     monkeypatch.setattr(Learner, "score_batch", lambda self, batch: (note(looked_at, batch), look(self, batch))[1])
     run(spec, data, name, "prune_rate=0.3")
     assert (False, 64) in warm
