@@ -12,7 +12,15 @@ from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import Any, NamedTuple, Self
 
-from pydantic import ConfigDict, NonNegativeFloat, PositiveFloat, PositiveInt, TypeAdapter
+from pydantic import (
+    ConfigDict,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    TypeAdapter,
+    model_serializer,
+)
 
 from budgettune.errors import Interrupted
 
@@ -142,6 +150,12 @@ class MachineInfo:
         """Device name, on a CPU the threads, and processes above one: times of equal keys may share a front."""
         name = self.device_name if self.device != "cpu" else f"{self.device_name} x{self.threads}"
         return name if self.processes == 1 else f"{name} ×{self.processes}"
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # What one process measured is written as it always was: earlier versions read the same database.
+        document: dict[str, Any] = handler(self)
+        return {name: value for name, value in document.items() if (name, value) != ("processes", 1)}
 
 
 @dataclass(frozen=True, kw_only=True)

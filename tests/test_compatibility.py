@@ -106,7 +106,7 @@ def test_evidence_decides_as_it_did():
 
 @pytest.mark.parametrize("study", STUDIES)
 def test_records_are_read_unchanged(house, study):
-    assert_same(house.records(study), EXPECTED["records"][study])
+    assert house.records(study) == EXPECTED["records"][study]
 
 
 def test_the_database_holds_a_trial_of_every_kind():
@@ -146,14 +146,13 @@ def test_reports_hold_what_they_held(house, study):
 
 def test_exports_are_written_as_they_were(house):
     assert answers.export(house, "search", "csv") == EXPECTED["csv"]
-    exported = json.loads(answers.export(house, answers.EXPORTED, "json"))
-    assert_same(exported, json.loads((HERE / "export.json").read_text(encoding="utf-8")))
+    assert answers.export(house, answers.EXPORTED, "json") == (HERE / "export.json").read_text(encoding="utf-8")
 
 
 def test_exported_records_are_read():
     documents = json.loads((HERE / "export.json").read_text(encoding="utf-8"))
     records = [bt.TrialRecord.from_json(document) for document in documents]
-    assert_same(answers.plain([record.to_json() for record in records]), documents)
+    assert answers.plain([record.to_json() for record in records]) == documents
     assert documents == EXPECTED["records"][answers.EXPORTED]
 
 
