@@ -67,7 +67,7 @@ def trial(
     with learning_rates() as rates:
         spec = StudySpec.from_document(document)
         device = pick_device(options.device)
-        witness = common.witness(Device(device).machine())
+        witness = Device(device).witness()
         result = train(spec, seed=0, data=data, device=device, witness=witness).result
     return result, rates[-1]
 

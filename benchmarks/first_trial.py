@@ -23,6 +23,7 @@ def seconds_of_trials(options: argparse.Namespace, warmup_steps: int) -> tuple[l
 
     from budgettune.spec.study_spec import StudySpec
     from budgettune.training.data.load import load_data
+    from budgettune.training.device import Device, pick_device
     from budgettune.training.trainer import train
 
     torch.set_num_threads(options.threads)
@@ -34,7 +35,7 @@ def seconds_of_trials(options: argparse.Namespace, warmup_steps: int) -> tuple[l
             "clock": {"warmup_steps": warmup_steps},
         }
     )
-    data, watcher = load_data(spec.data), common.witness(common.machine(options))
+    data, watcher = load_data(spec.data), Device(pick_device(options.device)).witness()
     results = [train(spec, seed=0, data=data, device=options.device, witness=watcher).result for _ in range(TRIALS)]
     return [result.train_seconds for result in results], [result.status for result in results]
 

@@ -80,7 +80,7 @@ def trial(
     }
     spec = StudySpec.from_document(document)
     device = pick_device(options.device)
-    witness = common.witness(Device(device).machine())
+    witness = Device(device).witness()
     return train(spec, seed=0, data=data, device=device, witness=witness).result
 
 

@@ -88,7 +88,7 @@ def run(job: Job) -> Measurement:
     from budgettune.training.device import Device
     from budgettune.training.trainer import train
 
-    witness = common.witness(Device(device).machine())
+    witness = Device(device).witness()
     result = train(spec, seed=job.seed, data=data, device=device, witness=witness).result
     return Measurement(
         seconds=result.train_seconds,

@@ -22,7 +22,8 @@ from dataclasses import dataclass
 import torch
 
 from budgettune.machine.fingerprint import fingerprint, usable_cores
-from budgettune.machine.witness import ClockVerdict, Witness, witness_for
+from budgettune.machine.verdict import ClockVerdict
+from budgettune.machine.witness import Witness, witness_for
 
 Load = Callable[[Witness], float]
 SETTLE_SECONDS = 0.5

@@ -144,6 +144,8 @@ class MachineInfo:
     cuda: str | None = None
     cudnn: str | None = None
     processes: int = 1  # that train a trial together, each with a device and so many threads of its own
+    power_limit_w: int | None = None
+    sm_clock_limit_mhz: int | None = None
 
     @property
     def key(self) -> str:
@@ -153,9 +155,13 @@ class MachineInfo:
 
     @model_serializer(mode="wrap")
     def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # What one process measured is written as it always was: earlier versions read the same database.
+        # What one process measured on a CPU is written as it always was: earlier versions read the same database.
         document: dict[str, Any] = handler(self)
-        return {name: value for name, value in document.items() if (name, value) != ("processes", 1)}
+        return {name: value for name, value in document.items() if (name, value) not in _NEWER}
+
+
+_NEWER = (("processes", 1), ("power_limit_w", None), ("sm_clock_limit_mhz", None))
+"""Fields of `MachineInfo` that earlier versions do not know, where they say nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)

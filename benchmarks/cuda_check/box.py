@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from budgettune.machine.witness import witness_for
 from budgettune.records import TrialResult
 from budgettune.spec.study_spec import StudySpec
 from budgettune.spec.trust import Trust
@@ -79,9 +78,8 @@ class Box:
         return StudySpec.from_document(document | {"pruning": pruning or {"strategy": "full"}}).resolve({})
 
     def train(self, spec: StudySpec, data: ImageData, *, seed: int = 0, watched: bool = True) -> TrialResult:
-        machine = Device(self.device).machine()
-        witness = witness_for(machine.device, threads=machine.threads, device_uuid=machine.device_uuid)
-        return train(spec, seed=seed, data=data, device=self.device, witness=witness if watched else None).result
+        witness = Device(self.device).witness() if watched else None
+        return train(spec, seed=seed, data=data, device=self.device, witness=witness).result
 
     def learner(self, spec: StudySpec, data: ImageData, seed: int = 0) -> Learner:
         device = Device(self.device)

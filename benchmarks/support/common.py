@@ -21,7 +21,6 @@ from scipy.special import stdtrit
 
 from budgettune.errors import BudgetTuneError
 from budgettune.machine.fingerprint import fingerprint, usable_cores
-from budgettune.machine.witness import Witness, witness_for
 from budgettune.records import MachineInfo
 
 Result = TypeVar("Result")
@@ -104,11 +103,6 @@ def _device_machine(device: str, threads: int) -> MachineInfo:
 
     torch.set_num_threads(threads)
     return Device(pick_device(device)).machine()
-
-
-def witness(info: MachineInfo) -> Witness:
-    """Return who says whether a run's time can be believed."""
-    return witness_for(info.device, threads=info.threads, device_uuid=info.device_uuid)
 
 
 def clean_share(statuses: Sequence[str]) -> str:

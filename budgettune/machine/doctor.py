@@ -9,7 +9,7 @@ from pathlib import Path
 
 from budgettune.machine import procfs
 from budgettune.machine.fingerprint import THREAD_VARIABLES, asked_threads, memory_mb, torch_version, usable_cores
-from budgettune.machine.gpu import gpu_names
+from budgettune.machine.gpu import CUDA_TORCH, gpu_names, torch_gpu_count
 
 OLDEST_TORCH = (2, 9)
 QUIET_LOAD_SHARE = 0.2
@@ -130,9 +130,15 @@ def _memory(root: Path) -> Finding:
 
 def _gpu() -> Finding:
     try:
-        return Finding("gpu", ", ".join(gpu_names()) or "NVML counts no device")
+        names = ", ".join(gpu_names())
     except RuntimeError as reason:
         return Finding("gpu", f"none to be seen: {reason}")
+    if not names:
+        return Finding("gpu", "NVML counts no device")
+    count = torch_gpu_count()
+    if not count:
+        return Finding("gpu", f"{names}: torch cannot use what NVML sees", False, CUDA_TORCH)
+    return Finding("gpu", names, True)
 
 
 def _torch() -> Finding:

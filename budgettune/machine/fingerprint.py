@@ -10,6 +10,7 @@ import socket
 from pathlib import Path
 
 from budgettune.machine import procfs
+from budgettune.machine.gpu import gpu_limits
 from budgettune.records import MachineInfo
 
 THREAD_VARIABLES = ("MKL_NUM_THREADS", "OMP_NUM_THREADS")
@@ -23,13 +24,12 @@ def fingerprint(
     device_uuid: str | None = None,
     cuda: str | None = None,
     cudnn: str | None = None,
-    driver: str | None = None,
     processes: int = 1,
 ) -> MachineInfo:
     """Return what a time depends on: this box, the device (`cpu` or `cuda`) and the versions.
 
     `threads` is what each process of a trial uses, `cuda` the version that torch was built for; a CPU goes by its
-    model's name.
+    model's name. The driver and the limits of a GPU are NVML's, where it answers.
     """
     return MachineInfo(
         hostname=socket.gethostname(),
@@ -43,10 +43,10 @@ def fingerprint(
         platform=platform.platform(),
         python=platform.python_version(),
         torch=torch_version() or "",
-        driver=driver,
         cuda=cuda,
         cudnn=cudnn,
         processes=processes,
+        **(gpu_limits(device_uuid) if device_uuid else {}),
     )
 
 

@@ -17,6 +17,9 @@ import numpy as np
 
 SENTINEL_LIMIT = 1.25
 """Slow-down of the sentinel that counts. Its own noise is below 1.1 on an idle virtual machine."""
+GPU_SENTINEL_LIMIT = 1.15
+"""The same of a GPU's, which its own clock times. Not yet measured on a GPU."""
+RUNS = 7
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,43 +36,50 @@ class SentinelSeconds:
         return (self.before + self.after) / 2 / self.best
 
 
+def median_seconds(work: Callable[[], object] | None = None, clock: Callable[[], float] = time.perf_counter) -> float:
+    """Return the median of several runs of a fixed computation: by default one of about two milliseconds."""
+    work = work or _fixed_work
+    work()  # caches and clock speed settle
+    return statistics.median(timeit.repeat(work, timer=clock, repeat=RUNS, number=1))
+
+
 class Sentinel:
-    """A fixed computation of about two milliseconds, timed again and again in one process.
+    """A fixed computation, timed again and again in one process.
 
     A reading is the median of several runs. A slow one is taken again after a pause, and the fastest counts: our own
     threads spin for a moment after training and share a physical core, and only a slowness that stays is the box's.
+
+    Args:
+        measure: takes a reading, in seconds; NaN where there is none.
+        limit: slow-down that counts.
     """
 
-    RUNS = 7
     TRIES = 4
     PAUSE_SECONDS = 0.1
 
     def __init__(
         self,
-        work: Callable[[], object] | None = None,
-        clock: Callable[[], float] = time.perf_counter,
+        measure: Callable[[], float] = median_seconds,
+        limit: float = SENTINEL_LIMIT,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self._work = work or _fixed_work
-        self._clock = clock
+        self._measure = measure
+        self.limit = limit
         self._sleep = sleep
         self.best_seconds = math.inf
 
     def read(self) -> float:
-        """Return how long the computation takes now, in seconds."""
-        reading = self._median()
+        """Return how long the computation takes now, in seconds; NaN where nobody can tell."""
+        reading = self._measure()
         for _ in range(self.TRIES - 1):
             # The first reading of all has nothing to be held against, and the ones after it will be held against it.
-            if math.isfinite(self.best_seconds) and reading <= SENTINEL_LIMIT * self.best_seconds:
+            is_believed = math.isfinite(self.best_seconds) and reading <= self.limit * self.best_seconds
+            if is_believed or math.isnan(reading):
                 break
             self._sleep(self.PAUSE_SECONDS)
-            reading = min(reading, self._median())
+            reading = min(reading, self._measure())
         self.best_seconds = min(self.best_seconds, reading)
         return reading
-
-    def _median(self) -> float:
-        self._work()  # caches and clock speed settle
-        return statistics.median(timeit.repeat(self._work, timer=self._clock, repeat=self.RUNS, number=1))
 
 
 def _fixed_work() -> None:

@@ -17,59 +17,28 @@ waits), so its own CPU share says little and only goes on record. What says much
 - `sentinel_slowdown`: a fixed computation before and after, against the best that this process has seen. It is the
   only witness of what no counter shows: a hot or throttled processor, a neighbour on the same physical core.
 
-On a GPU other processes and heat disturb. The power cap goes on record only: the same work draws the same power, so it
-slows a configuration the same each time.
+A GPU is watched by `gpu_observer`, and the host's thread that feeds it by what is here.
 """
 
 from __future__ import annotations
 
 import math
 import os
-import statistics
-import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Protocol, Self
 
 from budgettune.machine import procfs
-from budgettune.machine.gpu import GpuSample, open_nvml, sample
+from budgettune.machine.gpu_observer import GpuObserver, SentinelObserver
 from budgettune.machine.pulse import PULSE
 from budgettune.machine.sentinel import SENTINEL, SENTINEL_LIMIT, Sentinel, SentinelSeconds
+from budgettune.machine.verdict import HARM_LIMIT, ClockVerdict, Status, combine, verdict_on
 
-HARM_LIMIT = 0.05
-"""Share of the cores, or of the time, that may be lost: the spread that repeated clean trials are held to."""
 SHORTEST_SECONDS = 0.25
 """Below it, counters that move in hundredths of a second tell nothing."""
 TICK_SECONDS = 1 / procfs.TICKS_PER_SECOND
-
-POWER_CAP = 0x04
-"""nvmlClocksEventReasonSwPowerCap."""
-SLOWDOWN_REASONS = {
-    0x08: "hardware slowdown",
-    0x20: "thermal slowdown (software)",
-    0x40: "thermal slowdown (hardware)",
-    0x80: "power brake",
-}
-"""nvmlClocksEventReason… bits that depend on the room and the box, not on the work."""
-SAMPLE_SECONDS = 0.5
-
-Status = Literal["clean", "disturbed", "unverified"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClockVerdict:
-    """Whether a time can be believed, and why.
-
-    Attributes:
-        status: `clean` only on evidence; `disturbed` with at least one reason; else `unverified`, with what is missing.
-        evidence: plain finite numbers by name.
-    """
-
-    status: Status
-    evidence: Mapping[str, float]
-    reasons: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,12 +121,7 @@ def _worst_wait(before: Mapping[int, float] | None, after: Mapping[int, float] |
 
 
 def judge_cpu(evidence: Mapping[str, float]) -> ClockVerdict:
-    return _verdict(evidence, _cpu_harm(evidence), _cpu_gaps(evidence))
-
-
-def _verdict(evidence: Mapping[str, float], harm: Sequence[str], gaps: Sequence[str]) -> ClockVerdict:
-    status: Status = "disturbed" if harm else "unverified" if gaps else "clean"
-    return ClockVerdict(status=status, evidence=evidence, reasons=tuple(harm or gaps))
+    return verdict_on(evidence, _cpu_harm(evidence), _cpu_gaps(evidence))
 
 
 def _cpu_harm(evidence: Mapping[str, float]) -> list[str]:
@@ -189,50 +153,6 @@ def _cpu_gaps(evidence: Mapping[str, float]) -> list[str]:
     if "sentinel_slowdown" not in evidence:
         gaps.append("there is no reading of the sentinel")
     return gaps
-
-
-def judge_gpu(samples: Sequence[GpuSample], own_pid: int) -> ClockVerdict:
-    """Return the verdict on samples taken while this process, of that number, trained on the device."""
-    if not samples:
-        return ClockVerdict(status="unverified", evidence={}, reasons=("NVML gave no sample of the device",))
-    evidence = gpu_evidence(samples, own_pid)
-    hidden = "NVML does not show even our own process: in a container, start it in the host's pid namespace"
-    gaps = [] if evidence["gpu_processes"] else [hidden]
-    return _verdict(evidence, _gpu_harm(samples, evidence), gaps)
-
-
-def gpu_evidence(samples: Sequence[GpuSample], own_pid: int) -> dict[str, float]:
-    clocks = [sample.sm_mhz for sample in samples]
-    return {
-        "gpu_samples": len(samples),
-        "gpu_processes": max(len(sample.pids) for sample in samples),
-        "gpu_others": max(_others(sample, own_pid) for sample in samples),
-        "gpu_shared_share": _share(samples, lambda sample: _others(sample, own_pid) > 0),
-        "gpu_power_cap_share": _share(samples, lambda sample: bool(sample.reasons & POWER_CAP)),
-        "gpu_slowdown_share": _share(samples, lambda sample: any(sample.reasons & bit for bit in SLOWDOWN_REASONS)),
-        "gpu_sm_mhz_median": statistics.median(clocks),
-        "gpu_sm_mhz_min": min(clocks),
-    }
-
-
-def _others(sample: GpuSample, own_pid: int) -> int:
-    # In a container the driver's numbers are not ours; one process of those on the device is then us all the same.
-    return max(len(sample.pids) - 1, 0) if own_pid not in sample.pids else len(set(sample.pids) - {own_pid})
-
-
-def _share(samples: Sequence[GpuSample], holds: Callable[[GpuSample], bool]) -> float:
-    return round(sum(map(holds, samples)) / len(samples), 6)
-
-
-def _gpu_harm(samples: Sequence[GpuSample], evidence: dict[str, float]) -> list[str]:
-    reasons = []
-    if evidence["gpu_shared_share"] > HARM_LIMIT:
-        others, share = evidence["gpu_others"], evidence["gpu_shared_share"]
-        reasons.append(f"{others:.0f} other process(es) on the GPU in {share:.0%} of the samples")
-    if evidence["gpu_slowdown_share"] > HARM_LIMIT:
-        causes = [name for bit, name in SLOWDOWN_REASONS.items() if any(sample.reasons & bit for sample in samples)]
-        reasons.append(f"the GPU held its clocks down in {evidence['gpu_slowdown_share']:.0%}: {', '.join(causes)}")
-    return reasons
 
 
 def take_snapshot(clock: Callable[[], float] = time.perf_counter, root: Path = procfs.ROOT) -> CpuSnapshot:
@@ -290,59 +210,6 @@ class CpuObserver:
         return judge_cpu(cpu_evidence(self._before, after, readings, self._threads))
 
 
-class GpuObserver:
-    """Looks at one device from a thread of its own, because a call to NVML can take milliseconds.
-
-    The UUID may lack NVML's `GPU-` in front. An index would mislead: CUDA and NVML count devices in different orders.
-    One sample is taken at the start and one at the end, whatever the interval. `module` stands in for `pynvml`.
-    """
-
-    def __init__(
-        self, uuid: str, module: Any = None, interval_seconds: float = SAMPLE_SECONDS, own_pid: int | None = None
-    ) -> None:
-        self._uuid = uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}"
-        self._module = module
-        self._interval_seconds = interval_seconds
-        self._own_pid = own_pid or os.getpid()
-        self._finished = threading.Event()
-
-    def start(self) -> None:
-        self._finished.set()  # a trial that broke off may not have stopped the watch before this one
-        self._samples: list[GpuSample] = []
-        self._failure: str | None = None
-        self._finished = threading.Event()
-        self._thread = threading.Thread(
-            target=self._watch, args=(self._samples, self._finished), name="budgettune-nvml", daemon=True
-        )
-        self._thread.start()
-
-    def stop(self) -> ClockVerdict:
-        """Take a last sample and judge them all; a driver that hangs costs two seconds, not the trial."""
-        self._finished.set()
-        self._thread.join(timeout=2.0)
-        verdict = judge_gpu(tuple(self._samples), self._own_pid)
-        if self._failure is None or verdict.status == "disturbed":
-            return verdict
-        return ClockVerdict(status="unverified", evidence=verdict.evidence, reasons=(self._failure,))
-
-    def _watch(self, samples: list[GpuSample], finished: threading.Event) -> None:
-        try:
-            nvml = open_nvml(self._module)
-        except RuntimeError as error:
-            self._failure = str(error)
-            return
-        try:
-            handle = nvml.nvmlDeviceGetHandleByUUID(self._uuid)
-            samples.append(sample(nvml, handle))
-            while not finished.wait(self._interval_seconds):
-                samples.append(sample(nvml, handle))
-            samples.append(sample(nvml, handle))
-        except nvml.NVMLError as error:
-            self._failure = f"NVML cannot watch {self._uuid}: {error}"
-        finally:
-            nvml.nvmlShutdown()
-
-
 @dataclass(frozen=True)
 class NoObserver:
     """An observer of what nobody can see: always unverified, with the reason."""
@@ -389,19 +256,13 @@ class NoWitness(Witness):
         return "unverified", {}
 
 
-def combine(verdicts: Sequence[ClockVerdict]) -> ClockVerdict:
-    """Return one verdict on several: disturbed if one is, else unverified if one is (or there is none), else clean."""
-    statuses = {verdict.status for verdict in verdicts} or {"unverified"}
-    order: tuple[Status, ...] = ("disturbed", "unverified", "clean")
-    return ClockVerdict(
-        status=next(status for status in order if status in statuses),
-        evidence={name: value for verdict in verdicts for name, value in verdict.evidence.items()},
-        reasons=tuple(reason for verdict in verdicts for reason in verdict.reasons),
-    )
+def witness_for(
+    device: str, *, threads: int, device_uuid: str | None = None, sentinel: Sentinel | None = None
+) -> Witness:
+    """Return who watches a device (`cpu`, `cuda` or `cuda:N`) while it is timed.
 
-
-def witness_for(device: str, *, threads: int, device_uuid: str | None = None) -> Witness:
-    """Return who watches a device (`cpu`, `cuda` or `cuda:N`) while it is timed; a GPU goes by torch's UUID."""
+    A GPU goes by torch's UUID, and its sentinel is handed in: it takes torch.
+    """
     if device == "cpu":
         return Witness(CpuObserver(threads))
     observer: Observer
@@ -411,5 +272,7 @@ def witness_for(device: str, *, threads: int, device_uuid: str | None = None) ->
         observer = NoObserver("torch does not tell the GPU's UUID: use torch 2.9 or later")
     else:
         observer = GpuObserver(device_uuid)
-    # One thread of the host feeds the device; if that thread is held up, so is the device.
-    return Witness(CpuObserver(threads=1), observer)
+    # One thread of the host feeds the device; if that thread is held up, so is the device. The sentinel comes first and
+    # last, so that the others do not see it at work.
+    reader = NoObserver("no sentinel was given for the device") if sentinel is None else SentinelObserver(sentinel)
+    return Witness(reader, CpuObserver(threads=1), observer)

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import getpass
 import logging
+import math
 import os
 import re
 import resource
+import statistics
 import sys
 import tempfile
+import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +27,8 @@ import torch
 from budgettune.errors import OutOfMemory, UsageError
 from budgettune.machine.fingerprint import fingerprint
 from budgettune.machine.gpu import missing_gpus
+from budgettune.machine.sentinel import GPU_SENTINEL_LIMIT, RUNS, Sentinel
+from budgettune.machine.witness import Witness, witness_for
 from budgettune.records import MachineInfo
 from budgettune.spec.tables import ALIGNMENT
 from budgettune.text import warn_once
@@ -34,6 +41,7 @@ _TORCH_CACHE = "TORCHINDUCTOR_CACHE_DIR"
 _NO_MEMORY = re.compile(
     r"out of memory|can't allocate memory|not enough memory|ALLOC_FAILED|unable to find an engine", re.IGNORECASE
 )
+SPIN_UP_SECONDS = 0.05
 LEAD = 2  # steps that the host may be ahead of a device that works by itself
 
 
@@ -187,6 +195,25 @@ class Device:
                 f"no memory left on {self.torch} at batch size {batch_size}: a smaller batch_size or scale would fit"
             ) from error
 
+    def median_run_seconds(self, run: Callable[[], object]) -> float:
+        """Return the median of several runs of some work on CUDA, by its own clock, once its clocks are up."""
+        until = time.perf_counter() + SPIN_UP_SECONDS
+        while time.perf_counter() < until:
+            run()
+            self.synchronize()
+        self.begin_steps(0.0)
+        for _ in range(RUNS):
+            run()
+            self.end_step(0.0)
+        self.synchronize()
+        return statistics.median(self.ended_steps())
+
+    def witness(self) -> Witness:
+        """Return who watches this process's device, with its sentinel on CUDA."""
+        machine = self.machine()
+        sentinel = _cuda_sentinel(self.torch) if self.is_cuda else None
+        return witness_for(machine.device, threads=machine.threads, device_uuid=machine.device_uuid, sentinel=sentinel)
+
     def machine(self) -> MachineInfo:
         threads, processes = torch.get_num_threads(), self.group.size
         if not self.is_cuda:
@@ -201,6 +228,39 @@ class Device:
             cuda=torch.version.cuda,
             cudnn=str(torch.backends.cudnn.version()),
         )
+
+
+@functools.cache  # one for the process, so that a trial is held against the best of all trials before it
+def _cuda_sentinel(device: torch.device) -> Sentinel:
+    return Sentinel(partial(sentinel_seconds, Device(device)), GPU_SENTINEL_LIMIT)
+
+
+def sentinel_seconds(device: Device, side: int = 4096, copied_bytes: int = 2**28) -> float:
+    """Return the seconds of a fixed product and a copy beyond any cache, NaN where the device has no room for them.
+
+    They leave nothing allocated, and the peak of memory is counted anew.
+    """
+    try:
+        seconds = device.median_run_seconds(_fixed_work(device.torch, side, copied_bytes))
+    except RuntimeError:  # whatever it is: this is asked where a trial failed, too
+        seconds = math.nan
+    with suppress(RuntimeError):
+        device.reset_peak_memory()
+    return seconds
+
+
+def _fixed_work(device: torch.device, side: int, copied_bytes: int) -> Callable[[], None]:
+    kind = torch.bfloat16 if has_fast_bf16(device) else torch.float16
+    factor = torch.linspace(-1, 1, side * side, device=device).view(side, side).to(kind)
+    product = torch.empty_like(factor)
+    source = torch.zeros(copied_bytes, dtype=torch.uint8, device=device)
+    copy = torch.empty_like(source)
+
+    def run() -> None:
+        torch.mm(factor, factor, out=product)
+        copy.copy_(source)
+
+    return run
 
 
 def name_torch_cache() -> None:

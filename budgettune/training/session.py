@@ -14,7 +14,7 @@ import torch
 from budgettune.errors import UsageError
 from budgettune.files import replacing
 from budgettune.machine.fingerprint import default_threads
-from budgettune.machine.witness import Witness, witness_for
+from budgettune.machine.witness import Witness
 from budgettune.records import MachineInfo, TrialResult
 from budgettune.spec.study_spec import StudySpec
 from budgettune.spec.tables import DataSpec
@@ -55,8 +55,8 @@ def undisturbed(spec: StudySpec, train_once: Callable[[], TrialResult]) -> tuple
 def prepare_process(device: torch.device, threads: int | None) -> tuple[MachineInfo, Witness]:
     """Fix the number of threads for the whole process; return its machine, and a witness for what is trained in it."""
     torch.set_num_threads(threads or default_threads())
-    machine = Device(device).machine()
-    return machine, witness_for(machine.device, threads=machine.threads, device_uuid=machine.device_uuid)
+    target = Device(device)
+    return target.machine(), target.witness()
 
 
 def train_one(

@@ -135,6 +135,7 @@ class TrainingRun:
         self.step_seconds: list[float] = []
         self.batch_shapes: set[int] = set()
         self.samples = self.steps = 0
+        self.peak_memory_mb = 0.0
         self.full_visits = 0.0  # what the same epochs would have visited without pruning; a cut epoch counts in part
 
     def train(
@@ -161,6 +162,7 @@ class TrainingRun:
                 if curve[-1].accuracy is not None and ends_early(curve[-1]):
                     break
         finally:
+            self.peak_memory_mb = self.device.peak_memory_mb()  # before the witness's own memory counts
             status, evidence = witness.stop()
         return Trained(self._result(tuple(curve), load_seconds, progress, status, evidence), self.learner.model)
 
@@ -295,7 +297,7 @@ class TrainingRun:
             multiply_adds=self.learner.multiply_adds,
             step_ms_median=middle,
             step_ms_mad=median(abs(value - middle) for value in step_ms),
-            peak_memory_mb=self.device.peak_memory_mb(),
+            peak_memory_mb=self.peak_memory_mb,
             final_lr=self._learning_rate(progress.at(len(curve), 0.0)),
             seed=self.seed,
             precision=self.learner.precision,

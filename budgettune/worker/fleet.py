@@ -96,7 +96,8 @@ def plan_fleet(
     for index in range(count):
         name, environment = f"worker {index}", {}
         if on_gpus:
-            name, environment = f"gpu {gpus[index]}", {"CUDA_VISIBLE_DEVICES": gpus[index]}
+            # Of a UUID its first group tells devices apart in a log.
+            name, environment = f"gpu {gpus[index][:12]}", {"CUDA_VISIBLE_DEVICES": gpus[index]}
         trials = None if options.trials is None else options.trials // count + (index < options.trials % count)
         members.append(Member(name, replace(options, device=device, threads=threads, trials=trials), environment))
     return members

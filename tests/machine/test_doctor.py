@@ -56,3 +56,13 @@ def test_the_doctor_says_how_many_threads_training_takes_and_why(asked, value, o
     found = next(finding for finding in doctor_facts() if finding.name == "threads")
     assert found.value.startswith(value)
     assert found.ok is ok
+
+
+@pytest.mark.parametrize(("count", "ok"), [(1, True), (0, False)])
+def test_the_doctor_says_where_torch_cannot_use_the_gpu_that_nvml_sees(count, ok, monkeypatch):
+    monkeypatch.setattr(doctor, "gpu_names", lambda: ["NVIDIA Test"])
+    monkeypatch.setattr(doctor, "torch_gpu_count", lambda: count)
+    found = next(finding for finding in doctor_facts() if finding.name == "gpu")
+    assert found.ok is ok
+    assert found.value == ("NVIDIA Test" if ok else "NVIDIA Test: torch cannot use what NVML sees")
+    assert (found.advice is None) is ok

@@ -24,6 +24,14 @@ def test_a_gpu_is_told_apart_by_what_the_caller_knows():
     assert (info.device_uuid, info.cuda, info.cudnn) == ("1234", "13.0", None)
 
 
+def test_what_nvml_says_of_a_gpu_is_on_record(monkeypatch):
+    limits = {"driver": "580.65", "power_limit_w": 650, "sm_clock_limit_mhz": 1755}
+    monkeypatch.setattr(fingerprints, "gpu_limits", lambda uuid: limits if uuid == "1234" else {})
+    info = fingerprint(device="cuda", threads=4, device_name="NVIDIA Test", device_uuid="1234")
+    assert (info.driver, info.power_limit_w, info.sm_clock_limit_mhz, info.key) == ("580.65", 650, 1755, "NVIDIA Test")
+    assert fingerprint(device="cuda", threads=4, device_name="NVIDIA Test", device_uuid="5").driver is None
+
+
 def test_a_quota_below_one_core_still_leaves_a_thread(box):
     box("proc/self/cgroup", "0::/\n")
     assert usable_cores(box("sys/fs/cgroup/cpu.max", "50000 100000")) == 1

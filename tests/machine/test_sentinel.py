@@ -2,7 +2,7 @@
 
 import pytest
 
-from budgettune.machine.sentinel import Sentinel
+from budgettune.machine.sentinel import Sentinel, median_seconds
 
 
 class FakeWork:
@@ -20,7 +20,7 @@ class FakeWork:
         self.slept += seconds
 
     def sentinel(self):
-        return Sentinel(work=self, clock=lambda: self.now, sleep=self.sleep)
+        return Sentinel(lambda: median_seconds(self, lambda: self.now), sleep=self.sleep)
 
 
 def test_a_single_slow_run_does_not_move_the_sentinel():

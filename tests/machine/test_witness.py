@@ -9,13 +9,12 @@ import time
 import pytest
 
 from budgettune.machine.sentinel import SentinelSeconds
+from budgettune.machine.verdict import ClockVerdict, combine
 from budgettune.machine.witness import (
-    ClockVerdict,
     CpuObserver,
     CpuSnapshot,
     NoObserver,
     Witness,
-    combine,
     cpu_evidence,
     judge_cpu,
     take_snapshot,

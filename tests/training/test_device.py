@@ -1,5 +1,6 @@
 """What is particular to a device; CUDA through a stand-in that writes down what it is asked."""
 
+import math
 import os
 import random
 import subprocess
@@ -16,6 +17,7 @@ from budgettune.errors import OutOfMemory, UsageError
 from budgettune.machine.gpu import missing_gpus
 from budgettune.spec.study_spec import load_spec
 from budgettune.text import warn_once
+from budgettune.training import device as devices
 from budgettune.training import trainer
 from budgettune.training.data.load import load_data
 from budgettune.training.device import (
@@ -25,6 +27,7 @@ from budgettune.training.device import (
     keep_freed_memory,
     pick_device,
     pick_precision,
+    sentinel_seconds,
 )
 from budgettune.training.schedule import BudgetProgress
 
@@ -147,6 +150,32 @@ def test_work_for_a_second_gpu_is_marked_and_paced_on_the_second_gpu(cuda, monke
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
     Device("cuda:1", cuda).prepare()
     assert cuda.log == ["set cuda:1"]
+
+
+def test_the_sentinel_is_timed_by_the_device_and_leaves_no_peak_of_memory(device, cuda, monkeypatch):
+    durations = iter([2e-3, 9e-3])
+    work = lambda: cuda.launch(1e-5, next(durations, 3e-3))  # noqa: E731
+    monkeypatch.setattr(devices, "_fixed_work", lambda *_: work)
+    monkeypatch.setattr(devices, "SPIN_UP_SECONDS", 1e-3)
+    assert sentinel_seconds(device) == pytest.approx(3e-3)
+    assert cuda.log[-1] == "reset"
+
+
+def test_a_sentinel_without_room_has_no_reading(device, cuda, monkeypatch):
+    def fail(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(devices, "_fixed_work", fail)
+    assert math.isnan(sentinel_seconds(device))
+    assert cuda.log == ["reset"]
+
+
+def test_the_fixed_work_of_the_sentinel_is_something_that_torch_takes():
+    devices._fixed_work(torch.device("cpu"), 8, 64)()
+
+
+def test_all_trials_of_a_process_are_held_against_one_sentinel():
+    assert devices._cuda_sentinel(torch.device("cuda", 0)) is devices._cuda_sentinel(torch.device("cuda:0"))
 
 
 def test_memory_and_name_come_from_the_device(device, cuda):

@@ -11,10 +11,12 @@ import torch
 from torch import nn
 
 from budgettune.errors import Interrupted, NonFiniteLoss, OutOfMemory, SpecError
+from budgettune.machine.witness import NoWitness
 from budgettune.records import TrialResult
 from budgettune.spec.study_spec import StudySpec, load_spec
 from budgettune.spec.trust import Trust
 from budgettune.training.data.load import load_data
+from budgettune.training.device import Device
 from budgettune.training.pruning import EpochPlan, Strategy
 from budgettune.training.pruning.baselines import StaleQuantile
 from budgettune.training.trainer import train
@@ -221,6 +223,19 @@ def test_the_witness_watches_training_and_nothing_else(spec, data):
     result = run(spec, data, witness=bystander)
     assert bystander.calls == ["start", "stop"]
     assert (result.status, result.evidence) == ("disturbed", {"why": "noise"})
+
+
+def test_what_the_witness_takes_is_not_in_the_memory_of_the_trial(spec, data, monkeypatch):
+    class Greedy(NoWitness):
+        mb = 10.0
+
+        def stop(self):
+            self.mb = 999.0
+            return super().stop()
+
+    witness = Greedy()
+    monkeypatch.setattr(Device, "peak_memory_mb", lambda self: witness.mb)
+    assert run(spec, data, "train.epochs=1", witness=witness).peak_memory_mb == 10.0
 
 
 @pytest.mark.parametrize("strategy", ["full", "el2n"])

@@ -44,6 +44,13 @@ def test_each_gpu_gets_one_process_that_sees_it_alone():
     ]
 
 
+def test_instances_of_a_gpu_get_a_process_each():
+    gpus = ["MIG-c7384736-a75d-5afc-978f-d2f1294409fd", "MIG-a28ad590-3fda-56dd-84fc-0a0b96edc58d"]
+    members = plan_fleet(WorkerOptions(), None, gpus, cores=8)
+    assert [member.environment["CUDA_VISIBLE_DEVICES"] for member in members] == gpus
+    assert [member.name for member in members] == ["gpu MIG-c7384736", "gpu MIG-a28ad590"]
+
+
 def test_cores_are_shared_out_on_the_cpu_unless_threads_are_given():
     assert [m.options.threads for m in plan_fleet(CPU, 3, [], cores=2)] == [1, 1, 1]
     assert [m.options.threads for m in plan_fleet(WorkerOptions(threads=5), 2, [], cores=8)] == [5, 5]
@@ -133,7 +140,7 @@ def test_two_processes_of_the_real_command_finish_a_study(sqlite_url, tmp_path, 
 def test_gpus_that_are_named_and_not_here_start_no_children_for_them(processes, monkeypatch, caplog):
     warn_once.cache_clear()
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-    monkeypatch.setattr(gpu, "_torch_count", lambda: 0)
+    monkeypatch.setattr(gpu, "torch_gpu_count", lambda: 0)
     members = fleet.members_here(WorkerOptions(), processes)
     assert [member.options.device for member in members] == ["cpu"] * (processes or 0)
     # A worker alone says it itself, when it picks its device.

@@ -12,7 +12,6 @@ import torch
 
 from budgettune.errors import OutOfMemory, UsageError
 from budgettune.machine.fingerprint import default_threads
-from budgettune.machine.witness import witness_for
 from budgettune.spec.study_spec import StudySpec
 from budgettune.spec.tables import ALIGNMENT, Scalar, is_code
 from budgettune.spec.trust import Trust
@@ -150,7 +149,7 @@ class _Profiler:
         configs = self.factory.configs()
         machine = self.factory.device.machine()
         twins = self._build_all({label: config for label, (_, config) in configs.items()})
-        with witness_for(machine.device, threads=machine.threads, device_uuid=machine.device_uuid) as witness:
+        with self.factory.device.witness() as witness:
             results = self._confirmed(self._measure(self.probes), twins)
         verdicts = judge(results, twins, self.threshold)
         rows = tuple(
