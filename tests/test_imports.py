@@ -28,6 +28,7 @@ LIGHT = {
     "budgettune.spec": "torch optuna sqlalchemy",
     "budgettune.storage.answers": "torch optuna",
     "budgettune.study.front": "torch optuna",
+    "budgettune.training.trainer": "optuna sqlalchemy PIL torchvision sklearn scipy rich",
     "budgettune.worker.fleet": "torch optuna",
 }
 """Modules, and the packages that importing them does not load."""

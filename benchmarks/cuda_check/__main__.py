@@ -1,12 +1,14 @@
 """Every claim about CUDA, checked and timed in one command of under eight minutes.
 
-    python -m benchmarks.cuda_check --out FOLDER                          # on a box with a GPU
-    python -m benchmarks.cuda_check --out FOLDER --only speed,deadline    # some parts
-    python -m benchmarks.cuda_check --out FOLDER --device cpu --quick     # shows that the script runs, and no more
+    python benchmarks/cuda_check                          # on a box with a GPU
+    python benchmarks/cuda_check --only speed,deadline    # some parts
+    python benchmarks/cuda_check --device cpu --quick     # shows that the script runs, and no more
 
-Each part is a process of its own with a time limit: an error of CUDA is sticky, cuDNN keeps its choices for a process,
-and peaks of memory add up. FOLDER/cuda.json has what all parts so far found; a part that runs out of time keeps what it
-had found. FOLDER/stderr.txt has what they said. This parent has no torch. No image files are needed.
+It needs torch, numpy and pydantic; a part that needs more is skipped where that is missing, with its name. No image
+files are needed. Each part is a process of its own with a time limit: an error of CUDA is sticky, cuDNN keeps its
+choices for a process, and peaks of memory add up. In the folder --out, cuda.json has what all parts so far found (one
+that runs out of time keeps what it had), table.md the table that is printed at the end, stderr.txt what the parts said.
+This parent has no torch.
 """
 
 from __future__ import annotations
@@ -21,9 +23,14 @@ import sys
 import tempfile
 import time
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
+
+HERE = Path(__file__).parent
+if not __package__:  # run as a folder, which is then where Python looks for modules
+    sys.path[0] = str(HERE.parents[1])
 
 PARENT_GRACE_SECONDS = 5  # that a part has to write what it found, once its time is up
 START_SECONDS = 15  # with less left no part begins
@@ -73,6 +80,9 @@ def run_part(name: str, options: argparse.Namespace) -> None:
         from benchmarks.cuda_check.box import Box
 
         getattr(importlib.import_module(f"benchmarks.cuda_check.{module}"), name)(Box(options), found)
+    except ModuleNotFoundError as error:
+        is_ours = (error.name or "").partition(".")[0] in ("", "benchmarks", "budgettune")
+        found |= {"ok": False, "error": str(error)} if is_ours else {"ok": None, "skipped": f"needs {error.name}"}
     except Exception as error:
         where = traceback.format_exc()[-1_000:]
         found |= {"ok": False, "error": f"{type(error).__name__}: {error}"[:500], "where": where}
@@ -82,7 +92,7 @@ def run_part(name: str, options: argparse.Namespace) -> None:
 
 def in_process(name: str, options: argparse.Namespace, seconds: float, log: Path) -> dict[str, Any]:
     """In the parent: run one part in a process of its own and return what it found."""
-    command = [sys.executable, "-m", "benchmarks.cuda_check", "--part", name, "--device", options.device]
+    command = [sys.executable, str(HERE), "--part", name, "--device", options.device]
     command += ["--limit", str(seconds), *["--quick"] * options.quick]
     with tempfile.TemporaryDirectory() as folder, log.open("a", encoding="utf-8") as said:
         said.write(f"--- {name}\n")
@@ -117,7 +127,7 @@ def rounded(value: Any) -> Any:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder for cuda.json")
+    parser.add_argument("--out", type=Path, default=Path("cuda-check"), help="folder for what is found; ./cuda-check")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--quick", action="store_true", help="tiny sizes")
     parser.add_argument("--only", help=f"some of: {','.join(PARTS)}")
@@ -131,19 +141,32 @@ def main(arguments: list[str] | None = None) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     if options.part:
         return run_part(options.part, options)
+    (options.out / "stderr.txt").unlink(missing_ok=True)
     began, document = time.monotonic(), {}
-    for name in names:
+
+    def run(name: str) -> dict[str, Any]:
         left, started = options.limit - (time.monotonic() - began), time.monotonic()
         if left < START_SECONDS:
-            found: dict[str, Any] = {"ok": None, "skipped": "no time left"}
-        else:
-            allowed = PARTS[name].seconds * (5 if options.quick else 1)  # two slow cores want longer
-            found = in_process(name, options, min(left, allowed), options.out / "stderr.txt")
-        document[name] = {"use": PARTS[name].use, "seconds": time.monotonic() - started, **found}
-        lines = ",\n".join(f"{json.dumps(part)}:{compact(answer)}" for part, answer in document.items())
-        (options.out / "cuda.json").write_text(f"{{{lines}}}\n", encoding="utf-8")
-        word = {True: "ok", False: "FAIL", None: "-"}[found.get("ok")]
-        print(f"{word:4} {name} {document[name]['seconds']:.1f} s {compact(found)[:900]}", flush=True)
+            return {"ok": None, "skipped": "no time left", "seconds": 0.0}
+        allowed = PARTS[name].seconds * (5 if options.quick else 1)  # two slow cores want longer
+        found = in_process(name, options, min(left, allowed), options.out / "stderr.txt")
+        return {"seconds": time.monotonic() - started, **found}
+
+    at_once = 2 if options.device == "cpu" else 1  # nobody shares a GPU; a rehearsal measures nothing
+    with ThreadPoolExecutor(at_once) as pool:
+        for name, found in zip(names, pool.map(run, names), strict=True):
+            document[name] = {"use": PARTS[name].use, **found}
+            lines = ",\n".join(f"{json.dumps(part)}:{compact(answer)}" for part, answer in document.items())
+            (options.out / "cuda.json").write_text(f"{{{lines}}}\n", encoding="utf-8")
+            word = {True: "ok", False: "FAIL", None: "skip"}[found.get("ok")]
+            print(f"{word:4} {name} {compact(found)[:900]}", flush=True)
+    from benchmarks.cuda_check.table import table  # found only now, where this is run as a folder
+
+    text = table(document, options.device, is_rehearsal=options.quick)
+    (options.out / "table.md").write_text(text, encoding="utf-8")
+    print(f"\n{text}\nall numbers: {options.out / 'cuda.json'}")
+    if failed := [name for name, found in document.items() if found["ok"] is False]:
+        sys.exit(f"failed: {', '.join(failed)}")
     return None
 
 

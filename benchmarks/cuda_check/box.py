@@ -118,7 +118,7 @@ class Box:
 def beside(box: Box, part: str, kind: str) -> Callable[[], dict[str, Any]]:
     """Start a part in a process of its own; return what waits for it and gives what it found."""
     folder = Path(tempfile.mkdtemp())
-    command = [sys.executable, "-m", "benchmarks.cuda_check", "--part", part, "--kind", kind, "--limit", "100"]
+    command = [sys.executable, str(Path(__file__).parent), "--part", part, "--kind", kind, "--limit", "100"]
     command += ["--device", box.device.type, "--out", str(folder), *["--quick"] * box.quick]
     child = subprocess.Popen(command)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -34,16 +36,16 @@ def company(box: Box, found: dict[str, Any]) -> None:
     found["beside_idle"] = beside(box, "neighbour", "trains")()
     idle()
     both = [one["status"] for one in found["both"]]
-    found["ok"] = found["alone"]["status"] == "clean" and both == ["disturbed"] * 2
+    found["ok"] = box.quick or (found["alone"]["status"] == "clean" and both == ["disturbed"] * 2)
 
 
 def neighbour(box: Box, found: dict[str, Any]) -> None:
     if box.kind == "idle":  # as a notebook that was left open
         held = torch.zeros(2**20, device=box.device)
-        time.sleep(5 if box.quick else 25)
+        time.sleep(2 if box.quick else 25)
         found |= {"ok": True, "held": len(held)}
         return
-    budget = 2.0 if box.quick else 5.0
+    budget = 0.5 if box.quick else 5.0
     result = box.train(box.spec(epochs=None, budget=budget), box.data(None if box.quick else 20_000))
     evidence = dict(result.evidence)
     found |= {"ok": True, "status": result.status, "steps": result.steps, "pid": os.getpid(), "evidence": evidence}
@@ -109,6 +111,8 @@ def worker(box: Box, found: dict[str, Any]) -> None:
         def cli(*words: str) -> str:
             command = [sys.executable, "-m", "budgettune", *words]
             done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, check=False)
+            if missing := re.search(r"No module named '(\w+)", done.stderr):
+                raise ModuleNotFoundError(name=missing[1])
             if done.returncode:
                 raise RuntimeError(f"budgettune {' '.join(words)} ended with {done.returncode}: {done.stderr[-400:]}")
             return done.stdout + done.stderr
@@ -129,6 +133,7 @@ def worker(box: Box, found: dict[str, Any]) -> None:
 
 def tests(box: Box, found: dict[str, Any]) -> None:
     """The tests that are marked cuda; elsewhere they are only collected. Without conftest, which wants a database."""
+    importlib.import_module("pytest")
     files = [path for path in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.cuda" in path.read_text("utf-8")]
     command = [sys.executable, "-m", "pytest", "--noconftest", "-q", "-m", "cuda", "-p", "no:cacheprovider"]
     done = subprocess.run(

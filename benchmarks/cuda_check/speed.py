@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmarks.cuda_check.box import LR, Box
-from benchmarks.paper_recipe import train_paper_recipe
 from budgettune.spec.pruning import visits_of_epochs
 from budgettune.spec.study_spec import load_spec
 from budgettune.training.data.load import ImageData
@@ -113,6 +112,8 @@ def cells(box: Box, found: dict[str, Any]) -> None:
 
 def recipe(box: Box, found: dict[str, Any]) -> None:
     """The paper's recipe against the engine on the same visits."""
+    from benchmarks.paper_recipe import train_paper_recipe  # and Pillow and torchvision, which nothing else here needs
+
     rows: dict[str, Any] = {}
     found |= {"ok": True, "rows": rows}
     host = box.data(device=torch.device("cpu"))

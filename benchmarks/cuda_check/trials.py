@@ -108,7 +108,7 @@ def clock(box: Box, found: dict[str, Any]) -> None:
     hashes, share = {one.weights_sha256 for one in results}, last.phases.on_clock / last.train_seconds
     is_true = by_events is None or abs(by_events / last.train_seconds - 1) < 0.02
     found |= {
-        "ok": len(hashes) == 1 and 0.98 < share <= 1.001 and is_true,
+        "ok": len(hashes) == 1 and (box.quick or (0.98 < share <= 1.001 and is_true)),
         "train_s": [one.train_seconds for one in results],
         "warmup_s": [one.phases.warmup for one in results],
         "by_cuda_events_s": by_events,
@@ -162,15 +162,23 @@ def deadline(box: Box, found: dict[str, Any]) -> None:
                     "status": result.status,
                 }
             )
-    found["ok"] = all(abs(row["error_steps"]) <= 0.75 and row["last_rate"] < 0.01 for row in rows)
+    found["ok"] = box.quick or all(abs(row["error_steps"]) <= 0.75 and row["last_rate"] < 0.01 for row in rows)
 
 
 def repeats(box: Box, found: dict[str, Any]) -> None:
     """Are weights equal from process to process, by default and with deterministic kernels; what do those cost?"""
-    for kind in ("default", "heuristic", "deterministic"):
-        pair = [beside(box, "one_hash", kind)() for _ in range(2)]
+    for kind in ("deterministic",) if box.quick else ("default", "heuristic", "deterministic"):
+        pair = both(box, kind)
         found[kind] = {"equal": pair[0]["hash"] == pair[1]["hash"], "s": [one["s"] for one in pair]}
     found["ok"] = found["deterministic"]["equal"]
+
+
+def both(box: Box, kind: str) -> list[dict[str, Any]]:
+    """Return what two processes found: one after the other, where they are timed."""
+    if box.quick:
+        waiting = [beside(box, "one_hash", kind) for _ in range(2)]
+        return [answer() for answer in waiting]
+    return [beside(box, "one_hash", kind)() for _ in range(2)]
 
 
 def one_hash(box: Box, found: dict[str, Any]) -> None:

@@ -16,19 +16,25 @@ from budgettune.spec.trust import Trust
 from budgettune.text import listing, message_of, warn_once
 from budgettune.training.data.augment import augment, normalise
 from budgettune.training.data.fashion_mnist import read_fashion_mnist
-from budgettune.training.data.folder import read_folder
 from budgettune.training.data.images import ImageSet, SourceImages, copies, hold_out
 from budgettune.training.data.sources import read_cifar, read_code, read_digits
 from budgettune.training.device import is_out_of_memory
 
 __all__ = ["ImageData", "ImageSet", "augment", "load_data", "normalise"]
 
+
+def _read_folder(spec: DataSpec) -> SourceImages:
+    from budgettune.training.data.folder import read_folder  # and Pillow, which no other set needs
+
+    return read_folder(spec)
+
+
 _READERS: dict[str, Callable[[DataSpec], SourceImages]] = {
     "digits": read_digits,
     "fashion-mnist": read_fashion_mnist,
     "cifar10": read_cifar,
     "cifar100": read_cifar,
-    "folder": read_folder,
+    "folder": _read_folder,
 }
 logger = logging.getLogger(__name__)
 _PAD_FRACTION = 8  # the usual 4 pixels around the 32 of CIFAR, in proportion
