@@ -1,12 +1,15 @@
 """How much faster than the paper's recipe, how near to what the processor can do, and is it as accurate?
 
-    python -m benchmarks.throughput --root FOLDER                # seconds, ratio, GFLOP/s against a matrix product
+    python -m benchmarks.throughput --root FOLDER                # seconds, ratio, GFLOP/s and GB/s against the ceilings
     python -m benchmarks.throughput --root FOLDER --accuracy     # the same accuracy, over seeds
     python -m benchmarks.throughput --root FOLDER --device cuda  # on a GPU; what else to ask of one: cuda_check
 
 Three columns do the same sample visits. `paper recipe` is paper_recipe.py. `same network` is BudgetTune's engine on
 that recipe's network and precision, so that the engine's share of the gain is seen alone. `defaults` adds widths
-rounded to 8 and automatic precision.
+rounded to 8 and automatic precision. Of our columns the bytes of a step are counted too, from the tensors of its
+operations: on a GPU memory binds this network, and not arithmetic.
+
+Where the files of Fashion-MNIST are missing, random images of their shape are timed: that takes as long.
 
 Every run has a process of its own: BudgetTune tunes the process's memory allocator, and the recipe forks DataLoader
 workers, so in one process each would change what the other is measured under. Both warm up before the clock starts;
@@ -21,13 +24,15 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from benchmarks.support import common
 
 PAPER, SAME, DEFAULTS = "paper recipe", "same network", "defaults"
+COPY = "copy"
 AS_CODED = {"width_multiple": 1, "depth_rounding": "down"}
 TARGET_RATIOS = {1.0: 2.5, 1.1: 5.0}
 FLOPS_PER_MULTIPLY_ADD = 6  # a multiplication and an addition, in the forward pass and twice in the backward pass
@@ -44,6 +49,7 @@ class Job:
     device: str
     threads: int
     workers: int
+    random_images: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +67,13 @@ class Measurement:
     precision: str
     widths: list[int]
     status: str | None = None
+    bytes_per_image: float | None = None  # moved in a step; None where they are not counted
+
+    @property
+    def gb_per_second(self) -> float | None:
+        """Achieved traffic of training; a lower bound, see `traffic`."""
+        moved = self.bytes_per_image
+        return None if moved is None else moved * self.visits / self.seconds / 1e9
 
     @property
     def gflops(self) -> float:
@@ -75,16 +88,21 @@ def run(job: Job) -> Measurement:
     from budgettune.spec.study_spec import StudySpec
     from budgettune.training.data.load import load_data
     from budgettune.training.device import pick_device
+    from budgettune.training.profile.probe import probe_images
 
     torch.set_num_threads(job.threads)
     spec, device = StudySpec.from_document(job.document), pick_device(job.device)
-    data = load_data(spec.data)
+    if job.random_images:
+        data = probe_images(spec.data, spec.data.train_size or 0, torch.device("cpu"))
+    else:
+        data = load_data(spec.data)
     if job.column == PAPER:
         from benchmarks.paper_recipe import train_paper_recipe
 
         recipe = train_paper_recipe(spec, data, seed=job.seed, device=device, workers=job.workers)
         return Measurement(precision="fp32", **asdict(recipe))
 
+    from benchmarks.support.traffic import bytes_per_image
     from budgettune.training.device import Device
     from budgettune.training.trainer import train
 
@@ -98,11 +116,12 @@ def run(job: Job) -> Measurement:
         precision=result.precision,
         widths=result.architecture["widths"],
         status=result.status,
+        bytes_per_image=bytes_per_image(spec.resolve({}), Device(device)),
     )
 
 
-def matmul_gflops(device: str, threads: int, size: int) -> dict[str, float]:
-    """Return the best GFLOP/s of square matrix products: what the processor can do at all."""
+def ceilings(device: str, threads: int, size: int) -> dict[str, float]:
+    """Return what the processor can do at all: GFLOP/s of square matrix products, and GB/s of a `copy`."""
     import torch
 
     from budgettune.training.device import Device, pick_device
@@ -110,22 +129,39 @@ def matmul_gflops(device: str, threads: int, size: int) -> dict[str, float]:
     torch.set_num_threads(threads)
     device = Device(pick_device(device))
 
-    def best(dtype: torch.dtype) -> float:
-        one, other = (torch.randn(size, size, device=device.torch).to(dtype) for _ in range(2))
+    in_a_row = 10 if device.is_cuda else 1  # launching and waiting are no part of what a GPU can do
+
+    def fastest(function: Callable[[], object]) -> float:
         seconds = []
         for _ in range(6):
             device.synchronize()
             began = time.perf_counter()
-            one @ other
+            for _ in range(in_a_row):
+                function()
             device.synchronize()
-            seconds.append(time.perf_counter() - began)
-        return 2 * size**3 / min(seconds) / 1e9
+            seconds.append((time.perf_counter() - began) / in_a_row)
+        return min(seconds)
 
-    rates = {"bf16": best(torch.bfloat16), "fp32": best(torch.float32)}
+    def product(dtype: torch.dtype) -> float:
+        one, other = (torch.randn(size, size, device=device.torch).to(dtype) for _ in range(2))
+        return 2 * size**3 / fastest(lambda: one @ other) / 1e9
+
+    rates = {"bf16": product(torch.bfloat16), "fp32": product(torch.float32)}
     if device.is_cuda:  # convolutions in fp32 use TF32 there unless told otherwise, so fp32 alone is no ceiling
         torch.set_float32_matmul_precision("high")
-        rates["tf32"] = best(torch.float32)
+        rates["tf32"] = product(torch.float32)
+    source = torch.ones(size, size, device=device.torch)
+    target = torch.empty_like(source)
+    rates[COPY] = 2 * source.nbytes / fastest(lambda: target.copy_(source)) / 1e9
     return rates
+
+
+def lacks_files(root: str | None) -> bool:
+    """Whether the files of Fashion-MNIST are not there, so that `load_data` would fetch them."""
+    from budgettune.training.data.fashion_mnist import find_files
+    from budgettune.training.data.sources import DEFAULT_ROOT
+
+    return find_files(Path(root or DEFAULT_ROOT)) is None
 
 
 def make_job(options: argparse.Namespace, column: str, scale: float, seed: int = 0, **train: Any) -> Job:
@@ -161,17 +197,18 @@ def make_job(options: argparse.Namespace, column: str, scale: float, seed: int =
         device=options.device,
         threads=options.threads,
         workers=workers,
+        random_images=options.random_images,
     )
 
 
 def measure_speed(options: argparse.Namespace) -> tuple[dict[tuple[float, str], list[Measurement]], dict[str, float]]:
-    """Return every run by scale and column, and the matrix products' rates."""
+    """Return every run by scale and column, and the ceilings."""
     jobs = [make_job(options, column, scale) for scale in options.scales for column in (PAPER, SAME, DEFAULTS)]
     runs: dict[tuple[float, str], list[Measurement]] = {(job.scale, job.column): [] for job in jobs}
     rates = []
     for number, job in common.alternate([*jobs, None], options.rounds):
         if job is None:
-            rates.append(common.runner(options)(matmul_gflops, options.device, options.threads, options.matmul_size))
+            rates.append(common.runner(options)(ceilings, options.device, options.threads, options.matmul_size))
             continue
         measured = common.runner(options)(run, job)
         runs[job.scale, job.column].append(measured)
@@ -179,14 +216,17 @@ def measure_speed(options: argparse.Namespace) -> tuple[dict[tuple[float, str], 
     return runs, {name: statistics.median(rate[name] for rate in rates) for name in rates[0]}
 
 
-def speed_rows(runs: dict[tuple[float, str], list[Measurement]], ceilings: dict[str, float]) -> list[dict[str, Any]]:
+def speed_rows(runs: dict[tuple[float, str], list[Measurement]], limits: dict[str, float]) -> list[dict[str, Any]]:
     """Return one row per scale and column."""
     rows = []
+    products = {name: rate for name, rate in limits.items() if name != COPY}
     for (scale, column), measured in runs.items():
         seconds, spread = common.median_and_spread([one.seconds for one in measured])
         baseline = statistics.median(one.seconds for one in runs[scale, PAPER])
         first = measured[0]
         gflops = statistics.median(one.gflops for one in measured)
+        traffic = [one.gb_per_second for one in measured if one.gb_per_second is not None]
+        gb_per_second = statistics.median(traffic) if traffic else None
         rows.append(
             {
                 "scale": scale,
@@ -199,7 +239,10 @@ def speed_rows(runs: dict[tuple[float, str], list[Measurement]], ceilings: dict[
                 "spread": f"{spread:.1%}",
                 "images/s": first.visits / seconds,
                 "GFLOP/s": gflops,
-                **{f"of {name} product": f"{gflops / rate:.0%}" for name, rate in ceilings.items()},
+                **{f"of {name} product": f"{gflops / rate:.0%}" for name, rate in products.items()},
+                "MB/image": first.bytes_per_image and first.bytes_per_image / 1e6,
+                "GB/s": gb_per_second,
+                "of a copy": None if gb_per_second is None else f"{gb_per_second / limits[COPY]:.0%}",
                 "times faster": baseline / seconds,
                 "clean runs": None if column == PAPER else common.clean_share([str(one.status) for one in measured]),
             }
@@ -209,11 +252,14 @@ def speed_rows(runs: dict[tuple[float, str], list[Measurement]], ceilings: dict[
 
 def report_speed(options: argparse.Namespace) -> dict[str, Any]:
     """Measure and print the speed table with its targets."""
-    runs, ceilings = measure_speed(options)
-    rows = speed_rows(runs, ceilings)
+    options.random_images = options.data == "fashion-mnist" and common.runner(options)(lacks_files, options.root)
+    if options.random_images:
+        print("the files of Fashion-MNIST are not here: random images of their shape are timed, which takes as long")
+    runs, limits = measure_speed(options)
+    rows = speed_rows(runs, limits)
     common.print_table(f"{options.images:,} images, {options.epochs} epochs, prune {options.prune_rate}", rows)
-    listed = ", ".join(f"{name} {rate:,.0f} GFLOP/s" for name, rate in ceilings.items())
-    print(f"\nmatrix products of {options.matmul_size}: {listed}")
+    listed = ", ".join(f"{name} {rate:,.0f} GFLOP/s" for name, rate in limits.items() if name != COPY)
+    print(f"\nmatrix products of {options.matmul_size}: {listed}; a copy: {limits[COPY]:,.0f} GB/s")
     for row in rows:
         if row["column"] == DEFAULTS:
             target = TARGET_RATIOS.get(row["scale"])
@@ -225,7 +271,7 @@ def report_speed(options: argparse.Namespace) -> dict[str, Any]:
     raw = [
         {"scale": scale, "column": column, **asdict(one)} for (scale, column), found in runs.items() for one in found
     ]
-    return {"speed": rows, "ceilings_gflops": ceilings, "runs": raw}
+    return {"speed": rows, "ceilings": limits, "runs": raw}
 
 
 def accuracy_jobs(options: argparse.Namespace, seed: int) -> dict[str, Job]:
@@ -293,7 +339,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--prune-rate", type=float, default=0.3)
     parser.add_argument("--refresh-every", type=int, default=5)
     parser.add_argument("--workers", type=int, default=4, help="of the recipe's DataLoader")
-    parser.add_argument("--matmul-size", type=int, default=4_096)
+    parser.add_argument("--matmul-size", type=int, help="default 4096, on a GPU 8192")
     parser.add_argument("--accuracy", action="store_true", help="compare accuracies; 14×14, 6,000 images, batch 125")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--linear-lr", type=float, default=3e-3)
@@ -302,6 +348,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     else:
         parser.set_defaults(epochs=3)
     options = parser.parse_args(arguments)
+    options.matmul_size = options.matmul_size or (4_096 if options.device == "cpu" else 8_192)
+    options.random_images = False
     info = common.machine(options)
     print(common.describe(info))
     tables = report_accuracy(options) if options.accuracy else report_speed(options)

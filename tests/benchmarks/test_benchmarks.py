@@ -11,6 +11,7 @@ import torch
 
 from benchmarks import dashboard, promise, repeats, report, service, throughput
 from benchmarks.support import common
+from benchmarks.support.traffic import Traffic
 from budgettune.spec.pruning import STRATEGIES
 
 TINY = ["--data", "digits", "--images", "200", "--batch-size", "50", "--blocks", "1", "--rounds", "1"]
@@ -42,8 +43,27 @@ def test_throughput_compares_three_columns_that_do_the_same_visits(run):
     assert paper["multiply-adds (M)"] == same["multiply-adds (M)"]
     assert defaults["widths"] == "16/32/72"
     assert paper["times faster"] == 1
+    assert paper["GB/s"] is None
+    # In bf16 activations have half the bytes; what is cast from fp32 is counted too.
+    assert 1 < same["MB/image"] / defaults["MB/image"] < 2 or defaults["precision"] == "fp32"
+    assert "; a copy: " in text
     assert numbers["machine"]["threads"] == 1
     assert "hostname" not in numbers["machine"]
+
+
+def test_throughput_times_random_images_where_there_are_no_files(run, tmp_path):
+    where = ["--data", "fashion-mnist", "--root", str(tmp_path), "--image-size", "8"]
+    text, numbers = run("throughput", *where, "--scales", "1", "--epochs", "1", "--workers", "0", "--matmul-size", "64")
+    assert "the files of Fashion-MNIST are not here: random images" in text
+    assert [row["visits"] for row in numbers["speed"]] == [200] * 3
+
+
+def test_the_bytes_of_a_step_are_those_of_its_operations():
+    images, model = torch.zeros(10, 4), torch.nn.Linear(4, 2, bias=False)
+    with Traffic() as traffic:
+        model(images).view(2, 10).relu_()
+    # The product reads images and weights and writes 20 numbers, which ReLU reads and writes again.
+    assert traffic.bytes == 4 * (40 + 8 + 20 + 20 + 20)
 
 
 def test_throughput_compares_accuracy_over_seeds(run):
