@@ -93,7 +93,9 @@ class PhaseSeconds:
         observe: handing losses back to the strategy.
         load: reading the image set (0 where the process had it already).
         build: making the model and the optimiser.
-        warmup: throwaway steps, and compilation where asked for.
+        warmup: throwaway steps.
+        compile: throwaway steps of a model that is compiled, where asked for.
+        capture: of CUDA graphs, where asked for.
         evaluate: accuracy on held-out images.
     """
 
@@ -106,6 +108,8 @@ class PhaseSeconds:
     load: float = 0.0
     build: float = 0.0
     warmup: float = 0.0
+    compile: float = 0.0
+    capture: float = 0.0
     evaluate: float = 0.0
 
     @property
@@ -226,7 +230,9 @@ class TrialResult(JsonValue):
         helper_samples: sample visits of helper models that pruning trained.
         step_ms_median, step_ms_mad: host milliseconds from step to step, and their median absolute deviation.
         peak_memory_mb: of the device's allocator on CUDA, of the process elsewhere.
+        precision: fp32, tf32 (products of 10-bit mantissas on a GPU) or bf16, as realised.
         architecture: realised widths, blocks and what else the model tells of itself.
+        compiled, cuda_graphs: whether steps ran so: the same arithmetic, but compiled kernels round otherwise.
         stopping: why it was stopped early, or would have been had it not been a control; None for all others.
     """
 
@@ -255,6 +261,8 @@ class TrialResult(JsonValue):
     status: str = "unverified"
     evidence: Mapping[str, Any] = field(default_factory=dict)
     stopping: StoppingNote | None = None
+    compiled: bool = False
+    cuda_graphs: bool = False
 
     @property
     def is_stopped(self) -> bool:

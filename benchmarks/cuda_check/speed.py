@@ -5,15 +5,13 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from itertools import product
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.nn import functional
 
-from benchmarks.cuda_check.box import LR, Box
+from benchmarks.cuda_check.box import Box
 from budgettune.spec.pruning import visits_of_epochs
 from budgettune.spec.study_spec import load_spec
 from budgettune.training.data.load import ImageData
@@ -21,7 +19,8 @@ from budgettune.training.device import Device
 from budgettune.training.learner import Learner, build_model
 from budgettune.training.profile.probe import Probe, probe_images
 
-GRAPH_BATCH, GRAPH_STEPS = 500, 10
+# InfoBatch weighs its samples, and repeats itself to the bit
+GRAPHS_PRUNING = {"strategy": "infobatch", "prune_rate": 0.3}
 
 
 def ceilings(box: Box, found: dict[str, Any]) -> None:
@@ -145,91 +144,56 @@ def speed(box: Box, found: dict[str, Any]) -> None:
     data = box.data()
     kinds = {
         "bf16": {"precision": "bf16"},
+        "tf32": {"precision": "tf32"},
         "fp32": {"precision": "fp32"},
-        "as coded": {"as_coded": True},
+        "as coded tf32": {"as_coded": True, "precision": "tf32"},
+        "as coded fp32": {"as_coded": True},
     }
     for scale, batch in ((1.0, box.batch),) if box.quick else ((1.0, 2_000), (1.0, 500), (1.4, 2_000), (1.0, 1_400)):
         for name, change in kinds.items():
             learner = box.learner(box.spec(scale, epochs=1, batch_size=batch, **change), data)
             where = f"{scale} {batch} {name}"
             rows[where] = rate(learner, batch, box.ms(box.step_of(learner, batch), 20))
-            if box.is_cuda and scale == 1.0 and name != "as coded":
-                rows[f"{where} graph"] = rate(learner, batch, box.ms(graphed(box, learner, batch), 20))
-        if box.is_cuda and batch == 2_000 and scale == 1.0:
-            found["graph_equals_eager"] = graph_equals_eager(box, data)
-            compiled(box, data, rows)
+            if scale == 1.0 and not name.startswith("as coded"):
+                learner.capture([batch], gathers=True)
+                rows[f"{where} graph"] = rate(learner, batch, box.ms(box.step_of(learner, batch), 20))
+    found["graphs"] = graphs(box, data)
+    found["ok"] = all(row["equal"] for row in found["graphs"].values())
+    if box.is_cuda:  # a minute of a CPU
+        compiled(box, data, rows)
 
 
 def compiled(box: Box, data: ImageData, rows: dict[str, Any]) -> None:
-    """As the option of today compiles, and in a graph."""
+    """As `train.compile` compiles, and in a graph."""
     learner = box.learner(box.spec(epochs=1, precision="bf16", compile=True), data)
-    step = box.step_of(learner, box.batch)
     began = time.perf_counter()
-    box.ms_once(step)
-    first_s = time.perf_counter() - began
-    rows["1.0 compiled bf16"] = rate(learner, box.batch, box.ms(step, 20)) | {"compile_s": first_s}
-    rows["1.0 compiled bf16 graph"] = rate(learner, box.batch, box.ms(graphed(box, learner, box.batch), 20))
+    learner.compile(1, [box.batch])
+    box.wait()
+    compile_s = time.perf_counter() - began
+    step = box.step_of(learner, box.batch)
+    rows["1.0 compiled bf16"] = rate(learner, box.batch, box.ms(step, 20)) | {"compile_s": compile_s}
+    learner.capture([box.batch], gathers=True)
+    rows["1.0 compiled bf16 graph"] = rate(learner, box.batch, box.ms(step, 20))
+
+
+def graphs(box: Box, data: ImageData) -> dict[str, Any]:
+    """Does a trial whose steps are graphs end in the very weights of one without; on a CPU both have none."""
+    rows = {}
+    for optimizer, precision in product(("adam", "sgd"), ("fp32", "bf16")):
+        pair = []
+        for cuda_graphs in (False, True):
+            table = {"optimizer": optimizer, "precision": precision, "cuda_graphs": cuda_graphs}
+            spec = box.spec(epochs=2, batch_size=box.batch // 4, pruning=GRAPHS_PRUNING, **table)
+            pair.append(box.train(spec, data, watched=False))
+        rows[f"{optimizer} {precision}"] = {
+            "equal": pair[0].weights_sha256 == pair[1].weights_sha256,
+            "s": [one.train_seconds for one in pair],
+            "capture_s": pair[1].phases.capture,
+            "peak_mb": [one.peak_memory_mb for one in pair],
+        }
+    return rows
 
 
 def rate(learner: Learner, batch: int, ms: float) -> dict[str, Any]:
     tflops = 6 * learner.multiply_adds * batch / ms / 1e9
     return {"ms": ms, "images_per_s": batch / ms * 1e3, "tflops": tflops, "widths": learner.architecture["widths"]}
-
-
-def capturable(box: Box, learner: Learner) -> torch.optim.Optimizer:
-    lr = torch.tensor(LR, device=box.device)
-    return torch.optim.Adam(learner.model.parameters(), lr=lr, fused=True, capturable=True)
-
-
-def graphed(
-    box: Box,
-    learner: Learner,
-    batch: int,
-    places: Tensor | None = None,
-    optimizer: torch.optim.Optimizer | None = None,
-) -> Callable[[], None]:
-    """Return what replays a whole step: gathering, augmentation, forward, backward, optimiser. CUDA only."""
-    optimizer = optimizer or capturable(box, learner)
-    places = torch.arange(batch, device=box.device) if places is None else places
-
-    def step() -> None:
-        learner._step(learner.gather(places, places), optimizer)
-
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    graph.register_generator_state(learner.generator)
-    with torch.cuda.graph(graph):
-        step()
-    return graph.replay
-
-
-def graph_equals_eager(box: Box, data: ImageData) -> dict[str, Any]:
-    """Do ten replays end in the very weights of ten eager steps? CUDA only."""
-    ends = []
-    order = torch.randperm(box.images, device=box.device)[: GRAPH_STEPS * GRAPH_BATCH].view(GRAPH_STEPS, GRAPH_BATCH)
-    for use_graph in (False, True):
-        learner = box.learner(box.spec(epochs=1, precision="bf16", batch_size=GRAPH_BATCH), data)
-        start = {name: value.clone() for name, value in learner.model.state_dict().items()}
-        optimizer, places = capturable(box, learner), order[0].clone()
-
-        def eager(learner: Learner = learner, optimizer: Any = optimizer, places: Tensor = places) -> None:
-            learner._step(learner.gather(places, places), optimizer)
-
-        eager()  # makes the optimiser's state, and has cuDNN choose
-        step = graphed(box, learner, GRAPH_BATCH, places, optimizer) if use_graph else eager
-        learner.model.load_state_dict(start)
-        for state in optimizer.state.values():
-            for value in state.values():
-                value.zero_()
-        learner.generator.manual_seed(7)
-        for row in order:
-            places.copy_(row)
-            step()
-        box.wait()
-        ends.append(torch.cat([parameter.detach().flatten() for parameter in learner.model.parameters()]))
-    return {"identical": torch.equal(*ends), "largest_difference": float((ends[0] - ends[1]).abs().max())}

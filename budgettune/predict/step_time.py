@@ -181,7 +181,7 @@ def _log_sizes(workloads: Sequence[Workload]) -> Floats:
 
 
 def _misalignment(workload: Workload) -> float:
-    """Return 0 for aligned widths, 1 where fp32 is asked for, 2 where bf16 would be wanted."""
+    """Return 0 for aligned widths, 1 where fp32 or tf32 is asked for, 2 where bf16 would be wanted."""
     if all(width % ALIGNMENT == 0 for width in workload.config.model.realised_widths):
         return 0.0
-    return 1.0 if workload.config.train.precision == "fp32" else 2.0
+    return 1.0 if workload.config.train.precision in ("fp32", "tf32") else 2.0

@@ -17,7 +17,7 @@ from budgettune.records import TrialRecord
 from budgettune.spec.documents import full_key
 from budgettune.spec.pruning import PruningSpec, visits_of_epochs
 from budgettune.spec.study_spec import StudySpec
-from budgettune.spec.tables import BUILT_IN_SETS, DataSpec, ModelSpec, is_code
+from budgettune.spec.tables import AUTO, BUILT_IN_SETS, DataSpec, ModelSpec, is_code
 
 LANES = 16
 """32-bit numbers in a vector of AVX-512: channels are computed in groups of so many, full or not."""
@@ -89,7 +89,13 @@ class Workload:
     def step_variant(self) -> str:
         """What a step depends on beside network and batch."""
         train, data = self.config.train, self.config.data
-        extras = [train.optimizer, "compiled" if train.compile else "", "" if data.augment else "not augmented"]
+        extras = [
+            train.optimizer,
+            {True: "compiled", AUTO: "compiled where it pays"}.get(train.compile, ""),
+            "graphs" if train.cuda_graphs else "",
+            "deterministic" if train.deterministic else "",
+            "" if data.augment else "not augmented",
+        ]
         return " ".join([train.precision, *filter(None, extras)])
 
     @cached_property

@@ -217,6 +217,8 @@ PHASES = {
     "load": ("loading images", style.BROWN),
     "build": ("building the model", style.VERMILLION),
     "warmup": ("warm-up", style.ORANGE),
+    "compile": ("compilation", style.GOLD),
+    "capture": ("capture of CUDA graphs", style.PURPLE),
     "evaluate": ("evaluation", style.GREY),
 }
 """Name and colour of each field of `PhaseSeconds`."""

@@ -263,6 +263,18 @@ def _check_search(spec: StudySpec) -> None:
     _check_size(spec)
     _check_batch(spec)
     _check_rates(spec)
+    _check_warm_up(spec)
+
+
+def _check_warm_up(spec: StudySpec) -> None:
+    """Refuse what is done in warm-up, off the clock, where there is none."""
+    for key in ("compile", "cuda_graphs") if spec.clock.warmup_steps == 0 else ():
+        axis = next((axis for name, axis in spec.search.items() if full_key(name) == f"train.{key}"), ())
+        if getattr(spec.train, key) or (not isinstance(axis, RangeSpec) and any(axis)):
+            raise SpecError(
+                f"train.{key}: warm-up is where it is paid for, off the clock: "
+                f"set clock.warmup_steps to at least 1, or leave train.{key} at false"
+            )
 
 
 def _check_size(spec: StudySpec) -> None:

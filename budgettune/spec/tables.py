@@ -198,9 +198,12 @@ class TrainSpec(SpecModel):
     weight_decay: float = Field(0.0, ge=0)
     # From lr to zero at the end of training, or `constant` as in the paper.
     lr_schedule: Literal["constant", "linear", "cosine"] = "linear"
-    # `auto` takes bf16 where the processor has it and the widths are aligned.
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    compile: bool = False  # torch.compile, off the clock
+    # `auto` takes bf16 where the processor has it and the widths are aligned, else tf32 on a GPU that has it.
+    precision: Literal["auto", "fp32", "tf32", "bf16"] = "auto"
+    # torch.compile, off the clock; `auto` where the trial is long enough to pay for it.
+    compile: bool | Literal["auto"] = False
+    cuda_graphs: bool = False  # whole steps as CUDA graphs, captured off the clock; nothing changes on a CPU
+    deterministic: bool = False  # the same kernels in every process, so that a GPU repeats a trial to the bit
     evaluate_every: int = Field(1, ge=1)  # epochs between points of the accuracy curve; the last always has one
 
     @model_validator(mode="before")

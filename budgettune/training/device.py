@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import getpass
+import importlib
 import logging
 import math
 import os
@@ -23,15 +24,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from budgettune.errors import OutOfMemory, UsageError
+from budgettune.errors import OutOfMemory, SpecError, UsageError
 from budgettune.machine.fingerprint import fingerprint
 from budgettune.machine.gpu import missing_gpus
 from budgettune.machine.sentinel import GPU_SENTINEL_LIMIT, RUNS, Sentinel
 from budgettune.machine.witness import Witness, witness_for
 from budgettune.records import MachineInfo
 from budgettune.spec.tables import ALIGNMENT
-from budgettune.text import warn_once
+from budgettune.text import shortened, warn_once
 from budgettune.training.group import ALONE, Alone
 
 logger = logging.getLogger(__name__)
@@ -41,6 +43,8 @@ _TORCH_CACHE = "TORCHINDUCTOR_CACHE_DIR"
 _NO_MEMORY = re.compile(
     r"out of memory|can't allocate memory|not enough memory|ALLOC_FAILED|unable to find an engine", re.IGNORECASE
 )
+Tensors = tuple[Tensor, ...]
+MOST_SHAPES = 64  # of batches, that one network is compiled for
 SPIN_UP_SECONDS = 0.05
 LEAD = 2  # steps that the host may be ahead of a device that works by itself
 
@@ -84,16 +88,45 @@ class Device:
         self.is_cuda = self.torch.type == "cuda"
         self._cuda = cuda
         self._marks: deque[Any] = deque()  # the last one that was passed, then those that were not
+        self._pool: Any = None  # memory of all graphs; one at a time is replayed
+        self._peak_of_graphs = 0  # bytes that were in use while they were captured: replays allocate nothing
+        self.measures_kernels = True  # whether cuDNN times its kernels in warm-up, or goes by its heuristic
 
     def prepare(self) -> None:
         """Set what must hold for the whole process before anything runs."""
         name_torch_cache()
         if self.is_cuda:
             self._cuda.set_device(self.torch)  # events, pinned memory and the question for bf16 go to the current one
-            # cuDNN's heuristic may pick an FFT kernel for odd channel counts, ten times slower: measure instead.
-            torch.backends.cudnn.benchmark = True
+            torch.backends.cudnn.benchmark = False
         else:
             keep_freed_memory()
+
+    def set_arithmetic(self, precision: str, *, deterministic: bool) -> None:
+        """Set for the whole process what a GPU's convolutions and products do with numbers of 32 bits.
+
+        PyTorch by itself takes TF32 in convolutions and IEEE arithmetic in products, and calls both fp32. Under
+        `deterministic` cuDNN takes the same kernels in every process. (`torch.use_deterministic_algorithms` would
+        refuse `kthvalue` and `cumsum`, which strategies use; nothing here adds atomically.)
+        """
+        if self.is_cuda:
+            # Not `fp32_precision`, which is to replace both: where it was set, torch's compiler fails as it reads these.
+            torch.backends.cudnn.allow_tf32 = precision != "fp32"
+            torch.set_float32_matmul_precision("highest" if precision == "fp32" else "high")
+            torch.backends.cudnn.deterministic = deterministic
+
+    @contextmanager
+    def measuring_kernels(self) -> Iterator[None]:
+        """Have cuDNN time its kernels for every new shape of batch inside; outside it goes by its heuristic.
+
+        The heuristic may pick an FFT kernel for odd channel counts, ten times slower. A search takes seconds and frees
+        all cached memory: it belongs into warm-up. What was chosen for a shape, either way, serves the whole process.
+        """
+        cudnn = torch.backends.cudnn
+        cudnn.benchmark = self.is_cuda and self.measures_kernels and not cudnn.deterministic
+        try:
+            yield
+        finally:
+            cudnn.benchmark = False
 
     def synchronize(self) -> None:
         """Return when the devices of all ranks have nothing left to do, so that a time covers the slowest."""
@@ -119,9 +152,13 @@ class Device:
         if not self.is_cuda:
             self._marks.append(now)
             return
+        self._marks.append(self.mark())
+
+    def mark(self) -> Any:
+        """Return an event that CUDA passes when it has done what it was given before."""
         event = self._cuda.Event(enable_timing=True)
         event.record()
-        self._marks.append(event)
+        return event
 
     def ended_steps(self) -> list[float]:
         """Return the seconds of those steps that ended since this was asked last, oldest first, without waiting."""
@@ -155,7 +192,7 @@ class Device:
     def peak_memory_mb(self) -> float:
         """Return MiB at the peak: of the allocator on CUDA, of the process's resident set elsewhere."""
         if self.is_cuda:
-            return float(self._cuda.max_memory_allocated(self.torch)) / 2**20
+            return float(max(self._cuda.max_memory_allocated(self.torch), self._peak_of_graphs)) / 2**20
         try:
             status = Path("/proc/self/status").read_text()
             return int(status.partition("VmHWM:")[2].split()[0]) / 1024
@@ -167,6 +204,31 @@ class Device:
         """Have CUDA's allocator give back what nobody uses: blocks of one network's sizes do not fit the next one's."""
         if self.is_cuda:
             self._cuda.empty_cache()
+
+    @property
+    def captures(self) -> bool:
+        """Whether `capture` makes graphs."""
+        return self.is_cuda
+
+    def capture(
+        self, function: Callable[..., Tensors], inputs: Tensors, generator: torch.Generator
+    ) -> Callable[..., Tensors]:
+        """Return what does as `function` does, by replaying one CUDA graph; elsewhere the function itself.
+
+        The kernels are the same, in the same order; what is saved is launching each of them. The function must have
+        run on inputs of these shapes, so that nothing is chosen, compiled or built for the first time while it is
+        captured, and must not look at values on the host. Numbers that it reads there, a learning rate say, are those
+        of the capture for ever: hand in tensors.
+
+        Args:
+            function: from tensors to tensors. It may change others in place, and draw from the generator.
+            inputs: where replays read: what a call gives is copied there, unless it is these very tensors.
+            generator: on the device. Draws go on from replay to replay as they would from call to call.
+
+        Returns:
+            The function. What it returns is overwritten by its next call.
+        """
+        return _Graph(self, function, inputs, generator) if self.captures else function
 
     def autocast(self, precision: str) -> AbstractContextManager[Any]:
         return torch.autocast(self.torch.type, dtype=torch.bfloat16, enabled=precision == "bf16", cache_enabled=True)
@@ -263,6 +325,35 @@ def _fixed_work(device: torch.device, side: int, copied_bytes: int) -> Callable[
     return run
 
 
+class _Graph:
+    """A CUDA graph of a function."""
+
+    def __init__(
+        self, device: Device, function: Callable[..., Tensors], inputs: Tensors, generator: torch.Generator
+    ) -> None:
+        cuda = device._cuda
+        self._inputs = inputs
+        side = cuda.Stream()
+        side.wait_stream(cuda.current_stream())
+        with cuda.stream(side):  # libraries keep a workspace for each stream, and capture runs on none that was used
+            function(*inputs)
+        cuda.current_stream().wait_stream(side)
+        self._graph = cuda.CUDAGraph()
+        self._graph.register_generator_state(generator)
+        device._pool = device._pool or cuda.graph_pool_handle()
+        cuda.reset_peak_memory_stats(device.torch)
+        with cuda.graph(self._graph, pool=device._pool, capture_error_mode="thread_local"):
+            self._outputs = function(*inputs)
+        device._peak_of_graphs = max(device._peak_of_graphs, cuda.max_memory_allocated(device.torch))
+
+    def __call__(self, *values: Tensor) -> Tensors:
+        for kept, value in zip(self._inputs, values, strict=True):
+            if kept is not value:
+                kept.copy_(value)
+        self._graph.replay()
+        return self._outputs
+
+
 def name_torch_cache() -> None:
     """Name a folder for torch's compiler where it would find none: any optimiser loads it, which fails then.
 
@@ -297,7 +388,40 @@ def compiled(model: torch.nn.Module) -> Any:
     # Compiled code belongs to `forward` and not to a model: without a reset a process's second network gets kernels for
     # any batch size, and from the eighth on none at all.
     torch.compiler.reset()
+    # A limit of eight shapes, and then silently none, is for those who do not count them.
+    dynamo: Any = importlib.import_module("torch._dynamo").config
+    dynamo.recompile_limit, dynamo.fail_on_recompile_limit_hit = MOST_SHAPES, True
     return torch.compile(model, dynamic=False)
+
+
+@contextmanager
+def compilation_named() -> Iterator[None]:
+    """Raise SpecError where torch's compiler fails inside."""
+    try:
+        yield
+    except Exception as error:
+        if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise
+        raise SpecError(
+            f"train.compile: torch cannot compile it here ({first_line(error)}): set it to false"
+        ) from error
+
+
+@contextmanager
+def capture_named() -> Iterator[None]:
+    """Raise SpecError where CUDA refuses to capture what runs inside."""
+    try:
+        yield
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
+        reason = f"a step of this network cannot be captured ({first_line(error)})"
+        raise SpecError(f"train.cuda_graphs: {reason}: set it to false") from error
+
+
+def first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines()]
+    return shortened(next(filter(None, lines), type(error).__name__))
 
 
 def keep_freed_memory() -> bool:
@@ -326,15 +450,20 @@ def has_fast_bf16(device: torch.device) -> bool:
     return bool(supported and supported())
 
 
-def pick_precision(precision: str, device: torch.device, widths: list[int] | None) -> str:
-    """Return fp32 or bf16 for what a spec asks; `auto` takes bf16 where the device has it and widths are aligned.
+def has_tf32(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
-    Unaligned widths (not multiples of 8) run 3 to 16 times slower in bf16 on a CPU, hence fp32 for them.
+
+def pick_precision(precision: str, device: torch.device, widths: list[int] | None) -> str:
+    """Return fp32, tf32 or bf16 for what a spec asks, which a device without TF32 runs in fp32.
+
+    `auto` takes bf16 where the device has it and widths are aligned: others (no multiples of 8) run 3 to 16 times
+    slower in bf16 on a CPU.
     """
-    if precision != "auto":
-        return precision
     aligned = widths is not None and all(width % ALIGNMENT == 0 for width in widths)
-    return "bf16" if aligned and has_fast_bf16(device) else "fp32"
+    if precision == "auto":
+        precision = "bf16" if aligned and has_fast_bf16(device) else "tf32"
+    return "fp32" if precision == "tf32" and not has_tf32(device) else precision
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +18,7 @@ from budgettune.spec.study_spec import StudySpec
 from budgettune.spec.tables import TrainSpec, is_code
 from budgettune.spec.trust import Trust, contained
 from budgettune.training.data.load import ImageData, augment, normalise
-from budgettune.training.device import Device, compiled, pick_precision
+from budgettune.training.device import Device, capture_named, compilation_named, compiled, pick_precision
 from budgettune.training.pruning import Scores
 from budgettune.training.resnet import ScalableResNet, count_multiply_adds
 
@@ -65,14 +67,24 @@ def build_model(config: StudySpec, data: ImageData, trust: Trust = Trust()) -> n
     return model
 
 
-def make_optimizer(config: TrainSpec, model: nn.Module) -> torch.optim.Optimizer:
-    """Return the optimiser of a `[train]` table, with one kernel for all parameters."""
+def make_optimizer(config: TrainSpec, model: nn.Module, *, captures: bool = False) -> torch.optim.Optimizer:
+    """Return the optimiser of a `[train]` table, with one kernel for all parameters.
+
+    `captures` is for devices whose steps may be captured: the learning rate is then a tensor. Steps that are not
+    captured take it so too, because a rate in float32 is not quite the number in the spec.
+    """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     common: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": True}
+    if captures:
+        common["lr"] = torch.tensor(config.lr, device=parameters[0].device)
     if config.optimizer == "sgd":
         return torch.optim.SGD(parameters, momentum=config.momentum, **common)
     kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-    return kind(parameters, **common)
+    optimizer = kind(parameters, **common, capturable=captures)
+    optimizer._warned_capturable_if_run_uncaptured = (
+        True  # torch would advise against it, but fused steps cost the same
+    )
+    return optimizer
 
 
 def weights_sha256(model: nn.Module) -> str:
@@ -98,9 +110,12 @@ class Learner:
         self.model = model.to(device.torch, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.architecture: dict[str, Any] = getattr(model, "architecture", {})
         self.precision = pick_precision(config.train.precision, device.torch, self.architecture.get("widths"))
-        self.forward = compiled(self.model) if config.train.compile else self.model
+        device.set_arithmetic(self.precision, deterministic=config.train.deterministic)
         self.generator = torch.Generator(device.torch).manual_seed(seed)
-        self.optimizer = make_optimizer(config.train, self.model)
+        self.optimizer = make_optimizer(config.train, self.model, captures=device.captures)
+        self._compiled: dict[int, Callable[[Tensor], Tensor]] = {}  # for batches of these sizes
+        self._gathers: dict[int, Callable[..., tuple[Tensor, ...]]] = {}  # captured, likewise
+        self._updates: dict[int, Callable[..., tuple[Tensor, ...]]] = {}
         linear = (layer for layer in self.model.modules() if isinstance(layer, nn.Linear))
         makes_logits = [layer for layer in linear if layer.out_features == data.num_classes]
         self.head = makes_logits[-1] if makes_logits else None
@@ -112,12 +127,19 @@ class Learner:
         return max(1, min(most, most * 32**2 // self.data.image_size**2))
 
     def gather(self, indices: Tensor, places: Tensor, weights: Tensor | None = None) -> Batch:
-        """Return a batch of normalised, augmented images with their labels; places as `ImageSet.places` gives them."""
+        """Return a batch of normalised, augmented images with their labels; places as `ImageSet.places` gives them.
+
+        The next batch may lie in the memory of this one: train on it, or take from it, before another is gathered.
+        """
+        images, labels = self._gathers.get(len(indices), self._gather)(indices, places)
+        return Batch(indices, images, labels, weights)
+
+    def _gather(self, indices: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
         data = self.data
         images = data.train.images[places]
         if self.config.data.augment:
             images = augment(images, pad=data.pad, flip=data.flip, generator=self.generator)
-        return Batch(indices, self.normalise(images), data.train.labels[indices], weights)
+        return self.normalise(images), data.train.labels[indices]
 
     def normalise(self, images: Tensor) -> Tensor:
         dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
@@ -125,10 +147,21 @@ class Learner:
 
     def step(self, batch: Batch, lr: float) -> tuple[Tensor, Tensor]:
         """Take one optimiser step; return detached losses [B] in float32, and logits [B, classes]."""
+        self._set_rate(lr)
+        own, count = self._own(batch), len(batch)
+        if (captured := self._updates.get(count)) is None:
+            losses, logits = self._update(own.images, own.labels, own.weights, count=count)
+        else:
+            weights = torch.ones_like(own.labels, dtype=torch.float32) if own.weights is None else own.weights
+            losses, logits = (value.clone() for value in captured(own.images, own.labels, weights))  # they may be kept
+        return self._whole(losses, count), self._whole(logits, count)
+
+    def _set_rate(self, lr: float) -> None:
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        losses, logits = self._step(self._own(batch), self.optimizer, len(batch))
-        return self._whole(losses, len(batch)), self._whole(logits, len(batch))
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(lr)
+            else:
+                group["lr"] = lr
 
     def _own(self, batch: Batch) -> Batch:
         """Return this rank's part of a batch."""
@@ -138,20 +171,29 @@ class Learner:
     def _whole(self, values: Tensor, count: int) -> Tensor:
         return self.device.group.whole(values, count)
 
-    def _step(self, batch: Batch, optimizer: torch.optim.Optimizer, count: int) -> tuple[Tensor, Tensor]:
+    def _update(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        weights: Tensor | None = None,
+        *,
+        count: int,
+        optimizer: torch.optim.Optimizer | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Take a step on this rank's part of a batch of count samples."""
+        optimizer, forward = optimizer or self.optimizer, self._compiled.get(count, self.model)
         try:
             with self.device.autocast(self.precision):
-                logits = self.forward(batch.images)
+                logits = forward(images)
         except ValueError as error:
-            if len(batch.indices) == 1 and "more than 1 value per channel" in str(error):  # in torch's words
+            if len(labels) == 1 and "more than 1 value per channel" in str(error):  # in torch's words
                 raise SpecError(
                     "train.batch_size: this network normalises over its batch, and cannot learn from a batch of one "
                     "image: take at least 2, and keep at least 2 images in every epoch"
                 ) from None
             raise
-        losses = functional.cross_entropy(logits.float(), batch.labels, reduction="none")
-        (losses if batch.weights is None else losses * batch.weights).mean().backward()
+        losses = functional.cross_entropy(logits.float(), labels, reduction="none")
+        (losses if weights is None else losses * weights).mean().backward()
         self.device.group.average(self.model, count)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -176,28 +218,71 @@ class Learner:
         return Scores(batch.indices, batch.labels, losses, self._whole(logits, count), embedding)
 
     def warm_up(self, steps: int, trained: Iterable[int], scored: Iterable[int]) -> None:
-        """Pay for kernel selection, compilation and first allocations with throwaway steps on random labels.
+        """Pay for kernel selection and first allocations with throwaway steps on random labels.
 
         So many steps are taken for each size of batch in training and in evaluation mode. Weights and random states
-        are put back.
+        are put back, by this as by `compile` and `capture`.
         """
-        if not steps:
-            return
-        snapshot = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
-        state = self.generator.get_state()
-        optimizer = make_optimizer(self.config.train, self.model)
-        with self.device.own_chance():
-            for size in sorted(set(trained), reverse=True):
-                for _ in range(steps):
-                    self._step(self._own(self._throwaway(size)), optimizer, size)
+        with self._thrown_away() as optimizer:
+            self._throw_away(steps, trained, optimizer)
             for size in sorted(set(scored), reverse=True):
                 for _ in range(steps):
                     self.score_batch(self._throwaway(size))
+
+    def compile(self, steps: int, trained: Iterable[int]) -> None:
+        """Compile what trains on batches of these sizes, with throwaway steps of each.
+
+        Batches of other sizes take the model as it is: their first one would stop the clock for a compilation.
+
+        Raises:
+            SpecError: where the network cannot be compiled, or not on this box.
+        """
+        forward = compiled(self.model)
+        self._compiled = dict.fromkeys(trained, forward)
+        with self._thrown_away() as optimizer, compilation_named():
+            self._throw_away(steps, self._compiled, optimizer)
+
+    def capture(self, trained: Iterable[int], *, gathers: bool) -> None:
+        """Capture what trains on batches of these sizes, and with `gathers` what gathers them, as CUDA graphs.
+
+        They are captured with the optimiser's own state, which is made for it and then zeroed: as good as none.
+
+        Raises:
+            SpecError: where the network cannot be captured.
+        """
+        with self._thrown_away(), capture_named():
+            self._set_rate(0.0)
+            for size in sorted(set(trained), reverse=True):
+                batch = self._throwaway(size)
+                own = self._own(batch)
+                self._update(own.images, own.labels, count=size)
+                if gathers:
+                    places = batch.indices.clone(), batch.indices.clone()
+                    self._gathers[size] = self.device.capture(self._gather, places, self.generator)
+                    own = self._own(replace(batch, images=self._gathers[size](*places)[0]))
+                inputs = own.images, own.labels, torch.ones(len(own), device=self.device.torch)
+                self._updates[size] = self.device.capture(partial(self._update, count=size), inputs, self.generator)
+            for state in self.optimizer.state.values():
+                for value in filter(torch.is_tensor, state.values()):
+                    value.zero_()
+
+    @contextmanager
+    def _thrown_away(self) -> Iterator[torch.optim.Optimizer]:
+        """Yield an optimiser for steps that shall not count, and put weights and random states back after them."""
+        snapshot = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+        state = self.generator.get_state()
+        with self.device.own_chance(), self.device.measuring_kernels():
+            yield make_optimizer(self.config.train, self.model, captures=self.device.captures)
         self.model.load_state_dict(snapshot)
         self.generator.set_state(state)
+
+    def _throw_away(self, steps: int, sizes: Iterable[int], optimizer: torch.optim.Optimizer) -> None:
+        for size in sorted(set(sizes), reverse=True):
+            for _ in range(steps):
+                own = self._own(self._throwaway(size))
+                self._update(own.images, own.labels, count=size, optimizer=optimizer)
 
     def _throwaway(self, size: int) -> Batch:
         indices = torch.arange(size, device=self.device.torch)
         batch = self.gather(indices, self.data.train.places(indices))
-        labels = torch.randint(self.data.num_classes, (size,), device=self.device.torch)
-        return Batch(indices, batch.images, labels)
+        return replace(batch, labels=torch.randint(self.data.num_classes, (size,), device=self.device.torch))

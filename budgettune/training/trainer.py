@@ -7,18 +7,19 @@ import math
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from statistics import median
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from budgettune.errors import BudgetUsedUp, Interrupted, NonFiniteLoss, SpecError
+from budgettune.errors import BudgetUsedUp, Interrupted, NonFiniteLoss, SpecError, TrialFailed
 from budgettune.machine.witness import NoWitness, Witness
 from budgettune.records import EpochRecord, PhaseSeconds, TrialResult
-from budgettune.spec.pruning import batch_sizes
+from budgettune.spec.pruning import batch_count, batch_sizes, visits_of_epochs
 from budgettune.spec.study_spec import StudySpec
 from budgettune.spec.trust import Trust
 from budgettune.training.data.load import ImageData, augment
@@ -32,6 +33,14 @@ from budgettune.training.resnet import count_parameters
 from budgettune.training.schedule import BudgetProgress, EpochProgress, Progress, learning_rate
 from budgettune.training.stopwatch import Stopwatch
 
+COMPILATION_SECONDS = 40.0
+"""What compiling a step of the built-in network takes for one shape of batch, measured on two cores of a CPU."""
+WORTH_COMPILING = 10
+"""Times that, for which a trial trains where `train.compile = "auto"` compiles: a tenth more wall-clock at most."""
+TIMED_STEPS = 3
+REHEARSED_EPOCHS = 3  # a strategy may keep the first whole, and drop in the second for the third
+REHEARSED_BATCHES = 3
+_REHEARSED: set[str] = set()  # strategies of this process
 _models: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # of this process's trials, as far as they are in memory
 
 
@@ -96,7 +105,10 @@ def train(
         gc.collect()
     target.free_cache()
     with target.full_memory_named(config.train.batch_size), target.own_chance(seed):
-        watch, data = Stopwatch(clock, target.synchronize), data.to(target.torch)
+        watch, data = (
+            Stopwatch(clock, target.synchronize, target.mark if target.is_cuda else None),
+            data.to(target.torch),
+        )
         if group.size > 1:  # rank 0's labels, which a comparison may have changed
             data = replace(data, train=replace(data.train, labels=group.same(data.train.labels, "training images")))
         # Without a name for it here, so that the traceback of an error holds no model.
@@ -118,6 +130,7 @@ class TrainingRun:
         if config.train.batch_size > count:
             raise SpecError(f"batch_size: {config.train.batch_size} is larger than the {count} training images")
         self.config, self.data, self.device, self.seed, self.watch = config, data, device, seed, watch
+        self.trust = trust
         device.reset_peak_memory()
         with watch.aside("build"):
             self.learner = Learner(config, data, device, seed, trust)
@@ -130,8 +143,11 @@ class TrainingRun:
             # Not a method of the run: the cycle would keep the last trial's model in memory through the next one.
             self.passes = ModelPasses(self.learner, watch, seed, partial(make_helper, config, data, device, trust))
             self.feed = Feed(self.learner, self.strategy, self.passes, watch)
-        with watch.aside("warmup"):
+        self.is_compiled = False
+        if config.clock.warmup_steps:
             self._warm_up()
+        if device.is_cuda:
+            device.reset_peak_memory()  # a search for kernels takes all memory that it finds
         self.step_seconds: list[float] = []
         self.batch_shapes: set[int] = set()
         self.samples = self.steps = 0
@@ -238,15 +254,65 @@ class TrainingRun:
 
     def _warm_up(self) -> None:
         """Pay off the clock for every batch shape that the strategy expects, in training and in scoring."""
-        steps, size = self.config.clock.warmup_steps, self.config.train.batch_size
-        lasts = {batch_sizes(count, size)[-1] for count in self.strategy.epoch_sizes()}
+        config, watch, learner = self.config, self.watch, self.learner
+        steps, size = config.clock.warmup_steps, config.train.batch_size
+        trained = {size, *(batch_sizes(count, size)[-1] for count in self.strategy.epoch_sizes())}
         scored = set(self._scoring_shapes())
-        self.learner.warm_up(steps, {size, *lasts}, scored)
-        for scale in set(self.strategy.helper_scales) - {None} if steps else ():
-            with self.device.own_chance(self.seed):
-                self.passes.make_helper(scale, self.seed).warm_up(steps, {size, *lasts}, scored)
+        with watch.aside("warmup"):
+            learner.warm_up(steps, trained, scored)
+            for scale in set(self.strategy.helper_scales) - {None}:
+                with self.device.own_chance(self.seed):
+                    self.passes.make_helper(scale, self.seed).warm_up(steps, trained, scored)
+            if self.device.is_cuda:
+                self._rehearse()
+            self.is_compiled = self._pays_for_compilation(len(trained))
+        if self.is_compiled:
+            with watch.aside("compile"):
+                learner.compile(steps, trained)
+        if config.train.cuda_graphs and self.device.captures:
+            with watch.aside("capture"):
+                # Candidates are gathered in chunks of other sizes, and images of a cache file by the host.
+                gathers = self.strategy.candidates == 1 and isinstance(self.data.train.images, Tensor)
+                learner.capture(trained, gathers=gathers)
+
+    def _pays_for_compilation(self, shapes: int) -> bool:
+        """Whether to compile for so many shapes of batches: `auto` does where training is ten times as long."""
+        train = self.config.train
+        if isinstance(train.compile, bool):
+            return train.compile
+        seconds = train.budget
+        if seconds is None:
+            assert train.epochs is not None  # the spec has exactly one of the two
+            visits = visits_of_epochs(self.config.pruning, self.strategy.size, train.epochs)
+            steps = sum(count * batch_count(visited, train.batch_size) for visited, count in visits.items())
+            began = self.watch.clock()
+            self.learner.warm_up(TIMED_STEPS, {train.batch_size}, ())
+            self.device.synchronize()
+            seconds = steps * (self.watch.clock() - began) / TIMED_STEPS
+        return seconds >= WORTH_COMPILING * COMPILATION_SECONDS * shapes
+
+    def _rehearse(self) -> None:
+        """Train the same on a few images for some epochs, and throw it away: CUDA loads a kernel when it is first used.
+
+        Once in a process for each strategy; one that cannot do with so few goes unrehearsed.
+        """
+        config, data = self.config, self.data
+        if config.pruning.strategy in _REHEARSED:
+            return
+        _REHEARSED.add(config.pruning.strategy)
+        few = data.train.take(slice(REHEARSED_BATCHES * config.train.batch_size + 1))
+        changes = {"train.budget": None, "train.epochs": REHEARSED_EPOCHS, "train.compile": False}
+        changes |= {"train.cuda_graphs": False, "clock.warmup_steps": 0}
+        with suppress(TrialFailed, SpecError), self.device.own_chance(self.seed):
+            watch = Stopwatch(self.watch.clock, self.device.synchronize)
+            run = TrainingRun(
+                config.resolve(changes), replace(data, train=few), self.device, self.seed, watch, self.trust
+            )
+            run.train(0.0, None, self.passes.should_stop, lambda record: None, lambda record: False)
 
     def _scoring_shapes(self) -> Iterator[int]:
+        if self.device.is_cuda:  # else a first evaluation's search would free what the next epoch's steps lie in
+            yield from set(batch_sizes(len(self.data.held_out), self.learner.scoring_batch))
         if not self.strategy.needs_model:
             return
         sizes = [(self.strategy.size, self.learner.scoring_batch)]
@@ -309,6 +375,8 @@ class TrainingRun:
             architecture=self.learner.architecture,
             status=status,
             evidence=evidence,
+            compiled=self.is_compiled,
+            cuda_graphs=self.config.train.cuda_graphs and self.device.captures,
         )
 
 
@@ -316,7 +384,7 @@ def make_helper(
     config: StudySpec, data: ImageData, device: Device, trust: Trust, scale: float | None, seed: int
 ) -> Learner:
     """Return a fresh model for a strategy; compiling it would cost more than it trains."""
-    changes: dict[str, Any] = {"train.compile": False}
+    changes: dict[str, Any] = {"train.compile": False, "train.cuda_graphs": False}
     if scale is not None:
         changes |= {"model.scale": scale, "model.width_scale": None, "model.depth_scale": None}
     return Learner(config.resolve(changes), data, device, seed, trust)

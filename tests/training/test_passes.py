@@ -325,7 +325,7 @@ def test_a_plan_can_raise_the_learning_rate(spec, data, monkeypatch):
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_every_batch_shape_was_warmed_up_where_sizes_are_known(spec, data, monkeypatch, name):
     warm, trained, looked_at = set(), set(), set()
-    step, look, warm_up = Learner._step, Learner.score_batch, Learner.warm_up
+    step, look, warm_up = Learner._update, Learner.score_batch, Learner.warm_up
 
     def warming(self, steps, *shapes):
         warm.add("now")
@@ -336,9 +336,7 @@ def test_every_batch_shape_was_warmed_up_where_sizes_are_known(spec, data, monke
         (warm if "now" in warm else seen).add((seen is looked_at, len(batch)))
 
     monkeypatch.setattr(Learner, "warm_up", warming)
-    monkeypatch.setattr(
-        Learner, "_step", lambda self, batch, *rest: (note(trained, batch), step(self, batch, *rest))[1]
-    )
+    monkeypatch.setattr(Learner, "_update", lambda self, *a, **k: (note(trained, a[1]), step(self, *a, **k))[1])
     monkeypatch.setattr(Learner, "score_batch", lambda self, batch: (note(looked_at, batch), look(self, batch))[1])
     run(spec, data, name, "prune_rate=0.3")
     assert (False, 64) in warm

@@ -126,13 +126,12 @@ class Probe:
     @contextmanager
     def _guarded(self) -> Iterator[None]:
         """Have cuDNN choose as this probe wants it, and name what a full device means."""
-        before = torch.backends.cudnn.benchmark
-        torch.backends.cudnn.benchmark = self.cudnn_benchmark
+        before, self.device.measures_kernels = self.device.measures_kernels, self.cudnn_benchmark
         try:
             with self.device.full_memory_named(self.config.train.batch_size):
                 yield
         finally:
-            torch.backends.cudnn.benchmark = before
+            self.device.measures_kernels = before
 
 
 def fewest_steps(device: Device, on_cpu: int) -> int:
