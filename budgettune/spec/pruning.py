@@ -20,9 +20,9 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Annotated, Literal, NamedTuple, Self
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, model_validator
 
 from budgettune.errors import SpecError
 from budgettune.spec.tables import Clash, SpecModel, code_or
@@ -114,6 +114,8 @@ STRATEGIES = {
 class PruningSpec(SpecModel):
     """`[pruning]`: which samples an epoch keeps. After the colon stand the strategies that read a key."""
 
+    newer = ("rate_per",)
+
     strategy: Annotated[str, code_or(*STRATEGIES)] = "stale-quantile"
     prune_rate: float = Field(0.0, ge=0, lt=1)  # fraction of sample visits that are dropped, in expectation
     # Of all visits of the run, or of those of each epoch that prunes (that prunes most, where they differ).
@@ -167,12 +169,6 @@ class PruningSpec(SpecModel):
         if self.when == "auto" and self.evidence is None:
             raise Clash("when = 'auto' needs evidence: the file that `budgettune compare --out` wrote")
         return self
-
-    @model_serializer(mode="wrap")
-    def _as_before(self, serialized: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Return a document that says `rate_per` only where it is not the usual one: older versions do not know it."""
-        document: dict[str, Any] = serialized(self)
-        return {key: value for key, value in document.items() if (key, value) != ("rate_per", "run")}
 
 
 DECIDE_REACH = (

@@ -5,9 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from budgettune.text import as_written, parse_duration
 
@@ -31,9 +39,20 @@ def are_numbers(values: Iterable[Any]) -> bool:
 
 
 class SpecModel(BaseModel):
-    """What all tables share: no unknown keys, no silent conversions, no change after reading."""
+    """What all tables share: no unknown keys, no silent conversions, no change after reading.
+
+    Attributes:
+        newer: keys that a document holds only where they are not at their defaults: older versions do not know them.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    newer: ClassVar[tuple[str, ...]] = ()
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, serialized: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        document: dict[str, Any] = serialized(self)
+        defaults = {key: type(self).model_fields[key].default for key in self.newer}
+        return {key: value for key, value in document.items() if key not in defaults or value != defaults[key]}
 
 
 class Clash(ValueError):
@@ -186,8 +205,16 @@ class ModelSpec(SpecModel):
         return f"{'/'.join(map(str, self.realised_widths))} × {self.realised_blocks}"
 
 
+def _compile(value: Any) -> Any:
+    if not isinstance(value, bool) and value != AUTO:
+        raise ValueError('must be true, false or "auto"')
+    return value
+
+
 class TrainSpec(SpecModel):
     """`[train]`: how one trial is trained, for exactly one of epochs and budget; 30 epochs where neither is given."""
+
+    newer = ("cuda_graphs", "deterministic")
 
     epochs: int | None = Field(None, ge=1, le=MOST)  # passes over what pruning keeps
     budget: Duration | None = None  # time on the clock; epochs follow from it, the schedule runs on elapsed time
@@ -201,7 +228,7 @@ class TrainSpec(SpecModel):
     # `auto` takes bf16 where the processor has it and the widths are aligned, else tf32 on a GPU that has it.
     precision: Literal["auto", "fp32", "tf32", "bf16"] = "auto"
     # torch.compile, off the clock; `auto` where the trial is long enough to pay for it.
-    compile: bool | Literal["auto"] = False
+    compile: Annotated[bool | Literal["auto"], BeforeValidator(_compile)] = False
     cuda_graphs: bool = False  # whole steps as CUDA graphs, captured off the clock; nothing changes on a CPU
     deterministic: bool = False  # the same kernels in every process, so that a GPU repeats a trial to the bit
     evaluate_every: int = Field(1, ge=1)  # epochs between points of the accuracy curve; the last always has one

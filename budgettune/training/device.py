@@ -109,7 +109,7 @@ class Device:
         refuse `kthvalue` and `cumsum`, which strategies use; nothing here adds atomically.)
         """
         if self.is_cuda:
-            # Not `fp32_precision`, which is to replace both: where it was set, torch's compiler fails as it reads these.
+            # Not `fp32_precision`, which replaces both: where it was set, torch's compiler fails as it reads these.
             torch.backends.cudnn.allow_tf32 = precision != "fp32"
             torch.set_float32_matmul_precision("highest" if precision == "fp32" else "high")
             torch.backends.cudnn.deterministic = deterministic
