@@ -157,6 +157,7 @@ def study_show(
     if stopping is not None and form is Format.table:
         say_figures(stopping.describe())
     warn(foreign_note(summary.name, summary.foreign))
+    warn(handle.machine_note())
 
 
 @app.command("verify", epilog=options.examples("study verify", "study verify mine --format json"))

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from pydantic import OnErrorOmit, TypeAdapter
 
 from budgettune.errors import SpecError, StorageError, StudyNotFound, UsageError
-from budgettune.records import StepProbe
+from budgettune.records import MachineInfo, StepProbe
 from budgettune.spec.study_spec import StudySpec
 from budgettune.storage.connection import reading, writing
 from budgettune.storage.schema import (
@@ -23,7 +23,7 @@ from budgettune.storage.schema import (
     trial_user_attributes,
     trials,
 )
-from budgettune.storage.trials import AS_WRITTEN, parse_json, read_json
+from budgettune.storage.trials import AS_WRITTEN, DOCUMENTS, parse_json, read_json
 from budgettune.storage.writes import lock_study, set_study_attribute
 from budgettune.text import shortened
 
@@ -119,6 +119,18 @@ def machine_keys(connection: sa.Connection, study_id: int) -> list[str]:
         .order_by(sa.func.min(trials.c.datetime_complete), sa.func.min(trials.c.number))
     )
     return [name for name in map(parse_json, connection.execute(query).scalars()) if isinstance(name, str)]
+
+
+def machines(connection: sa.Connection, study_id: int) -> list[MachineInfo]:
+    """Return the boxes that a study's times come from, in no order; those that say the same of themselves once."""
+    attribute = trial_user_attributes
+    query = (
+        sa.select(attribute.c.value_json)
+        .distinct()
+        .join(trials, trials.c.trial_id == attribute.c.trial_id)
+        .where(trials.c.study_id == study_id, trials.c.state == "COMPLETE", attribute.c.key == "machine")
+    )
+    return [found for text in connection.execute(query).scalars() if (found := read_json(DOCUMENTS["machine"], text))]
 
 
 def own_machine_key(connection: sa.Connection, study_id: int) -> str | None:

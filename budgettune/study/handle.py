@@ -22,14 +22,14 @@ from budgettune.storage.answers import state_counts
 from budgettune.storage.connection import Engine, open_engine, open_storage, reading
 from budgettune.storage.driver_errors import translated
 from budgettune.storage.patience import asking_again
-from budgettune.storage.studies import find_study, own_machine_key
+from budgettune.storage.studies import find_study, machines, own_machine_key
 from budgettune.storage.transactions import Reconciled
 from budgettune.storage.trials import stopping_notes, trial_records
 from budgettune.storage.url import shown
 from budgettune.storage.writes import NewTrial
 from budgettune.study.dashboard_note import study_note
 from budgettune.study.ledger import Ledger, Queued, Verification, new_trials
-from budgettune.study.summary import StudySummary, foreign_note, summary_of
+from budgettune.study.summary import StudySummary, foreign_note, machine_note, summary_of
 from budgettune.text import redact
 
 if TYPE_CHECKING:
@@ -286,6 +286,11 @@ class StudyHandle:
     def foreign_note(self) -> str | None:
         """Return in a sentence which trials of another program nobody counts, None where there are none."""
         return foreign_note(self.name, state_counts(self.engine, self.study_id, of_cells=False))
+
+    def machine_note(self) -> str | None:
+        """Return in a sentence how boxes differ whose times count as comparable, None where they do not."""
+        with reading(self.engine) as connection:
+            return machine_note(machines(connection, self.study_id))
 
     def summary(self) -> StudySummary:
         return summary_of(self.engine, self.study_id, self.name, self.spec)

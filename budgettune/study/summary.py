@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from budgettune.errors import StorageError, StudyNotFound
-from budgettune.records import TrialRecord
+from budgettune.records import MachineInfo, TrialRecord
 from budgettune.spec.study_spec import StudySpec
 from budgettune.storage.answers import objective_points, state_counts
 from budgettune.storage.connection import Engine, open_engine, reading
@@ -22,6 +22,14 @@ logger = logging.getLogger(__name__)
 
 # Between the end of a trial and the next beginning: longer means that no worker was there.
 LONGEST_IDLE = timedelta(seconds=60)
+
+BESIDE_THE_KEY = {
+    "processor": ("cpu", ""),
+    "driver": ("driver", ""),
+    "power limit": ("power_limit_w", " W"),
+    "clock limit": ("sm_clock_limit_mhz", " MHz"),
+}
+"""Of boxes with one machine key, what else a GPU's times depend on: the field of `MachineInfo`, and its unit."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +57,20 @@ def foreign_note(study: str, foreign: Mapping[str, int]) -> str | None:
         f"study {study!r}: not counted are trials of another program ({counts}): of those that wait, a sampled study "
         f"runs what fits its search until it has its trials, and a grid runs its own cells only"
     )
+
+
+def machine_note(machines: Sequence[MachineInfo]) -> str | None:
+    """Return in a sentence how boxes of one kind differ in what a GPU's times depend on, too; None where none does."""
+    differing: list[str] = []
+    for key in sorted({machine.key for machine in machines}):
+        alike, mixed = [machine for machine in machines if machine.key == key], []
+        for fact, (name, unit) in BESIDE_THE_KEY.items():
+            values = sorted({f"{getattr(machine, name)}{unit}" for machine in alike if getattr(machine, name)})
+            mixed += [f"{fact} ({', '.join(values)})"] if len(values) > 1 else []
+        differing += [f"those of {key} differ in {', '.join(mixed)}"] if mixed else []
+    if not differing:
+        return None
+    return f"these times come from boxes that are not quite alike: {'; '.join(differing)}"
 
 
 def study_names(url: str) -> list[str]:

@@ -1,10 +1,13 @@
 """Studies keep to one kind of machine."""
 
+import dataclasses
+
 import pytest
 import sqlalchemy as sa
 
 from budgettune import api
 from budgettune.errors import UsageError
+from budgettune.records import MachineInfo
 from budgettune.spec.study_spec import StudySpec
 from budgettune.storage.connection import reading, writing
 from budgettune.storage.studies import comparable_machine_key, machine_keys
@@ -42,6 +45,22 @@ def test_kinds_may_be_mixed_knowingly(study):
         "fast x2",
         "times of fast x2 only; the study also holds slow x2: --device-name chooses, any takes all",
     )
+
+
+def test_boxes_with_one_key_that_are_not_quite_alike_are_said(study, run):
+    gpu = MachineInfo(
+        hostname="a", device="cuda", device_name="H100", cpu="Xeon", driver="570", power_limit_w=700, threads=4
+    )
+    for machine in (gpu, dataclasses.replace(gpu, hostname="b")):
+        study.complete(study.claim(), dataclasses.replace(result(), machine=machine))
+    assert study.machine_note() is None
+    other = dataclasses.replace(gpu, cpu="EPYC", driver="580", power_limit_w=None, sm_clock_limit_mhz=1980)
+    assert study.complete(study.claim(), dataclasses.replace(result(), machine=other)) is True
+    assert study.machine_note() == (
+        "these times come from boxes that are not quite alike: those of H100 differ in processor (EPYC, Xeon), "
+        "driver (570, 580)"
+    )
+    assert f"note: {study.machine_note()}\n" in run("study", "show", study.name, "--storage", study.url)[2]
 
 
 def test_kinds_are_looked_up_with_the_study_and_not_in_each_of_its_trials(study):
