@@ -44,6 +44,10 @@ def test_only_the_dashboard_is_published_and_on_this_box_alone():
     assert not any(service.get("network_mode") or service.get("privileged") for service in SERVICES.values())
 
 
+def test_who_else_uses_a_gpu_can_be_seen_by_its_worker_and_nobody_else_sees_the_host():
+    assert {name for name, service in SERVICES.items() if service.get("pid") == "host"} == {"worker-gpu"}
+
+
 def test_no_password_is_written_down_and_none_may_be_forgotten():
     for service in SERVICES.values():
         secrets = [value for key, value in service["environment"].items() if "PASSWORD" in key]
