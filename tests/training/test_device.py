@@ -318,16 +318,6 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
     assert int(done.stdout) < 16_384
 
 
-@pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU: run `pytest -m cuda` on a box with one")
-def test_a_trial_on_a_gpu_is_whole_and_repeats_its_schedule():
-    spec = load_spec("digits").with_overrides(["train.epochs=5", "search={}"])
-    result = trainer.train(spec, seed=0, data=load_data(spec.data), device="cuda").result
-    assert result.test_accuracy > 0.5
-    assert 0.98 < result.phases.on_clock / result.train_seconds <= 1
-    assert result.machine.device == "cuda"
-
-
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a box without a GPU")
 @pytest.mark.parametrize(
     ("named", "said"),

@@ -52,7 +52,8 @@ class SelectiveBackprop(Strategy):
     multiplied by the odds k / (1 − k) of what it kept over the odds of s, which is exact where rank shares are
     distributed as a power.
 
-    How many are kept is decided on the device, and the host asks: on a GPU it waits once per batch of candidates.
+    How many are kept is decided on the device, and the host asks: a GPU is waited for three times per batch of
+    candidates.
     """
 
     needs_model = True
