@@ -12,7 +12,7 @@ Other processes and heat disturb:
 NVML shows no processes beyond a container's wall, a MIG instance's or a guest's, and in some containers none at all:
 only the sentinel sees those. So a GPU is clean where nothing disturbed, the sentinel was read, and NVML either listed a
 process or counted heat. What that misses is a neighbour out of sight who comes and goes between the sentinel's two
-readings; in the host's pid namespace NVML lists him.
+readings, or was there before this process and stays; in the host's pid namespace NVML lists him.
 
 The power cap goes on record only, and so does the limit of voltage (`gpu_reliability_share`): the same work draws the
 same power, so they slow a configuration the same each time.

@@ -174,6 +174,11 @@ def test_the_fixed_work_of_the_sentinel_is_something_that_torch_takes():
     devices._fixed_work(torch.device("cpu"), 8, 64)()
 
 
+def test_a_gpu_is_watched_with_its_sentinel(device):
+    kinds = [type(observer).__name__ for observer in device.witness()._observers]
+    assert kinds == ["SentinelObserver", "CpuObserver", "GpuObserver"]
+
+
 def test_all_trials_of_a_process_are_held_against_one_sentinel():
     assert devices._cuda_sentinel(torch.device("cuda", 0)) is devices._cuda_sentinel(torch.device("cuda:0"))
 
