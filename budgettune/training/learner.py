@@ -283,6 +283,6 @@ class Learner:
                 self._update(own.images, own.labels, count=size, optimizer=optimizer)
 
     def _throwaway(self, size: int) -> Batch:
-        indices = torch.arange(size, device=self.device.torch)
+        indices = torch.arange(size, device=self.device.torch) % len(self.data.train)
         batch = self.gather(indices, self.data.train.places(indices))
         return replace(batch, labels=torch.randint(self.data.num_classes, (size,), device=self.device.torch))

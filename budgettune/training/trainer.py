@@ -21,6 +21,7 @@ from budgettune.machine.witness import NoWitness, Witness
 from budgettune.records import EpochRecord, PhaseSeconds, TrialResult
 from budgettune.spec.pruning import batch_count, batch_sizes, visits_of_epochs
 from budgettune.spec.study_spec import StudySpec
+from budgettune.spec.tables import is_code
 from budgettune.spec.trust import Trust
 from budgettune.training.data.load import ImageData, augment
 from budgettune.training.device import Device
@@ -294,10 +295,11 @@ class TrainingRun:
     def _rehearse(self) -> None:
         """Train the same on a few images for some epochs, and throw it away: CUDA loads a kernel when it is first used.
 
-        Once in a process for each strategy; one that cannot do with so few goes unrehearsed.
+        Once in a process for each strategy. One that cannot do with so few goes unrehearsed, as do those of your own,
+        which may be made for the whole set.
         """
         config, data = self.config, self.data
-        if config.pruning.strategy in _REHEARSED:
+        if is_code(config.pruning.strategy) or config.pruning.strategy in _REHEARSED:
             return
         _REHEARSED.add(config.pruning.strategy)
         few = data.train.take(slice(REHEARSED_BATCHES * config.train.batch_size + 1))

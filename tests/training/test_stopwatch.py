@@ -62,6 +62,41 @@ def test_work_queued_on_the_device_is_charged_to_the_side_that_queued_it(time, w
     assert watch.seconds["evaluate"] == 2
 
 
+class Event:
+    """Passed, and stamped, when the device has done what was queued before it."""
+
+    def __init__(self, time):
+        self.time, self.at = time, time.now + time.queued
+
+    def query(self):
+        return self.time.now >= self.at
+
+    def elapsed_time(self, other):
+        return 1e3 * (other.at - self.at)
+
+
+@pytest.mark.parametrize("steps", [1, 10, 3_000])  # more than it keeps unread
+def test_phases_of_a_device_that_works_by_itself_are_its_own_time(time, steps):
+    watch = Stopwatch(time, time.synchronize, lambda: Event(time))
+
+    def launch(seconds):
+        time.queued += seconds
+        time.now += 0.125  # of the host, in which the device works too
+        time.queued = max(0.0, time.queued - 0.125)
+
+    with watch.aside("build"):
+        time.work(50)
+    with watch.running():
+        for _ in range(steps):
+            with watch.phase("step"):
+                launch(4)
+            with watch.phase("select"):
+                launch(1)
+                time.synchronize()  # the host looks at values, and waits for the step before
+    assert watch.elapsed() == 5 * steps
+    assert watch.seconds == {"build": 50, "step": 4 * steps, "select": steps}
+
+
 def test_the_device_is_waited_for_at_borders_only(time, watch):
     with watch.running():
         for _ in range(100):

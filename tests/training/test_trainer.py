@@ -19,7 +19,7 @@ from budgettune.training.data.load import load_data
 from budgettune.training.device import Device
 from budgettune.training.pruning import EpochPlan, Strategy
 from budgettune.training.pruning.baselines import StaleQuantile
-from budgettune.training.trainer import train
+from budgettune.training.trainer import TrainingRun, train
 
 SLEEP_SECONDS = 0.08
 
@@ -287,3 +287,57 @@ def test_every_network_of_a_process_is_compiled_for_its_own_batch_shapes(spec, d
         run(spec, data, "train.compile=true", f"scale={scale}", "train.epochs=1", "clock.warmup_steps=1")
         graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
     assert graphs == [2, 2, 2]  # the full batch and the last one, each by itself
+
+
+def test_only_batch_shapes_that_warm_up_met_are_compiled(spec, data, monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    torch._dynamo.utils.counters.clear()
+    changes = ["pruning.strategy=selective-backprop", "prune_rate=0.3", "train.compile=true", "clock.warmup_steps=1"]
+    result = run(spec, data, *changes)
+    assert result.compiled
+    assert result.phases.compile > 0
+    warmed = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert len(result.batch_shapes) > warmed  # the others cost no compilation on the clock
+
+
+@pytest.mark.parametrize(
+    ("changes", "compiles"),
+    [
+        (["train.epochs=4"], False),  # a second
+        (["train.epochs=2000000"], True),
+        (["train.budget=1m"], False),
+        (["train.budget=1h"], True),
+    ],
+)
+def test_auto_compiles_where_training_is_long_enough_to_pay_for_it(spec, data, monkeypatch, changes, compiles):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    phases = []
+
+    class Ended(Exception):
+        pass
+
+    def prepare(run, *args):
+        phases.append((run.is_compiled, "compile" in run.watch.seconds))
+        raise Ended
+
+    monkeypatch.setattr(TrainingRun, "train", prepare)
+    with pytest.raises(Ended):
+        run(spec, data, "train.compile=auto", "clock.warmup_steps=1", *changes)
+    assert phases == [(compiles, compiles)]
+
+
+def test_what_cannot_be_compiled_is_refused_with_the_reason(spec, data, monkeypatch):
+    def broken(*_):
+        raise ValueError("no compiler on this box\nand more")
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=broken))
+    with pytest.raises(SpecError, match=r"train.compile: torch cannot compile it here \(.*no compiler"):
+        run(spec, data, "train.compile=true", "clock.warmup_steps=1")
+
+
+@pytest.mark.parametrize("key", ["train.compile=true", "train.compile='auto'", "train.cuda_graphs=true"])
+def test_what_warm_up_pays_for_is_refused_without_one(spec, key):
+    with pytest.raises(SpecError, match=r"set clock.warmup_steps to at least 1, or leave train\.\w+ at false"):
+        spec.with_overrides([key, "clock.warmup_steps=0"])
+    with pytest.raises(SpecError, match=r"clock\.warmup_steps"):
+        spec.with_overrides([f"search.{key.split('=')[0]}=[false, true]", "clock.warmup_steps=0"])
