@@ -243,6 +243,11 @@ def _check_search(spec: StudySpec) -> None:
         if target in seen:
             raise SpecError(f"search.{key}: the same setting as search.{seen[target]}: keep one")
         seen[target] = key
+        if target == "train.processes":
+            raise SpecError(
+                f"search.{key}: times of one process and of several are of different kinds of machine: "
+                f"set train.processes for the whole study, and make a study for each number"
+            )
         if target.split(".")[0] not in SEARCHABLE_SECTIONS or "." not in target:
             known = {
                 name.rpartition(".")[2]: name for name in all_keys(StudySpec) if name.startswith(SEARCHABLE_SECTIONS)

@@ -231,6 +231,7 @@ class TrainSpec(SpecModel):
     compile: Annotated[bool | Literal["auto"], BeforeValidator(_compile)] = False
     cuda_graphs: bool = False  # whole steps as CUDA graphs, captured off the clock; nothing changes on a CPU
     deterministic: bool = False  # the same kernels in every process, so that a GPU repeats a trial to the bit
+    processes: int | None = Field(None, ge=1, le=1024)  # that train a trial together, a device each; None: the worker's
     evaluate_every: int = Field(1, ge=1)  # epochs between points of the accuracy curve; the last always has one
 
     @model_validator(mode="before")

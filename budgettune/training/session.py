@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import io
+import json
+import logging
+import os
+import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import distributed
 
 from budgettune.errors import UsageError
 from budgettune.files import replacing
@@ -21,6 +27,8 @@ from budgettune.spec.tables import DataSpec
 from budgettune.spec.trust import Trust
 from budgettune.training.data.load import ImageData, load_data
 from budgettune.training.device import Device, pick_device
+from budgettune.training.group import Group
+from budgettune.training.team import Ranks, Team, follow
 from budgettune.training.trainer import Trained, train
 
 
@@ -59,6 +67,48 @@ def prepare_process(device: torch.device, threads: int | None) -> tuple[MachineI
     return target.machine(), target.witness()
 
 
+def follow_parent() -> None:
+    """Be a follower of the process that started this one, which says on standard input where to find it."""
+    terms = json.loads(_line(0))
+    threading.Thread(target=_end_with, args=(0,), name="parent", daemon=True).start()
+    logging.disable(logging.WARNING)  # rank 0 says it already
+    trust = Trust(terms["packages"], None if terms["folders"] is None else frozenset(map(Path, terms["folders"])))
+    store = distributed.TCPStore("127.0.0.1", terms["port"], None, False)
+    follow_ranks(store, Ranks(terms["rank"], terms["size"], terms["rank"]), torch.device(terms["device"]), trust)
+
+
+def _line(descriptor: int) -> bytes:
+    line = b""
+    while not line.endswith(b"\n") and (byte := os.read(descriptor, 1)):
+        line += byte
+    return line
+
+
+def _end_with(descriptor: int) -> None:
+    """End this process when the other side of a pipe is closed, whatever it is doing."""
+    while os.read(descriptor, 1):
+        pass
+    os._exit(0)
+
+
+def follow_ranks(store: Any, ranks: Ranks, device: torch.device, trust: Trust) -> None:
+    """Train what rank 0 orders, with images of this process's own, until rank 0 ends or is gone."""
+    cache = DataCache(device, trust)
+
+    def carry_out(
+        spec: StudySpec, params: Mapping[str, Any], seed: int, threads: int
+    ) -> Callable[[Group], TrialResult]:
+        _, witness = prepare_process(device, threads)
+        config = spec.resolve(params)
+        trust.check_files(config)
+        data, _ = cache.get(config.data)
+        return lambda group: (
+            train(spec, params, seed=seed, data=data, device=device, trust=trust, witness=witness, group=group).result
+        )
+
+    follow(store, ranks, device, carry_out)
+
+
 def train_one(
     spec: StudySpec,
     params: Mapping[str, Any],
@@ -78,16 +128,8 @@ def train_one(
     config = spec.resolve(params)
     trust.check_files(config)
     data, load_seconds = DataCache(torch_device, trust).get(config.data)
-    return train(
-        spec,
-        params,
-        seed=seed,
-        data=data,
-        device=torch_device,
-        load_seconds=load_seconds,
-        trust=trust,
-        witness=witness,
-    )
+    with closing(Team(torch_device, trust)) as team:
+        return team.train(spec, params, seed=seed, data=data, load_seconds=load_seconds, witness=witness)
 
 
 def save_model(path: str | Path, trained: Trained, spec: StudySpec, params: Mapping[str, Any]) -> None:

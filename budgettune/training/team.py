@@ -1,0 +1,423 @@
+"""The processes of a worker that train each of its trials together: rank 0 and its followers.
+
+Rank 0 tells the followers what to train, and is told how it went, through a store of torch that listens on 127.0.0.1.
+It starts them itself, with a pipe whose end ends them, and keeps them between trials; or torchrun has started them all.
+Orders and answers are JSON. A follower has no state that matters: it may be ended at any time.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed
+
+from budgettune import errors
+from budgettune.errors import (
+    BudgetTuneError,
+    BudgetUsedUp,
+    Interrupted,
+    NonFiniteLoss,
+    ProcessLost,
+    SpecError,
+    UsageError,
+)
+from budgettune.machine.witness import Witness, witness_for
+from budgettune.records import MachineInfo, TrialResult
+from budgettune.spec.study_spec import StudySpec
+from budgettune.spec.trust import Trust
+from budgettune.training.device import Device
+from budgettune.training.group import Group
+from budgettune.training.trainer import Trained, train
+
+FOLLOW = "from budgettune.training.session import follow_parent; follow_parent()"
+POLL_SECONDS = 0.01
+REASON_SECONDS = 3.0  # for which the reason of a lost process is waited for
+END_SECONDS = 5.0  # that followers get to end by themselves
+STORE_SECONDS = 60.0  # for which one question to the store waits
+ALIKE = (BudgetUsedUp, Interrupted, NonFiniteLoss)
+"""Errors that all ranks raise at the same place: they can go on together."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Which of several processes this is, where torchrun started them."""
+
+    rank: int
+    size: int
+    on_this_box: int  # number among those of the same box
+
+    @classmethod
+    def of_torchrun(cls, environment: Mapping[str, str] = os.environ) -> Ranks | None:
+        """Return what the environment says; None where nobody started several processes."""
+        try:
+            size = int(environment["WORLD_SIZE"])
+            ranks = cls(int(environment["RANK"]), size, int(environment["LOCAL_RANK"]))
+        except (KeyError, ValueError):
+            return None
+        return ranks if size > 1 and "MASTER_ADDR" in environment else None
+
+    def meet(self) -> Any:
+        """Return the store of all."""
+        if os.environ["MASTER_ADDR"] in ("127.0.0.1", "localhost", "::1"):
+            _stay_on_this_box()
+        return next(distributed.rendezvous("env://"))[0]
+
+
+def _stay_on_this_box() -> None:
+    """Have processes speak to each other where no other box can listen."""
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        loopback = next((each for _, each in socket.if_nameindex() if each.startswith("lo")), None)
+        if loopback is not None:
+            os.environ.setdefault(name, loopback)
+
+
+class _Store:
+    """JSON under names; what belongs to one order lies below its number."""
+
+    def __init__(self, store: Any) -> None:
+        self.torch = store
+        store.set_timeout(timedelta(seconds=STORE_SECONDS))
+
+    def put(self, name: str, document: Any) -> None:
+        self.torch.set(name, json.dumps(document))
+
+    def has(self, name: str) -> bool:
+        return bool(self.torch.check([name]))
+
+    def get(self, name: str) -> Any:
+        """Return what lies there, however long it takes to come.
+
+        Raises:
+            ConnectionError: where the store is gone.
+        """
+        while True:
+            try:
+                return json.loads(self.torch.get(name))
+            except distributed.DistStoreError:
+                continue  # nothing yet
+            except RuntimeError as error:
+                raise ConnectionError(f"the first process is gone: {error}") from None
+
+    def forget(self, *names: str) -> None:
+        for name in names:
+            self.torch.delete_key(name)
+
+
+def follow(
+    store: Any, ranks: Ranks, device: torch.device, carry_out: Callable[..., Callable[[Group], TrialResult]]
+) -> None:
+    """Train what rank 0 orders until it ends, or is gone.
+
+    `carry_out` prepares an order, as spec, params, seed and threads, and returns what trains it in a group. Signals are
+    rank 0's business.
+    """
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"):
+        if hasattr(signal, name) and threading.current_thread() is threading.main_thread():
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    box, rank = _Store(store), ranks.rank
+    group: Group | None = None
+    with suppress(ConnectionError):
+        number = 0
+        while (order := box.get(f"{number + 1}/order")) is not None:
+            number += 1
+            try:
+                run = carry_out(StudySpec.from_json(order["spec"]), order["params"], order["seed"], order["threads"])
+                box.put(f"{number}/ready/{rank}", True)
+                if not box.get(f"{number}/go"):
+                    continue
+                if group is None:
+                    meeting = distributed.PrefixStore(f"meeting/{order['meeting']}", store)
+                    group = Group(meeting, rank, ranks.size, device)
+                result = run(group)
+                same = ("weights_sha256", "status", "evidence", "peak_memory_mb")
+                said = {name: value for name, value in result.to_json().items() if name in same}
+            except Exception as error:
+                said = {"error": type(error).__name__, "text": str(error)}
+                if not isinstance(error, ALIKE):
+                    _part(group, device)
+                    group = None
+            box.put(f"{number}/said/{rank}", said)
+
+
+def _part(group: Group | None, device: torch.device) -> None:
+    """Leave a group, so that whoever waits for this process finds out."""
+    if group is not None and device.type == "cpu":  # on a GPU it would wait for what is under way, which never ends
+        group.close()
+
+
+class Team:
+    """Rank 0's side: trains as `trainer.train` does, together with followers where more than one process is asked for.
+
+    Args:
+        device: of rank 0; followers take the devices behind it.
+        trust: of the followers, too.
+        usual: processes of a trial whose study does not say how many.
+        is_fixed: whether a study that asks for another number is refused.
+        store: where torchrun has started so many processes.
+    """
+
+    def __init__(
+        self, device: torch.device, trust: Trust, *, usual: int = 1, is_fixed: bool = False, store: Any = None
+    ) -> None:
+        self.device, self.trust, self.usual, self.is_fixed = device, trust, usual, is_fixed or store is not None
+        self._by_torchrun = store is not None
+        self._store = None if store is None else _Store(store)
+        self._children: list[subprocess.Popen[bytes]] = []
+        self._size = usual if self._by_torchrun else 1
+        self._group: Group | None = None
+        self._order = self._meeting = 0
+
+    def processes(self, spec: StudySpec) -> int:
+        """Return how many processes train a trial of a study.
+
+        Raises:
+            UsageError: where this worker has another number.
+        """
+        asked = spec.train.processes or self.usual
+        if asked != self.usual and self.is_fixed:
+            has = f"{self.usual} process{'es' if self.usual > 1 else ''} for a trial"
+            start = f"torchrun --nproc-per-node {asked}" if self._by_torchrun else f"--gpus-per-trial {asked}"
+            raise UsageError(
+                f"train.processes: the study asks for {asked}, and this worker has {has}: start it with {start}"
+            )
+        if self.device.type == "cuda" and (self.device.index or 0) + asked > torch.cuda.device_count():
+            raise UsageError(f"{asked} processes need a GPU each, and torch sees {torch.cuda.device_count()} GPUs here")
+        return asked
+
+    def machine(self, spec: StudySpec) -> MachineInfo:
+        """Return the machine that the trials of a study are timed on."""
+        count, machine = self.processes(spec), Device(self.device).machine()
+        return replace(machine, processes=count, threads=_shared(machine.threads, count))
+
+    def train(
+        self,
+        spec: StudySpec,
+        params: Mapping[str, Any] | None = None,
+        *,
+        seed: int,
+        witness: Witness | None = None,
+        should_stop: Callable[[], bool] = lambda: False,
+        **how: Any,
+    ) -> Trained:
+        """Train one configuration; arguments and errors are those of `trainer.train`.
+
+        Raises:
+            ProcessLost: where a follower has ended, or gives no answer.
+        """
+        config = spec.resolve(params or {})
+        count = self.processes(config)
+        how |= {"device": self.device, "trust": self.trust, "should_stop": should_stop}
+        if count == 1:
+            return train(spec, params, seed=seed, witness=witness, **how)
+        machine = self.machine(config)
+        if witness is not None:
+            witness = witness_for(machine.device, threads=machine.threads, device_uuid=machine.device_uuid)
+        with _threads(machine.threads):
+            try:
+                self._gather(count, should_stop)
+                self._give_order(spec, params or {}, seed, machine.threads, should_stop)
+                trained = train(spec, params, seed=seed, witness=witness, group=self._group_of(count), **how)
+                answers = [self._answer(rank) for rank in range(1, count)]
+            except ALIKE:
+                raise
+            except ProcessLost as error:
+                reason = self._reason(error)
+                self._part()
+                raise reason from None
+            except BaseException:
+                self._part()
+                raise
+        return replace(trained, result=together(trained.result, answers))
+
+    def close(self) -> None:
+        """End the followers."""
+        with suppress(Exception):
+            if self._store is not None:
+                self._store.put(f"{self._order + 1}/order", None)
+        self._part()
+        for child in self._children:
+            if child.stdin is not None:
+                with suppress(OSError):
+                    child.stdin.close()
+        ends = time.monotonic() + END_SECONDS
+        for child in self._children:
+            try:
+                child.wait(max(0.0, ends - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
+        self._children = []
+        if not self._by_torchrun:
+            self._store, self._size = None, 1
+
+    def _part(self) -> None:
+        group, self._group = self._group, None
+        _part(group, self.device)
+
+    def _gather(self, count: int, should_stop: Callable[[], bool]) -> None:
+        """See that there are so many processes."""
+        if self._by_torchrun or (self._size == count and all(child.poll() is None for child in self._children)):
+            return
+        self.close()
+        _stay_on_this_box()
+        listener = socket.create_server(("127.0.0.1", 0))  # else the store would listen to every network
+        port = listener.getsockname()[1]
+        # Without waiting for the others: whether they come is seen below.
+        store = distributed.TCPStore(
+            "127.0.0.1", port, None, True, wait_for_workers=False, master_listen_fd=listener.detach()
+        )
+        self._store, self._size, self._order = _Store(store), count, 0
+        for rank in range(1, count):
+            self._children.append(self._start(rank, count, port))
+
+    def _start(self, rank: int, count: int, port: int) -> subprocess.Popen[bytes]:
+        path = [entry or str(Path.cwd()) for entry in sys.path]
+        child = subprocess.Popen(
+            [sys.executable, "-P", "-c", FOLLOW],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},
+            start_new_session=True,  # Ctrl-C reaches rank 0 alone
+        )
+        device = str(self.device) if self.device.type == "cpu" else f"cuda:{(self.device.index or 0) + rank}"
+        folders = None if self.trust.folders is None else sorted(map(str, self.trust.folders))
+        terms = {"port": port, "rank": rank, "size": count, "device": device}
+        terms |= {"packages": sorted(self.trust.packages), "folders": folders}
+        assert child.stdin is not None
+        with suppress(OSError):  # one that has ended already is found below
+            child.stdin.write(json.dumps(terms).encode() + b"\n")
+            child.stdin.flush()
+        return child
+
+    def _give_order(
+        self, spec: StudySpec, params: Mapping[str, Any], seed: int, threads: int, should_stop: Callable[[], bool]
+    ) -> None:
+        """Tell the followers what to train, and return when all of them have the images, or raise what keeps one."""
+        store = self._box
+        last, self._order = self._order, self._order + 1
+        if last:
+            names = ("order", "go", *(f"{name}/{rank}" for name in ("ready", "said") for rank in range(1, self._size)))
+            store.forget(*(f"{last}/{name}" for name in names))
+        self._meeting += self._group is None
+        order = {"spec": spec.to_json(), "params": dict(params), "seed": seed, "threads": threads}
+        store.put(f"{self._order}/order", {**order, "meeting": self._meeting})
+        go = False
+        try:
+            while not all(store.has(f"{self._order}/ready/{rank}") for rank in range(1, self._size)):
+                if (fault := self._fault()) is not None:
+                    raise fault
+                if should_stop():
+                    raise Interrupted("told to stop before training began: the configuration can be run again")
+                time.sleep(POLL_SECONDS)
+            go = True
+        finally:
+            store.put(f"{self._order}/go", go)
+
+    @property
+    def _box(self) -> _Store:
+        assert self._store is not None
+        return self._store
+
+    def _group_of(self, count: int) -> Group:
+        if self._group is None:
+            meeting = distributed.PrefixStore(f"meeting/{self._meeting}", self._box.torch)
+            self._group = Group(meeting, 0, count, self.device)
+        return self._group
+
+    def _answer(self, rank: int) -> dict[str, Any]:
+        """Return what a follower says of a trial that it trained to the end."""
+        name = f"{self._order}/said/{rank}"
+        while not self._box.has(name):
+            if (fault := self._fault()) is not None:
+                raise fault
+            time.sleep(POLL_SECONDS)
+        if (fault := self._fault()) is not None:
+            raise fault
+        answer: dict[str, Any] = self._box.get(name)
+        return answer
+
+    def _reason(self, error: ProcessLost) -> Exception:
+        """Return why a process is lost, as soon as that is known."""
+        ends = time.monotonic() + REASON_SECONDS
+        while time.monotonic() < ends:
+            if (fault := self._fault()) is not None:
+                return fault
+            time.sleep(POLL_SECONDS)
+        return error
+
+    def _fault(self) -> Exception | None:
+        """Return what ended a follower's part in the order, None where nothing did."""
+        for rank in range(1, self._size):
+            name = f"{self._order}/said/{rank}"
+            if self._box.has(name):
+                said = self._box.get(name)
+                if "error" in said and said["error"] != ProcessLost.__name__:
+                    return _error_of(rank, self._size, said)
+        for rank, child in enumerate(self._children, start=1):
+            if (status := child.poll()) is not None:
+                how = f"ended with status {status}"
+                if status < 0:
+                    how = f"was ended by {signal.Signals(-status).name}, which a box does that is out of memory"
+                return ProcessLost(f"process {rank} of {self._size} {how}")
+        return None
+
+
+def _error_of(rank: int, size: int, said: Mapping[str, Any]) -> Exception:
+    """Return a follower's error as one of rank 0's; what is not ours is as unexpected here as there."""
+    text = f"process {rank} of {size}: {said['text']}"
+    kind = getattr(errors, said["error"], None)
+    if inspect.isclass(kind) and issubclass(kind, BudgetTuneError) and "__init__" not in vars(kind):
+        return kind(text)
+    return RuntimeError(f"process {rank} of {size}: {said['error']}: {said['text']}")
+
+
+def _shared(threads: int, count: int) -> int:
+    return max(1, threads // count)
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def together(result: TrialResult, answers: Sequence[Mapping[str, Any]]) -> TrialResult:
+    """Return rank 0's result with what the others say: the worst verdict and the largest peak of memory count.
+
+    Raises:
+        SpecError: where a process ended with other weights.
+    """
+    status, evidence, peak = result.status, dict(result.evidence), result.peak_memory_mb
+    reasons = [f"process 0: {reason}" for reason in evidence.get("reasons", ())]
+    for rank, answer in enumerate(answers, start=1):
+        if answer["weights_sha256"] != result.weights_sha256:
+            raise SpecError(
+                f"train.processes: process {rank} ended with other weights than process 0, because the model or the "
+                f"strategy has chance or memory of its own: train it with one process"
+            )
+        order = ("disturbed", "unverified", "clean")
+        status = min(status, answer["status"], key=order.index)
+        reasons += [f"process {rank}: {reason}" for reason in answer["evidence"].get("reasons", ())]
+        peak = max(peak, answer["peak_memory_mb"])
+    if "reasons" in evidence:
+        evidence["reasons"] = reasons
+    return replace(result, status=status, evidence=evidence, peak_memory_mb=peak)
