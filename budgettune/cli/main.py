@@ -67,6 +67,10 @@ def worker(
     ] = None,
     device: options.Device = "auto",
     threads: options.Threads = None,
+    gpus_per_trial: Annotated[
+        int | None,
+        typer.Option("--gpus-per-trial", min=1, metavar="N", help="Train each trial on N GPUs, or by N CPU processes."),
+    ] = None,
     trials: Annotated[
         int | None, typer.Option("--trials", min=1, metavar="N", help="End after that many trials.")
     ] = None,
@@ -108,6 +112,7 @@ def worker(
     chosen = WorkerOptions(
         device=device,
         threads=threads,
+        gpus_per_trial=gpus_per_trial,
         trials=trials,
         timeout_seconds=timeout,
         trial_timeout_seconds=trial_timeout,
@@ -125,6 +130,8 @@ def worker(
         with StopFlag() as stop:
             raise typer.Exit(fleet.run_fleet(members, command, url, stop, say=say))
     summary = _work(study, chosen, storage, drain=drain)
+    if summary.follows:
+        return
     why = f"; why some failed: {_show_command(summary)}" if summary.failed else ""
     say(f"{summary.completed} trials completed, {summary.failed} failed. Next: budgettune front{why}")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from budgettune.text import format_duration, parse_duration
 from budgettune.training.data.load import ImageData, load_data
 from budgettune.training.device import pick_device
 from budgettune.training.session import prepare_process, undisturbed
-from budgettune.training.trainer import train
+from budgettune.training.team import Team
 
 logger = logging.getLogger(__name__)
 
@@ -82,19 +82,20 @@ def compare(
     spec = spec if isinstance(spec, StudySpec) else load_spec(spec)
     arms, budgets_seconds = arms_of(spec, strategies, prune_rates), budgets_of(spec, [*map(parse_duration, budgets)])
     shared, chosen = shared_spec(spec), pick_device(device)
-    machine, witness = prepare_process(chosen, threads)
-    comparison = Comparison(spec=shared.to_document(), shuffle_labels=shuffle_labels, machine=machine)
+    _, witness = prepare_process(chosen, threads)
     trust = Trust(allow_import)
+    team = Team(chosen, trust)
+    comparison = Comparison(spec=shared.to_document(), shuffle_labels=shuffle_labels, machine=team.machine(shared))
     for arm in arms:
         if is_code(arm.strategy):
             trust.import_code(arm.strategy)  # better now than after an hour
     data = with_wrong_labels(load_data(shared.data, trust=trust), shuffle_labels, shared.data.seed)
-    runner = _ArmRunner(shared, data.to(chosen), chosen, witness, trust, should_stop)
+    runner = _ArmRunner(shared, data.to(chosen), team, witness, should_stop)
     plan = turns(arms, budgets_seconds, [spec.trial_seed(0, number) for number in range(seeds)])
     say(f"{shared.data.name}, {shared.step_label()}")
     if spec.train.lr_schedule == "constant":
         say("the learning rate falls linearly to zero at the deadline, in place of the spec's constant one")
-    with _sole_writer(out):
+    with _sole_writer(out), closing(team):
         if resume and out is not None and out.exists():
             comparison = _resumed(comparison, out)
         return _run_all(plan, comparison, runner, out, say)
@@ -210,9 +211,8 @@ class _ArmRunner:
 
     shared: StudySpec
     data: ImageData
-    device: torch.device
+    team: Team
     witness: Witness
-    trust: Trust
     should_stop: Callable[[], bool]
 
     def run(self, turn: Turn) -> ComparedRun:
@@ -234,12 +234,6 @@ class _ArmRunner:
         return run.model_copy(update={"tries": tries, "measured": measured})
 
     def _train(self, config: StudySpec, seed: int) -> TrialResult:
-        return train(
-            config,
-            seed=seed,
-            data=self.data,
-            device=self.device,
-            trust=self.trust,
-            witness=self.witness,
-            should_stop=self.should_stop,
+        return self.team.train(
+            config, seed=seed, data=self.data, witness=self.witness, should_stop=self.should_stop
         ).result

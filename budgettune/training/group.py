@@ -7,6 +7,7 @@ the same model. Nothing is pickled.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
@@ -84,6 +85,8 @@ class Group(Alone):
     def __init__(self, store: Any, rank: int, size: int, device: torch.device) -> None:
         if distributed.is_initialized():
             raise UsageError("this process belongs to a torch.distributed group already: train in one of its own")
+        # Imported later, as by the first optimiser, its functions would keep this group for good: it is their default.
+        importlib.import_module("torch.distributed.nn.functional")
         self.rank, self.size, self.device = rank, size, device
         is_cuda = device.type == "cuda"
         self._call(
@@ -178,4 +181,4 @@ class Group(Alone):
         try:
             collective(*args, **kwargs)
         except RuntimeError as error:
-            raise ProcessLost(f"process {self.rank} lost the others: {error}") from error
+            raise ProcessLost(f"process {self.rank} gets no answer from the others: {error}") from error

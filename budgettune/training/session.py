@@ -28,7 +28,7 @@ from budgettune.spec.trust import Trust
 from budgettune.training.data.load import ImageData, load_data
 from budgettune.training.device import Device, pick_device
 from budgettune.training.group import Group
-from budgettune.training.team import Ranks, Team, follow
+from budgettune.training.team import Team, follow
 from budgettune.training.trainer import Trained, train
 
 
@@ -74,7 +74,7 @@ def follow_parent() -> None:
     logging.disable(logging.WARNING)  # rank 0 says it already
     trust = Trust(terms["packages"], None if terms["folders"] is None else frozenset(map(Path, terms["folders"])))
     store = distributed.TCPStore("127.0.0.1", terms["port"], None, False)
-    follow_ranks(store, Ranks(terms["rank"], terms["size"], terms["rank"]), torch.device(terms["device"]), trust)
+    follow_rank_0(store, terms["rank"], terms["size"], torch.device(terms["device"]), trust)
 
 
 def _line(descriptor: int) -> bytes:
@@ -91,7 +91,7 @@ def _end_with(descriptor: int) -> None:
     os._exit(0)
 
 
-def follow_ranks(store: Any, ranks: Ranks, device: torch.device, trust: Trust) -> None:
+def follow_rank_0(store: Any, rank: int, size: int, device: torch.device, trust: Trust) -> None:
     """Train what rank 0 orders, with images of this process's own, until rank 0 ends or is gone."""
     cache = DataCache(device, trust)
 
@@ -106,7 +106,7 @@ def follow_ranks(store: Any, ranks: Ranks, device: torch.device, trust: Trust) -
             train(spec, params, seed=seed, data=data, device=device, trust=trust, witness=witness, group=group).result
         )
 
-    follow(store, ranks, device, carry_out)
+    follow(store, rank, size, device, carry_out)
 
 
 def train_one(

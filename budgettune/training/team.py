@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -53,29 +53,11 @@ ALIKE = (BudgetUsedUp, Interrupted, NonFiniteLoss)
 """Errors that all ranks raise at the same place: they can go on together."""
 
 
-@dataclass(frozen=True)
-class Ranks:
-    """Which of several processes this is, where torchrun started them."""
-
-    rank: int
-    size: int
-    on_this_box: int  # number among those of the same box
-
-    @classmethod
-    def of_torchrun(cls, environment: Mapping[str, str] = os.environ) -> Ranks | None:
-        """Return what the environment says; None where nobody started several processes."""
-        try:
-            size = int(environment["WORLD_SIZE"])
-            ranks = cls(int(environment["RANK"]), size, int(environment["LOCAL_RANK"]))
-        except (KeyError, ValueError):
-            return None
-        return ranks if size > 1 and "MASTER_ADDR" in environment else None
-
-    def meet(self) -> Any:
-        """Return the store of all."""
-        if os.environ["MASTER_ADDR"] in ("127.0.0.1", "localhost", "::1"):
-            _stay_on_this_box()
-        return next(distributed.rendezvous("env://"))[0]
+def torchrun_store() -> Any:
+    """Return the store of the processes that torchrun started."""
+    if os.environ["MASTER_ADDR"] in ("127.0.0.1", "localhost", "::1"):
+        _stay_on_this_box()
+    return next(distributed.rendezvous("env://"))[0]
 
 
 def _stay_on_this_box() -> None:
@@ -119,7 +101,7 @@ class _Store:
 
 
 def follow(
-    store: Any, ranks: Ranks, device: torch.device, carry_out: Callable[..., Callable[[Group], TrialResult]]
+    store: Any, rank: int, size: int, device: torch.device, carry_out: Callable[..., Callable[[Group], TrialResult]]
 ) -> None:
     """Train what rank 0 orders until it ends, or is gone.
 
@@ -129,7 +111,7 @@ def follow(
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"):
         if hasattr(signal, name) and threading.current_thread() is threading.main_thread():
             signal.signal(getattr(signal, name), signal.SIG_IGN)
-    box, rank = _Store(store), ranks.rank
+    box = _Store(store)
     group: Group | None = None
     with suppress(ConnectionError):
         number = 0
@@ -142,7 +124,7 @@ def follow(
                     continue
                 if group is None:
                     meeting = distributed.PrefixStore(f"meeting/{order['meeting']}", store)
-                    group = Group(meeting, rank, ranks.size, device)
+                    group = Group(meeting, rank, size, device)
                 result = run(group)
                 same = ("weights_sha256", "status", "evidence", "peak_memory_mb")
                 said = {name: value for name, value in result.to_json().items() if name in same}
@@ -181,6 +163,7 @@ class Team:
         self._size = usual if self._by_torchrun else 1
         self._group: Group | None = None
         self._order = self._meeting = 0
+        self.is_broken = False  # whether a GPU may wait for good for a process that has left: no trial can follow
 
     def processes(self, spec: StudySpec) -> int:
         """Return how many processes train a trial of a study.
@@ -267,6 +250,7 @@ class Team:
 
     def _part(self) -> None:
         group, self._group = self._group, None
+        self.is_broken = self.is_broken or (group is not None and self.device.type == "cuda")
         _part(group, self.device)
 
     def _gather(self, count: int, should_stop: Callable[[], bool]) -> None:

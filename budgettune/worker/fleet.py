@@ -21,7 +21,7 @@ from budgettune.errors import UsageError
 from budgettune.machine.fingerprint import default_threads, usable_cores
 from budgettune.machine.gpu import missing_gpus, visible_gpus
 from budgettune.text import format_duration, warn_once
-from budgettune.worker.options import WorkerOptions
+from budgettune.worker.options import Ranks, WorkerOptions
 from budgettune.worker.signals import DRAIN_ORDER, ORDERS_VARIABLE, SIGNALS, StopFlag
 
 logger = logging.getLogger(__name__)
@@ -75,18 +75,23 @@ def plan_fleet(
     """Return the members of a fleet; none where one worker in this process will do.
 
     The trials of the options, and the cores, are shared out; no process gets more threads than `most_threads`.
-    Processes None means one per GPU, or one on the CPU; GPUs are named as CUDA_VISIBLE_DEVICES takes them.
+    Processes None means one per GPU (or per so many GPUs as a trial takes), or one on the CPU; GPUs are named as
+    CUDA_VISIBLE_DEVICES takes them.
 
     Raises:
-        UsageError: for several processes on one GPU, whose times would disturb each other.
+        UsageError: for several processes on one GPU, whose times would disturb each other, and for too few GPUs.
     """
     on_gpus = options.device == "auto" and bool(gpus)
-    count = (len(gpus) if on_gpus else 1) if processes is None else processes
+    each = options.gpus_per_trial or 1
+    if on_gpus and each > len(gpus):
+        raise UsageError(f"--gpus-per-trial {each}: this box has {len(gpus)}: ask for at most that")
+    groups = [gpus[first : first + each] for first in range(0, len(gpus) - each + 1, each)]
+    count = (len(groups) if on_gpus else 1) if processes is None else processes
     if options.trials is not None:
         count = min(count, options.trials)
     if count == 1:
         return []
-    if options.device.startswith("cuda") or (on_gpus and count > len(gpus)):
+    if options.device.startswith("cuda") or (on_gpus and count > len(groups)):
         raise UsageError("--processes is for CPUs, and a GPU takes one worker: add --device cpu, or leave it out")
     device, threads = (
         "cuda" if on_gpus else "cpu",
@@ -97,7 +102,8 @@ def plan_fleet(
         name, environment = f"worker {index}", {}
         if on_gpus:
             # Of a UUID its first group tells devices apart in a log.
-            name, environment = f"gpu {gpus[index][:12]}", {"CUDA_VISIBLE_DEVICES": gpus[index]}
+            short = ",".join(gpu[:12] for gpu in groups[index])
+            name, environment = f"gpu {short}", {"CUDA_VISIBLE_DEVICES": ",".join(groups[index])}
         trials = None if options.trials is None else options.trials // count + (index < options.trials % count)
         members.append(Member(name, replace(options, device=device, threads=threads, trials=trials), environment))
     return members
@@ -105,6 +111,12 @@ def plan_fleet(
 
 def members_here(options: WorkerOptions, processes: int | None) -> list[Member]:
     """Return the members of a fleet on this box; GPUs are counted only where the answer depends on them."""
+    if (ranks := Ranks.of_torchrun()) is not None:
+        if processes not in (None, 1) or options.gpus_per_trial not in (None, ranks.size):
+            raise UsageError(
+                f"torchrun has started {ranks.size} processes for a trial: leave out --processes and --gpus-per-trial"
+            )
+        return []
     asks = options.device == "auto" and processes != 1
     gpus = visible_gpus() if asks else []
     members = plan_fleet(options, processes, gpus, usable_cores(), default_threads())

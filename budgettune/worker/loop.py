@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from typing import NoReturn
 
@@ -31,10 +31,10 @@ from budgettune.study.handle import StudyHandle, load_study
 from budgettune.study.summary import study_names
 from budgettune.text import warn_once
 from budgettune.training.device import Device, pick_device
-from budgettune.training.session import DataCache, prepare_process, undisturbed
-from budgettune.training.trainer import train
+from budgettune.training.session import DataCache, follow_rank_0, prepare_process, undisturbed
+from budgettune.training.team import Team, torchrun_store
 from budgettune.worker.early_stop_judge import FinishedTrials, TrialJudge
-from budgettune.worker.options import Listener, WorkerOptions, WorkerSummary
+from budgettune.worker.options import Listener, Ranks, WorkerOptions, WorkerSummary
 from budgettune.worker.probing import probe_study
 from budgettune.worker.signals import StopFlag
 from budgettune.worker.spool import Spool
@@ -93,10 +93,23 @@ class _Worker:
 
     def run(self) -> WorkerSummary:
         parse_url(self.url)  # one that cannot be read is not waited for
+        ranks, usual = Ranks.of_torchrun(), self.options.gpus_per_trial
         self.device = pick_device(self.options.device)
+        if ranks is not None and self.device.type == "cuda":
+            self.device = pick_device(f"cuda:{ranks.on_this_box}")
         self.trust = Trust.of_database(self.url, self.options.allow_import, self.options.allow_root)
+        store = None if ranks is None else torchrun_store()
+        if ranks is not None and ranks.rank > 0:
+            follow_rank_0(store, ranks.rank, ranks.size, self.device, self.trust)
+            return WorkerSummary(completed=0, failed=0, signal_number=None, follows=True)
         self.data = DataCache(self.device, self.trust)
-        self.machine, self.witness = prepare_process(self.device, self.options.threads)
+        _, self.witness = prepare_process(self.device, self.options.threads)
+        usual = (usual or 1) if ranks is None else ranks.size
+        self.team = Team(self.device, self.trust, usual=usual, is_fixed=self.device.type == "cuda", store=store)
+        with closing(self.team):
+            return self._until_nothing_is_left()
+
+    def _until_nothing_is_left(self) -> WorkerSummary:
         began = time.monotonic()
         while not self.stop.is_set and not self._is_spent(time.monotonic() - began):
             try:
@@ -174,19 +187,27 @@ class _Worker:
 
     def _fits(self, study: StudyHandle) -> bool:
         """Whether a study's times come from machines of this kind; where it was named and they do not, say so."""
-        machine_key = None if self.options.allow_mixed else study.machine_key()
-        if machine_key in (None, self.machine.key):
+        if (refusal := self._refusal(study)) is None:
             return True
-        refusal = (
-            f"study {study.name!r} takes its times on {machine_key}, and this worker is {self.machine.key}: run it on "
-            f"such a machine (--threads tells how many of a CPU's), or mix their times knowingly with --allow-mixed"
-        )
         if self.study_name:
             raise UsageError(refusal)
         if study.name not in self._refused:
             logger.warning("left out: %s", refusal)
             self._refused.add(study.name)
         return False
+
+    def _refusal(self, study: StudyHandle) -> str | None:
+        try:
+            own_key = self.team.machine(study.spec).key
+        except UsageError as error:
+            return f"study {study.name!r}: {error}"
+        machine_key = None if self.options.allow_mixed else study.machine_key()
+        if machine_key in (None, own_key):
+            return None
+        return (
+            f"study {study.name!r} takes its times on {machine_key}, and this worker is {own_key}: run it on "
+            f"such a machine (--threads tells how many of a CPU's), or mix their times knowingly with --allow-mixed"
+        )
 
     def _claim(self, study: StudyHandle) -> Claim | None:
         """Return an open trial of a study, looking for lost ones only where none is waiting."""
@@ -207,6 +228,9 @@ class _Worker:
         if limit_seconds is None or study.name in self._probed:
             return
         self._probed.add(study.name)
+        if self.team.processes(study.spec) > 1:
+            logger.warning("study %r: not probed, because a probe times one process", study.name)
+            return
         with suppress(StopRequested), self.stop.interrupting():
             probe_study(
                 study.engine,
@@ -233,6 +257,11 @@ class _Worker:
                 study.hand_back(claim)  # this box's fault, not the configuration's
                 raise
             except Exception as error:
+                if self.team.is_broken:
+                    self._record_failure(study, claim, error)
+                    raise DeviceLost(
+                        f"{self.device} waits for a process that is gone: start the worker again"
+                    ) from error
                 if Device(self.device).is_lost():
                     self._leave_device(study, claim, error)
                 self._record_failure(study, claim, error)
@@ -267,14 +296,12 @@ class _Worker:
         self.trust.check_files(config)
         data, load_seconds = self.data.get(config.data)
         judge = self._judge_of(study, claim)
-        result = train(
+        result = self.team.train(
             spec,
             claim.params,
             seed=claim.seed,
             data=data,
-            device=self.device,
             load_seconds=load_seconds,
-            trust=self.trust,
             witness=self.witness,
             should_stop=should_stop,
             on_epoch=lambda record: self.listener.epoch(claim, spec, record),
@@ -286,7 +313,7 @@ class _Worker:
         """Return what judges a trial as it runs, None where its study lets all trials run to their end."""
         if study.spec.stopping.rule == "none":
             return None
-        machine_key = None if self.options.allow_mixed else self.machine.key
+        machine_key = None if self.options.allow_mixed else self.team.machine(study.spec).key
         finished = self._finished.setdefault(study.study_id, FinishedTrials(study, machine_key))
         return TrialJudge(study.spec, claim, finished.known)
 

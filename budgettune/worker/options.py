@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from budgettune.records import Claim, EpochRecord, TrialResult
 
@@ -18,7 +20,8 @@ class WorkerOptions:
 
     Attributes:
         device: auto, cpu, cuda or cuda:N.
-        threads: of torch on the CPU; None for `default_threads`.
+        threads: of torch on the CPU, which the processes of a trial share out; None for `default_threads`.
+        gpus_per_trial: processes that train a trial together, a GPU each; None for one, or what torchrun started.
         trials: end after that many; None for no limit.
         timeout_seconds: begin no trial after that; None for no limit.
         trial_timeout_seconds: end a trial that takes longer, as failed; None for no limit.
@@ -36,6 +39,7 @@ class WorkerOptions:
 
     device: str = "auto"
     threads: int | None = None
+    gpus_per_trial: int | None = None
     trials: int | None = None
     timeout_seconds: float | None = None
     trial_timeout_seconds: float | None = None
@@ -74,6 +78,7 @@ class WorkerSummary:
         extras: results that were kept beside those that count.
         troubled: studies in which a trial failed here, or in which every trial had failed before.
         left_out: open studies whose times come from another kind of machine.
+        follows: whether torchrun started this process to train with another one, which is the worker.
     """
 
     completed: int
@@ -82,11 +87,28 @@ class WorkerSummary:
     extras: int = 0
     troubled: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
+    follows: bool = False
 
     @property
     def is_fruitless(self) -> bool:
         """Whether nothing was trained although there was work: all that was tried failed, or this box may not do it."""
         return bool(self.troubled or self.left_out) and not self.completed and not self.extras
+
+
+class Ranks(NamedTuple):
+    """Which of several processes this is, where torchrun started them."""
+
+    rank: int
+    size: int
+    on_this_box: int  # number among those of the same box
+
+    @classmethod
+    def of_torchrun(cls, environment: Mapping[str, str] = os.environ) -> Ranks | None:
+        """Return what the environment says; None where nobody started several processes."""
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+        if not {*names, "MASTER_ADDR"} <= environment.keys() or environment["WORLD_SIZE"] == "1":
+            return None
+        return cls(*(int(environment[name]) for name in names))
 
 
 class Listener:

@@ -21,6 +21,7 @@ from budgettune.comparison.run import compare, with_wrong_labels
 from budgettune.errors import SpecError, UsageError
 from budgettune.spec.study_spec import load_spec
 from budgettune.spec.tables import DataSpec
+from budgettune.training import team
 from budgettune.training.data.load import load_data
 from budgettune.training.device import Device
 from budgettune.training.pruning import Strategy
@@ -225,10 +226,8 @@ def test_exactly_a_share_of_the_labels_is_wrong_and_always_the_same():
 
 def test_every_run_trains_on_the_wrong_labels(quiet, monkeypatch):
     seen = []
-    real = comparing.train
-    monkeypatch.setattr(
-        comparing, "train", lambda *a, data, **k: seen.append(data.train.labels) or real(*a, data=data, **k)
-    )
+    real = team.train
+    monkeypatch.setattr(team, "train", lambda *a, data, **k: seen.append(data.train.labels) or real(*a, data=data, **k))
     compare(SPEC, [0.05], seeds=2, strategies=["full"], shuffle_labels=0.5)
     clean = load_data(SPEC.data).train.labels
     assert [round(float((labels != clean).float().mean()), 2) for labels in seen] == [0.5] * 4

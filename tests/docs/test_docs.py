@@ -14,8 +14,7 @@ from PIL import Image
 from budgettune.machine.witness import Witness
 from budgettune.spec.study_spec import StudySpec, load_spec
 from budgettune.study.handle import create_study
-from budgettune.training import session, trainer
-from budgettune.worker import loop
+from budgettune.training import team, trainer
 from budgettune.worker.loop import run_worker
 from tests.support.documents import (
     PAGES,
@@ -147,8 +146,7 @@ def counted_time(monkeypatch):
     """Let training take a millisecond from each look at the clock to the next, however fast this machine is."""
     ticks = itertools.count()
     counted = functools.partial(trainer.train, clock=lambda: next(ticks) / 1000)
-    monkeypatch.setattr(loop, "train", counted)
-    monkeypatch.setattr(session, "train", counted)
+    monkeypatch.setattr(team, "train", counted)
 
 
 def test_the_readmes_python_answers(follow, counted_time, capsys):
