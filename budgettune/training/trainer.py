@@ -266,7 +266,7 @@ class TrainingRun:
                     self.passes.make_helper(scale, self.seed).warm_up(steps, trained, scored)
             if self.device.is_cuda:
                 self._rehearse()
-            self.is_compiled = self._pays_for_compilation(len(trained))
+            self.is_compiled = bool(self.device.group.agreed(self._pays_for_compilation(len(trained))))
         if self.is_compiled:
             with watch.aside("compile"):
                 learner.compile(steps, trained)
@@ -299,7 +299,7 @@ class TrainingRun:
         which may be made for the whole set.
         """
         config, data = self.config, self.data
-        if is_code(config.pruning.strategy) or config.pruning.strategy in _REHEARSED:
+        if is_code(config.pruning.strategy) or self.device.group.agreed(config.pruning.strategy in _REHEARSED):
             return
         _REHEARSED.add(config.pruning.strategy)
         few = data.train.take(slice(REHEARSED_BATCHES * config.train.batch_size + 1))
