@@ -94,6 +94,7 @@ class Workload:
             {True: "compiled", AUTO: "compiled where it pays"}.get(train.compile, ""),
             "graphs" if train.cuda_graphs else "",
             "deterministic" if train.deterministic else "",
+            "" if train.memory_format == "channels_last" else train.memory_format,
             "" if data.augment else "not augmented",
         ]
         return " ".join([train.precision, *filter(None, extras)])

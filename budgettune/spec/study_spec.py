@@ -197,7 +197,8 @@ class StudySpec(SpecModel):
         else:
             network = model.network
         pixels = "" if size is None else f", {size} pixels"
-        return f"{network}, batch {self.train.batch_size}{pixels}, {self.train.precision}"
+        order = "" if self.train.memory_format == "channels_last" else f" {self.train.memory_format}"
+        return f"{network}, batch {self.train.batch_size}{pixels}, {self.train.precision}{order}"
 
     def trial_seed(self, cell: int, repeat: int) -> int:
         """Return the seed of one cell and repeat: the same on every box, unlike its neighbours'."""

@@ -214,7 +214,7 @@ def _compile(value: Any) -> Any:
 class TrainSpec(SpecModel):
     """`[train]`: how one trial is trained, for exactly one of epochs and budget; 30 epochs where neither is given."""
 
-    newer = ("cuda_graphs", "deterministic")
+    newer = ("cuda_graphs", "deterministic", "memory_format")
 
     epochs: int | None = Field(None, ge=1, le=MOST)  # passes over what pruning keeps
     budget: Duration | None = None  # time on the clock; epochs follow from it, the schedule runs on elapsed time
@@ -232,6 +232,8 @@ class TrainSpec(SpecModel):
     cuda_graphs: bool = False  # whole steps as CUDA graphs, captured off the clock; nothing changes on a CPU
     deterministic: bool = False  # the same kernels in every process, so that a GPU repeats a trial to the bit
     processes: int | None = Field(None, ge=1, le=1024)  # that train a trial together, a device each; None: the worker's
+    # Order of images and weights: `profile` says where the other one is faster.
+    memory_format: Literal["channels_last", "contiguous"] = "channels_last"
     evaluate_every: int = Field(1, ge=1)  # epochs between points of the accuracy curve; the last always has one
 
     @model_validator(mode="before")

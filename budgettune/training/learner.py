@@ -24,6 +24,7 @@ from budgettune.training.resnet import ScalableResNet, count_multiply_adds
 
 EVALUATION_BATCH = 1_000  # images of 32×32; fewer of larger ones: evaluation must not set the peak of memory
 GPU_EVALUATION_BATCH = 4_000  # a GPU is done with a thousand before the host has launched the next
+_MEMORY_FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,10 @@ class Batch:
 
 
 def taken(batch: Batch, part: Tensor | slice) -> Batch:
-    """Return some samples of a batch, with images in the memory order that convolutions take."""
-    images = batch.images[part].contiguous(memory_format=torch.channels_last)
+    """Return some samples of a batch, with images in the memory order of the batch."""
+    is_last = batch.images.is_contiguous(memory_format=torch.channels_last)
+    order = torch.channels_last if is_last else torch.contiguous_format
+    images = batch.images[part].contiguous(memory_format=order)
     weights = None if batch.weights is None else batch.weights[part]
     return Batch(batch.indices[part], images, batch.labels[part], weights)
 
@@ -107,7 +110,8 @@ class Learner:
         self.config, self.data, self.device = config, data, device
         model = build_model(config, data, trust)
         self.multiply_adds = count_multiply_adds(model, (data.channels, data.image_size, data.image_size))
-        self.model = model.to(device.torch, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.memory_format = _MEMORY_FORMATS[config.train.memory_format]
+        self.model = model.to(device.torch, memory_format=self.memory_format)  # type: ignore[call-overload]
         self.architecture: dict[str, Any] = getattr(model, "architecture", {})
         self.precision = pick_precision(config.train.precision, device.torch, self.architecture.get("widths"))
         device.set_arithmetic(self.precision, deterministic=config.train.deterministic)
@@ -143,7 +147,7 @@ class Learner:
 
     def normalise(self, images: Tensor) -> Tensor:
         dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
-        return normalise(images, self.data.mean, self.data.std, dtype)
+        return normalise(images, self.data.mean, self.data.std, dtype, self.memory_format)
 
     def step(self, batch: Batch, lr: float) -> tuple[Tensor, Tensor]:
         """Take one optimiser step; return detached losses [B] in float32, and logits [B, classes]."""

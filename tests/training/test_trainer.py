@@ -4,6 +4,7 @@ import gc
 import itertools
 import time
 import weakref
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -19,6 +20,7 @@ from budgettune.training.data.load import load_data
 from budgettune.training.device import Device
 from budgettune.training.pruning import EpochPlan, Strategy
 from budgettune.training.pruning.baselines import StaleQuantile
+from budgettune.training.resnet import ScalableResNet
 from budgettune.training.trainer import TrainingRun, train
 
 SLEEP_SECONDS = 0.08
@@ -195,6 +197,32 @@ def test_every_precision_trains_and_is_recorded(spec, data, precision):
     result = run(spec, data, f"train.precision={precision}")
     assert result.precision in ({"fp32", "bf16"} if precision == "auto" else {precision})
     assert result.test_accuracy > 0.3
+
+
+@pytest.mark.parametrize("strategy", ["full", "selective-backprop"])
+def test_images_and_weights_lie_in_the_memory_order_that_is_asked_for(spec, data, strategy, monkeypatch):
+    rgb = replace(data, **{name: in_colour(getattr(data, name)) for name in ("train", "held_out")})
+    rgb = replace(rgb, mean=rgb.mean * 3, std=rgb.std * 3)
+    seen, results = set(), []
+    forward = ScalableResNet.forward
+
+    def watched(model, images):
+        weight = next(weight for weight in model.parameters() if weight.ndim == 4 and weight.shape[2] > 1)
+        if len(images) > 1:  # a network is shown an image, to count its arithmetic
+            seen.add((images.is_contiguous(), weight.is_contiguous()))
+        return forward(model, images)
+
+    monkeypatch.setattr(ScalableResNet, "forward", watched)
+    for order, is_contiguous in (("contiguous", True), ("channels_last", False)):
+        seen.clear()
+        how = ["train.epochs=2", f"train.memory_format={order}", f"pruning.strategy={strategy}"]
+        results.append(run(spec, rgb, *how, *["prune_rate=0.3"] * (strategy != "full")))
+        assert seen == {(is_contiguous, is_contiguous)}
+    assert results[0].curve[0].loss == pytest.approx(results[1].curve[0].loss, rel=0.05)
+
+
+def in_colour(images):
+    return replace(images, images=images.images.repeat(1, 3, 1, 1))
 
 
 def test_held_out_images_are_augmented_only_where_asked(spec, data):

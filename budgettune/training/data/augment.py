@@ -22,17 +22,23 @@ def augment(images: Tensor, *, pad: int, flip: bool, generator: torch.Generator)
     return _flip(images, generator) if flip else images
 
 
-def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype) -> Tensor:
+def normalise(
+    images: Tensor,
+    mean: Sequence[float],
+    std: Sequence[float],
+    dtype: torch.dtype,
+    memory_format: torch.memory_format = torch.channels_last,
+) -> Tensor:
     """Return (images / 255 - mean) / std of uint8 [B, C, H, W], rounded to dtype once, at the end.
 
-    Mean and std are per channel, of images in [0, 1]. The result is [B, C, H, W] in channels_last memory order, which
-    convolutions take without a copy.
+    Mean and std are per channel, of images in [0, 1]. The result is [B, C, H, W] in the memory order of the model, so
+    that convolutions take it without a copy.
     """
     factor, shift = _factor_and_shift(tuple(mean), tuple(std), images.device)
     # Planes first, order last: a per-channel product is quick on whole planes and slow on interleaved channels.
     scaled = images.contiguous().float().mul_(factor).add_(shift)
     # Two steps: narrowing and reordering in one is several times slower on the CPU.
-    return scaled.to(dtype).contiguous(memory_format=torch.channels_last)
+    return scaled.to(dtype).contiguous(memory_format=memory_format)
 
 
 def _crop(images: Tensor, pad: int, generator: torch.Generator) -> Tensor:

@@ -91,6 +91,7 @@ class Probe:
         """Time some steps, one by one on a CPU, elsewhere in a few stretches, none of them short."""
         size = max(_SHORTEST_STRETCH, steps // _STRETCHES) if self.device.is_cuda else 1
         with self._guarded():
+            self._set_arithmetic()
             ms = [self._stretch(size) for _ in range(max(1, steps // size))]
         learner = self._run.learner
         return ProbeResult(
@@ -109,7 +110,13 @@ class Probe:
     def kernels(self) -> tuple[Kernel, ...]:
         """Return what one step runs, dearest first."""
         with self._guarded():
+            self._set_arithmetic()
             return kernels_of(self._step, self.device)
+
+    def _set_arithmetic(self) -> None:
+        """Set what holds for the whole process: a probe of another precision may have been timed before this one."""
+        precision, train = self._run.learner.precision, self.config.train
+        self.device.set_arithmetic(precision, deterministic=train.deterministic)
 
     def _step(self) -> None:
         self._run.step(self._run.feed.gather(self._indices), self.config.train.lr, self._losses)

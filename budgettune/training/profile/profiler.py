@@ -120,7 +120,9 @@ class _ProbeFactory:
         other = "fp32" if config.train.precision == "bf16" else "bf16"
         in_other = {"train.precision": other} if other == "fp32" or has_fast_bf16(self.device.torch) else {}
         aligned = {"model.width_multiple": ALIGNMENT} if aligned_twin(config) is not None else {}
+        order = "contiguous" if config.train.memory_format == "channels_last" else "channels_last"
         params: list[dict[str, Any]] = [aligned, in_other, {**aligned, **in_other} if aligned and in_other else {}]
+        params.append({"train.memory_format": order})
         builders: dict[str, Callable[[], Probe]] = {
             " ".join(f"{key}={value}" for key, value in change.items()): partial(self.probe, config.resolve(change))
             for change in params

@@ -9,7 +9,7 @@ from budgettune.spec.study_spec import StudySpec
 from budgettune.spec.tables import ALIGNMENT, RangeSpec, Scalar, is_code
 
 POINTS_OF_A_RANGE = 5
-_SHAPING_KEYS = ("train.batch_size", "train.precision", "data.image_size")
+_SHAPING_KEYS = ("train.batch_size", "train.precision", "train.memory_format", "data.image_size")
 
 
 def configurations(spec: StudySpec) -> list[dict[str, Scalar]]:

@@ -69,9 +69,12 @@ def test_a_device_that_works_by_itself_is_timed_in_stretches_of_eight_steps_at_l
     waits, taken = [], []
 
     class Gpu(Device):
-        is_cuda = True
+        is_cuda = measures_kernels = True
 
         def __init__(self):
+            pass
+
+        def set_arithmetic(self, precision, *, deterministic):
             pass
 
         def synchronize(self):
@@ -87,6 +90,18 @@ def test_a_device_that_works_by_itself_is_timed_in_stretches_of_eight_steps_at_l
     assert waits == [place for pair in itertools.pairwise(borders) for place in pair]
     assert result.steps == sum(stretches)
     assert [fewest_steps(device, on_cpu=3) for device in (on_gpu.device, probe.device)] == [24, 3]
+
+
+def test_probes_that_take_turns_are_each_timed_in_their_own_arithmetic(config, monkeypatch):
+    said = []
+    device = Device("cpu")
+    images = probe_images(config.data, 40, CPU)
+    probes = [Probe(config.resolve({"train.precision": precision}), images, device) for precision in ("fp32", "bf16")]
+    monkeypatch.setattr(Device, "set_arithmetic", lambda device, precision, deterministic: said.append(precision))
+    for probe in probes:
+        probe.measure(1)
+        probe.kernels()
+    assert said == ["fp32", "fp32", "bf16", "bf16"]
 
 
 def test_neither_random_numbers_nor_cudnn_settings_are_touched(config):
