@@ -233,6 +233,14 @@ def test_every_run_trains_on_the_wrong_labels(quiet, monkeypatch):
     assert [round(float((labels != clean).float().mean()), 2) for labels in seen] == [0.5] * 4
 
 
+def test_processes_of_a_run_learn_the_same_wrong_labels():
+    """Unequal weights would be an error, and labels of their own would make them so."""
+    found = compare(SPEC.with_overrides(["train.processes=2"]), [0.2], seeds=2, strategies=["full"], shuffle_labels=0.5)
+    assert found.machine.processes == 2
+    assert found.machine.key.endswith("×2")
+    assert [run.failure for run in found.runs] == [None] * 4
+
+
 # --- command --------------------------------------------------------------------------------------------------------
 
 
