@@ -402,9 +402,8 @@ def compilation_named() -> Iterator[None]:
     except Exception as error:
         if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             raise
-        raise SpecError(
-            f"train.compile: torch cannot compile it here ({first_line(error)}): set it to false"
-        ) from error
+        reason = first_line(getattr(error, "inner_exception", error))  # which it wraps into lines of its own
+        raise SpecError(f"train.compile: torch cannot compile it here ({reason}): set it to false") from error
 
 
 @contextmanager
@@ -419,7 +418,7 @@ def capture_named() -> Iterator[None]:
         raise SpecError(f"train.cuda_graphs: {reason}: set it to false") from error
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines()]
     return shortened(next(filter(None, lines), type(error).__name__))
 
