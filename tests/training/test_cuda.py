@@ -227,3 +227,27 @@ def test_images_that_a_gpu_has_no_room_for_are_a_fault_of_the_data(data):
             many.to("cuda")
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(("optimizer", "strategy"), [("adam", "infobatch"), ("adamw", "full"), ("sgd", "rho-loss")])
+def test_graphs_end_in_the_very_weights_of_steps_one_by_one(data, device, optimizer, strategy, precision):
+    table = {"optimizer": optimizer, "precision": precision, "deterministic": True}
+    eager, graphed = (run(spec(strategy, cuda_graphs=on, **table), data, device).result for on in (False, True))
+    assert (graphed.cuda_graphs, eager.cuda_graphs) == (device == "cuda", False)
+    assert graphed.weights_sha256 == eager.weights_sha256
+
+
+@gpu_only
+def test_compiled_steps_are_captured_too(data):
+    compiled, captured = (run(spec(compile=True, cuda_graphs=on), data, "cuda").result for on in (False, True))
+    assert compiled.compiled
+    assert captured.phases.capture > 0
+    assert captured.weights_sha256 == compiled.weights_sha256
+
+
+@gpu_only
+def test_phases_are_the_device_s_own_time_and_add_up(data):
+    result = run(spec("selective-backprop", epochs=20), data, "cuda").result
+    assert 0.95 < result.phases.on_clock / result.train_seconds <= 1.001
