@@ -85,7 +85,9 @@ class Box:
         device = Device(self.device)
         device.prepare()
         torch.manual_seed(seed)
-        return Learner(spec, data, device, seed, Trust())
+        learner = Learner(spec, data, device, seed, Trust())
+        learner.warm_up(2, {spec.train.batch_size}, ())  # where kernels are searched, as in training
+        return learner
 
     def step_of(self, learner: Learner, batch: int) -> Callable[[], None]:
         """Return what takes a whole step: gathering, augmentation, forward, backward, optimiser."""

@@ -14,7 +14,12 @@ def table(document: Mapping[str, Found], device: str, *, is_rehearsal: bool, tod
     """Return the table as Markdown, below a line that says what it was measured on."""
     rows = [row for name, found in document.items() if name in _ROWS for row in _of_part(name, found)]
     rows += [
-        (f"*{name}*", f"skipped: {found['skipped']}" if "skipped" in found else f"FAILED: {found.get('error', '')}")
+        (
+            f"*{name}*",
+            f"skipped: {found['skipped']}"
+            if "skipped" in found
+            else f"FAILED: {found.get('error', 'see its numbers')}",
+        )
         for name, found in document.items()
         if not found.get("ok")
     ]
@@ -60,6 +65,7 @@ def _clock(found: Found) -> Iterator[Row]:
     yield "sum of the phases over training time", f"{found['phases_over_seconds']:.3f}"
     yield "the same trial three times: weights", _equal(found["hashes_equal"])
     yield "its seconds", _seconds(found["train_s"])
+    yield "its peaks of memory", ", ".join(f"{peak:,.0f}" for peak in found["peak_mb"]) + " MiB"
     yield "its verdicts", ", ".join(found["status"])
     for precision in ("fp32", "bf16"):
         step = found[f"step_{precision}"]
@@ -112,6 +118,8 @@ def _speed(found: Found) -> Iterator[Row]:
             f"a step of {name}",
             f"{row['ms']:.2f} ms, {row['images_per_s']:,.0f} images/s, {row['tflops']:.1f} TFLOP/s",
         )
+    for name, row in found["graphs"].items():
+        yield f"a trial without and with CUDA graphs, {name}: weights", f"{_equal(row['equal'])}, {_seconds(row['s'])}"
 
 
 def _recipe(found: Found) -> Iterator[Row]:
