@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from budgettune.errors import DataError, OutOfMemory, StopRequested
+from budgettune.errors import DataError, OutOfMemory, StopRequested, UsageError
 from budgettune.machine.fingerprint import default_threads
 from budgettune.predict.predictor import unmeasured
 from budgettune.predict.workload import Workload
@@ -40,7 +40,13 @@ def probe_here(
 
     Raises:
         StudyNotFound: where the study was deleted meanwhile.
+        UsageError: where several processes train a trial.
     """
+    if (spec.train.processes or 1) > 1:
+        raise UsageError(
+            f"a probe times the steps of one process, and {spec.train.processes} train a trial of this study: "
+            f"leave --probe out, and answer from trials that have run"
+        )
     torch.set_num_threads(threads or default_threads())
     chosen = pick_device(device)
     probe_study(engine, study_id, spec, chosen, limit_seconds=limit_seconds, say=say)

@@ -21,7 +21,7 @@ from budgettune.text import format_duration
 from budgettune.training.profile.probe import probe_images
 from budgettune.worker import probing
 from budgettune.worker.options import WorkerOptions
-from budgettune.worker.probing import probe_study
+from budgettune.worker.probing import probe_here, probe_study
 from tests.support.simulated import MACHINE, World, simulated_spec
 
 # --- The answer, on trials whose truth is known ---------------------------------------------------------------------
@@ -251,6 +251,13 @@ def test_a_probe_times_what_never_ran_once_and_its_cost_is_shown(run, url):
     assert after.basis.probe_seconds > 0 == before.basis.probe_seconds
     assert f"{format_duration(after.basis.probe_seconds)} of them probes" in text
     assert "probe 1" not in run("recommend", "--budget", "20s", "--probe", "1h", "--threads", "1")[2]
+
+
+def test_steps_that_several_processes_train_are_not_probed(url):
+    handle = api.load_study(storage=url)
+    spec = handle.spec.with_overrides(["train.processes=2"])
+    with pytest.raises(UsageError, match="2 train a trial of this study: leave --probe out"):
+        probe_here(handle.engine, handle.study_id, spec, limit_seconds=1.0)
 
 
 def test_probes_are_kept_by_kind_of_machine_and_those_of_others_are_left_alone(url):

@@ -59,10 +59,12 @@ def profile(
         make_probe: builds a probe; a stand-in for tests.
 
     Raises:
-        UsageError: where rounds or steps are below one, or the device is not here.
+        UsageError: where rounds or steps are below one, the device is not here, or several processes train a trial.
         SpecError: where a configuration cannot work.
         DataError: where images that are not built in cannot be read.
     """
+    if (spec.train.processes or 1) > 1:
+        raise UsageError("train.processes: a profile times the steps of one process: add --set train.processes=1")
     target = Device(pick_device(device))
     steps = fewest_steps(target, on_cpu=3) if steps is None else steps
     if min(rounds, steps) < 1:

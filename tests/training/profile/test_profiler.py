@@ -277,6 +277,11 @@ def test_rounds_and_steps_must_be_at_least_one():
         stand_in(rounds=0)
 
 
+def test_steps_that_several_processes_train_are_not_profiled():
+    with pytest.raises(UsageError, match="steps of one process: add --set train.processes=1"):
+        stand_in("train.processes=2")
+
+
 def test_real_probes_run_end_to_end():
     report = profile(
         paper("search.scale=[0.5, 0.6]", "model.blocks=1"),
