@@ -48,6 +48,8 @@ FOLLOW = "from budgettune.training.session import follow_parent; follow_parent()
 POLL_SECONDS = 0.01
 REASON_SECONDS = 3.0  # for which the reason of a lost process is waited for
 END_SECONDS = 5.0  # that followers get to end by themselves
+WATCH_SECONDS = 1.0  # between looks for a follower that has left, where rank 0 would wait for it for good
+HANG_SECONDS = 10.0  # for which the trial may then go on
 STORE_SECONDS = 60.0  # for which one question to the store waits
 ALIKE = (BudgetUsedUp, Interrupted, NonFiniteLoss)
 """Errors that all ranks raise at the same place: they can go on together."""
@@ -163,6 +165,7 @@ class Team:
         self._size = usual if self._by_torchrun else 1
         self._group: Group | None = None
         self._order = self._meeting = 0
+        self.may_hang = device.type == "cuda"  # and not gloo, which notices
         self.is_broken = False  # whether a GPU may wait for good for a process that has left: no trial can follow
 
     def processes(self, spec: StudySpec) -> int:
@@ -195,9 +198,12 @@ class Team:
         seed: int,
         witness: Witness | None = None,
         should_stop: Callable[[], bool] = lambda: False,
+        on_hang: Callable[[Exception], object] = lambda reason: None,
         **how: Any,
     ) -> Trained:
         """Train one configuration; arguments and errors are those of `trainer.train`.
+
+        `on_hang` is told, from a thread, why a GPU waits for good for another process: the process should end.
 
         Raises:
             ProcessLost: where a follower has ended, or gives no answer.
@@ -214,7 +220,8 @@ class Team:
             try:
                 self._gather(count, should_stop)
                 self._give_order(spec, params or {}, seed, machine.threads, should_stop)
-                trained = train(spec, params, seed=seed, witness=witness, group=self._group_of(count), **how)
+                with self._watched(on_hang):
+                    trained = train(spec, params, seed=seed, witness=witness, group=self._group_of(count), **how)
                 answers = [self._answer(rank) for rank in range(1, count)]
             except ALIKE:
                 raise
@@ -334,6 +341,24 @@ class Team:
             raise fault
         answer: dict[str, Any] = self._box.get(name)
         return answer
+
+    @contextmanager
+    def _watched(self, on_hang: Callable[[Exception], object]) -> Iterator[None]:
+        """Look after the followers meanwhile, where rank 0 may wait for one that has left."""
+        done = threading.Event()
+
+        def watch() -> None:
+            while not done.wait(WATCH_SECONDS):
+                if (fault := self._fault()) is not None and not done.wait(HANG_SECONDS):
+                    on_hang(fault)
+                    return
+
+        if self.may_hang:
+            threading.Thread(target=watch, name="followers", daemon=True).start()
+        try:
+            yield
+        finally:
+            done.set()
 
     def _reason(self, error: ProcessLost) -> Exception:
         """Return why a process is lost, as soon as that is known."""

@@ -38,13 +38,19 @@ from budgettune.worker.options import Listener, Ranks, WorkerOptions, WorkerSumm
 from budgettune.worker.probing import probe_study
 from budgettune.worker.signals import StopFlag
 from budgettune.worker.spool import Spool
-from budgettune.worker.watchdog import Heartbeat, TrialLimit
+from budgettune.worker.watchdog import Heartbeat, TrialLimit, leave_hung
 
 logger = logging.getLogger(__name__)
 
 # Unexpected failures after which a worker blames itself or the study's code, and stops using up attempts.
 FAILURES_IN_A_ROW = 5
 NO_ANSWER = "answers this process no more"  # by which a slot's rows tell that a device was lost with it
+
+
+def failure_of(error: Exception) -> tuple[str, str]:
+    """Return the kind and the message that a failed trial's row keeps."""
+    kind = error.failure_kind if isinstance(error, TrialFailed) else "error"
+    return kind, str(error) if isinstance(error, BudgetTuneError) else f"{type(error).__name__}: {error}"
 
 
 def run_worker(
@@ -306,6 +312,7 @@ class _Worker:
             should_stop=should_stop,
             on_epoch=lambda record: self.listener.epoch(claim, spec, record),
             ends_early=judge.ends_early if judge else lambda record: False,
+            on_hang=lambda error: leave_hung(lambda: study.fail(claim, *failure_of(error))),
         ).result
         return judge.with_note(result) if judge else result
 
@@ -359,8 +366,7 @@ class _Worker:
 
     def _record_failure(self, study: StudyHandle, claim: Claim, error: Exception) -> None:
         expected = isinstance(error, BudgetTuneError)
-        kind = error.failure_kind if isinstance(error, TrialFailed) else "error"
-        message = str(error) if expected else f"{type(error).__name__}: {error}"
+        kind, message = failure_of(error)
         if not expected:
             logger.exception("trial %d failed", claim.number)
         study.fail(claim, kind, message)

@@ -49,6 +49,29 @@ class Heartbeat:
             self._done.wait(self._interval_seconds)
 
 
+def leave_hung(
+    record: Callable[[], object],
+    is_over: Callable[[], bool] = lambda: False,
+    end_process: Callable[[int], object] = os._exit,
+) -> None:
+    """End this process for another to be started, from a thread, after a try to record why.
+
+    Not where `is_over` says meanwhile that it does not hang any more.
+    """
+    recording = threading.Thread(target=_tried, args=(record,), name="hung-record", daemon=True)
+    recording.start()
+    recording.join(RECORDING_SECONDS)
+    if not is_over():
+        end_process(HUNG_STATUS)
+
+
+def _tried(record: Callable[[], object]) -> None:
+    try:
+        record()
+    except Exception as error:  # the lease runs out instead
+        logger.warning("the end of a hung trial is not recorded: %s", error)
+
+
 class TrialLimit:
     """Ends a trial that takes too long: a slow one at its next step, one that hangs inside a step with the process.
 
@@ -106,14 +129,4 @@ class TrialLimit:
             return
         with suppress(Exception):  # where it hangs is worth knowing, but never worth staying for
             faulthandler.dump_traceback(file=sys.__stderr__ or sys.stderr)
-        recording = threading.Thread(target=self._try_to_record, name="trial-limit-record", daemon=True)
-        recording.start()
-        recording.join(RECORDING_SECONDS)
-        if not self._done.is_set():
-            self._end_process(HUNG_STATUS)
-
-    def _try_to_record(self) -> None:
-        try:
-            self._record(self.error())
-        except Exception as error:  # the lease runs out instead
-            logger.warning("the end of a hung trial is not recorded: %s", error)
+        leave_hung(lambda: self._record(self.error()), self._done.is_set, self._end_process)

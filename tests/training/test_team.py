@@ -3,6 +3,7 @@
 import itertools
 import os
 import signal
+import threading
 from contextlib import closing
 
 import pytest
@@ -251,6 +252,22 @@ def test_a_process_that_hangs_fails_the_trial_and_the_next_one_has_another(run, 
         run(on_epoch=lambda record: os.kill(pids(team)[0], signal.SIGSTOP))
     monkeypatch.undo()
     assert run().result.epochs == 3
+
+
+def test_where_a_process_would_be_waited_for_for_good_the_reason_is_told_from_a_thread(run, team, monkeypatch):
+    """As on a GPU, which waits for one that has left without noticing."""
+    monkeypatch.setattr("budgettune.training.team.WATCH_SECONDS", 0.05)
+    monkeypatch.setattr("budgettune.training.team.HANG_SECONDS", 0.05)
+    monkeypatch.setattr(team, "may_hang", True)
+    told, reasons = threading.Event(), []
+
+    def hang(record):
+        os.kill(pids(team)[0], signal.SIGKILL)
+        assert told.wait(60)
+
+    with pytest.raises(ProcessLost):
+        run(on_epoch=hang, on_hang=lambda reason: reasons.append(reason) or told.set())
+    assert "was ended by SIGKILL" in str(reasons[0])
 
 
 def test_processes_that_end_with_different_weights_fail_the_trial(run):

@@ -278,7 +278,7 @@ def test_rounds_and_steps_must_be_at_least_one():
 
 
 def test_steps_that_several_processes_train_are_not_profiled():
-    with pytest.raises(UsageError, match="steps of one process: add --set train.processes=1"):
+    with pytest.raises(UsageError, match=r"steps of one process: add --set train\.processes=1"):
         stand_in("train.processes=2")
 
 
