@@ -106,10 +106,8 @@ def train(
         gc.collect()
     target.free_cache()
     with target.full_memory_named(config.train.batch_size), target.own_chance(seed):
-        watch, data = (
-            Stopwatch(clock, target.synchronize, target.mark if target.is_cuda else None),
-            data.to(target.torch),
-        )
+        watch = Stopwatch(clock, target.synchronize, target.mark if target.is_cuda else None)
+        data = data.to(target.torch)
         if group.size > 1:  # rank 0's labels, which a comparison may have changed
             data = replace(data, train=replace(data.train, labels=group.same(data.train.labels, "training images")))
         # Without a name for it here, so that the traceback of an error holds no model.
@@ -305,11 +303,10 @@ class TrainingRun:
         few = data.train.take(slice(REHEARSED_BATCHES * config.train.batch_size + 1))
         changes = {"train.budget": None, "train.epochs": REHEARSED_EPOCHS, "train.compile": False}
         changes |= {"train.cuda_graphs": False, "clock.warmup_steps": 0}
-        with suppress(TrialFailed, SpecError), self.device.own_chance(self.seed):
-            watch = Stopwatch(self.watch.clock, self.device.synchronize)
-            run = TrainingRun(
-                config.resolve(changes), replace(data, train=few), self.device, self.seed, watch, self.trust
-            )
+        names_full_memory = self.device.full_memory_named(config.train.batch_size)  # a second model may not fit
+        with suppress(TrialFailed, SpecError), names_full_memory, self.device.own_chance(self.seed):
+            few_data, watch = replace(data, train=few), Stopwatch(self.watch.clock, self.device.synchronize)
+            run = TrainingRun(config.resolve(changes), few_data, self.device, self.seed, watch, self.trust)
             run.train(0.0, None, self.passes.should_stop, lambda record: None, lambda record: False)
 
     def _scoring_shapes(self) -> Iterator[int]:
