@@ -36,7 +36,7 @@ from budgettune.errors import (
     SpecError,
     UsageError,
 )
-from budgettune.machine.witness import Witness, witness_for
+from budgettune.machine.witness import Witness
 from budgettune.records import MachineInfo, TrialResult
 from budgettune.spec.study_spec import StudySpec
 from budgettune.spec.trust import Trust
@@ -214,9 +214,9 @@ class Team:
         if count == 1:
             return train(spec, params, seed=seed, witness=witness, **how)
         machine = self.machine(config)
-        if witness is not None:
-            witness = witness_for(machine.device, threads=machine.threads, device_uuid=machine.device_uuid)
         with _threads(machine.threads):
+            if witness is not None:
+                witness = Device(self.device).witness()  # of fewer threads
             try:
                 self._gather(count, should_stop)
                 self._give_order(spec, params or {}, seed, machine.threads, should_stop)
