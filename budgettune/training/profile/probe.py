@@ -79,7 +79,9 @@ class Probe:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.device, self.clock, self.cudnn_benchmark = device, clock, cudnn_benchmark
-        self.config = config.resolve({"pruning.strategy": "full", "pruning.prune_rate": 0.0, "train.budget": None})
+        changes = {"pruning.strategy": "full", "pruning.prune_rate": 0.0, "train.budget": None}
+        # "auto" goes by the length of a run, and here is none.
+        self.config = config.resolve({**changes, "train.compile": config.train.compile is True})
         first = data.train.take(slice(config.train.batch_size))
         data = replace(data, train=first, held_out=first)
         with self._guarded(), device.own_chance(0):
