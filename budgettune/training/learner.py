@@ -158,7 +158,10 @@ class Learner:
         else:
             weights = torch.ones_like(own.labels, dtype=torch.float32) if own.weights is None else own.weights
             losses, logits = (value.clone() for value in captured(own.images, own.labels, weights))  # they may be kept
-        return self._whole(losses, count), self._whole(logits, count)
+        if self.device.group.size == 1:
+            return losses, logits
+        told = self._whole(torch.cat([losses.unsqueeze(1), logits.float()], dim=1), count)  # in one go
+        return told[:, 0], told[:, 1:]
 
     def _set_rate(self, lr: float) -> None:
         for group in self.optimizer.param_groups:

@@ -87,6 +87,15 @@ def test_pruning_cost_covers_every_strategy(run):
     assert [row["visits"] for row in numbers["savings"][:3]] == [400, 280, 280]
 
 
+def test_processes_are_held_against_one(run):
+    text, numbers = run("processes", "--epochs", "1", "--budget", "0.3", "--batches", "50")
+    assert "| batch | processes" in text
+    assert [row["processes"] for row in numbers["processes"]] == [1, 2]
+    assert numbers["processes"][0]["times one process"] == 1
+    assert numbers["processes"][1]["together ms"] > 0
+    assert [row["rate at the end"] for row in numbers["deadline"]] == [0, 0]
+
+
 def test_deadline_ends_near_the_budget_at_both_batches(run):
     text, numbers = run("deadline", "--budgets", "0.3", "--step-seconds", "5", "--probe-seconds", "0.2")
     assert "| budget s" in text
