@@ -88,7 +88,7 @@ def test_pruning_cost_covers_every_strategy(run):
 
 
 def test_processes_are_held_against_one(run):
-    text, numbers = run("processes", "--epochs", "1", "--budget", "0.3", "--batches", "50")
+    text, numbers = run("processes", "--epochs", "2", "--budget", "0.3", "--batches", "50")
     assert "| batch | processes" in text
     assert [row["processes"] for row in numbers["processes"]] == [1, 2]
     assert numbers["processes"][0]["times one process"] == 1
