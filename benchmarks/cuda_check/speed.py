@@ -12,6 +12,7 @@ import torch
 from torch.nn import functional
 
 from benchmarks.cuda_check.box import Box
+from benchmarks.support.traffic import bytes_per_image
 from budgettune.spec.pruning import visits_of_epochs
 from budgettune.spec.study_spec import load_spec
 from budgettune.training.data.load import ImageData
@@ -151,12 +152,13 @@ def speed(box: Box, found: dict[str, Any]) -> None:
     }
     for scale, batch in ((1.0, box.batch),) if box.quick else ((1.0, 2_000), (1.0, 500), (1.4, 2_000), (1.0, 1_400)):
         for name, change in kinds.items():
-            learner = box.learner(box.spec(scale, epochs=1, batch_size=batch, **change), data)
+            spec = box.spec(scale, epochs=1, batch_size=batch, **change)
+            learner, moved = box.learner(spec, data), bytes_per_image(spec, Device(box.device))
             where = f"{scale} {batch} {name}"
-            rows[where] = rate(learner, batch, box.ms(box.step_of(learner, batch), 20))
+            rows[where] = rate(learner, batch, box.ms(box.step_of(learner, batch), 20), moved)
             if scale == 1.0 and not name.startswith("as coded"):
                 learner.capture([batch], gathers=True)
-                rows[f"{where} graph"] = rate(learner, batch, box.ms(box.step_of(learner, batch), 20))
+                rows[f"{where} graph"] = rate(learner, batch, box.ms(box.step_of(learner, batch), 20), moved)
     found["graphs"] = graphs(box, data)
     found["ok"] = all(row["equal"] for row in found["graphs"].values())
     if box.is_cuda:  # a minute of a CPU
@@ -194,6 +196,8 @@ def graphs(box: Box, data: ImageData) -> dict[str, Any]:
     return rows
 
 
-def rate(learner: Learner, batch: int, ms: float) -> dict[str, Any]:
-    tflops = 6 * learner.multiply_adds * batch / ms / 1e9
-    return {"ms": ms, "images_per_s": batch / ms * 1e3, "tflops": tflops, "widths": learner.architecture["widths"]}
+def rate(learner: Learner, batch: int, ms: float, moved: float | None = None) -> dict[str, Any]:
+    """Return the rates of a step of so many milliseconds; `moved` is the bytes per image."""
+    row = {"ms": ms, "images_per_s": batch / ms * 1e3, "tflops": 6 * learner.multiply_adds * batch / ms / 1e9}
+    row |= {} if moved is None else {"gb_per_s": moved * batch / ms / 1e6}  # compiled kernels move fewer
+    return row | {"widths": learner.architecture["widths"]}

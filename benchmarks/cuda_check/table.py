@@ -114,10 +114,9 @@ def _cells(found: Found) -> Iterator[Row]:
 
 def _speed(found: Found) -> Iterator[Row]:
     for name, row in found["rows"].items():
-        yield (
-            f"a step of {name}",
-            f"{row['ms']:.2f} ms, {row['images_per_s']:,.0f} images/s, {row['tflops']:.1f} TFLOP/s",
-        )
+        moved = f", {row['gb_per_s']:,.0f} GB/s" if "gb_per_s" in row else ""
+        rates = f"{row['ms']:.2f} ms, {row['images_per_s']:,.0f} images/s, {row['tflops']:.1f} TFLOP/s{moved}"
+        yield f"a step of scale, batch and precision {name}", rates
     for name, row in found["graphs"].items():
         yield f"a trial without and with CUDA graphs, {name}: weights", f"{_equal(row['equal'])}, {_seconds(row['s'])}"
 
