@@ -11,6 +11,26 @@ from torch.nn import functional
 
 from budgettune.spec.tables import ModelSpec
 
+_VECTOR = 16  # numbers of 32 bits in a vector of AVX-512
+
+
+class Projection(nn.Conv2d):
+    """A 1×1 convolution without bias, which keeps out of a fault of oneDNN (torch 2.14, CPUs with AVX-512).
+
+    For the gradient of such weights oneDNN writes beyond its memory, and the process dies, where less than a vector of
+    channels comes in and threads share out the images unevenly. There the pixels that the stride skips are left out
+    beforehand: the same result bit for bit, and a few percent slower, so nowhere else.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [B, channels_in, H, W] to [B, channels_out, H / stride, W / stride]."""
+        if self.stride == (1, 1) or self.in_channels >= _VECTOR:
+            return super().forward(x)
+        # torch's compiler cannot ask for the threads.
+        if not torch.compiler.is_compiling() and len(x) % torch.get_num_threads() == 0:
+            return super().forward(x)
+        return functional.conv2d(x[..., :: self.stride[0], :: self.stride[1]], self.weight)
+
 
 class BasicBlock(nn.Module):
     """Two 3×3 convolutions and a shortcut, which is a 1×1 projection where the shape changes."""
@@ -24,7 +44,7 @@ class BasicBlock(nn.Module):
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or channels_in != channels_out:
             self.shortcut = nn.Sequential(
-                nn.Conv2d(channels_in, channels_out, 1, stride, bias=False), nn.BatchNorm2d(channels_out)
+                Projection(channels_in, channels_out, 1, stride, bias=False), nn.BatchNorm2d(channels_out)
             )
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,10 +1,13 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
 
 from budgettune.spec.study_spec import load_spec
 from budgettune.spec.tables import ModelSpec
-from budgettune.training.resnet import ScalableResNet, count_multiply_adds, count_parameters
+from budgettune.training.resnet import Projection, ScalableResNet, count_multiply_adds, count_parameters
 
 
 def paper_network(scale: float) -> ScalableResNet:
@@ -26,6 +29,44 @@ def test_the_papers_five_scales_have_its_widths_blocks_and_multiply_adds(scale, 
     model = paper_network(scale)
     assert model.architecture == {"widths": widths, "blocks": blocks, "stem": 16}
     assert round(count_multiply_adds(model, (3, 32, 32)) / 1e6, 1) == millions
+
+
+UNEVEN = """
+import torch
+from budgettune.training.resnet import Projection
+torch.set_num_threads(2)
+layer = Projection(8, 16, 1, 2, bias=False).to(memory_format=torch.channels_last)
+images = torch.randn(125, 8, 28, 28).contiguous(memory_format=torch.channels_last)
+for _ in range(10):
+    layer(images).sum().backward()
+"""
+
+
+def test_a_narrow_projection_survives_threads_that_share_out_images_unevenly():
+    # In a process of its own, which would die: torch's own convolution corrupts its memory.
+    subprocess.run([sys.executable, "-c", UNEVEN], check=True)
+
+
+def test_a_narrow_network_compiles_as_a_whole():
+    model = ScalableResNet(widths=(8, 16, 32), blocks=1, channels=1, num_classes=10)
+    compiled = torch.compile(model, backend="eager", fullgraph=True, dynamic=False)
+    assert compiled(torch.randn(9, 1, 8, 8)).shape == (9, 10)
+
+
+@pytest.mark.parametrize("count", [8, 9])  # shared out by two threads evenly and unevenly
+def test_a_narrow_projection_is_a_convolution_bit_for_bit(count):
+    before = torch.get_num_threads()
+    layer = Projection(8, 16, 1, 2, bias=False).to(memory_format=torch.channels_last)
+    images = torch.randn(count, 8, 8, 8).contiguous(memory_format=torch.channels_last).requires_grad_()
+    chosen = torch.randn(count, 16, 4, 4)
+    try:
+        torch.set_num_threads(2)
+        ours, plain = layer(images), nn.functional.conv2d(images, layer.weight, stride=2)
+        gradients = [torch.autograd.grad(out, (images, layer.weight), chosen) for out in (ours, plain)]
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(ours, plain)
+    assert all(map(torch.equal, *gradients))
 
 
 @pytest.mark.parametrize(
