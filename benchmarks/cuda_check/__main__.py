@@ -61,6 +61,7 @@ PARTS = {  # in the order of their worth
     "tests": Part("sharing", 60, "the tests marked cuda"),
     "speed": Part("speed", 150, "milliseconds of a step; what graphs and compilation would be worth"),
     "recipe": Part("speed", 80, "how many times faster than the paper's recipe"),
+    "distributed": Part("trials", 60, "one trial on two GPUs: equal weights, its deadline, what a step gains"),
     "repeats": Part("trials", 90, "are weights equal from process to process, and at what price"),
 }
 HELPERS = {"neighbour": "sharing", "one_hash": "trials"}  # modules of what a part starts beside itself

@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from budgettune.records import TrialResult
 from budgettune.spec.study_spec import StudySpec
+from budgettune.spec.tables import DataSpec
 from budgettune.spec.trust import Trust
 from budgettune.training.data.images import ImageSet
 from budgettune.training.data.load import ImageData
@@ -48,12 +49,7 @@ class Box:
         Times do not depend on what is in the pictures, and losses spread, so that strategies have work to do.
         """
         count, size = count or self.images, 8 if self.quick else 32
-        total = count + max(200, count // 5)
-        rng = np.random.default_rng(0)
-        labels = torch.from_numpy(rng.integers(0, classes, total))
-        coarse = torch.from_numpy(rng.random((classes, 3, 4, 4), np.float32))
-        templates = (functional.interpolate(coarse, size=(size, size), mode="bilinear") * 127).to(torch.uint8)
-        images = torch.from_numpy(rng.integers(0, 128, (total, 3, size, size), np.uint8)) + templates[labels]
+        images, labels = pictures(count + max(200, count // 5), classes, size)
         return ImageData(
             name="cifar100",
             train=ImageSet(images[:count], labels[:count]),
@@ -115,6 +111,21 @@ class Box:
             function()
         self.wait()
         return 1e3 * (time.perf_counter() - began) / repeats
+
+
+def pictures(total: int, classes: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    rng = np.random.default_rng(0)
+    labels = torch.from_numpy(rng.integers(0, classes, total))
+    coarse = torch.from_numpy(rng.random((classes, 3, 4, 4), np.float32))
+    templates = (functional.interpolate(coarse, size=(size, size), mode="bilinear") * 127).to(torch.uint8)
+    return torch.from_numpy(rng.integers(0, 128, (total, 3, size, size), np.uint8)) + templates[labels], labels
+
+
+def own_pictures(spec: DataSpec) -> tuple[torch.Tensor, ...]:
+    """Return a set for processes that read theirs themselves, a sixth of it held out; `root` is how many."""
+    images, labels = pictures(int(spec.root or 0), 10, spec.image_size or 32)
+    held_out = len(images) // 6
+    return images[held_out:], labels[held_out:], images[:held_out], labels[:held_out]
 
 
 def beside(box: Box, part: str, kind: str) -> Callable[[], dict[str, Any]]:

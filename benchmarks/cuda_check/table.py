@@ -80,6 +80,12 @@ def _deadline(found: Found) -> Iterator[Row]:
     yield "time budgets: highest last learning rate", f"{max(row['last_rate'] for row in found['rows']):.2%}"
 
 
+def _distributed(found: Found) -> Iterator[Row]:
+    for one, two in zip(found["rows"][::2], found["rows"][1::2], strict=True):
+        what = f"a step on two devices at batch {one['batch']:,}: times that on one; error of the deadline"
+        yield what, f"{one['step_ms'] / two['step_ms']:.2f}; {two['error_steps']:+.2f} steps"
+
+
 def _cliff(found: Found) -> Iterator[Row]:
     for name, row in found["rows"].items():
         yield f"a step of scale {name}", f"{row['us_per_image']:.2f} µs per image"
@@ -146,6 +152,7 @@ _ROWS = {
     "strategies": _strategies,
     "clock": _clock,
     "deadline": _deadline,
+    "distributed": _distributed,
     "cliff": _cliff,
     "memory": _memory,
     "company": _company,

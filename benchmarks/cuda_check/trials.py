@@ -6,7 +6,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,15 @@ import torch
 
 from benchmarks.cuda_check.box import LR, Box, beside
 from budgettune.spec.pruning import STRATEGIES
+from budgettune.spec.study_spec import StudySpec
+from budgettune.spec.tables import DataSpec
+from budgettune.spec.trust import Trust
+from budgettune.training.data.load import load_data
 from budgettune.training.device import Device
 from budgettune.training.learner import Learner
 from budgettune.training.profile.kernels import kernels_of
 from budgettune.training.stopwatch import Stopwatch
+from budgettune.training.team import Team
 
 
 def strategies(box: Box, found: dict[str, Any]) -> None:
@@ -159,6 +164,50 @@ def deadline(box: Box, found: dict[str, Any]) -> None:
                 }
             )
     found["ok"] = box.quick or all(abs(row["error_steps"]) <= 0.75 and row["last_rate"] < 0.01 for row in rows)
+
+
+def distributed(box: Box, found: dict[str, Any]) -> None:
+    """One trial on two GPUs: does it train, end in time with equal weights, and what is a step's time to that on one?
+
+    On a CPU two processes of a thread each rehearse it.
+    """
+    gpus = torch.cuda.device_count() if box.is_cuda else 2
+    if gpus < 2:
+        found |= {"ok": None, "skipped": "needs two GPUs"}
+        return
+    images, size = (600, 8) if box.quick else (60_000, 32)
+    data = {"name": "benchmarks.cuda_check.box:own_pictures", "root": str(images), "image_size": size}
+    trust, rows, ok = Trust(["benchmarks"]), [], True
+    found["rows"] = rows
+    loaded = load_data(DataSpec.model_validate(data), trust=trust).to(box.device)
+    torch.set_num_threads(2 * torch.get_num_threads())
+    with closing(Team(box.device, trust)) as team:
+        for batch in (box.batch,) if box.quick else (500, 2_000, 8_000):
+            for processes in (1, 2):
+                table = {
+                    "epochs": None,
+                    "budget": 1.0 if box.quick else 4.0,
+                    "batch_size": batch,
+                    "processes": processes,
+                }
+                pruning = {"strategy": "stale-quantile", "prune_rate": 0.3}
+                document = box.spec(pruning=pruning, lr_schedule="linear", **table).to_document()
+                spec = StudySpec.from_document({**document, "data": data})
+                result = team.train(spec, seed=0, data=loaded).result  # raises where weights are not equal
+                error = (result.train_seconds - spec.train.budget) / (result.train_seconds / result.steps)  # type: ignore[operator]
+                ok = ok and (box.quick or abs(error) <= 0.75)
+                rows.append(
+                    {
+                        "batch": batch,
+                        "processes": processes,
+                        "key": result.machine.key,
+                        "step_ms": result.step_ms_median,
+                        "error_steps": error,
+                        "accuracy": result.test_accuracy,
+                        "peak_mb": result.peak_memory_mb,
+                    }
+                )
+    found["ok"] = ok
 
 
 def repeats(box: Box, found: dict[str, Any]) -> None:
