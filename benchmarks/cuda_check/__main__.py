@@ -58,7 +58,7 @@ PARTS = {  # in the order of their worth
     "worker": Part("sharing", 60, "the command line works on a GPU: study, worker, export, doctor"),
     "company": Part("sharing", 90, "NVML's verdict: clean alone, disturbed by a neighbour"),
     "cells": Part("speed", 70, "how long the paper's 80 cells take"),
-    "tests": Part("sharing", 60, "the tests marked cuda"),
+    "tests": Part("sharing", 90, "the tests marked cuda"),
     "speed": Part("speed", 150, "milliseconds of a step; what graphs and compilation would be worth"),
     "recipe": Part("speed", 80, "how many times faster than the paper's recipe"),
     "distributed": Part("trials", 60, "one trial on two GPUs: equal weights, its deadline, what a step gains"),
