@@ -29,9 +29,9 @@ ROOT = Path(__file__).parents[2]
 
 def company(box: Box, found: dict[str, Any]) -> None:
     """Alone is clean; two workers on one GPU are both disturbed; what is a neighbour that only holds memory?"""
-    found["alone"] = beside(box, "neighbour", "trains")()
     pair = [beside(box, "neighbour", "trains") for _ in range(2)]
     found["both"] = [answer() for answer in pair]
+    found["alone"] = found["both"][0] if box.quick else beside(box, "neighbour", "trains")()
     idle = beside(box, "neighbour", "idle")
     found["beside_idle"] = beside(box, "neighbour", "trains")()
     idle()
