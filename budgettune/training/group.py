@@ -102,6 +102,8 @@ class Group(Alone):
     def close(self) -> None:
         """Leave: whoever waits for this rank gets ProcessLost."""
         if distributed.is_initialized():
+            if self.device.type == "cuda" and distributed.group.WORLD is not None:
+                distributed.group.WORLD.abort()  # else it would wait for what is under way, which may never end
             distributed.destroy_process_group()
 
     def agreed(self, value: float) -> float:

@@ -19,7 +19,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +44,11 @@ from budgettune.training.group import Group
 from budgettune.training.trainer import Trained, train
 
 FOLLOW = "from budgettune.training.session import follow_parent; follow_parent()"
-POLL_SECONDS = 0.01
+POLL_SECONDS = 0.02
 REASON_SECONDS = 3.0  # for which the reason of a lost process is waited for
 END_SECONDS = 5.0  # that followers get to end by themselves
 WATCH_SECONDS = 1.0  # between looks for a follower that has left, where rank 0 would wait for it for good
 HANG_SECONDS = 10.0  # for which the trial may then go on
-STORE_SECONDS = 60.0  # for which one question to the store waits
 ALIKE = (BudgetUsedUp, Interrupted, NonFiniteLoss)
 """Errors that all ranks raise at the same place: they can go on together."""
 
@@ -71,35 +69,36 @@ def _stay_on_this_box() -> None:
 
 
 class _Store:
-    """JSON under names; what belongs to one order lies below its number."""
+    """JSON under names; what belongs to one order lies below its number.
+
+    Raises:
+        ConnectionError: by each method, where the store is gone.
+    """
 
     def __init__(self, store: Any) -> None:
         self.torch = store
-        store.set_timeout(timedelta(seconds=STORE_SECONDS))
 
     def put(self, name: str, document: Any) -> None:
-        self.torch.set(name, json.dumps(document))
+        self._call(self.torch.set, name, json.dumps(document))
 
     def has(self, name: str) -> bool:
-        return bool(self.torch.check([name]))
+        return bool(self._call(self.torch.check, [name]))
 
     def get(self, name: str) -> Any:
-        """Return what lies there, however long it takes to come.
-
-        Raises:
-            ConnectionError: where the store is gone.
-        """
-        while True:
-            try:
-                return json.loads(self.torch.get(name))
-            except distributed.DistStoreError:
-                continue  # nothing yet
-            except RuntimeError as error:
-                raise ConnectionError(f"the first process is gone: {error}") from None
+        """Return what lies there, however long it takes to come."""
+        while not self.has(name):  # torch's own way to wait fills the log
+            time.sleep(POLL_SECONDS)
+        return json.loads(self._call(self.torch.get, name))
 
     def forget(self, *names: str) -> None:
         for name in names:
-            self.torch.delete_key(name)
+            self._call(self.torch.delete_key, name)
+
+    def _call(self, method: Callable[..., Any], *args: Any) -> Any:
+        try:
+            return method(*args)
+        except RuntimeError as error:
+            raise ConnectionError(f"the first process is gone: {error}") from None
 
 
 def follow(
@@ -130,18 +129,15 @@ def follow(
                 result = run(group)
                 same = ("weights_sha256", "status", "evidence", "peak_memory_mb")
                 said = {name: value for name, value in result.to_json().items() if name in same}
+            except ConnectionError:
+                raise
             except Exception as error:
                 said = {"error": type(error).__name__, "text": str(error)}
                 if not isinstance(error, ALIKE):
-                    _part(group, device)
+                    if group is not None:
+                        group.close()  # whoever waits for this process finds out
                     group = None
             box.put(f"{number}/said/{rank}", said)
-
-
-def _part(group: Group | None, device: torch.device) -> None:
-    """Leave a group, so that whoever waits for this process finds out."""
-    if group is not None and device.type == "cpu":  # on a GPU it would wait for what is under way, which never ends
-        group.close()
 
 
 class Team:
@@ -181,7 +177,11 @@ class Team:
             raise UsageError(
                 f"train.processes: the study asks for {asked}, and this worker has {has}: start it with {start}"
             )
-        if self.device.type == "cuda" and (self.device.index or 0) + asked > torch.cuda.device_count():
+        if (
+            self.device.type == "cuda"
+            and not self._by_torchrun
+            and (self.device.index or 0) + asked > torch.cuda.device_count()
+        ):
             raise UsageError(f"{asked} processes need a GPU each, and torch sees {torch.cuda.device_count()} GPUs here")
         return asked
 
@@ -258,7 +258,8 @@ class Team:
     def _part(self) -> None:
         group, self._group = self._group, None
         self.is_broken = self.is_broken or (group is not None and self.device.type == "cuda")
-        _part(group, self.device)
+        if group is not None:
+            group.close()
 
     def _gather(self, count: int, should_stop: Callable[[], bool]) -> None:
         """See that there are so many processes."""
@@ -282,7 +283,7 @@ class Team:
             [sys.executable, "-P", "-c", FOLLOW],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(path), "TORCH_CPP_LOG_LEVEL": "ERROR"},
             start_new_session=True,  # Ctrl-C reaches rank 0 alone
         )
         device = str(self.device) if self.device.type == "cpu" else f"cuda:{(self.device.index or 0) + rank}"
