@@ -126,11 +126,12 @@ def test_no_step_waits_for_the_device_unless_its_strategy_chooses_in_it(data, st
 
     for owner, name in ((Feed, "gather"), (Feed, "_choose"), (TrainingRun, "step")):
         monkeypatch.setattr(owner, name, watched(getattr(owner, name)))
+    config = spec(strategy, precision="fp32" if device == "cpu" else "auto")  # new shapes in bf16 take a CPU a second
     if strategy in CHOOSES_WHILE_IT_TRAINS:
         with pytest.raises(RuntimeError, match="synchronizing"):
-            run(spec(strategy), data, device)
+            run(config, data, device)
     else:
-        assert run(spec(strategy), data, device).result.steps
+        assert run(config, data, device).result.steps
 
 
 @pytest.mark.parametrize("device", DEVICES)
