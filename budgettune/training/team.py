@@ -40,7 +40,7 @@ from budgettune.records import MachineInfo, TrialResult
 from budgettune.spec.study_spec import StudySpec
 from budgettune.spec.trust import Trust
 from budgettune.training.device import Device
-from budgettune.training.group import Group
+from budgettune.training.group import ANSWER_SECONDS, Group
 from budgettune.training.trainer import Trained, train
 
 FOLLOW = "from budgettune.training.session import follow_parent; follow_parent()"
@@ -114,18 +114,23 @@ def follow(
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     box = _Store(store)
     group: Group | None = None
+    met = 0
     with suppress(ConnectionError):
         number = 0
         while (order := box.get(f"{number + 1}/order")) is not None:
             number += 1
+            box.put(f"{number}/seen/{rank}", True)
             try:
                 run = carry_out(StudySpec.from_json(order["spec"]), order["params"], order["seed"], order["threads"])
                 box.put(f"{number}/ready/{rank}", True)
                 if not box.get(f"{number}/go"):
                     continue
+                if group is not None and met != order["meeting"]:  # rank 0 has left that one
+                    group.close()
+                    group = None
                 if group is None:
-                    meeting = distributed.PrefixStore(f"meeting/{order['meeting']}", store)
-                    group = Group(meeting, rank, size, device)
+                    met = order["meeting"]
+                    group = Group(distributed.PrefixStore(f"meeting/{met}", store), rank, size, device)
                 result = run(group)
                 same = ("weights_sha256", "status", "evidence", "peak_memory_mb")
                 said = {name: value for name, value in result.to_json().items() if name in same}
@@ -228,6 +233,8 @@ class Team:
             except ProcessLost as error:
                 reason = self._reason(error)
                 self._part()
+                if reason is error:
+                    self._give_up()
                 raise reason from None
             except BaseException:
                 self._part()
@@ -260,6 +267,13 @@ class Team:
         self.is_broken = self.is_broken or (group is not None and self.device.type == "cuda")
         if group is not None:
             group.close()
+
+    def _give_up(self) -> None:
+        """End followers that give no answer, for others to be started; those of torchrun only it can end."""
+        self.is_broken = self.is_broken or self._by_torchrun
+        for child in self._children:
+            child.kill()
+            child.wait()
 
     def _gather(self, count: int, should_stop: Callable[[], bool]) -> None:
         """See that there are so many processes."""
@@ -300,17 +314,18 @@ class Team:
         self, spec: StudySpec, params: Mapping[str, Any], seed: int, threads: int, should_stop: Callable[[], bool]
     ) -> None:
         """Tell the followers what to train, and return when all of them have the images, or raise what keeps one."""
-        store = self._box
+        store, ranks, began = self._box, range(1, self._size), time.monotonic()
         last, self._order = self._order, self._order + 1
-        if last:
-            names = ("order", "go", *(f"{name}/{rank}" for name in ("ready", "said") for rank in range(1, self._size)))
-            store.forget(*(f"{last}/{name}" for name in names))
         self._meeting += self._group is None
         order = {"spec": spec.to_json(), "params": dict(params), "seed": seed, "threads": threads}
         store.put(f"{self._order}/order", {**order, "meeting": self._meeting})
         go = False
         try:
-            while not all(store.has(f"{self._order}/ready/{rank}") for rank in range(1, self._size)):
+            while not all(store.has(f"{self._order}/ready/{rank}") for rank in ranks):
+                if time.monotonic() - began > ANSWER_SECONDS:  # images may take longer, to hear of them may not
+                    for rank in ranks:
+                        if not store.has(f"{self._order}/seen/{rank}"):
+                            raise ProcessLost(f"process {rank} of {self._size} gives no answer")
                 if (fault := self._fault()) is not None:
                     raise fault
                 if should_stop():
@@ -319,6 +334,9 @@ class Team:
             go = True
         finally:
             store.put(f"{self._order}/go", go)
+        if last:  # all are done with it
+            names = ("order", "go", *(f"{name}/{rank}" for name in ("seen", "ready", "said") for rank in ranks))
+            store.forget(*(f"{last}/{name}" for name in names))
 
     @property
     def _box(self) -> _Store:

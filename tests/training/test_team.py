@@ -18,7 +18,7 @@ from budgettune.training.data.load import load_data
 from budgettune.training.group import Group
 from budgettune.training.learner import weights_sha256
 from budgettune.training.team import Team, together
-from budgettune.training.trainer import train
+from budgettune.training.trainer import TrainingRun, train
 from tests.support.studies import result
 
 SMALL = [
@@ -244,14 +244,37 @@ def test_a_process_that_is_killed_fails_the_trial_and_the_next_one_has_another(r
 
 
 def test_a_process_that_hangs_fails_the_trial_and_the_next_one_has_another(run, team, monkeypatch):
-    monkeypatch.setattr("budgettune.training.group.ANSWER_SECONDS", 1.0)
-    monkeypatch.setattr("budgettune.training.team.END_SECONDS", 0.5)
+    assert run().result.epochs == 3
+    team._part()  # a group keeps the patience that it was made with
+    monkeypatch.setattr("budgettune.training.group.ANSWER_SECONDS", 1.5)
     monkeypatch.setattr("budgettune.training.team.REASON_SECONDS", 0.1)
-    team.close()  # a group keeps its patience
+    stopped = []
     with pytest.raises(ProcessLost, match="process 0 gets no answer from the others"):
-        run(on_epoch=lambda record: os.kill(pids(team)[0], signal.SIGSTOP))
+        run(on_epoch=lambda record: stopped.append(os.kill(pids(team)[0], signal.SIGSTOP)))
+    assert stopped == [None]
     monkeypatch.undo()
     assert run().result.epochs == 3
+
+
+def test_a_process_that_hangs_between_trials_fails_the_next_one_alone(run, team, monkeypatch):
+    monkeypatch.setattr("budgettune.training.team.ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr("budgettune.training.team.REASON_SECONDS", 0.1)
+    assert run().result.epochs == 3
+    os.kill(pids(team)[0], signal.SIGSTOP)
+    with pytest.raises(ProcessLost, match="process 1 of 2 gives no answer"):
+        run()
+    monkeypatch.undo()
+    assert run().result.epochs == 3
+
+
+def test_a_fault_of_the_first_process_after_the_last_step_leaves_them_together(run, team, monkeypatch):
+    """The other has trained to the end by then, and knows of no fault."""
+    before = pids(team)
+    with monkeypatch.context() as context, pytest.raises(ZeroDivisionError):
+        context.setattr(TrainingRun, "_result", lambda *args: 1 / 0)
+        run()
+    assert run().result.epochs == 3
+    assert pids(team) == before
 
 
 def test_where_a_process_would_be_waited_for_for_good_the_reason_is_told_from_a_thread(run, team, monkeypatch):
