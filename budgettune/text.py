@@ -107,6 +107,11 @@ def message_of(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines()]
+    return shortened(next(filter(None, lines), type(error).__name__))
+
+
 def shortened(text: str, longest: int = 80) -> str:
     """Return a text, or its beginning and its end with an ellipsis between where it is longer."""
     if len(text) <= longest:

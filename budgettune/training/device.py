@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -26,14 +27,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from budgettune.errors import OutOfMemory, SpecError, UsageError
+from budgettune.errors import DeviceLost, OutOfMemory, SpecError, UsageError
 from budgettune.machine.fingerprint import fingerprint
 from budgettune.machine.gpu import missing_gpus
 from budgettune.machine.sentinel import GPU_SENTINEL_LIMIT, RUNS, Sentinel
 from budgettune.machine.witness import Witness, witness_for
 from budgettune.records import MachineInfo
 from budgettune.spec.tables import ALIGNMENT
-from budgettune.text import shortened, warn_once
+from budgettune.text import first_line, warn_once
 from budgettune.training.group import ALONE, Alone
 
 logger = logging.getLogger(__name__)
@@ -110,8 +111,9 @@ class Device:
         """
         if self.is_cuda:
             # Not `fp32_precision`, which replaces both: where it was set, torch's compiler fails as it reads these.
-            torch.backends.cudnn.allow_tf32 = precision != "fp32"
-            torch.set_float32_matmul_precision("highest" if precision == "fp32" else "high")
+            with warnings.catch_warnings(action="ignore"):  # torch 2.9 would have the newer names
+                torch.backends.cudnn.allow_tf32 = precision != "fp32"
+                torch.set_float32_matmul_precision("highest" if precision == "fp32" else "high")
             torch.backends.cudnn.deterministic = deterministic
 
     @contextmanager
@@ -133,6 +135,17 @@ class Device:
         if self.is_cuda:
             self._cuda.synchronize(self.torch)
         self.group.wait()
+
+    @contextmanager
+    def refusing_waits(self) -> Iterator[None]:
+        """Raise RuntimeError inside where the host would wait for CUDA, as far as torch notices that."""
+        before = self._cuda.get_sync_debug_mode()
+        try:
+            with warnings.catch_warnings(action="ignore"):  # torch calls it a prototype
+                self._cuda.set_sync_debug_mode("error")
+            yield
+        finally:
+            self._cuda.set_sync_debug_mode(before)
 
     def is_lost(self) -> bool:
         """Whether the device fails whatever is asked of it: after some errors of CUDA only a new process can use it."""
@@ -331,20 +344,36 @@ class _Graph:
     def __init__(
         self, device: Device, function: Callable[..., Tensors], inputs: Tensors, generator: torch.Generator
     ) -> None:
-        cuda = device._cuda
-        self._inputs = inputs
-        side = cuda.Stream()
-        side.wait_stream(cuda.current_stream())
-        with cuda.stream(side):  # libraries keep a workspace for each stream, and capture runs on none that was used
-            function(*inputs)
-        cuda.current_stream().wait_stream(side)
+        cuda, self._inputs = device._cuda, inputs
         self._graph = cuda.CUDAGraph()
         self._graph.register_generator_state(generator)
         device._pool = device._pool or cuda.graph_pool_handle()
-        cuda.reset_peak_memory_stats(device.torch)
-        with cuda.graph(self._graph, pool=device._pool, capture_error_mode="thread_local"):
-            self._outputs = function(*inputs)
+        stream = _capture_stream(cuda, device.torch)
+        stream.wait_stream(cuda.current_stream())
+        torch.backends.cudnn.benchmark = False  # a kernel that has no room would be searched for, which ends a capture
+        with cuda.stream(stream):  # a capture that fails leaves its own set
+            with device.refusing_waits():  # one that meets a wait is lost, and with it the process
+                function(*inputs)
+            cuda.reset_peak_memory_stats(device.torch)
+            self._outputs = self._capture(cuda.graph, device._pool, stream, function)
+        cuda.current_stream().wait_stream(stream)
         device._peak_of_graphs = max(device._peak_of_graphs, cuda.max_memory_allocated(device.torch))
+
+    def _capture(self, graph: Any, pool: Any, stream: Any, function: Callable[..., Tensors]) -> Tensors:
+        fault: Exception | None = None
+        try:
+            with graph(self._graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+                try:
+                    return function(*self._inputs)
+                except Exception as error:
+                    fault = error
+                    raise
+        except RuntimeError as error:
+            if error is fault:
+                raise
+            # Its end has failed too: releases before 2.12 then take the capture for under way, for good.
+            reason = f"a capture that CUDA does not get over ({first_line(fault or error)})"
+            raise DeviceLost(f"{reason}: set train.cuda_graphs to false") from (fault or error)
 
     def __call__(self, *values: Tensor) -> Tensors:
         for kept, value in zip(self._inputs, values, strict=True):
@@ -352,6 +381,11 @@ class _Graph:
                 kept.copy_(value)
         self._graph.replay()
         return self._outputs
+
+
+@functools.cache  # libraries keep a workspace (32 MiB on an H100) for each thread and stream that they ever worked on
+def _capture_stream(cuda: Any, device: torch.device) -> Any:
+    return cuda.Stream(device)
 
 
 def name_torch_cache() -> None:
@@ -416,11 +450,6 @@ def capture_named() -> Iterator[None]:
             raise
         reason = f"a step of this network cannot be captured ({first_line(error)})"
         raise SpecError(f"train.cuda_graphs: {reason}: set it to false") from error
-
-
-def first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines()]
-    return shortened(next(filter(None, lines), type(error).__name__))
 
 
 def keep_freed_memory() -> bool:

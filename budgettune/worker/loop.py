@@ -70,7 +70,7 @@ def run_worker(
         StorageError: where the database does not answer, or for longer than `patience_seconds` once it has, or where
             it is busy; a result that it has not taken waits in the spool.
         DataError: where this box cannot read a study's images; the trial goes back unharmed.
-        DeviceLost: where the GPU answers this process no more: a new one may work.
+        DeviceLost: where this process can use the GPU no more: a new one may.
         BudgetTuneError: where trial after trial fails in code that is not ours.
     """
     return _Worker(url, study, options or WorkerOptions(), stop or StopFlag(), listener or Listener()).run()
@@ -263,6 +263,9 @@ class _Worker:
                 study.hand_back(claim)  # this box's fault, not the configuration's
                 raise
             except Exception as error:
+                if isinstance(error, DeviceLost):
+                    self._record_failure(study, claim, error)
+                    raise
                 if self.team.is_broken:
                     self._record_failure(study, claim, error)
                     raise DeviceLost(

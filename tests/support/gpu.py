@@ -1,7 +1,8 @@
 """A device that behaves as CUDA does towards its host, on the CPU: events, memory in use, graphs that are captured."""
 
 import time
-from contextlib import contextmanager, nullcontext
+import warnings
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import torch
@@ -31,6 +32,10 @@ class PretendCuda:
     def __init__(self):
         self.log = []
         self.in_use = [3 * 2**20]  # peaks since the last reset, the last one again and again
+        self.streams = [PretendStream()]  # the first is that of everything else
+        self.current = self.streams[0]
+        self.captured_on = []
+        self.waits = None  # what refuses them
 
     def Event(self, enable_timing=False):  # noqa: N802
         return PretendEvent()
@@ -38,22 +43,49 @@ class PretendCuda:
     def CUDAGraph(self):  # noqa: N802
         return RecordedGraph()
 
-    def Stream(self):  # noqa: N802
-        return SimpleNamespace(wait_stream=lambda other: None)
+    def Stream(self, device):  # noqa: N802
+        self.streams.append(PretendStream())
+        return self.streams[-1]
 
-    current_stream = Stream
+    def current_stream(self):
+        return self.current
 
+    @contextmanager
     def stream(self, stream):
-        return nullcontext()
+        before, self.current = self.current, stream
+        try:
+            yield
+        finally:
+            self.current = before
+
+    def get_sync_debug_mode(self):
+        return 0 if self.waits is None else 2
+
+    def set_sync_debug_mode(self, mode):
+        if mode == "error":
+            warnings.warn("Synchronization debug mode is a prototype feature", stacklevel=2)
+            self.waits = RefusedWaits()
+            self.waits.__enter__()
+        elif self.waits is not None:
+            self.waits.__exit__(None, None, None)
+            self.waits = None
 
     def graph_pool_handle(self):
         return "pool"
 
     @contextmanager
-    def graph(self, graph, pool, capture_error_mode):
+    def graph(self, graph, pool, stream, capture_error_mode):
+        """As torch's own: after an error of CUDA the end fails too, with words of its own and the stream left set."""
         self.log.append("capture")
-        with graph:
-            yield
+        self.captured_on.append((self.current, stream))
+        before, self.current = self.current, stream
+        try:
+            with graph:
+                yield
+        finally:
+            if graph.is_spoilt:
+                raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+            self.current = before
 
     def max_memory_allocated(self, device):
         return self.in_use.pop(0) if len(self.in_use) > 1 else self.in_use[0]
@@ -63,6 +95,20 @@ class PretendCuda:
 
     def __getattr__(self, name):  # synchronize, set_device, empty_cache, reset_peak_memory_stats
         return lambda *args: self.log.append(name)
+
+
+class PretendStream:
+    def wait_stream(self, other):
+        pass
+
+
+class RefusedWaits(TorchDispatchMode):
+    """Refuses to look at values, as torch does in its debug mode."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if "_local_scalar_dense" in str(function):
+            raise RuntimeError("called a synchronizing CUDA operation")
+        return function(*args, **(kwargs or {}))
 
 
 class PretendEvent:
@@ -90,6 +136,7 @@ class RecordedGraph(TorchDispatchMode):
     def __init__(self):
         super().__init__()
         self.operations, self.generators = [], []
+        self.is_spoilt = False  # by what CUDA refuses
 
     def register_generator_state(self, generator):
         self.generators.append(generator)
@@ -97,6 +144,7 @@ class RecordedGraph(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if "_local_scalar_dense" in str(function):
+            self.is_spoilt = True
             raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
         if (drawn_from := kwargs.get("generator")) is not None:
             states = [generator.get_state() for generator in self.generators]  # its wrapper here is another object

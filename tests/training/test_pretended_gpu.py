@@ -1,12 +1,14 @@
 """What training does on CUDA alone, on a stand-in whose graphs repeat the operations that they recorded."""
 
+import warnings
+from contextlib import nullcontext
 from typing import ClassVar
 
 import pytest
 import torch
 from torch import nn
 
-from budgettune.errors import SpecError
+from budgettune.errors import DeviceLost, OutOfMemory, SpecError
 from budgettune.spec.pruning import STRATEGIES
 from budgettune.spec.study_spec import load_spec
 from budgettune.spec.trust import Trust
@@ -90,12 +92,56 @@ def looks_at_values(*, num_classes, channels, image_size, scale):
     return LooksAtValues(nn.Flatten(), nn.Linear(channels * image_size**2, num_classes))
 
 
-def test_a_network_that_cannot_be_captured_is_refused_with_the_reason(run):
-    run(f"model.name={__name__}:looks_at_values")
-    with pytest.raises(
-        SpecError, match=r"train.cuda_graphs: .*not permitted when stream is capturing.*set it to false"
-    ):
-        run(f"model.name={__name__}:looks_at_values", "train.cuda_graphs=true")
+LOOKS = f"model.name={__name__}:looks_at_values"
+
+
+def test_a_network_that_cannot_be_captured_is_refused_with_the_reason_before_it_is_tried(run, cuda):
+    run(LOOKS)
+    with pytest.raises(SpecError, match=r"train.cuda_graphs: .*called a synchronizing CUDA operation.*set it to false"):
+        run(LOOKS, "train.cuda_graphs=true")
+    assert cuda.captured_on == cuda.captured_on[:1]  # of gathering
+    assert cuda.get_sync_debug_mode() == 0
+    assert run("train.cuda_graphs=true").cuda_graphs
+
+
+def test_a_capture_that_fails_ends_the_process_with_the_first_reason(run, cuda, monkeypatch):
+    monkeypatch.setattr(PretendGpu, "refusing_waits", lambda device: nullcontext())  # torch does not notice all of them
+    with pytest.raises(DeviceLost, match=r"not permitted when stream is capturing\): set train.cuda_graphs to false"):
+        run(LOOKS, "train.cuda_graphs=true")
+    assert cuda.current is cuda.streams[0]
+
+
+class Full(nn.Sequential):
+    def forward(self, images):
+        if torch.utils._python_dispatch._len_torch_dispatch_stack():
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().forward(images.float())
+
+
+def full(*, num_classes, channels, image_size, scale):
+    return Full(nn.Flatten(), nn.Linear(channels * image_size**2, num_classes))
+
+
+def test_a_capture_for_which_there_is_no_room_is_out_of_memory_and_no_more(run, cuda, monkeypatch):
+    monkeypatch.setattr(PretendGpu, "refusing_waits", lambda device: nullcontext())
+    with pytest.raises(OutOfMemory):
+        run(f"model.name={__name__}:full", "train.cuda_graphs=true")
+    assert cuda.current is cuda.streams[0]
+
+
+def test_all_captures_of_a_process_share_a_stream_with_the_runs_before_them(run, cuda, monkeypatch):
+    benchmarked, graph = [], cuda.graph
+
+    def noting(*args, **kwargs):
+        benchmarked.append(torch.backends.cudnn.benchmark)
+        return graph(*args, **kwargs)
+
+    monkeypatch.setattr(cuda, "graph", noting, raising=False)
+    for _ in range(2):
+        run("train.cuda_graphs=true")
+    assert len(cuda.streams) == 2
+    assert set(cuda.captured_on) == {(cuda.streams[1], cuda.streams[1])}
+    assert set(benchmarked) == {False}
 
 
 def test_a_trial_without_a_gpu_has_no_graphs():
@@ -188,6 +234,14 @@ def _put_back(monkeypatch):
 def test_tf32_is_said_and_fp32_is_what_it_says(run, monkeypatch, asked, has_it, said):
     monkeypatch.setattr("budgettune.training.device.has_tf32", lambda device: has_it)
     monkeypatch.setattr("budgettune.training.device.has_fast_bf16", lambda device: False)
-    assert run(f"train.precision={asked}").precision == said
+    set_precision = torch.set_float32_matmul_precision
+
+    def warning(precision):  # as torch 2.9
+        warnings.warn("Please use the new API settings to control TF32 behavior, such as", stacklevel=2)
+        set_precision(precision)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "set_float32_matmul_precision", warning)
+        assert run(f"train.precision={asked}").precision == said
     assert torch.backends.cudnn.allow_tf32 == (said == "tf32")
     assert torch.get_float32_matmul_precision() == ("high" if said == "tf32" else "highest")

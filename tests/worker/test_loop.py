@@ -133,6 +133,20 @@ def test_a_worker_whose_device_is_lost_ends_and_only_a_slot_that_loses_it_again_
     assert "error: cpu answers this process no more" in said
 
 
+class Losing(nn.Module):
+    def __init__(self, **_):
+        super().__init__()
+        raise DeviceLost("a capture was left in its middle")
+
+
+def test_a_trial_that_costs_its_process_the_device_fails_and_the_worker_ends(sqlite_url):
+    study = make(sqlite_url, f"model.name={__name__}:Losing", "search={scale = [1.0]}", "sampler.max_attempts=2")
+    with pytest.raises(DeviceLost, match="in its middle"):
+        run_worker(sqlite_url, None, OPTIONS)
+    (failed,) = trial_records(study.engine, study.study_id, states=["FAIL"])
+    assert failed.failure == "device-lost: a capture was left in its middle"
+
+
 class Ending(nn.Module):
     def __init__(self, **_):
         super().__init__()
