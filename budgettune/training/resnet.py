@@ -24,7 +24,7 @@ class Projection(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, channels_in, H, W] to [B, channels_out, H / stride, W / stride]."""
-        if self.stride == (1, 1) or self.in_channels >= _VECTOR:
+        if self.stride == (1, 1) or self.in_channels >= _VECTOR or x.is_cuda:
             return super().forward(x)
         # torch's compiler cannot ask for the threads.
         if not torch.compiler.is_compiling() and len(x) % torch.get_num_threads() == 0:
