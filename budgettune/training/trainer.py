@@ -142,7 +142,7 @@ class TrainingRun:
             # Not a method of the run: the cycle would keep the last trial's model in memory through the next one.
             self.passes = ModelPasses(self.learner, watch, seed, partial(make_helper, config, data, device, trust))
             self.feed = Feed(self.learner, self.strategy, self.passes, watch)
-        self.is_compiled = self.is_captured = False
+        self.is_compiled = False
         if config.clock.warmup_steps:
             self._warm_up()
         if device.is_cuda:
@@ -268,8 +268,7 @@ class TrainingRun:
         if self.is_compiled:
             with watch.aside("compile"):
                 learner.compile(steps, trained)
-        self.is_captured = config.train.cuda_graphs and self.device.captures
-        if self.is_captured:
+        if config.train.cuda_graphs and self.device.captures:
             with watch.aside("capture"):
                 # Candidates are gathered in chunks of other sizes, and images of a cache file by the host.
                 gathers = self.strategy.candidates == 1 and isinstance(self.data.train.images, Tensor)
@@ -378,7 +377,7 @@ class TrainingRun:
             status=status,
             evidence=evidence,
             compiled=self.is_compiled,
-            cuda_graphs=self.is_captured,
+            cuda_graphs=self.config.train.cuda_graphs and self.device.captures,
         )
 
 
