@@ -194,9 +194,10 @@ class Learner:
                 logits = forward(images)
         except ValueError as error:
             if len(labels) == 1 and "more than 1 value per channel" in str(error):  # in torch's words
+                least = 2 * self.device.group.size  # two for each process
                 raise SpecError(
-                    "train.batch_size: this network normalises over its batch, and cannot learn from a batch of one "
-                    "image: take at least 2, and keep at least 2 images in every epoch"
+                    f"train.batch_size: this network normalises over its batch, and cannot learn from a batch of one "
+                    f"image: take at least {least}, and keep at least {least} images in every epoch"
                 ) from None
             raise
         losses = functional.cross_entropy(logits.float(), labels, reduction="none")

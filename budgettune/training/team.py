@@ -160,6 +160,7 @@ class Team:
         self, device: torch.device, trust: Trust, *, usual: int = 1, is_fixed: bool = False, store: Any = None
     ) -> None:
         self.device, self.trust, self.usual, self.is_fixed = device, trust, usual, is_fixed or store is not None
+        self._machine = Device(device).machine()
         self._by_torchrun = store is not None
         self._store = None if store is None else _Store(store)
         self._children: list[subprocess.Popen[bytes]] = []
@@ -192,7 +193,7 @@ class Team:
 
     def machine(self, spec: StudySpec) -> MachineInfo:
         """Return the machine that the trials of a study are timed on."""
-        count, machine = self.processes(spec), Device(self.device).machine()
+        count, machine = self.processes(spec), self._machine
         return replace(machine, processes=count, threads=_shared(machine.threads, count))
 
     def train(

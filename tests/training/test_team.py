@@ -70,6 +70,18 @@ class Own(Plain):
         return super().forward(images)
 
 
+class Normalised(Plain):
+    """A network that normalises numbers, not pictures, over its batch."""
+
+    def __init__(self, **facts):
+        super().__init__(**facts)
+        self.norm = nn.BatchNorm1d(8)
+
+    def forward(self, images):
+        means = self.norm(self.features(images).mean((2, 3)))
+        return self.head(self.features(images).flatten(1)) + means.sum(1, keepdim=True)
+
+
 def network(name, **options):
     text = ", ".join(
         f'{key} = "{value}"' if isinstance(value, str) else f"{key} = {value}" for key, value in options.items()
@@ -309,6 +321,11 @@ def test_a_last_batch_of_fewer_samples_than_processes_is_trained_by_all(team):
     assert alone.result.batch_shapes == (50, 2)
     assert three.result.machine.processes == 3
     assert difference(three.model, alone.model) < 1e-5
+
+
+def test_a_part_of_one_image_that_batch_norm_cannot_learn_from_is_named(run):
+    with pytest.raises(SpecError, match="take at least 4, and keep at least 4 images in every epoch"):
+        run(*network("Normalised"), "train.batch_size=3", "clock.warmup_steps=0")
 
 
 # --- what is put together -------------------------------------------------------------------------------------------
