@@ -346,7 +346,8 @@ class _Graph:
     ) -> None:
         cuda, self._inputs = device._cuda, inputs
         self._graph = cuda.CUDAGraph()
-        self._graph.register_generator_state(generator)
+        if torch.__version__ < "2.14":  # which sees by itself what is drawn from, and warns at each call
+            self._graph.register_generator_state(generator)
         device._pool = device._pool or cuda.graph_pool_handle()
         stream = _capture_stream(cuda, device.torch)
         stream.wait_stream(cuda.current_stream())

@@ -129,8 +129,8 @@ class RecordedGraph(TorchDispatchMode):
     """Writes down the operations between enter and exit with the very tensors that they read and wrote.
 
     A replay does them again into the same tensors, with the same numbers: what a function reads on the host, and what
-    it does in Python, is that of the capture. As CUDA does, it refuses to look at values, and to draw from a generator
-    that it was not told of.
+    it does in Python, is that of the capture. As CUDA does, it refuses to look at values, and before torch 2.14 to draw
+    from a generator that it was not told of.
     """
 
     def __init__(self):
@@ -139,6 +139,8 @@ class RecordedGraph(TorchDispatchMode):
         self.is_spoilt = False  # by what CUDA refuses
 
     def register_generator_state(self, generator):
+        if torch.__version__ >= "2.14":
+            warnings.warn("register_generator_state() is deprecated", DeprecationWarning, stacklevel=2)
         self.generators.append(generator)
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
@@ -146,7 +148,7 @@ class RecordedGraph(TorchDispatchMode):
         if "_local_scalar_dense" in str(function):
             self.is_spoilt = True
             raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
-        if (drawn_from := kwargs.get("generator")) is not None:
+        if torch.__version__ < "2.14" and (drawn_from := kwargs.get("generator")) is not None:
             states = [generator.get_state() for generator in self.generators]  # its wrapper here is another object
             if not any(torch.equal(state, drawn_from.get_state()) for state in states):
                 raise RuntimeError("a generator that the graph was not told of")

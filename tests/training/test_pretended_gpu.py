@@ -7,6 +7,7 @@ from typing import ClassVar
 import pytest
 import torch
 from torch import nn
+from torch.torch_version import TorchVersion
 
 from budgettune.errors import DeviceLost, OutOfMemory, SpecError
 from budgettune.spec.pruning import STRATEGIES
@@ -57,6 +58,12 @@ def test_graphs_end_in_the_very_weights_of_steps_one_by_one(run, cuda, changes):
     assert [epoch.loss for epoch in graphed.curve] == [epoch.loss for epoch in eager.curve]
     assert graphed.weights_sha256 == eager.weights_sha256
     assert graphed.curve[-1].loss < graphed.curve[0].loss
+
+
+@pytest.mark.parametrize("release", ["2.9.1", "2.14.1"])
+def test_graphs_are_told_of_the_generator_where_torch_wants_it(run, monkeypatch, release):
+    monkeypatch.setattr(torch, "__version__", TorchVersion(release))
+    assert run("train.epochs=1", "train.cuda_graphs=true").cuda_graphs
 
 
 class KeepsLosses(Strategy):
