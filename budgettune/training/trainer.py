@@ -273,8 +273,11 @@ class TrainingRun:
                 # Candidates are gathered in chunks of other sizes, and images of a cache file by the host.
                 gathers = self.strategy.candidates == 1 and isinstance(self.data.train.images, Tensor)
                 learner.capture(trained, gathers=gathers)
-                # A capture frees all cached memory: what is not captured shall find its blocks again.
-                learner.warm_up(1, {min(trained)}, scored)
+                trained = {min(trained)}
+        if self.device.is_cuda:
+            with watch.aside("warmup"):
+                # Searches and captures free all cached memory: what runs uncaptured shall find its blocks again.
+                learner.warm_up(1, trained, scored)
 
     def _pays_for_compilation(self, shapes: int) -> bool:
         """Whether to compile for so many shapes of batches: `auto` does where training is ten times as long."""

@@ -191,6 +191,33 @@ def test_kernels_are_searched_for_in_warm_up_and_never_on_the_clock(run, searche
     assert not searches["trained", True]
 
 
+@pytest.mark.parametrize("graphs", ["false", "true"])
+def test_whatever_frees_cached_memory_is_over_before_the_last_steps_of_warm_up(run, cuda, monkeypatch, graphs):
+    events, update, capture = [], Learner._update, Learner.capture
+
+    def noting_update(self, images, *args, **kwargs):
+        events.append(len(images))
+        return update(self, images, *args, **kwargs)
+
+    def noting_capture(self, *args, **kwargs):
+        capture(self, *args, **kwargs)
+        events.append("captured")
+
+    def noting_train(self, *args):
+        events.append("clock")
+        return train(self, *args)
+
+    train = trainer.TrainingRun.train
+    monkeypatch.setattr(Learner, "_update", noting_update)
+    monkeypatch.setattr(Learner, "capture", noting_capture)
+    monkeypatch.setattr(trainer.TrainingRun, "train", noting_train)
+    run(f"train.cuda_graphs={graphs}")
+    warm = events[: events.index("clock")]
+    small = 200 - 3 * 64
+    assert warm[:2] == [64, small]  # the searches
+    assert warm[2:] == [64, small] if graphs == "false" else warm[-2:] == ["captured", small]
+
+
 def test_peak_memory_is_that_of_training_and_of_captured_steps(run, cuda):
     cuda.in_use = [2**20]
     assert run().peak_memory_mb == 1
