@@ -85,7 +85,7 @@ class Device:
         cuda: Any = torch.cuda,  # tests give a stand-in
         group: Alone = ALONE,
     ) -> None:
-        self.torch, self.group = torch.device(device), group
+        self.torch, self.group = torch.device("cuda:0" if str(device) == "cuda" else device), group
         self.is_cuda = self.torch.type == "cuda"
         self._cuda = cuda
         self._marks: deque[Any] = deque()  # the last one that was passed, then those that were not
@@ -249,7 +249,7 @@ class Device:
     @contextmanager
     def own_chance(self, seed: int | None = None) -> Iterator[None]:
         """Leave the global random states as they were; inside they begin at the seed, where one is given."""
-        with torch.random.fork_rng(devices=[self.torch.index or 0] if self.is_cuda else []):
+        with torch.random.fork_rng(devices=[self.torch.index] if self.is_cuda else []):
             if seed is not None:  # not by torch.manual_seed, which also seeds the GPUs that nobody puts back
                 torch.default_generator.manual_seed(seed)
                 if self.is_cuda:

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.cuda._utils import _get_device_index
 
 from budgettune.errors import OutOfMemory, UsageError
 from budgettune.machine.gpu import missing_gpus
@@ -51,6 +52,7 @@ class FakeCuda:
         self.now = max(self.now, self.ends)
 
     def set_device(self, device):
+        _get_device_index(device)  # which refuses one without a number
         self.log.append(f"set {device}")
 
     def Event(self, enable_timing=False):  # noqa: N802
@@ -149,7 +151,8 @@ def test_a_budget_on_a_device_that_works_by_itself_ends_within_half_a_step(devic
 def test_work_for_a_second_gpu_is_marked_and_paced_on_the_second_gpu(cuda, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
     Device("cuda:1", cuda).prepare()
-    assert cuda.log == ["set cuda:1"]
+    Device("cuda", cuda).prepare()
+    assert cuda.log == ["set cuda:1", "set cuda:0"]
 
 
 def test_the_sentinel_is_timed_by_the_device_and_leaves_no_peak_of_memory(device, cuda, monkeypatch):

@@ -138,12 +138,12 @@ class SeTa(RemembersLosses):
 
 
 def group_starts(ordered: Tensor, groups: int) -> Tensor:
-    """Return where each group of k-means on a line begins, from quantiles on (Lloyd 1982): int64 [groups].
+    """Return where each group of k-means on a line begins, from quantiles on (Lloyd 1982): int64 [groups], on the host.
 
     On sorted values, float32 [n], finite, n >= 1, a group is an interval, so that a round is one search and one
     difference of running sums. Empty groups begin where the next one does.
     """
-    count = len(ordered)
+    count, ordered = len(ordered), ordered.cpu()  # a running sum on CUDA is not the same twice
     sums = torch.cat([ordered.new_zeros(1).double(), ordered.double().cumsum(0)])
     edges = torch.arange(groups + 1, device=ordered.device) * count // groups
     for _ in range(_ROUNDS):
