@@ -132,12 +132,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     cases = [(batch, count) for batch in batches for count in (1, options.processes)]
     found: dict[tuple[int, int], list[tuple[TrialResult, float]]] = {case: [] for case in cases}
     ended: dict[tuple[int, int], list[TrialResult]] = {case: [] for case in cases}
-    with closing(Team(device, Trust())) as team:
+    alone, several = Team(device, Trust()), Team(device, Trust())  # else each change of number would start processes
+    with closing(several):
         for _, case in common.alternate(cases, options.rounds):
+            team = alone if case[1] == 1 else several
             found[case].append(trial(team, spec_of(options, *case, epochs=options.epochs), data))
             ended[case].append(trial(team, spec_of(options, *case, budget=options.budget), data)[0])
-    alone = {batch: statistics.median(result.step_ms_median for result, _ in found[batch, 1]) for batch in batches}
-    rows = [row(*case, results, alone[case[0]]) for case, results in found.items()]
+    alone_ms = {batch: statistics.median(result.step_ms_median for result, _ in found[batch, 1]) for batch in batches}
+    rows = [row(*case, results, alone_ms[case[0]]) for case, results in found.items()]
     budgets = [deadline_row(options.budget, *case, results) for case, results in ended.items()]
     common.print_table(f"processes of a trial, {options.images:,} images, median of {options.rounds}", rows)
     common.print_table(f"time budgets, worst of {options.rounds}", budgets)

@@ -181,7 +181,8 @@ def distributed(box: Box, found: dict[str, Any]) -> None:
     found["rows"] = rows
     loaded = load_data(DataSpec.model_validate(data), trust=trust).to(box.device)
     torch.set_num_threads(2 * torch.get_num_threads())
-    with closing(Team(box.device, trust)) as team:
+    alone, several = Team(box.device, trust), Team(box.device, trust)
+    with closing(several):
         for batch in (box.batch,) if box.quick else (500, 2_000, 8_000):
             for processes in (1, 2):
                 table = {
@@ -193,6 +194,7 @@ def distributed(box: Box, found: dict[str, Any]) -> None:
                 pruning = {"strategy": "stale-quantile", "prune_rate": 0.3}
                 document = box.spec(pruning=pruning, lr_schedule="linear", **table).to_document()
                 spec = StudySpec.from_document({**document, "data": data})
+                team = alone if processes == 1 else several  # one that changes its number starts processes
                 result = team.train(spec, seed=0, data=loaded).result  # raises where weights are not equal
                 error = (result.train_seconds - spec.train.budget) / (result.train_seconds / result.steps)  # type: ignore[operator]
                 ok = ok and (box.quick or abs(error) <= 0.75)

@@ -44,7 +44,7 @@ from budgettune.training.group import ANSWER_SECONDS, Group
 from budgettune.training.trainer import Trained, train
 
 FOLLOW = "from budgettune.training.session import follow_parent; follow_parent()"
-POLL_SECONDS = 0.02
+POLL_SECONDS, LONGEST_PAUSE_SECONDS = 0.02, 0.1
 REASON_SECONDS = 3.0  # for which the reason of a lost process is waited for
 END_SECONDS = 5.0  # that followers get to end by themselves
 WATCH_SECONDS = 1.0  # between looks for a follower that has left, where rank 0 would wait for it for good
@@ -86,8 +86,10 @@ class _Store:
 
     def get(self, name: str) -> Any:
         """Return what lies there, however long it takes to come."""
+        pause_seconds = POLL_SECONDS
         while not self.has(name):  # torch's own way to wait fills the log
-            time.sleep(POLL_SECONDS)
+            time.sleep(pause_seconds)
+            pause_seconds = min(LONGEST_PAUSE_SECONDS, 1.1 * pause_seconds)
         return json.loads(self._call(self.torch.get, name))
 
     def forget(self, *names: str) -> None:
@@ -218,6 +220,8 @@ class Team:
         count = self.processes(config)
         how |= {"device": self.device, "trust": self.trust, "should_stop": should_stop}
         if count == 1:
+            if self._children:
+                self.close()  # those that stand by would take time from the clock
             return train(spec, params, seed=seed, witness=witness, **how)
         machine = self.machine(config)
         with _threads(machine.threads):

@@ -312,6 +312,11 @@ def test_processes_that_end_with_different_weights_fail_the_trial(run):
         run(*network("Own"))
 
 
+def test_nobody_stands_by_where_one_process_trains(run, team):
+    assert run("train.processes=1").result.machine.processes == 1
+    assert pids(team) == []
+
+
 def test_a_last_batch_of_fewer_samples_than_processes_is_trained_by_all(team):
     """Last among those that train: another number of processes is another team."""
     few = [*network("Plain"), "data.train_size=102"]
