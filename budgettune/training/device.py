@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 _TORCH_CACHE = "TORCHINDUCTOR_CACHE_DIR"
 _NO_MEMORY = re.compile(
-    r"out of memory|can't allocate memory|not enough memory|ALLOC_FAILED|unable to find an engine", re.IGNORECASE
+    r"out of memory|can't allocate memory|not enough memory|ALLOC(ATION)?_FAILED|unable to find an engine", re.I
 )
 Tensors = tuple[Tensor, ...]
 MOST_SHAPES = 64  # of batches, that one network is compiled for

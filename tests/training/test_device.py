@@ -277,6 +277,7 @@ print(device.peak_memory_mb() - before)
     [
         (torch.OutOfMemoryError("CUDA out of memory"), True),
         (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"), True),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
         (RuntimeError("GET was unable to find an engine to execute this computation"), True),
         (MemoryError(), True),
