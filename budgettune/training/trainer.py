@@ -299,12 +299,13 @@ class TrainingRun:
         """Train the same on a few images for some epochs, and throw it away: CUDA loads a kernel when it is first used.
 
         Once in a process for each strategy. One that cannot do with so few goes unrehearsed, as do those of your own,
-        which may be made for the whole set.
+        which may be made for the whole set, and where several processes train: a fault of one would leave the others
+        waiting.
         """
-        config, data = self.config, self.data
-        if is_code(config.pruning.strategy) or self.device.group.agreed(config.pruning.strategy in _REHEARSED):
+        config, data, name = self.config, self.data, self.config.pruning.strategy
+        if is_code(name) or name in _REHEARSED or self.device.group.size > 1:
             return
-        _REHEARSED.add(config.pruning.strategy)
+        _REHEARSED.add(name)
         few = data.train.take(slice(REHEARSED_BATCHES * config.train.batch_size + 1))
         changes = {"train.budget": None, "train.epochs": REHEARSED_EPOCHS, "train.compile": False}
         changes |= {"train.cuda_graphs": False, "clock.warmup_steps": 0}
