@@ -185,6 +185,7 @@ def graphs(box: Box, data: ImageData) -> dict[str, Any]:
         pair = []
         for cuda_graphs in (False, True):
             table = {"optimizer": optimizer, "precision": precision, "cuda_graphs": cuda_graphs}
+            table["deterministic"] = True  # else cuDNN may add atomically, and unequal weights say nothing of graphs
             spec = box.spec(epochs=2, batch_size=box.batch // 4, pruning=GRAPHS_PRUNING, **table)
             pair.append(box.train(spec, data, watched=False))
         rows[f"{optimizer} {precision}"] = {
