@@ -19,7 +19,15 @@ from filelock import FileLock, Timeout
 
 from budgettune.comparison.plan import Turn, arms_of, budgets_of, shared_spec, turns, with_turn
 from budgettune.comparison.result import ComparedRun, Comparison, Measured, read_comparison, write_comparison
-from budgettune.errors import BudgetTuneError, DataError, Interrupted, StopRequested, TrialFailed, UsageError
+from budgettune.errors import (
+    BudgetTuneError,
+    DataError,
+    DeviceLost,
+    Interrupted,
+    StopRequested,
+    TrialFailed,
+    UsageError,
+)
 from budgettune.machine.witness import Witness
 from budgettune.records import TrialResult
 from budgettune.spec.study_spec import StudySpec, load_spec
@@ -27,7 +35,7 @@ from budgettune.spec.tables import is_code
 from budgettune.spec.trust import Trust
 from budgettune.text import format_duration, parse_duration
 from budgettune.training.data.load import ImageData, load_data
-from budgettune.training.device import pick_device
+from budgettune.training.device import Device, pick_device
 from budgettune.training.session import prepare_process, undisturbed
 from budgettune.training.team import Team
 
@@ -76,6 +84,7 @@ def compare(
         UsageError: where the arguments cannot work, the file holds something else, or another comparison writes it.
         SpecError: where the spec cannot work.
         DataError: where the images cannot be read.
+        DeviceLost: where the GPU answers this process no more; what has run is in `out`.
     """
     out = None if out is None else Path(out)
     _check(seeds, shuffle_labels, out, resume)
@@ -221,9 +230,12 @@ class _ArmRunner:
         try:
             config = with_turn(self.shared, turn)
             tries, result = undisturbed(config, lambda: self._train(config, turn.seed))
-        except (DataError, UsageError, Interrupted):
+        except (DataError, DeviceLost, UsageError, Interrupted):
             raise
         except Exception as error:
+            if self.team.is_broken or Device(self.team.device).is_lost():
+                said = f"{self.team.device} fails whatever it is asked since {type(error).__name__}: {error}"
+                raise DeviceLost(f"{said.splitlines()[0]}: go on in a new process with --resume") from error
             if not isinstance(error, BudgetTuneError):
                 logger.exception("%s failed", turn)
             kind = error.failure_kind if isinstance(error, TrialFailed) else type(error).__name__

@@ -18,7 +18,7 @@ from budgettune.comparison import run as comparing
 from budgettune.comparison.decision import decided
 from budgettune.comparison.result import Arm, read_comparison
 from budgettune.comparison.run import compare, with_wrong_labels
-from budgettune.errors import SpecError, UsageError
+from budgettune.errors import DeviceLost, SpecError, UsageError
 from budgettune.spec.study_spec import load_spec
 from budgettune.spec.tables import DataSpec
 from budgettune.training import team
@@ -231,6 +231,23 @@ def test_every_run_trains_on_the_wrong_labels(quiet, monkeypatch):
     compare(SPEC, [0.05], seeds=2, strategies=["full"], shuffle_labels=0.5)
     clean = load_data(SPEC.data).train.labels
     assert [round(float((labels != clean).float().mean()), 2) for labels in seen] == [0.5] * 4
+
+
+def test_a_comparison_ends_where_its_gpu_is_lost_and_keeps_what_ran(quiet, tmp_path, monkeypatch):
+    real, out, trained = team.train, tmp_path / "c.json", []
+
+    def breaking(*args, **kwargs):
+        trained.append(1)
+        if len(trained) == 3:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(team, "train", breaking)
+    monkeypatch.setattr(Device, "is_lost", lambda self: len(trained) == 3)
+    with pytest.raises(DeviceLost, match=r"an illegal memory access .*: go on in a new process with --resume"):
+        compare(SPEC, [0.05], seeds=2, strategies=["full"], out=out)
+    assert len(read_comparison(out).runs) == 2
+    assert len(compare(SPEC, [0.05], seeds=2, strategies=["full"], out=out, resume=True).runs) == 4
 
 
 def test_processes_of_a_run_learn_the_same_wrong_labels():
