@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
 import os
 import signal
 import socket
@@ -42,6 +43,8 @@ from budgettune.spec.trust import Trust
 from budgettune.training.device import Device
 from budgettune.training.group import ANSWER_SECONDS, Group
 from budgettune.training.trainer import Trained, train
+
+logger = logging.getLogger(__name__)
 
 FOLLOW = "from budgettune.training.session import follow_parent; follow_parent()"
 POLL_SECONDS, LONGEST_PAUSE_SECONDS = 0.02, 0.1
@@ -139,6 +142,8 @@ def follow(
             except ConnectionError:
                 raise
             except Exception as error:
+                if not isinstance(error, BudgetTuneError):
+                    logger.exception("process %d of %d failed", rank, size)  # rank 0 has another traceback
                 said = {"error": type(error).__name__, "text": str(error)}
                 if not isinstance(error, ALIKE):
                     if group is not None:

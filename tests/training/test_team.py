@@ -249,6 +249,15 @@ def test_what_fails_in_one_process_fails_the_trial_with_its_reason_and_they_go_o
     assert pids(team) == before
 
 
+def test_an_unexpected_error_of_another_process_shows_its_own_lines(run, team, capfd):
+    team.close()  # the next process writes where this test looks
+    with pytest.raises(RuntimeError, match="no such thing"):
+        run(*network("Failing", error="value", in_process=1))
+    said = capfd.readouterr().err
+    assert "process 1 of 2 failed" in said
+    assert "in forward\n" in said
+
+
 def test_a_process_that_is_killed_fails_the_trial_and_the_next_one_has_another(run, team):
     with pytest.raises(ProcessLost, match="process 1 of 2 was ended by SIGKILL"):
         run(on_epoch=lambda record: os.kill(pids(team)[0], signal.SIGKILL))
