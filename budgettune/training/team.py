@@ -36,10 +36,12 @@ from budgettune.errors import (
     SpecError,
     UsageError,
 )
+from budgettune.machine.fingerprint import usable_cores
 from budgettune.machine.witness import Witness
 from budgettune.records import MachineInfo, TrialResult
 from budgettune.spec.study_spec import StudySpec
 from budgettune.spec.trust import Trust
+from budgettune.text import warn_once
 from budgettune.training.device import Device
 from budgettune.training.group import ANSWER_SECONDS, Group
 from budgettune.training.trainer import Trained, train
@@ -47,6 +49,7 @@ from budgettune.training.trainer import Trained, train
 logger = logging.getLogger(__name__)
 
 FOLLOW = "from budgettune.training.session import follow_parent; follow_parent()"
+FEW_PROCESSES = 4  # that any box can run
 POLL_SECONDS, LONGEST_PAUSE_SECONDS = 0.02, 0.1
 REASON_SECONDS = 3.0  # for which the reason of a lost process is waited for
 END_SECONDS = 5.0  # that followers get to end by themselves
@@ -190,11 +193,11 @@ class Team:
             raise UsageError(
                 f"train.processes: the study asks for {asked}, and this worker has {has}: start it with {start}"
             )
-        if (
-            self.device.type == "cuda"
-            and not self._by_torchrun
-            and (self.device.index or 0) + asked > torch.cuda.device_count()
-        ):
+        most = max(FEW_PROCESSES, 2 * usable_cores(), self.usual)
+        if self.device.type == "cpu" and asked > most:  # a study of somebody else's may ask for a thousand
+            raise UsageError(f"train.processes: {asked} are too many for {usable_cores()} cores: take {most} at most")
+        has_too_few = self.device.type == "cuda" and (self.device.index or 0) + asked > torch.cuda.device_count()
+        if has_too_few and not self._by_torchrun:
             raise UsageError(f"{asked} processes need a GPU each, and torch sees {torch.cuda.device_count()} GPUs here")
         return asked
 
@@ -228,7 +231,11 @@ class Team:
             if self._children:
                 self.close()  # those that stand by would take time from the clock
             return train(spec, params, seed=seed, witness=witness, **how)
+        if not self._by_torchrun and "TORCHELASTIC_RUN_ID" in os.environ:
+            raise UsageError("train.processes: torchrun goes with `budgettune worker` alone: start this without it")
         machine = self.machine(config)
+        if count > torch.get_num_threads():
+            warn_once(logger, f"{count} processes train a trial, with a thread each: more than --threads says")
         with _threads(machine.threads):
             if witness is not None:
                 witness = Device(self.device).witness()  # of fewer threads

@@ -374,6 +374,20 @@ def test_the_study_says_how_many_processes_train_a_trial_else_the_worker():
         Team(CPU, TRUST, usual=2, store=distributed.HashStore()).processes(spec_of("train.processes=3"))
 
 
+def test_a_box_is_not_asked_for_more_processes_than_it_can_run(monkeypatch):
+    monkeypatch.setattr("budgettune.training.team.usable_cores", lambda: 3)
+    assert Team(CPU, TRUST).processes(spec_of("train.processes=6")) == 6
+    with pytest.raises(UsageError, match="1000 are too many for 3 cores: take 6 at most"):
+        Team(CPU, TRUST).processes(spec_of("train.processes=1000"))
+    assert Team(CPU, TRUST, usual=8).processes(spec_of("train.processes=8")) == 8
+
+
+def test_what_torchrun_started_starts_no_processes_of_its_own(run, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    with pytest.raises(UsageError, match="goes with `budgettune worker` alone"):
+        run()
+
+
 def test_processes_share_the_threads_and_times_are_of_a_kind_of_their_own():
     machine = Team(CPU, TRUST).machine(spec_of("train.processes=2"))
     assert machine.key == f"{machine.device_name} x{max(1, torch.get_num_threads() // 2)} ×2"
