@@ -242,7 +242,7 @@ def _cell(value: Any) -> Text:
 def _is_number(value: Any) -> bool:
     try:
         return value is None or math.isfinite(float(value))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):  # the last for whole numbers beyond floats
         return False
 
 

@@ -87,6 +87,7 @@ def test_pruning_cost_covers_every_strategy(run):
     assert [row["visits"] for row in numbers["savings"][:3]] == [400, 280, 280]
 
 
+@pytest.mark.slow
 def test_processes_are_held_against_one(run):
     text, numbers = run("processes", "--epochs", "2", "--budget", "0.3", "--batches", "50")
     assert "| batch | processes" in text

@@ -186,6 +186,12 @@ def test_a_sentence_wraps_in_its_column_and_a_narrower_terminal_gets_blocks():
     assert in_order([row["found"] for row in rows], narrow)
 
 
+def test_a_number_beyond_floats_is_printed_as_it_is():
+    rows = [{"epochs": 10**400}]
+    printed = text_of(80, lambda console: print_table(rows, screen=console))
+    assert "".join(printed.split()) == f"epochs{10**400}"
+
+
 def test_no_rows_print_nothing():
     assert text_of(80, lambda console: print_table([], screen=console)) == ""
 

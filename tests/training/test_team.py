@@ -277,6 +277,7 @@ def test_a_process_that_hangs_fails_the_trial_and_the_next_one_has_another(run, 
     assert run().result.epochs == 3
 
 
+@pytest.mark.slow
 def test_a_process_that_hangs_between_trials_fails_the_next_one_alone(run, team, monkeypatch):
     monkeypatch.setattr("budgettune.training.team.ANSWER_SECONDS", 0.5)
     monkeypatch.setattr("budgettune.training.team.REASON_SECONDS", 0.1)

@@ -79,6 +79,7 @@ def test_a_worker_trains_with_a_follower_that_ends_with_it(study):
 
 
 @needs_proc
+@pytest.mark.slow
 def test_a_killed_follower_fails_the_trial_with_its_reason_and_the_worker_goes_on(study):
     class Killing(Listener):
         def epoch(self, claim, spec, record):
@@ -108,6 +109,7 @@ def test_a_worker_that_is_told_to_end_or_killed_leaves_no_follower(study, number
     assert states == (["FAIL", "WAITING"] if number == signal.SIGTERM else ["RUNNING"])
 
 
+@pytest.mark.slow
 def test_torchrun_starts_the_processes_of_a_trial(study):
     handle = study("sampler.repeats=2")
     words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
