@@ -8,7 +8,8 @@ the same model. Nothing is pickled.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any, ParamSpec
@@ -184,3 +185,14 @@ class Group(Alone):
             collective(*args, **kwargs)
         except RuntimeError as error:
             raise ProcessLost(f"process {self.rank} gets no answer from the others: {error}") from error
+
+
+@contextmanager
+def using_threads(count: int) -> Iterator[None]:
+    """Let torch use so many threads of the CPU inside."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -43,7 +43,7 @@ from budgettune.spec.study_spec import StudySpec
 from budgettune.spec.trust import Trust
 from budgettune.text import warn_once
 from budgettune.training.device import Device
-from budgettune.training.group import ANSWER_SECONDS, Group
+from budgettune.training.group import ANSWER_SECONDS, Group, using_threads
 from budgettune.training.trainer import Trained, train
 
 logger = logging.getLogger(__name__)
@@ -236,7 +236,7 @@ class Team:
         machine = self.machine(config)
         if count > torch.get_num_threads():
             warn_once(logger, f"{count} processes train a trial, with a thread each: more than --threads says")
-        with _threads(machine.threads):
+        with using_threads(machine.threads):
             if witness is not None:
                 witness = Device(self.device).witness()  # of fewer threads
             try:
@@ -433,16 +433,6 @@ def _error_of(rank: int, size: int, said: Mapping[str, Any]) -> Exception:
 
 def _shared(threads: int, count: int) -> int:
     return max(1, threads // count)
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def together(result: TrialResult, answers: Sequence[Mapping[str, Any]]) -> TrialResult:

@@ -241,6 +241,7 @@ def test_a_loss_that_is_not_finite_ends_all_alike(run, team):
 def test_what_fails_in_one_process_fails_the_trial_with_its_reason_and_they_go_on(
     error, process, kind, message, run, team
 ):
+    run()
     before = pids(team)
     with pytest.raises(kind) as caught:
         run(*network("Failing", error=error, in_process=process))
@@ -279,9 +280,9 @@ def test_a_process_that_hangs_fails_the_trial_and_the_next_one_has_another(run, 
 
 @pytest.mark.slow
 def test_a_process_that_hangs_between_trials_fails_the_next_one_alone(run, team, monkeypatch):
+    assert run().result.epochs == 3  # with all the time that a start takes
     monkeypatch.setattr("budgettune.training.team.ANSWER_SECONDS", 0.5)
     monkeypatch.setattr("budgettune.training.team.REASON_SECONDS", 0.1)
-    assert run().result.epochs == 3
     os.kill(pids(team)[0], signal.SIGSTOP)
     with pytest.raises(ProcessLost, match="process 1 of 2 gives no answer"):
         run()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -17,6 +16,7 @@ from budgettune.spec.tables import ALIGNMENT, Scalar, is_code
 from budgettune.spec.trust import Trust
 from budgettune.training.data.load import ImageData
 from budgettune.training.device import Device, has_fast_bf16, pick_device, pick_precision
+from budgettune.training.group import using_threads
 from budgettune.training.profile.cliffs import THRESHOLD, CliffVerdict, judge, nearest_healthy
 from budgettune.training.profile.probe import Probe, ProbeResult, fewest_steps, probe_images
 from budgettune.training.profile.result import Alarm, ProfileReport, ProfileRow, Remedy, explain, pair_kernels, remedy
@@ -71,18 +71,8 @@ def profile(
         raise UsageError(f"rounds {rounds}, steps {steps}: give at least 1 of each")
     target.prepare()
     factory = _ProbeFactory(spec, target, cudnn_benchmark, trust, make_probe)
-    with _threads(threads or default_threads()):
+    with using_threads(threads or default_threads()):
         return _Profiler(factory, rounds, steps, threshold, report_progress).report(remedies)
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @dataclass
