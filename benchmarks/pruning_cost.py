@@ -32,8 +32,8 @@ from budgettune.spec.study_spec import StudySpec
 from budgettune.training.data.load import ImageData, ImageSet
 from budgettune.training.device import Device, pick_device
 from budgettune.training.pruning import Scores, Strategy, make_strategy, strategy_class
-from budgettune.training.stopwatch import Stopwatch
 from budgettune.training.trainer import train
+from budgettune.trial.stopwatch import Stopwatch
 
 TARGET_SHARE, TARGET_SECONDS, TARGET_SAVED = 0.02, 0.2, 0.95
 SMALL_SET = 50_000  # up to here the target is a share of the epoch, above it seconds

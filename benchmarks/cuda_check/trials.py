@@ -22,8 +22,8 @@ from budgettune.training.data.load import load_data
 from budgettune.training.device import Device
 from budgettune.training.learner import Learner
 from budgettune.training.profile.kernels import kernels_of
-from budgettune.training.stopwatch import Stopwatch
 from budgettune.training.team import Team
+from budgettune.trial.stopwatch import Stopwatch
 
 
 def strategies(box: Box, found: dict[str, Any]) -> None:

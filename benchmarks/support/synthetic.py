@@ -20,8 +20,8 @@ from budgettune.records import (
     TrialResult,
     trial_attributes,
 )
+from budgettune.spec.axes import RangeSpec
 from budgettune.spec.study_spec import StudySpec
-from budgettune.spec.tables import RangeSpec
 from budgettune.storage.connection import writing
 from budgettune.storage.studies import add_machine_key
 from budgettune.storage.writes import NewTrial, StoredParam, insert_trials

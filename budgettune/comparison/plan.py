@@ -7,10 +7,11 @@ from typing import NamedTuple
 
 from budgettune.comparison.result import FULL, Arm
 from budgettune.errors import UsageError
+from budgettune.spec.axes import RangeSpec
 from budgettune.spec.documents import full_key
 from budgettune.spec.pruning import STRATEGIES
 from budgettune.spec.study_spec import StudySpec
-from budgettune.spec.tables import RangeSpec, Scalar, is_code
+from budgettune.spec.tables import Scalar, is_code
 from budgettune.text import format_duration
 
 DEFAULT_PRUNE_RATE = 0.3

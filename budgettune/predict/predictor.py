@@ -16,8 +16,9 @@ from budgettune.predict.curves import points_of
 from budgettune.predict.run_time import TimeModel, WorkloadTime
 from budgettune.predict.workload import Workload, Workloads, visited_samples
 from budgettune.records import StepProbe, TrialRecord
+from budgettune.spec.axes import RangeSpec
 from budgettune.spec.study_spec import StudySpec
-from budgettune.spec.tables import RangeSpec, is_code
+from budgettune.spec.tables import is_code
 
 ENOUGH_TRIALS = 6
 ENOUGH_CONFIGURATIONS = 4

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from budgettune.predict.workload import LENGTH_KEYS
+from budgettune.spec.axes import RangeSpec
 from budgettune.spec.documents import full_key
 from budgettune.spec.study_spec import StudySpec
-from budgettune.spec.tables import RangeSpec, are_numbers
+from budgettune.spec.tables import are_numbers
 
 RATIO_FOR_LOG = 4.0
 """Positive numbers that span at least this ratio are placed by their logarithm."""

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from budgettune.records import TrialRecord
-from budgettune.spec.tables import RangeSpec
+from budgettune.spec.axes import RangeSpec
 from budgettune.text import short_names
 
 LOG_AXIS_RATIO = 100.0

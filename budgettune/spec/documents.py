@@ -11,8 +11,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from budgettune.errors import SpecError
+from budgettune.spec.axes import RangeSpec
 from budgettune.spec.faults import kind_at
-from budgettune.spec.tables import RangeSpec
 from budgettune.text import shortened
 
 SHORT_KEYS = {

@@ -13,7 +13,8 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from budgettune.spec.tables import LARGEST_NUMBER, MOST, Clash, RangeSpec
+from budgettune.spec.axes import RangeSpec
+from budgettune.spec.tables import LARGEST_NUMBER, MOST, Clash
 from budgettune.text import as_written, shortened
 
 FAULTS_SHOWN = 5

@@ -8,24 +8,25 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 
 from budgettune.errors import SpecError
 from budgettune.files import read_text
+from budgettune.spec.axes import AxisSpec, RangeSpec
 from budgettune.spec.documents import SHORT_KEYS, apply_override, flatten, full_key, parse_toml, set_value
 from budgettune.spec.faults import all_keys, explain, faults, kind_at, nearest
+from budgettune.spec.objective import ConstraintSpec, ObjectiveSpec
+from budgettune.spec.own_code import check_own_code, check_param
 from budgettune.spec.pruning import DECIDE_REACH, PruningSpec, check_rate, no_drop_note
 from budgettune.spec.tables import (
     SCALE_KEYS,
-    AxisSpec,
     ClockSpec,
     DataSpec,
     MachineSpec,
     ModelSpec,
     PredictSpec,
-    RangeSpec,
     SamplerSpec,
     Scalar,
     SpecModel,
@@ -33,16 +34,20 @@ from budgettune.spec.tables import (
     TrainSpec,
     are_numbers,
     is_code,
+    plain_value,
 )
 from budgettune.text import as_written
 
-SEARCHABLE_SECTIONS = ("data", "model", "train", "pruning")
+LENGTH_KEYS = ("train.epochs", "train.budget")  # say how long training goes on, and nothing else
+SEARCHABLE_SECTIONS = ("data", "model", "train", "pruning", "params")
 LARGEST_STUDY = 100_000  # cells × repeats
 LARGEST_CYCLE = 1_000  # epochs between refreshes that a range of epochs is checked for
 
 
 class StudySpec(SpecModel):
     """A whole study file."""
+
+    newer = ("params", "objective", "constraints")
 
     name: str = Field(min_length=1, max_length=400)
     data: DataSpec = DataSpec()
@@ -55,6 +60,10 @@ class StudySpec(SpecModel):
     clock: ClockSpec = ClockSpec()
     machine: MachineSpec = MachineSpec()
     predict: PredictSpec = PredictSpec()
+    # What code of your own is called with where [search] does not say otherwise.
+    params: dict[str, Annotated[Scalar, BeforeValidator(plain_value)]] = Field({})
+    objective: ObjectiveSpec = ObjectiveSpec()
+    constraints: dict[str, ConstraintSpec] = Field({})
 
     @classmethod
     def from_toml(cls, text: str, source: str = "study file") -> StudySpec:
@@ -84,6 +93,7 @@ class StudySpec(SpecModel):
             if isinstance(document.get("search"), Mapping):
                 document["search"] = dict(flatten(document["search"], cls))
             spec = cls.model_validate(document)
+            check_own_code(spec)
             _check_search(spec)
         except ValidationError as error:
             raise SpecError(f"{source}: {explain(error, StudySpec)}") from None
@@ -191,6 +201,8 @@ class StudySpec(SpecModel):
 
     def step_label(self) -> str:
         """Return a short text that two resolved specs share exactly where they run the same steps."""
+        if self.train.is_own_code:
+            return ", ".join(f"{key} {value}" for key, value in self.params.items()) or "as the code has it"
         model, size = self.model, self.data.image_size
         if is_code(model.name):
             network = f"{model.name} at scale {model.scale:g}" + "".join(f" {k}={v}" for k, v in model.options.items())
@@ -249,6 +261,11 @@ def _check_search(spec: StudySpec) -> None:
                 f"search.{key}: times of one process and of several are of different kinds of machine: "
                 f"set train.processes for the whole study, and make a study for each number"
             )
+        if spec.train.is_own_code and target not in LENGTH_KEYS and not target.startswith("params."):
+            raise SpecError(
+                f"search.{key}: is for the built-in trainer: code of your own has params.NAME, "
+                f"{' and '.join(LENGTH_KEYS)} to search"
+            )
         if target.split(".")[0] not in SEARCHABLE_SECTIONS or "." not in target:
             known = {
                 name.rpartition(".")[2]: name for name in all_keys(StudySpec) if name.startswith(SEARCHABLE_SECTIONS)
@@ -262,7 +279,7 @@ def _check_search(spec: StudySpec) -> None:
                 f"take search.{key} out (or --set {key}=VALUE), or leave pruning.when at 'always'"
             )
         _check_axis(spec, key, axis)
-    if {"train.epochs", "train.budget"} <= seen.keys():
+    if set(LENGTH_KEYS) <= seen.keys():
         raise SpecError("search: train.epochs and train.budget exclude each other: keep one")
     if spec.sampler.name != "grid" and not spec.search:
         raise SpecError("search: a sampler needs something to search: add a list or a range there, or use --grid")
@@ -311,6 +328,9 @@ def _check_axis(spec: StudySpec, key: str, axis: AxisSpec) -> None:
             f"search.{key}: the same value twice, {as_written(first[again])} and {as_written(again)}: keep one"
         )
     target = full_key(key)
+    if target.startswith("params."):
+        check_param(spec, full_key(key), _extremes(axis))
+        return
     if isinstance(axis, RangeSpec) and not axis.is_int and kind_at(StudySpec, target) is int:
         raise SpecError(f"search.{key}: low, high and step must be whole numbers, without a decimal point")
     # Only the table that the axis is in: a long list is checked in no time.
@@ -354,6 +374,8 @@ def _lengths(spec: StudySpec, searched: Mapping[str, AxisSpec], refresh_every: i
 
 def _check_batch(spec: StudySpec) -> None:
     """Refuse a batch that is larger than the image set, where the spec alone tells its size."""
+    if spec.train.is_own_code:
+        return
     if "data.train_size" in spec.search or "data.name" in spec.search:
         return
     sizes = spec.data.part_sizes

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from decimal import Decimal
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import (
@@ -17,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from budgettune.text import as_written, parse_duration
+from budgettune.text import parse_duration
 
 WIDEST = 65_536
 LARGEST_NUMBER = 2.0**53  # beyond it a database's numbers have gaps
@@ -51,8 +50,8 @@ class SpecModel(BaseModel):
     @model_serializer(mode="wrap")
     def _as_before(self, serialized: SerializerFunctionWrapHandler) -> dict[str, Any]:
         document: dict[str, Any] = serialized(self)
-        defaults = {key: type(self).model_fields[key].default for key in self.newer}
-        return {key: value for key, value in document.items() if key not in defaults or value != defaults[key]}
+        unsaid = {key for key in self.newer if getattr(self, key) == type(self).model_fields[key].default}
+        return {key: value for key, value in document.items() if key not in unsaid}
 
 
 class Clash(ValueError):
@@ -82,7 +81,8 @@ def code_or(*names: str) -> Any:
 
     def check(value: Any) -> Any:
         if not isinstance(value, str) or not (value in names or is_code(value)):
-            raise ValueError(f"must be one of {', '.join(names)}, or code as package.module:name")
+            known = f"one of {', '.join(names)}, or " if names else ""
+            raise ValueError(f"must be {known}code as package.module:name")
         return value
 
     return BeforeValidator(check)
@@ -211,6 +211,13 @@ def _compile(value: Any) -> Any:
     return value
 
 
+def _command(value: Any) -> Any:
+    is_list = isinstance(value, (list, tuple)) and all(isinstance(part, str) and "\0" not in part for part in value)
+    if not is_list or not any(value):
+        raise ValueError('must be a list of a program and its arguments, such as ["python", "train.py", "{lr}"]')
+    return tuple(value)
+
+
 class TrainSpec(SpecModel):
     """`[train]`: how one trial is trained, for exactly one of epochs and budget; 30 epochs where neither is given."""
 
@@ -234,7 +241,16 @@ class TrainSpec(SpecModel):
     processes: int | None = Field(None, ge=1, le=1024)  # that train a trial together, a device each; None: the worker's
     # Order of images and weights: `profile` says where the other one is faster.
     memory_format: Literal["channels_last", "contiguous"] = "channels_last"
+    # Code of your own in place of the built-in training: a function that takes a `Trial`, or a program and its
+    # arguments, in which {name} stands for a param.
+    loop: Annotated[str, code_or()] | None = None
+    command: Annotated[tuple[str, ...], BeforeValidator(_command)] | None = None
     evaluate_every: int = Field(1, ge=1)  # epochs between points of the accuracy curve; the last always has one
+
+    @property
+    def is_own_code(self) -> bool:
+        """Whether code of your own trains in place of the built-in trainer."""
+        return self.loop is not None or self.command is not None
 
     @model_validator(mode="before")
     @classmethod
@@ -246,88 +262,6 @@ class TrainSpec(SpecModel):
             if epochs is None and budget is None:
                 return {**values, "epochs": 30}
         return values
-
-
-class RangeSpec(SpecModel):
-    """A searched interval, whole numbers where both ends are; for samplers, not for grids."""
-
-    low: Number
-    high: Number
-    log: bool = False
-    step: Number | None = None
-
-    @property
-    def is_int(self) -> bool:
-        """Whether only whole numbers are drawn."""
-        return all(isinstance(value, int) for value in (self.low, self.high, self.step or 0))
-
-    @property
-    def last(self) -> int | float:
-        """The largest value: below high where steps from low miss it."""
-        if self.step is None:
-            return self.high
-        if self.is_int:
-            return self.high - (self.high - self.low) % self.step
-        low, high, step = (Decimal(str(value)) for value in (self.low, self.high, self.step))
-        return float(low + (high - low) // step * step)
-
-    def values(self) -> Sequence[int | float] | None:
-        """Return every value, lowest first; None where they are not in steps."""
-        if self.is_int:
-            return range(int(self.low), int(self.last) + 1, int(self.step or 1))
-        return None if self.step is None else [self.low + index * self.step for index in range(self._count)]
-
-    def at(self, place: float) -> int | float:
-        """Return what lies at a place in [0, 1): of steps each holds an equal part, of log each ratio."""
-        if self.log:
-            value = math.exp(math.log(self.low) + place * math.log(self.high / self.low))
-            return round(value) if self.is_int else value
-        if self.step is None and not self.is_int:
-            return self.low + place * (self.high - self.low)
-        return self.low + int(place * self._count) * (self.step or 1)
-
-    def spread(self, count: int) -> tuple[int | float, ...]:
-        """Return low, high and what lies evenly between them, rounded to six digits, each value once."""
-        low, high = (math.log(end) if self.log else float(end) for end in (self.low, self.high))
-        between = [low + (high - low) * index / (count - 1) for index in range(1, count - 1)]
-        points = map(math.exp, between) if self.log else between
-        rounded = (round(point) if self.is_int else float(f"{point:.6g}") for point in points)
-        return tuple(dict.fromkeys([self.low, *rounded, self.high]))
-
-    @property
-    def _count(self) -> int:
-        return 1 + round((self.last - self.low) / (self.step or 1))
-
-    @model_validator(mode="after")
-    def _makes_sense(self) -> Self:
-        if not self.low < self.high:
-            raise Clash(f"low is {self.low} and high {self.high}: low must be below high, and one value is a list: [1]")
-        if self.log and self.low <= 0:
-            raise Clash(f"low is {self.low}, and with log = true it must be above 0")
-        if self.log and self.step is not None:
-            raise Clash("log and step exclude each other: keep one")
-        if self.step is not None and self.step * MOST < self.high - self.low:
-            raise Clash(f"step is {self.step}, and must be above 0 and at least a {MOST:,}th of the range")
-        return self
-
-
-def _axis(value: Any) -> Any:
-    """Return a list as a tuple of plain values, and a table as a range."""
-    if isinstance(value, Mapping):
-        return RangeSpec.model_validate(dict(value))
-    if isinstance(value, RangeSpec):
-        return value
-    if not isinstance(value, (list, tuple)):
-        raise ValueError("must be a list of values, or a range such as { low = 1e-4, high = 1e-2, log = true }")
-    for each in value:
-        try:
-            plain_value(each)
-        except ValueError as error:
-            raise Clash(f"{as_written(each)} {error}, as in [0.1, 0.3]") from None
-    return tuple(value)
-
-
-AxisSpec = Annotated[tuple[Scalar, ...] | RangeSpec, BeforeValidator(_axis)]
 
 
 def _repeats(value: Any) -> Any:

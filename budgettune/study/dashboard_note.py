@@ -6,8 +6,8 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from budgettune.spec.axes import AxisSpec, RangeSpec
 from budgettune.spec.study_spec import StudySpec
-from budgettune.spec.tables import AxisSpec, RangeSpec
 
 SHOWN = 50  # values of an axis
 _HOW_TO_READ = """\

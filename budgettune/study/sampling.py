@@ -26,8 +26,9 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from budgettune.errors import NotSearched
+from budgettune.spec.axes import AxisSpec, RangeSpec
 from budgettune.spec.study_spec import StudySpec
-from budgettune.spec.tables import AxisSpec, RangeSpec, SamplerSpec, Scalar, are_numbers
+from budgettune.spec.tables import SamplerSpec, Scalar, are_numbers
 from budgettune.storage.writes import StoredParam
 
 LARGEST_ENUMERATION = 100_000

@@ -13,7 +13,7 @@ from budgettune.spec.pruning import batch_sizes
 from budgettune.training.learner import Batch, Learner, taken
 from budgettune.training.passes import ModelPasses
 from budgettune.training.pruning import EpochPlan, Strategy
-from budgettune.training.stopwatch import Stopwatch
+from budgettune.trial.stopwatch import Stopwatch
 
 
 @dataclass(frozen=True)

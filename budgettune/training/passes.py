@@ -13,8 +13,8 @@ from budgettune.spec.pruning import batch_sizes
 from budgettune.text import format_duration
 from budgettune.training.learner import Batch, Learner
 from budgettune.training.pruning import Scorer, Scores
-from budgettune.training.schedule import BudgetProgress, EpochProgress, Progress, learning_rate
-from budgettune.training.stopwatch import Stopwatch
+from budgettune.trial.schedule import BudgetProgress, EpochProgress, Progress, learning_rate
+from budgettune.trial.stopwatch import Stopwatch
 
 MakeHelper = Callable[[float | None, int], Learner]
 """Builds a helper of a scale (None for the trial's own) whose chance begins at a seed."""

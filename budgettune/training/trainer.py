@@ -31,8 +31,8 @@ from budgettune.training.learner import Batch, Learner, weights_sha256
 from budgettune.training.passes import ModelPasses
 from budgettune.training.pruning import EpochPlan, make_strategy
 from budgettune.training.resnet import count_parameters
-from budgettune.training.schedule import BudgetProgress, EpochProgress, Progress, learning_rate
-from budgettune.training.stopwatch import Stopwatch
+from budgettune.trial.schedule import BudgetProgress, EpochProgress, Progress, learning_rate
+from budgettune.trial.stopwatch import Stopwatch
 
 COMPILATION_SECONDS = 40.0
 """What compiling a step of the built-in network takes for one shape of batch, measured on two cores of a CPU."""

@@ -18,7 +18,7 @@ from budgettune.report.runs import MOST_BARS, MOST_CURVES, curves_of, phase_bars
 from budgettune.report.search import hypervolume_history, importances
 from budgettune.report.tradeoff import accuracy_map, label_indices
 from budgettune.report.view import finished, of_machine, overview, shown_indices
-from budgettune.spec.tables import RangeSpec
+from budgettune.spec.axes import RangeSpec
 from budgettune.storage.answers import best_under_budget
 from budgettune.storage.trials import trial_records
 from budgettune.study.pareto import hypervolume, pareto_front

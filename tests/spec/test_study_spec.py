@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from budgettune.errors import SpecError
+from budgettune.spec.axes import RangeSpec
 from budgettune.spec.pruning import epoch_sizes
 from budgettune.spec.study_spec import StudySpec, bundled_studies, load_spec
-from budgettune.spec.tables import RangeSpec
 
 
 def spec_of(text: str) -> StudySpec:

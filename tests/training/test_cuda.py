@@ -23,8 +23,8 @@ from budgettune.spec.trust import Trust
 from budgettune.training.data.load import ImageData, ImageSet
 from budgettune.training.device import Device
 from budgettune.training.feed import Feed
-from budgettune.training.stopwatch import Stopwatch
 from budgettune.training.trainer import TrainingRun, train
+from budgettune.trial.stopwatch import Stopwatch
 
 IMAGES, BATCH = 600, 100
 ON_GPU = (

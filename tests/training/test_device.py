@@ -30,7 +30,7 @@ from budgettune.training.device import (
     pick_precision,
     sentinel_seconds,
 )
-from budgettune.training.schedule import BudgetProgress
+from budgettune.trial.schedule import BudgetProgress
 
 
 class FakeCuda:

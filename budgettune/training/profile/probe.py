@@ -17,8 +17,8 @@ from budgettune.spec.trust import Trust
 from budgettune.training.data.load import ImageData, ImageSet, load_data
 from budgettune.training.device import Device
 from budgettune.training.profile.kernels import Kernel, kernels_of
-from budgettune.training.stopwatch import Stopwatch
 from budgettune.training.trainer import TrainingRun
+from budgettune.trial.stopwatch import Stopwatch
 
 _STRETCHES = 3  # that a measurement is cut into on a device which the host does not wait for at every step
 _SHORTEST_STRETCH = 8  # in steps: a single one there is launch plus device, which overlap in training

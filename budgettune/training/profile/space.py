@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 
+from budgettune.spec.axes import RangeSpec
 from budgettune.spec.documents import full_key
 from budgettune.spec.study_spec import StudySpec
-from budgettune.spec.tables import ALIGNMENT, RangeSpec, Scalar, is_code
+from budgettune.spec.tables import ALIGNMENT, Scalar, is_code
 
 POINTS_OF_A_RANGE = 5
 _SHAPING_KEYS = ("train.batch_size", "train.precision", "train.memory_format", "data.image_size")

@@ -1,7 +1,7 @@
 import pytest
 
-from budgettune.training.schedule import BudgetProgress, EpochProgress, learning_rate
-from budgettune.training.stopwatch import Stopwatch
+from budgettune.trial.schedule import BudgetProgress, EpochProgress, learning_rate
+from budgettune.trial.stopwatch import Stopwatch
 
 
 class Time:
