@@ -97,6 +97,7 @@ class PhaseSeconds:
         compile: throwaway steps of a model that is compiled, where asked for.
         capture: of CUDA graphs, where asked for.
         evaluate: accuracy on held-out images.
+        checkpoint: keeping the half-trained trial for another process, and reading what another one kept.
     """
 
     prepare: float = 0.0
@@ -111,6 +112,7 @@ class PhaseSeconds:
     compile: float = 0.0
     capture: float = 0.0
     evaluate: float = 0.0
+    checkpoint: float = 0.0
 
     @property
     def on_clock(self) -> float:
@@ -121,6 +123,11 @@ class PhaseSeconds:
     def pruning(self) -> float:
         """Seconds that choosing samples costs: what pruning must earn back."""
         return self.prepare + self.plan + self.select + self.observe
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        document: dict[str, Any] = handler(self)  # earlier versions, which keep nothing, read the same database
+        return {name: value for name, value in document.items() if value or name != "checkpoint"}
 
 
 ON_CLOCK = ("prepare", "plan", "data", "select", "step", "observe")

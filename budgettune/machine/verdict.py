@@ -33,10 +33,14 @@ def verdict_on(evidence: Mapping[str, float], harm: Sequence[str], gaps: Sequenc
 
 def combine(verdicts: Sequence[ClockVerdict]) -> ClockVerdict:
     """Return one verdict on several: disturbed if one is, else unverified if one is (or there is none), else clean."""
-    statuses = {verdict.status for verdict in verdicts} or {"unverified"}
-    order: tuple[Status, ...] = ("disturbed", "unverified", "clean")
     return ClockVerdict(
-        status=next(status for status in order if status in statuses),
+        status=worst(*(verdict.status for verdict in verdicts)) if verdicts else "unverified",
         evidence={name: value for verdict in verdicts for name, value in verdict.evidence.items()},
         reasons=tuple(reason for verdict in verdicts for reason in verdict.reasons),
     )
+
+
+def worst(*statuses: str) -> Status:
+    """Return what is true of a whole whose parts have these statuses, at least one."""
+    order: tuple[Status, ...] = ("disturbed", "unverified", "clean")
+    return next((status for status in order if status in statuses), "unverified")

@@ -220,6 +220,7 @@ PHASES = {
     "compile": ("compilation", style.GOLD),
     "capture": ("capture of CUDA graphs", style.PURPLE),
     "evaluate": ("evaluation", style.GREY),
+    "checkpoint": ("keeping the half-trained trial", style.SKY),
 }
 """Name and colour of each field of `PhaseSeconds`."""
 

@@ -37,6 +37,7 @@ from budgettune.errors import (
     UsageError,
 )
 from budgettune.machine.fingerprint import usable_cores
+from budgettune.machine.verdict import worst
 from budgettune.machine.witness import Witness
 from budgettune.records import MachineInfo, TrialResult
 from budgettune.spec.study_spec import StudySpec
@@ -449,8 +450,7 @@ def together(result: TrialResult, answers: Sequence[Mapping[str, Any]]) -> Trial
                 f"train.processes: process {rank} ended with other weights than process 0, because the model or the "
                 f"strategy has chance or memory of its own: train it with one process"
             )
-        order = ("disturbed", "unverified", "clean")
-        status = min(status, answer["status"], key=order.index)
+        status = worst(status, answer["status"])
         reasons += [f"process {rank}: {reason}" for reason in answer["evidence"].get("reasons", ())]
         peak = max(peak, answer["peak_memory_mb"])
     if "reasons" in evidence:

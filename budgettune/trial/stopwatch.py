@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -72,6 +72,12 @@ class Stopwatch:
     def elapsed(self) -> float:
         """Return the seconds on the clock so far, an open segment included."""
         return self._counted + (self.clock() - self._opened if self._opened is not None else 0.0)
+
+    def go_on(self, elapsed_seconds: float, seconds: Mapping[str, float]) -> None:
+        """Add what another process has counted of the same work: on the clock, and in each phase."""
+        self._counted += elapsed_seconds
+        for name, spent in seconds.items():
+            self.seconds[name] += spent
 
     @contextmanager
     def running(self) -> Iterator[None]:

@@ -147,3 +147,12 @@ def test_a_budget_ends_within_half_a_step_and_its_last_step_has_no_learning_rate
     assert seen == sorted(seen)
     assert seen[-1] >= 1 - 0.51 * step / (60 - step)
     assert progress.at(0, 0.0) == 1.0
+
+
+def test_a_clock_goes_on_from_where_another_process_left_it(time, watch):
+    watch.go_on(100, {"step": 90, "evaluate": 7})
+    with watch.running(), watch.phase("step"):
+        time.work(3)
+        assert watch.elapsed() == 103
+    assert watch.elapsed() == 103
+    assert watch.seconds == {"step": 93, "evaluate": 7}
