@@ -10,10 +10,11 @@ import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cache
-from typing import Any, NamedTuple, Self
+from typing import Annotated, Any, ClassVar, NamedTuple, Self
 
 from pydantic import (
     ConfigDict,
+    Field,
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
@@ -36,7 +37,7 @@ class JsonValue:
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values, with absent ones as None."""
         kind: Any = type(self)
-        document: dict[str, Any] = _adapter(kind).dump_python(self, warnings=False)
+        document: dict[str, Any] = _adapter(kind).dump_python(self, by_alias=True, warnings=False)
         return {name: list(value) if isinstance(value, tuple) else value for name, value in document.items()}
 
     @classmethod
@@ -51,6 +52,18 @@ class JsonValue:
         return value
 
 
+class AsBefore:
+    """A dataclass that is written without its newer fields where these say nothing: earlier versions read it too."""
+
+    _newer: ClassVar[Mapping[str, Any]] = {}  # what each of them is where it says nothing
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        document: dict[str, Any] = handler(self)
+        newer = self._newer
+        return {name: value for name, value in document.items() if name not in newer or newer[name] != value}
+
+
 def finite_number(value: Any) -> float | None:
     """Return a value where it is a finite number, else None. JSON as Python reads it has NaN and infinities too."""
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -58,27 +71,37 @@ def finite_number(value: Any) -> float | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EpochRecord:
-    """One epoch of a trial's curve.
+class EpochRecord(AsBefore):
+    """One epoch of a trial's curve. What code of your own does not say is None.
 
     Attributes:
         epoch: 0-based.
         train_seconds: on the clock since training began, at the end of this epoch.
         samples: sample visits of this epoch (those that were kept).
         loss: mean training loss over the samples kept.
-        accuracy: test (or validation) accuracy in [0, 1] after this epoch, None where it was not evaluated.
+        value: of the study's objective after this epoch, usually the test accuracy in [0, 1]; None where it was not
+            evaluated. Documents call it `accuracy`.
+        measures: further numbers that were reported with it.
     """
+
+    _newer: ClassVar[Mapping[str, Any]] = {"steps": None, "samples": None, "loss": None, "measures": {}}
 
     epoch: int
     train_seconds: float
-    steps: int
-    samples: int
-    loss: float
-    accuracy: float | None = None
+    steps: int | None = None
+    samples: int | None = None
+    loss: float | None = None
+    value: Annotated[float | None, Field(alias="accuracy")] = None
+    measures: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def accuracy(self) -> float | None:
+        """The value, under the name of the usual objective."""
+        return self.value
 
 
 @dataclass(frozen=True, kw_only=True)
-class PhaseSeconds:
+class PhaseSeconds(AsBefore):
     """Where a trial's seconds went.
 
     `prepare`, `plan`, `data`, `select`, `step` and `observe` are on the clock and add up to `train_seconds` but for
@@ -98,7 +121,10 @@ class PhaseSeconds:
         capture: of CUDA graphs, where asked for.
         evaluate: accuracy on held-out images.
         checkpoint: keeping the half-trained trial for another process, and reading what another one kept.
+        asides: parts of code of your own, by the names that it gives them.
     """
+
+    _newer: ClassVar[Mapping[str, Any]] = {"checkpoint": 0.0, "asides": {}}
 
     prepare: float = 0.0
     plan: float = 0.0
@@ -113,6 +139,7 @@ class PhaseSeconds:
     capture: float = 0.0
     evaluate: float = 0.0
     checkpoint: float = 0.0
+    asides: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def on_clock(self) -> float:
@@ -124,21 +151,18 @@ class PhaseSeconds:
         """Seconds that choosing samples costs: what pruning must earn back."""
         return self.prepare + self.plan + self.select + self.observe
 
-    @model_serializer(mode="wrap")
-    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        document: dict[str, Any] = handler(self)  # earlier versions, which keep nothing, read the same database
-        return {name: value for name, value in document.items() if value or name != "checkpoint"}
-
 
 ON_CLOCK = ("prepare", "plan", "data", "select", "step", "observe")
 """Phases that count, in the order in which an epoch passes them; all others are off the clock."""
 
-OFF_CLOCK = tuple(phase.name for phase in fields(PhaseSeconds) if phase.name not in ON_CLOCK)
+OFF_CLOCK = tuple(phase.name for phase in fields(PhaseSeconds) if phase.name not in (*ON_CLOCK, "asides"))
 
 
 @dataclass(frozen=True, kw_only=True)
-class MachineInfo:
+class MachineInfo(AsBefore):
     """The box that a time was taken on. `key` says which times may be compared."""
+
+    _newer: ClassVar[Mapping[str, Any]] = {"processes": 1, "power_limit_w": None, "sm_clock_limit_mhz": None}
 
     hostname: str
     device: str
@@ -163,16 +187,6 @@ class MachineInfo:
         """Device name, on a CPU the threads, and processes above one: times of equal keys may share a front."""
         name = self.device_name if self.device != "cpu" else f"{self.device_name} x{self.threads}"
         return name if self.processes == 1 else f"{name} ×{self.processes}"
-
-    @model_serializer(mode="wrap")
-    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # What one process measured on a CPU is written as it always was: earlier versions read the same database.
-        document: dict[str, Any] = handler(self)
-        return {name: value for name, value in document.items() if (name, value) not in _NEWER}
-
-
-_NEWER = (("processes", 1), ("power_limit_w", None), ("sm_clock_limit_mhz", None))
-"""Fields of `MachineInfo` that earlier versions do not know, where they say nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,12 +240,13 @@ _NOTE_FACTS: dict[str, type] = {"stopped": bool, "wrong": bool, "epoch": int, "r
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrialResult(JsonValue):
-    """What training one configuration gave; JSON in and out without loss.
+class TrialResult(AsBefore, JsonValue):
+    """What training one configuration gave; JSON in and out without loss. What code of your own does not say is None.
 
     Attributes:
         train_seconds: training wall-clock with the cost of pruning in and evaluation out.
-        test_accuracy: share of held-out images that are classified correctly after the last epoch.
+        value: of the study's objective after the last epoch, usually the share of held-out images that are classified
+            correctly. Documents call it `test_accuracy`.
         keep_fraction: sample visits made over visits that no pruning would have made.
         scored_samples: forward passes of single samples that pruning asked for beyond training steps.
         helper_samples: sample visits of helper models that pruning trained.
@@ -241,23 +256,26 @@ class TrialResult(JsonValue):
         architecture: realised widths, blocks and what else the model tells of itself.
         compiled, cuda_graphs: whether steps ran so: the same arithmetic, but compiled kernels round otherwise.
         stopping: why it was stopped early, or would have been had it not been a control; None for all others.
+        measures: further numbers that the trial reported beside its objective, by name, such as memory or energy.
     """
 
+    _newer: ClassVar[Mapping[str, Any]] = {"measures": {}}
+
     train_seconds: float
-    test_accuracy: float
-    keep_fraction: float
+    value: Annotated[float, Field(alias="test_accuracy")]
+    keep_fraction: float | None = None
     epochs: int
-    steps: int
-    samples: int
-    parameters: int
-    multiply_adds: int
-    step_ms_median: float
-    step_ms_mad: float
-    peak_memory_mb: float
-    final_lr: float  # what the schedule gives where training ended
+    steps: int | None = None
+    samples: int | None = None
+    parameters: int | None = None
+    multiply_adds: int | None = None
+    step_ms_median: float | None = None
+    step_ms_mad: float | None = None
+    peak_memory_mb: float | None = None
+    final_lr: float | None = None  # what the schedule gives where training ended
     seed: int
-    precision: str
-    weights_sha256: str
+    precision: str | None = None
+    weights_sha256: str | None = None
     curve: tuple[EpochRecord, ...]
     phases: PhaseSeconds
     machine: MachineInfo
@@ -270,6 +288,12 @@ class TrialResult(JsonValue):
     stopping: StoppingNote | None = None
     compiled: bool = False
     cuda_graphs: bool = False
+    measures: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def test_accuracy(self) -> float:
+        """The value, under the name of the usual objective."""
+        return self.value
 
     @property
     def is_stopped(self) -> bool:
@@ -287,17 +311,19 @@ class TrialResult(JsonValue):
 
     def is_finite(self) -> bool:
         """Whether both objectives are finite numbers, so that a database takes them."""
-        return math.isfinite(self.train_seconds) and math.isfinite(self.test_accuracy)
+        return math.isfinite(self.train_seconds) and math.isfinite(self.value)
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrialRecord(JsonValue):
+class TrialRecord(AsBefore, JsonValue):
     """One trial of a study, finished or not.
 
     Attributes:
         number: Optuna's trial number.
         state: COMPLETE, RUNNING, WAITING, FAIL or PRUNED (stopped early).
-        train_seconds, test_accuracy: objectives to minimise and to maximise, None until the trial is complete.
+        train_seconds: objective to minimise, None until the trial is complete.
+        value: of the study's objective, usually the test accuracy; None until the trial is complete. Documents call it
+            `test_accuracy`.
         cell: index of the point in the grid (or in the order of sampling); repeats of a point share it.
         attempt: 1 for the first try of a cell and repeat.
         status: clean, disturbed or unverified: whether the time can be believed.
@@ -306,13 +332,16 @@ class TrialRecord(JsonValue):
         failure: why it failed, with the kind in front; None otherwise.
         stopped: why it was stopped early; None otherwise.
         started_at, completed_at: ISO 8601, UTC.
+        measures: further numbers that it reported beside its objective, by name.
     """
+
+    _newer: ClassVar[Mapping[str, Any]] = {"measures": {}}
 
     number: int
     state: str
     params: Mapping[str, Any]
     train_seconds: float | None = None
-    test_accuracy: float | None = None
+    value: Annotated[float | None, Field(alias="test_accuracy")] = None
     cell: int | None = None
     repeat: int | None = None
     attempt: int | None = None
@@ -335,13 +364,23 @@ class TrialRecord(JsonValue):
     curve: tuple[EpochRecord, ...] = ()
     phases: PhaseSeconds | None = None
     machine: MachineInfo | None = None
+    measures: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def test_accuracy(self) -> float | None:
+        """The value, under the name of the usual objective."""
+        return self.value
 
 
 COUNT_ATTRIBUTES = ("epochs", "steps", "parameters", "multiply_adds")
 NUMERIC_ATTRIBUTES = ("keep_fraction", *COUNT_ATTRIBUTES, "prune_seconds", "step_ms_median", "peak_memory_mb")
 """User attributes of a trial that people sort by: one finite number each."""
 
-RECORD_COLUMNS = tuple(f.name for f in fields(TrialRecord) if f.name not in ("params", "curve", "phases", "machine"))
+RECORD_COLUMNS = tuple(
+    "test_accuracy" if f.name == "value" else f.name
+    for f in fields(TrialRecord)
+    if f.name not in ("params", "curve", "phases", "machine", "measures")
+)
 """The flat columns of a TrialRecord, in order, for tables and CSV (params come as columns of their own)."""
 
 
@@ -360,19 +399,23 @@ def flat_row(record: TrialRecord, params: Iterable[str] | None = None) -> dict[s
 def trial_attributes(result: TrialResult) -> dict[str, Any]:
     """Return the user attributes that a finished trial stores: numbers people sort by, and JSON documents.
 
-    Numbers that are not finite are left out, because JSON and databases have no word for them.
+    What is not there is left out, and so are numbers that are not finite, because JSON and databases have no word for
+    them.
     """
     document = result.to_json()
-    numbers = {name: document.get(name) for name in NUMERIC_ATTRIBUTES} | {"prune_seconds": result.phases.pruning}
+    numbers = {name: document.get(name) for name in NUMERIC_ATTRIBUTES}
+    if result.keep_fraction is not None:  # not of code of your own, which knows no pruning
+        numbers["prune_seconds"] = result.phases.pruning
     details = ("precision", "final_lr", "step_ms_mad", "samples", "scored_samples", "helper_samples", "batch_shapes")
+    known = {name: value for name, value in document.items() if value is not None}
     return {
         **{name: value for name, value in numbers.items() if value is not None and math.isfinite(value)},
         "status": result.status,
         "device_name": result.machine.key,
-        "weights_sha256": result.weights_sha256,
+        **{name: known[name] for name in ("weights_sha256", "measures") if name in known},
         **{name: document[name] for name in ("curve", "phases", "machine")},
         **({"stopping": document["stopping"]} if result.stopping else {}),
-        "details": {name: document[name] for name in (*details, "architecture", "evidence")},
+        "details": {name: known[name] for name in (*details, "architecture", "evidence") if name in known},
     }
 
 

@@ -60,7 +60,7 @@ def result(
             steps=10,
             samples=round(1000 * keep),
             loss=2.0 * math.exp(-3 * epoch / epochs),
-            accuracy=best * (1 - 0.8 * math.exp(-4 * (epoch + 1) / epochs)),
+            value=best * (1 - 0.8 * math.exp(-4 * (epoch + 1) / epochs)),
         )
         for epoch in range(epochs)
     )
@@ -76,7 +76,7 @@ def result(
     )
     return TrialResult(
         train_seconds=seconds,
-        test_accuracy=best * (1 - 0.8 * math.exp(-4)),
+        value=best * (1 - 0.8 * math.exp(-4)),
         keep_fraction=keep,
         epochs=epochs,
         steps=10 * epochs,
@@ -139,7 +139,7 @@ def _record(
     number: int, params: Mapping[str, Any], repeat: int, machine: MachineInfo, rng: random.Random, epochs: int
 ) -> TrialRecord:
     made = result(rng, params, epochs=epochs, machine=machine)
-    same = ("train_seconds", "test_accuracy", "seed", "status", "curve", "phases", "machine")
+    same = ("train_seconds", "value", "seed", "status", "curve", "phases", "machine")
     numbers = {name: getattr(made, name) for name in NUMERIC_ATTRIBUTES if hasattr(made, name)}
     return TrialRecord(
         number=number,

@@ -85,7 +85,7 @@ def points_of(workloads: Workloads, record: TrialRecord) -> list[EpochPoint]:
         is_final=True,
     )
     schedule, curve = workload.config.train.lr_schedule, record.curve
-    visited = list(accumulate(epoch.samples for epoch in curve))
+    visited = list(accumulate(epoch.samples or 0 for epoch in curve))
     # By samples, which is by epochs where nothing is pruned and close to the clock where the budget is one of time.
     progress = [count / visited[-1] for count in visited]
     places = [

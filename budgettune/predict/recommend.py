@@ -85,7 +85,7 @@ class Recommendation:
         document = asdict(self)
         if self.observed is not None:
             names = ("number", "params", "epochs", "train_seconds", "test_accuracy")
-            document["observed"] = {name: document["observed"][name] for name in names}
+            document["observed"] = {name: getattr(self.observed, name) for name in names}
         return document
 
 

@@ -176,7 +176,7 @@ def _step_times(runs: Sequence[TimedRun], fixed_shares: Floats, probed: Sequence
 
 
 def _step_seconds(workload: Workload, record: TrialRecord, fixed_share: float) -> float:
-    visited = Counter(epoch.samples for epoch in record.curve)
+    visited = Counter(epoch.samples or 0 for epoch in record.curve)
     return _in_steps(record) / effective_steps(visited, workload.batch, fixed_share)
 
 

@@ -147,7 +147,7 @@ def _epoch_sizes(pruning: PruningSpec, images: int, epochs: int) -> Mapping[int,
 
 
 def visited_samples(record: TrialRecord) -> int:
-    return sum(epoch.samples for epoch in record.curve)
+    return sum(epoch.samples or 0 for epoch in record.curve)
 
 
 class Workloads:

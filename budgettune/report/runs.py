@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -252,7 +252,8 @@ def phase_bars(view: Overview) -> tuple[PhaseBar, ...]:
 
 def _bar(label: str, trials: Sequence[TrialRecord]) -> PhaseBar:
     phases = [trial.phases for trial in trials if trial.phases is not None]
-    means = {f.name: statistics.fmean(getattr(each, f.name) for each in phases) for f in fields(PhaseSeconds)}
+    names = (*ON_CLOCK, *OFF_CLOCK)
+    means: dict[str, Any] = {name: statistics.fmean(getattr(each, name) for each in phases) for name in names}
     return PhaseBar(label, len(trials), PhaseSeconds(**means))
 
 

@@ -43,7 +43,16 @@ DOCUMENTS: dict[str, TypeAdapter[Any]] = {
 """User attributes that are most of a study's bytes; what is not as we write it is not read."""
 _WHOLE_NUMBERS = ("cell", "repeat", "attempt", "seed", *COUNT_ATTRIBUTES)
 _REAL_NUMBERS = tuple(name for name in NUMERIC_ATTRIBUTES if name not in _WHOLE_NUMBERS)
-_PLAIN_ATTRIBUTES = (*_WHOLE_NUMBERS, *_REAL_NUMBERS, "status", "device_name", "failure", "extra", "stopping")
+_PLAIN_ATTRIBUTES = (
+    *_WHOLE_NUMBERS,
+    *_REAL_NUMBERS,
+    "status",
+    "device_name",
+    "failure",
+    "extra",
+    "stopping",
+    "measures",
+)
 # Beside those of today the ranges of Optuna before 3.0; it still reads them, and so must we.
 _INTEGERS = ("IntDistribution", "IntUniformDistribution", "IntLogUniformDistribution")
 _FLOATS = ("FloatDistribution", "UniformDistribution", "LogUniformDistribution", "DiscreteUniformDistribution")
@@ -105,12 +114,14 @@ def _record(
 ) -> TrialRecord:
     _, number, state, started_at, completed_at = row
     note, failure = StoppingNote.read(attributes.get("stopping")), failure_pair(attributes.get("failure"))
+    numbers: dict[str, Any] = {name: whole_number(attributes.get(name)) for name in _WHOLE_NUMBERS}
+    numbers |= {name: finite_number(attributes.get(name)) for name in _REAL_NUMBERS}
     return TrialRecord(
         number=number,
         state=state,
         params=params,
         train_seconds=values.get(0),
-        test_accuracy=values.get(1),
+        value=values.get(1),
         failure=None if failure is None else ": ".join(filter(None, failure)),
         status=_text(attributes.get("status")),
         device_name=_text(attributes.get("device_name")),
@@ -121,9 +132,14 @@ def _record(
         curve=attributes.get("curve") or (),
         phases=attributes.get("phases"),
         machine=attributes.get("machine"),
-        **{name: whole_number(attributes.get(name)) for name in _WHOLE_NUMBERS},
-        **{name: finite_number(attributes.get(name)) for name in _REAL_NUMBERS},  # type: ignore[arg-type]
+        measures=_measures(attributes.get("measures")),
+        **numbers,
     )
+
+
+def _measures(value: Any) -> dict[str, float]:
+    named = value.items() if isinstance(value, Mapping) else ()
+    return {name: number for name, each in named if (number := finite_number(each)) is not None}
 
 
 def stopping_notes(engine: sa.Engine, study_id: int) -> list[StoppingNote]:

@@ -174,7 +174,7 @@ class TrainingRun:
             while not curve or not progress.is_over(len(curve)):
                 curve.append(self._epoch(len(curve), progress, should_stop))
                 on_epoch(curve[-1])
-                if curve[-1].accuracy is not None and ends_early(curve[-1]):
+                if curve[-1].value is not None and ends_early(curve[-1]):
                     break
         finally:
             self.peak_memory_mb = self.device.peak_memory_mb()  # before the witness's own memory counts
@@ -222,7 +222,7 @@ class TrainingRun:
             with watch.aside("evaluate"):
                 accuracy = self._accuracy()
         return EpochRecord(
-            epoch=epoch, train_seconds=watch.elapsed(), steps=steps, samples=samples, loss=loss, accuracy=accuracy
+            epoch=epoch, train_seconds=watch.elapsed(), steps=steps, samples=samples, loss=loss, value=accuracy
         )
 
     def _learn(self, progress: Progress) -> None:
@@ -351,13 +351,14 @@ class TrainingRun:
         status: str,
         evidence: Mapping[str, Any],
     ) -> TrialResult:
-        accuracy = curve[-1].accuracy
+        accuracy = curve[-1].value
         assert accuracy is not None  # the last epoch is always evaluated
         step_ms = [1e3 * seconds for seconds in self.step_seconds]
         middle = median(step_ms)
+        seconds: dict[str, Any] = self.watch.seconds
         return TrialResult(
             train_seconds=self.watch.elapsed(),
-            test_accuracy=accuracy,
+            value=accuracy,
             keep_fraction=self.samples / self.full_visits,
             epochs=len(curve),
             steps=self.steps,
@@ -374,7 +375,7 @@ class TrainingRun:
             precision=self.learner.precision,
             weights_sha256=weights_sha256(self.learner.model),
             curve=curve,
-            phases=PhaseSeconds(load=load_seconds, **self.watch.seconds),
+            phases=PhaseSeconds(load=load_seconds, **seconds),
             machine=self.device.machine(),
             batch_shapes=tuple(sorted(self.batch_shapes, reverse=True)),
             architecture=self.learner.architecture,

@@ -120,7 +120,7 @@ def test_a_long_or_wide_choice_costs_no_figure_of_its_trial(value):
         state="COMPLETE",
         params={"model.options.kind": value, "scale": 1.2},
         train_seconds=754.0,
-        test_accuracy=0.8,
+        value=0.8,
         epochs=12345,
         status="clean",
     )
@@ -135,7 +135,7 @@ def test_a_long_or_wide_choice_costs_no_figure_of_its_trial(value):
 def test_params_that_end_alike_or_are_called_like_a_column_have_columns_of_their_own():
     params = {"train.lr": 0.1, "model.options.lr": 0.2, "model.options.time": 9, "train.epochs": 3}
     (row,) = output.trial_rows(
-        [TrialRecord(number=1, state="COMPLETE", params=params, train_seconds=2.0, test_accuracy=0.5, epochs=3)]
+        [TrialRecord(number=1, state="COMPLETE", params=params, train_seconds=2.0, value=0.5, epochs=3)]
     )
     assert row["time"] == "2.0s"
     assert {name: row[name] for name in params} == params

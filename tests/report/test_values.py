@@ -29,7 +29,7 @@ POINTS = st.lists(st.tuples(st.integers(1, 6).map(float), SIXTHS), min_size=1, m
 
 
 def trial(number=0, seconds=1.0, accuracy=0.5, **more):
-    facts = {"state": "COMPLETE", "params": {}, "train_seconds": seconds, "test_accuracy": accuracy}
+    facts = {"state": "COMPLETE", "params": {}, "train_seconds": seconds, "value": accuracy}
     return TrialRecord(number=number, **{**facts, **more})
 
 
@@ -229,7 +229,7 @@ def test_the_front_of_curves_is_what_no_point_on_any_curve_beats():
 
 
 def test_curves_without_points_on_the_way_say_what_would_bring_them():
-    last_only = EpochRecord(epoch=3, train_seconds=1.0, steps=1, samples=1, loss=1.0, accuracy=0.5)
+    last_only = EpochRecord(epoch=3, train_seconds=1.0, steps=1, samples=1, loss=1.0, value=0.5)
     with pytest.raises(NothingToDraw, match="evaluate_every"):
         curves_of(overview([trial(curve=(last_only,))]))
 

@@ -34,7 +34,7 @@ def finished(number, seconds, error, **options):
     epochs = curve(seconds, error, **options)
     accuracy = epochs[-1].accuracy
     record = TrialRecord(
-        number=number, state="COMPLETE", params={}, train_seconds=seconds, test_accuracy=accuracy, curve=epochs
+        number=number, state="COMPLETE", params={}, train_seconds=seconds, value=accuracy, curve=epochs
     )
     rival = Rival.of(record)
     assert rival is not None
@@ -127,7 +127,7 @@ def test_trials_that_were_not_evaluated_that_early_do_not_count(rivals):
 
 
 def test_a_trial_without_a_curve_is_no_rival():
-    record = TrialRecord(number=0, state="COMPLETE", params={}, train_seconds=1.0, test_accuracy=0.5)
+    record = TrialRecord(number=0, state="COMPLETE", params={}, train_seconds=1.0, value=0.5)
     assert Rival.of(record) is None
 
 

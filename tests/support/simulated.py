@@ -96,7 +96,7 @@ class World:
             state="COMPLETE",
             params=params,
             train_seconds=seconds,
-            test_accuracy=curve[-1].accuracy,
+            value=curve[-1].value,
             repeat=repeat,
             status="clean",
             keep_fraction=sum(epoch.samples for epoch in curve) / workload.images / epochs,
@@ -127,7 +127,7 @@ class World:
                     steps=math.ceil(size / workload.batch),
                     samples=size,
                     loss=error,
-                    accuracy=1 / (1 + math.exp(-logit)),
+                    value=1 / (1 + math.exp(-logit)),
                 )
             )
         return tuple(curve)

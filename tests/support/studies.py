@@ -34,12 +34,12 @@ def machine(device_name="cpu"):
 def result(train_seconds=10.0, test_accuracy=0.9, device_name="cpu"):
     """Return what training gave, with a number that no JSON has."""
     epochs = [
-        EpochRecord(epoch=epoch, train_seconds=5.0 * (epoch + 1), steps=4, samples=64, loss=0.5, accuracy=0.8)
+        EpochRecord(epoch=epoch, train_seconds=5.0 * (epoch + 1), steps=4, samples=64, loss=0.5, value=0.8)
         for epoch in range(2)
     ]
     return TrialResult(
         train_seconds=train_seconds,
-        test_accuracy=test_accuracy,
+        value=test_accuracy,
         keep_fraction=0.75,
         epochs=2,
         steps=8,
@@ -84,7 +84,7 @@ def curve(seconds, error, *, epochs=10, start=0.9, noise=0.0, rng=None):
         errors[:-1] *= np.exp(rng.normal(0.0, noise, epochs - 1))
     ends = np.linspace(0.0, seconds, epochs + 1)[1:]
     return tuple(
-        EpochRecord(epoch=epoch, train_seconds=float(end), steps=1, samples=1, loss=1.0, accuracy=float(1.0 - each))
+        EpochRecord(epoch=epoch, train_seconds=float(end), steps=1, samples=1, loss=1.0, value=float(1.0 - each))
         for epoch, (end, each) in enumerate(zip(ends, errors, strict=True))
     )
 
