@@ -260,13 +260,14 @@ def shown(value: Any) -> str:
 def trial_rows(records: Sequence[TrialRecord]) -> list[dict[str, Any]]:
     """Return trials as people read them: short and rounded."""
     own = ("trial", "time", "accuracy", "kept", "epochs", "clock")
-    names = short_names([*own, *(name for record in records for name in record.params)])
+    params = dict.fromkeys(name for record in records for name in record.params)
+    names = short_names([*own, *params])
     return [
         {
             "trial": record.number,
             "time": None if record.train_seconds is None else format_duration(record.train_seconds),
             "accuracy": None if record.test_accuracy is None else f"{record.test_accuracy:.2%}",
-            **{names[name]: value for name, value in record.params.items()},
+            **{names[name]: record.params.get(name) for name in params},
             "kept": None if record.keep_fraction is None else f"{record.keep_fraction:.0%}",
             "epochs": record.epochs,
             "clock": record.status,

@@ -28,6 +28,7 @@ from budgettune.text import format_duration
 from budgettune.worker.signals import StopFlag
 
 if TYPE_CHECKING:
+    from budgettune.spec.study_spec import StudySpec
     from budgettune.study.summary import StudySummary
 
 app = typer.Typer(
@@ -93,6 +94,7 @@ def study_create(
         warn(note)
     if decided := study.spec.pruning.decided:
         say(f"pruning, decided on {study.spec.pruning.evidence}: {decided}", out)
+    _say_conditions(study.spec)
     by = study.spec.sampler.name
     cells = f"{study.spec.cell_count()} cells" if by == "grid" else f"points by {by}"
     say(f"study {study.name!r}: {cells}, repeats {study.spec.sampler.repeats}. Next: budgettune worker", out)
@@ -152,6 +154,8 @@ def study_show(
     if summary.failure is not None and form is Format.table:
         say(f"no trial has finished; the latest failed: {summary.failure}", out)
     _print_summaries([summary], form)
+    if form is Format.table:
+        _say_conditions(handle.spec)
     for one in summary.given_up:
         say(f"given up: {one}")
     if stopping is not None and form is Format.table:
@@ -226,6 +230,15 @@ def study_delete(
         raise UsageError(f"this deletes study {study!r} and its trials for good: repeat with --yes")
     delete_study(storage_url(storage), study)
     say(f"study {study!r} deleted", out)
+
+
+def _say_conditions(spec: StudySpec) -> None:
+    """Say of each axis that is searched in some points only what it has and where."""
+    if spec.conditions:
+        from budgettune.study.dashboard_note import axis_text
+
+        for key in spec.conditions:
+            say(f"search.{key}: {axis_text(spec, key)}", out)
 
 
 def _print_summaries(summaries: Sequence[StudySummary], form: Format) -> None:

@@ -117,7 +117,8 @@ class Features:
             columns += [rate * (not is_known), *depth]
             places = [size / self._size_range, *depth]
             for axis in self._axes:
-                own = axis.places(workload.value(axis.key))
+                is_inactive = axis.is_conditional and axis.name not in workload.params
+                own = axis.places(None if is_inactive else workload.value(axis.key))
                 places += own
                 # A line or a parabola, because a learning rate has a best one.
                 powers = own if axis.choices else [own[0] - 0.5, (own[0] - 0.5) ** 2]

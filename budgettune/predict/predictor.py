@@ -16,7 +16,7 @@ from budgettune.predict.curves import points_of
 from budgettune.predict.run_time import TimeModel, WorkloadTime
 from budgettune.predict.workload import Workload, Workloads, visited_samples
 from budgettune.records import StepProbe, TrialRecord
-from budgettune.spec.axes import RangeSpec
+from budgettune.spec.axes import RangeSpec, value_at
 from budgettune.spec.study_spec import StudySpec
 from budgettune.spec.tables import is_code
 
@@ -160,10 +160,9 @@ def candidate_workloads(workloads: Workloads, records: Sequence[TrialRecord]) ->
     if any(isinstance(axis, RangeSpec) for axis in spec.search.values()) or spec.cell_count() > SAMPLE:
         places = np.random.default_rng(0).random((SAMPLE, len(spec.search))).tolist()
         points = [
-            {
-                name: axis.at(place) if isinstance(axis, RangeSpec) else axis[int(place * len(axis))]
-                for (name, axis), place in zip(spec.search.items(), row, strict=True)
-            }
+            spec.active(
+                {name: value_at(axis, place) for (name, axis), place in zip(spec.search.items(), row, strict=True)}
+            )
             for row in places
         ]
     else:

@@ -27,11 +27,17 @@ class SearchAxis:
     low: float = 0.0
     high: float = 1.0
     is_log: bool = False  # whether a number is placed by its logarithm
+    is_conditional: bool = False  # whether some configurations lack it
 
     def places(self, value: Any) -> list[float]:
-        """Return the coordinates of a value: 1 at one of the choices, or a number from 0 (low) to 1 (high)."""
+        """Return the coordinates of a value: 1 at one of the choices, or a number from 0 (low) to 1 (high).
+
+        An axis that is inactive (None) lies in the middle, and is none of the choices.
+        """
         if self.choices:
             return [float(value == choice) for choice in self.choices]
+        if value is None:
+            return [0.5]
         if not self.is_log:
             return [(float(value) - self.low) / (self.high - self.low)]
         return [math.log(float(value) / self.low) / math.log(self.high / self.low)]
@@ -45,13 +51,14 @@ def search_axes(spec: StudySpec) -> list[SearchAxis]:
         if key in LENGTH_KEYS or (isinstance(searched, tuple) and len(searched) < 2):
             continue
         if isinstance(searched, tuple) and not are_numbers(searched):
-            axes.append(SearchAxis(name, key, choices=searched))
+            axes.append(SearchAxis(name, key, choices=searched, is_conditional=name in spec.conditions))
             continue
         ends = (searched.low, searched.high) if isinstance(searched, RangeSpec) else searched
         low, high = float(min(ends)), float(max(ends))
         has_log = isinstance(searched, RangeSpec) and searched.log
         is_log = low > 0 and (has_log or high / low >= RATIO_FOR_LOG)
-        axes.append(SearchAxis(name, key, low=low, high=high, is_log=is_log))
+        is_conditional = name in spec.conditions
+        axes.append(SearchAxis(name, key, low=low, high=high, is_log=is_log, is_conditional=is_conditional))
     return axes
 
 

@@ -92,4 +92,9 @@ def _axis(value: Any) -> Any:
     return tuple(value)
 
 
+def value_at(axis: tuple[Scalar, ...] | RangeSpec, place: float) -> Scalar:
+    """Return what lies at a place in [0, 1) of a range, or of a list whose values have equal parts of it."""
+    return axis.at(place) if isinstance(axis, RangeSpec) else axis[int(place * len(axis))]
+
+
 AxisSpec = Annotated[tuple[Scalar, ...] | RangeSpec, BeforeValidator(_axis)]

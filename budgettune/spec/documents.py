@@ -24,6 +24,9 @@ SHORT_KEYS = {
 }
 """Search keys that stand for a longer one."""
 
+OPEN_TABLES = ("params", "model.options")  # whose keys are anybody's, also those of an axis
+AXIS_KEYS = {*RangeSpec.model_fields, "values", "when"}
+
 WHAT_TOML_MEANS = {
     "Invalid value": "text goes in quotes, true and false in small letters",
     "Cannot overwrite a value": "the key is there twice",
@@ -76,8 +79,10 @@ def flatten(table: Mapping[str, Any], root: type[BaseModel], prefix: str = "") -
     """Yield search axes by dotted key, so that an unquoted `train.lr = …` works as well as a quoted one."""
     for key, axis in table.items():
         dotted = f"{prefix}{key}"
-        is_range = isinstance(axis, Mapping) and (RangeSpec.model_fields.keys() & axis.keys() or is_value(root, dotted))
-        if isinstance(axis, Mapping) and not is_range:
+        is_table = isinstance(axis, Mapping) and (
+            dotted in OPEN_TABLES or not (AXIS_KEYS & axis.keys() or is_value(root, dotted))
+        )
+        if is_table:
             yield from flatten(axis, root, f"{dotted}.")
         else:
             yield dotted, axis
@@ -107,6 +112,8 @@ def apply_override(document: dict[str, Any], override: str, root: type[BaseModel
         raise SpecError(f"--set {key}: is a table: set one of its keys, for example --set {example}")
     search = document.get("search", {})
     own = next((axis for axis in search if full_key(axis) == key), key)
+    if own in document.get("conditions", {}):  # it goes with the axis that it is of
+        document["conditions"] = {axis: when for axis, when in document["conditions"].items() if axis != own}
     if is_searched:
         document["search"] = {**search, own: value}
         return

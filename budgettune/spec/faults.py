@@ -47,7 +47,8 @@ def faults(error: ValidationError, root: type[BaseModel]) -> Iterator[tuple[str,
 def _sentence(fault: Mapping[str, Any], place: Sequence[str], root: type[BaseModel]) -> str:
     kind, value = fault["type"], fault["input"]
     if kind == "extra_forbidden":
-        allowed = list(_walk(root, place[:-1])[1].model_fields)
+        model = _walk(root, place[:-1])[1]
+        allowed = [*model.model_fields, *(("values", "when") if model is RangeSpec else ())]
         return f"unknown key{_meant(place, allowed, root)}; allowed: {', '.join(allowed)}"
     if kind == "missing":
         at_the_top = "" if len(place) > 1 else " at the top of the file"

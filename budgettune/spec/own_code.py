@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from string import Formatter
 from typing import TYPE_CHECKING
 
 from budgettune.errors import SpecError
+from budgettune.spec.conditions import condition_text
 from budgettune.spec.faults import nearest
 from budgettune.spec.tables import Scalar
 from budgettune.text import as_written, shortened
@@ -51,11 +52,17 @@ def check_own_code(spec: StudySpec) -> None:
             raise SpecError(f"{place}.{shortened(name)}: {WORD}")
     if spec.objective.key in spec.constraints:
         raise SpecError(f"constraints.{spec.objective.key}: is the objective: take another number")
-    _check_command(train.command or (), {*spec.params, *(key.removeprefix("params.") for key in spec.search), *TOLD})
+    absent = {
+        key.removeprefix("params."): condition_text(condition)
+        for key, condition in spec.conditions.items()
+        if key.removeprefix("params.") not in spec.params
+    }
+    known = {*spec.params, *(key.removeprefix("params.") for key in spec.search), *TOLD}
+    _check_command(train.command or (), known, absent)
 
 
-def _check_command(command: Sequence[str], known: Collection[str]) -> None:
-    """Refuse names in braces that stand for nothing."""
+def _check_command(command: Sequence[str], known: Collection[str], absent: Mapping[str, str]) -> None:
+    """Refuse names in braces that stand for nothing, or (with where they do not) for nothing in some trials."""
     for part in command:
         try:
             names = [name for _, name, _, _ in Formatter().parse(part) if name is not None]
@@ -66,6 +73,11 @@ def _check_command(command: Sequence[str], known: Collection[str]) -> None:
             raise SpecError(
                 f"train.command: {as_written(part)}: no param is called {shortened(unknown)}"
                 f"{nearest(unknown, known)}; known: {listed}; write {{{{ and }}}} for braces"
+            )
+        if name := next((name for name in names if name in absent), None):
+            raise SpecError(
+                f"train.command: {as_written(part)}: params.{name} is searched only {absent[name]}: give it a default "
+                f"in [params]"
             )
 
 

@@ -15,6 +15,7 @@ from pydantic import BeforeValidator, Field, ValidationError
 from budgettune.errors import SpecError
 from budgettune.files import read_text
 from budgettune.spec.axes import AxisSpec, RangeSpec
+from budgettune.spec.conditions import active, checked, count_points, every_point, holds, some_values, taken_apart
 from budgettune.spec.documents import SHORT_KEYS, apply_override, flatten, full_key, parse_toml, set_value
 from budgettune.spec.faults import all_keys, explain, faults, kind_at, nearest
 from budgettune.spec.objective import ConstraintSpec, ObjectiveSpec
@@ -47,7 +48,7 @@ LARGEST_CYCLE = 1_000  # epochs between refreshes that a range of epochs is chec
 class StudySpec(SpecModel):
     """A whole study file."""
 
-    newer = ("params", "objective", "constraints")
+    newer = ("params", "objective", "constraints", "conditions")
 
     name: str = Field(min_length=1, max_length=400)
     data: DataSpec = DataSpec()
@@ -64,6 +65,8 @@ class StudySpec(SpecModel):
     params: dict[str, Annotated[Scalar, BeforeValidator(plain_value)]] = Field({})
     objective: ObjectiveSpec = ObjectiveSpec()
     constraints: dict[str, ConstraintSpec] = Field({})
+    # What [search] says by `when`: of an axis, which others it depends on, and for which of their values it is active.
+    conditions: dict[str, dict[str, Annotated[tuple[Scalar, ...], BeforeValidator(some_values)]]] = Field({})
 
     @classmethod
     def from_toml(cls, text: str, source: str = "study file") -> StudySpec:
@@ -91,8 +94,12 @@ class StudySpec(SpecModel):
         document = dict(document)
         try:
             if isinstance(document.get("search"), Mapping):
-                document["search"] = dict(flatten(document["search"], cls))
+                document["search"], told = taken_apart(dict(flatten(document["search"], cls)))
+                if told and isinstance(said := document.get("conditions", {}), Mapping):
+                    document["conditions"] = {**said, **told}
             spec = cls.model_validate(document)
+            if spec.conditions:
+                spec = spec.model_copy(update={"conditions": checked(spec.search, spec.conditions)})
             check_own_code(spec)
             _check_search(spec)
         except ValidationError as error:
@@ -123,34 +130,46 @@ class StudySpec(SpecModel):
         Raises:
             SpecError: where a key is unknown or a value cannot work.
         """
-        document = self.model_dump(mode="json", exclude_none=True, exclude={"search", "sampler"})
+        document = self.model_dump(mode="json", exclude_none=True, exclude={"search", "sampler", "conditions"})
         # The strategy last: it takes out what another needs.
         for key, value in sorted(params.items(), key=lambda item: full_key(item[0]) == "pruning.strategy"):
-            set_value(document, full_key(key), value, prefix="params: ")
+            default = self.params.get(key.removeprefix("params."))
+            whole = isinstance(default, float) and type(value) is int  # a list may say 1 for 1.0
+            set_value(document, full_key(key), float(value) if whole else value, prefix="params: ")
         return StudySpec.from_document(document, "params")
 
     def cells(self) -> list[dict[str, Scalar]]:
         """Return the points of the grid, the last axis running fastest; one empty point where nothing is searched.
 
-        Of points that build the same network (scales whose widths and blocks round to the same) and agree in
-        everything else, only the first is returned; `twin_note` names the others.
+        A point lacks the axes that are inactive there. Of points that build the same network (scales whose widths and
+        blocks round to the same) and agree in everything else, only the first is returned; `twin_note` names the
+        others.
         """
         lists = self._lists
-        points = (dict(zip(lists, values, strict=True)) for values in itertools.product(*lists.values()))
+        points = every_point(lists, self.conditions)
         twins = {tuple(scales.items()) for scales, _ in self._twins()}
         if not twins:
-            return list(points)
+            return points
         scales = [key for key in lists if full_key(key) in SCALE_KEYS]
         return [point for point in points if tuple((key, point[key]) for key in scales) not in twins]
 
     def cell_count(self) -> int:
         """Return how many points the grid has, without listing them."""
         sizes = {key: len(axis) for key, axis in self._lists.items()}
-        points, twins = math.prod(sizes.values()), self._twins()
+        points, twins = count_points(self._lists, self.conditions, LARGEST_STUDY), self._twins()
         if not twins:
             return points
         scales = math.prod(sizes[key] for key in twins[0][0])
         return points // scales * (scales - len(twins))
+
+    def active(self, point: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a point without the axes that are inactive there, by the conditions of `[search]`."""
+        return active(self.conditions, point)
+
+    def is_complete(self, params: Mapping[str, Any]) -> bool:
+        """Whether params hold every axis that is active there, and nothing else."""
+        wanted = {key for key in self.search if holds(self.conditions.get(key, {}), params)}
+        return params.keys() == wanted
 
     @property
     def _lists(self) -> dict[str, tuple[Scalar, ...]]:
@@ -186,7 +205,8 @@ class StudySpec(SpecModel):
     def _twins(self) -> list[tuple[dict[str, Scalar], dict[str, Scalar]]]:
         """Return each combination of scales that repeats a network, with the first one that builds it."""
         axes = {key: axis for key, axis in self._lists.items() if full_key(key) in SCALE_KEYS}
-        if is_code(self.model.name) or not axes:
+        named = {*self.conditions, *(other for condition in self.conditions.values() for other in condition)}
+        if is_code(self.model.name) or not axes or not named.isdisjoint(axes):
             return []
         first: dict[tuple[Any, ...], dict[str, Scalar]] = {}
         twins = []
@@ -304,8 +324,11 @@ def _check_size(spec: StudySpec) -> None:
     """Refuse more trials than the service is made for."""
     repeats = spec.sampler.most_repeats
     if spec.sampler.name == "grid":
-        points = math.prod(map(len, spec._lists.values()))
-        what, advice = f"search: {points:,} cells", "shorten an axis, or sample with --sampler tpe"
+        points = count_points(spec._lists, spec.conditions, LARGEST_STUDY)
+        what, advice = (
+            f"search: {'at least ' * bool(spec.conditions)}{points:,} cells",
+            "shorten an axis, or sample with --sampler tpe",
+        )
     else:
         points = spec.sampler.trials or 1
         what, advice = f"sampler: {points:,} points", "ask for fewer, or make several studies"
@@ -355,10 +378,17 @@ def _check_rates(spec: StudySpec) -> None:
 def _prunings(spec: StudySpec) -> Iterator[tuple[PruningSpec, Any]]:
     """Yield the largest rate with each combination of what else decides how much is dropped, and its epochs."""
     searched = {full_key(key): axis for key, axis in spec.search.items()}
-    rate = max(_extremes(searched.get("pruning.prune_rate", (spec.pruning.prune_rate,))))
+    conditions = {full_key(key): condition for key, condition in spec.conditions.items()}
+    rates = _extremes(searched.get("pruning.prune_rate", (spec.pruning.prune_rate,)))
     axes = {key: _ends(searched[f"pruning.{key}"]) for key in DECIDE_REACH if f"pruning.{key}" in searched}
     for values in itertools.product(*axes.values()):
-        pruning = spec.pruning.model_copy(update={**dict(zip(axes, values, strict=True)), "prune_rate": rate})
+        chosen = dict(zip(axes, values, strict=True))
+        # What conditions ask of other axes may hold, and so may what they ask of an axis whose ends alone are here.
+        told = {f"pruning.{key}": value for key, value in chosen.items() if not are_numbers(axes[key])}
+        asked = {full_key(key): allowed for key, allowed in conditions.get("pruning.prune_rate", {}).items()}
+        is_active = holds({key: allowed for key, allowed in asked.items() if key in told}, told)
+        rate = max(rates) if is_active else spec.pruning.prune_rate
+        pruning = spec.pruning.model_copy(update={**chosen, "prune_rate": rate})
         for epochs in [None] if "train.budget" in searched else _lengths(spec, searched, pruning.refresh_every):
             yield pruning, epochs
 

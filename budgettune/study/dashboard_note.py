@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from budgettune.spec.axes import AxisSpec, RangeSpec
+from budgettune.spec.conditions import condition_text, put_together
 from budgettune.spec.study_spec import StudySpec
 
 SHOWN = 50  # values of an axis
+BAR = r"\|"  # in a table of Markdown
 _HOW_TO_READ = """\
 - The answers under a budget are the points of *Pareto Front* that no other beats in both time and accuracy:
   `budgettune best {name} --budget 60s`, `budgettune front {name}`.
@@ -21,7 +23,7 @@ _HOW_TO_READ = """\
 
 
 def study_note(spec: StudySpec) -> str:
-    rows = "\n".join(f"| `{key}` | {_axis(axis)} |" for key, axis in spec.search.items())
+    rows = "\n".join(f"| `{key}` | {axis_text(spec, key).replace('|', BAR)} |" for key in spec.search)
     searched = f"| searched | values |\n|---|---|\n{rows}" if rows else "Nothing is searched: one cell."
     points = f"{spec.cell_count()} cells" if spec.sampler.name == "grid" else f"Points by {spec.sampler.name}"
     repeats = spec.sampler.first_repeats
@@ -32,8 +34,13 @@ def study_note(spec: StudySpec) -> str:
         "evaluation off it) and `test_accuracy` (more is better).\n\n"
         f"{searched}\n\n{points}, {each}.\n\n"
         f"### How to read it\n\n{_HOW_TO_READ.format(name=shlex.quote(spec.name))}\n\n"
-        f"### The study file\n\n```toml\n{_study_file(spec.to_document())}\n```\n"
+        f"### The study file\n\n```toml\n{_study_file(put_together(spec.to_document()))}\n```\n"
     )
+
+
+def axis_text(spec: StudySpec, key: str) -> str:
+    """Return what is searched of an axis, for people, and where it is active unless that is everywhere."""
+    return " ".join(filter(None, [_axis(spec.search[key]), condition_text(spec.conditions.get(key, {}))]))
 
 
 def _axis(axis: AxisSpec) -> str:
@@ -41,7 +48,7 @@ def _axis(axis: AxisSpec) -> str:
         return f"{axis.low:g} to {axis.high:g}{', log scale' if axis.log else ''}"
     listed = [f"{value:g}" if isinstance(value, float) else str(value) for value in axis[:SHOWN]]
     more = f" and {len(axis) - SHOWN} more" if len(axis) > SHOWN else ""
-    return ", ".join(listed).replace("|", r"\|") + more
+    return ", ".join(listed) + more
 
 
 def _study_file(document: Mapping[str, Any]) -> str:

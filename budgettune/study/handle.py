@@ -161,7 +161,7 @@ class StudyHandle:
         sampler may think for many seconds, and does so inside `around_draws()`, which may raise a KeyboardInterrupt.
         """
         while (claim := self._take(around_draws)) is not None:
-            if claim.params.keys() == self.spec.search.keys():
+            if self.spec.is_complete(claim.params):
                 return claim
             # Another program's hand: it would train something else than its cell says.
             self.fail(claim, "damaged", "its params are not those that are searched", keeps_params=False)
@@ -353,13 +353,11 @@ class StudyHandle:
     def _draw_params(self, reserved: Claim, around_draws: Around) -> dict[str, Any] | None:
         from budgettune.study import sampling
 
-        space = sampling.search_space(self.spec)
-        asked = sampling.asked_params(self.storage.get_trial(reserved.trial_id), space)
+        asked = sampling.asked_params(self.storage.get_trial(reserved.trial_id), self.spec)
         proposal = asked
-        if asked.keys() != space.keys():
+        if not self.spec.is_complete(asked):
             with around_draws():
-                drawn = sampling.propose(self._sampler_storage, self.name, self.spec.sampler, reserved.trial_id, space)
-            proposal = drawn | asked
+                proposal = sampling.propose(self._sampler_storage, self.spec, reserved.trial_id, asked)
         self.storage.engine.dispose()  # Optuna's connection: one more than the two that a worker may hold
         seed = sampling.draw_seed(self.spec.sampler.seed, reserved.number)
         cell, repeats = reserved.slot.cell, range(1, self.spec.sampler.first_repeats)

@@ -7,11 +7,12 @@ again. Here each draw gets a fresh sampler, seeded by the study's seed and the t
 from __future__ import annotations
 
 import hashlib
-import itertools
 import math
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from copy import copy
+from types import MappingProxyType
+from typing import Any, cast
 
 import optuna
 from optuna.distributions import (
@@ -26,9 +27,10 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from budgettune.errors import NotSearched
-from budgettune.spec.axes import AxisSpec, RangeSpec
+from budgettune.spec.axes import AxisSpec, RangeSpec, value_at
+from budgettune.spec.conditions import count_points, every_point, holds, in_order
 from budgettune.spec.study_spec import StudySpec
-from budgettune.spec.tables import SamplerSpec, Scalar, are_numbers
+from budgettune.spec.tables import Scalar, are_numbers
 from budgettune.storage.writes import StoredParam
 
 LARGEST_ENUMERATION = 100_000
@@ -40,6 +42,7 @@ SAMPLERS: dict[str, type[BaseSampler]] = {
     "gp": optuna.samplers.GPSampler,
     "random": optuna.samplers.RandomSampler,
 }
+WHOLE_POINTS = ("nsga2", "gp")  # samplers that learn only of params that every finished trial has
 Point = tuple[tuple[str, float], ...]
 
 
@@ -92,35 +95,70 @@ def _grid_distribution(axis: tuple[Scalar, ...]) -> BaseDistribution:
 
 
 def propose(
-    storage: BaseStorage, study_name: str, spec: SamplerSpec, trial_id: int, space: Mapping[str, BaseDistribution]
+    storage: BaseStorage, spec: StudySpec, trial_id: int, asked: Mapping[str, Any] = MappingProxyType({})
 ) -> dict[str, Any]:
-    """Return the point that the study's sampler draws for a trial that exists and has no params yet."""
-    trial = storage.get_trial(trial_id)
+    """Return the point that the study's sampler draws, around what is asked for, for a trial that has no params yet."""
+    trial, space = storage.get_trial(trial_id), search_space(spec)
     sampler = _sampler(spec, space, trial.number)
+    if spec.conditions and spec.sampler.name in WHOLE_POINTS:
+        storage = cast(BaseStorage, WithNeutralParams(storage, spec))
     # A new study object each time: it keeps the trials that it first saw.
-    study = optuna.load_study(study_name=study_name, storage=storage, sampler=sampler)
+    study = optuna.load_study(study_name=spec.name, storage=storage, sampler=sampler)
     sampler.before_trial(study, trial)
     together = sampler.infer_relative_search_space(study, trial)
     params = sampler.sample_relative(study, trial, {name: space[name] for name in together if name in space})
     # As Optuna does: a sampler is not asked where there is no choice, and complains where it is.
     params |= {name: _first_value(distribution) for name, distribution in space.items() if distribution.single()}
-    return {
-        name: params[name] if name in params else sampler.sample_independent(study, trial, name, distribution)
-        for name, distribution in space.items()
-    }
+    params |= asked
+    point: dict[str, Any] = {}
+    for name in in_order(space, spec.conditions):  # as code asks a trial of Optuna's for one param after the other
+        if holds(spec.conditions.get(name, {}), point):
+            is_drawn = name in params
+            point[name] = params[name] if is_drawn else sampler.sample_independent(study, trial, name, space[name])
+    return point
+
+
+class WithNeutralParams:
+    """A storage whose finished trials have a value also for params that are inactive there.
+
+    NSGA-II and the Gaussian process draw what some trials lack at random, whatever has run. With values that have no
+    effect they learn all of it: NSGA-II hands random ones on (neutral genes), the process gets the middle of each axis.
+    """
+
+    def __init__(self, storage: BaseStorage, spec: StudySpec) -> None:
+        self._storage, self._spec, self._space = storage, spec, search_space(spec)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._storage, name)
+
+    def get_all_trials(self, *args: Any, **options: Any) -> list[FrozenTrial]:
+        return [self._whole(trial) for trial in self._storage.get_all_trials(*args, **options)]
+
+    def _whole(self, trial: FrozenTrial) -> FrozenTrial:
+        if trial.state is not TrialState.COMPLETE or self._space.keys() <= trial.params.keys():
+            return trial
+        sampler = self._spec.sampler
+        rng = random.Random(draw_seed(sampler.seed, trial.number))
+        neutral = {
+            name: value_at(axis, 0.5 if sampler.name == "gp" else rng.random())
+            for name, axis in self._spec.search.items()
+        }
+        whole = copy(trial)
+        whole.params, whole.distributions = neutral | trial.params, self._space | trial.distributions
+        return whole
 
 
 def _first_value(distribution: BaseDistribution) -> Any:
     return distribution.choices[0] if isinstance(distribution, CategoricalDistribution) else vars(distribution)["low"]
 
 
-def asked_params(trial: FrozenTrial, space: Mapping[str, BaseDistribution]) -> dict[str, Any]:
+def asked_params(trial: FrozenTrial, spec: StudySpec) -> dict[str, Any]:
     """Return what a trial asks for itself (`study.enqueue_trial`); empty where it leaves all to the sampler.
 
     Raises:
         NotSearched: where that is not searched.
     """
-    asked = dict(trial.system_attrs.get("fixed_params", {}))  # the name that Optuna gives it
+    asked, space = dict(trial.system_attrs.get("fixed_params", {})), search_space(spec)  # the name that Optuna gives it
     for name, value in asked.items():
         if name not in space:
             raise NotSearched(f"it asks for {name}, and only {', '.join(space)} are searched")
@@ -128,16 +166,29 @@ def asked_params(trial: FrozenTrial, space: Mapping[str, BaseDistribution]) -> d
             create_trial(state=TrialState.WAITING, params={name: value}, distributions={name: space[name]})
         except (TypeError, ValueError):
             raise NotSearched(f"it asks for {name} = {value!r}, and the search has {space[name]}") from None
+        for other, values in spec.conditions.get(name, {}).items():
+            if other not in asked:
+                raise NotSearched(f"it asks for {name}, and not for {other}, which that depends on: enqueue both")
+            if asked[other] not in values:
+                raise NotSearched(f"it asks for {name}, which is not searched where {other} is {asked[other]!r}")
     return asked
 
 
-def _sampler(spec: SamplerSpec, space: Mapping[str, BaseDistribution], number: int) -> BaseSampler:
+def _sampler(study: StudySpec, space: Mapping[str, BaseDistribution], number: int) -> BaseSampler:
+    spec = study.sampler
     if spec.name != "cost":
         return SAMPLERS[spec.name](seed=draw_seed(spec.seed, number))  # type: ignore[call-arg]
     from budgettune.predict.sampler.cost_sampler import CostSampler
 
     trials = None if spec.trials is None else spec.trials * spec.first_repeats
-    return CostSampler(spec.seed, space=space, max_seconds=spec.max_seconds, total_seconds=spec.total, trials=trials)
+    return CostSampler(
+        spec.seed,
+        space=space,
+        conditions=study.conditions,
+        max_seconds=spec.max_seconds,
+        total_seconds=spec.total,
+        trials=trials,
+    )
 
 
 def fresh_point(spec: StudySpec, proposal: Mapping[str, Any], known: set[Point], seed: int) -> tuple[StoredParam, ...]:
@@ -160,14 +211,13 @@ def _point_of(params: Sequence[StoredParam]) -> Point:
     return tuple(sorted((param.param_name, param.param_value) for param in params))
 
 
-def _points(spec: StudySpec, rng: random.Random) -> Iterator[dict[str, Any]]:
-    """Yield every point of a small space, else some random ones."""
-    axes = [_values(axis, rng) for axis in spec.search.values()]
-    if math.prod(len(values) for values in axes) <= LARGEST_ENUMERATION:
-        points: Iterable[Sequence[Any]] = itertools.product(*axes)
-    else:
-        points = ([rng.choice(values) for values in axes] for _ in range(RANDOM_VALUES))
-    return (dict(zip(spec.search, values, strict=True)) for values in points)
+def _points(spec: StudySpec, rng: random.Random) -> list[dict[str, Any]]:
+    """Return every point of a small space, else some random ones."""
+    axes = {name: _values(axis, rng) for name, axis in spec.search.items()}
+    if count_points(axes, spec.conditions, LARGEST_ENUMERATION) <= LARGEST_ENUMERATION:
+        return every_point(axes, spec.conditions)
+    random_points = ({name: rng.choice(values) for name, values in axes.items()} for _ in range(RANDOM_VALUES))
+    return [spec.active(point) for point in random_points]
 
 
 def _values(axis: AxisSpec, rng: random.Random) -> Sequence[Scalar]:

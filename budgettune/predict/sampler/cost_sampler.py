@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import zlib
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from budgettune.predict.regression import Floats, on_one_thread
 from budgettune.predict.sampler.acquisition import ParetoModel
 from budgettune.predict.sampler.encoding import Encoding
 from budgettune.predict.sampler.history import History, history_of
+from budgettune.spec.conditions import Conditions
 
 FIRST_TRIALS = 3  # finished, before a model is worth its name
 SPREAD_CANDIDATES = 1024  # all over the space; a power of two, as Sobol's sequence wants it
@@ -47,6 +49,7 @@ class CostSampler(BaseSampler):
     Args:
         seed: of the study; None for one that no other sampler has.
         space: params to search; None takes those that all finished trials share.
+        conditions: for params of the space that some points lack: which others they depend on, and for which values.
         max_seconds: longest training that shall be tried; None for any.
         total_seconds: that the study will take, None where that is open.
         trials: that the study will take, None where that is open.
@@ -57,12 +60,14 @@ class CostSampler(BaseSampler):
         seed: int | None = None,
         *,
         space: Mapping[str, BaseDistribution] | None = None,
+        conditions: Conditions = MappingProxyType({}),
         max_seconds: float | None = None,
         total_seconds: float | None = None,
         trials: int | None = None,
     ) -> None:
         self._seed = secrets.randbits(63) if seed is None else seed
         self._space = space
+        self._conditions = conditions
         self._max_seconds = max_seconds
         self._total_seconds = total_seconds
         self._trials = trials
@@ -90,7 +95,7 @@ class CostSampler(BaseSampler):
     ) -> dict[str, Any]:
         if not search_space:
             return {}
-        encoding = Encoding(search_space)
+        encoding = Encoding(search_space, self._conditions)
         history = history_of(study.get_trials(deepcopy=False), encoding, trial.number)
         if len(history.seconds) < FIRST_TRIALS:  # a Sobol sequence of the study, each trial its own point of it
             sequence = qmc.Sobol(len(search_space), rng=np.random.default_rng(self._seed))
@@ -118,6 +123,8 @@ class CostSampler(BaseSampler):
 def moved(positions: Floats, encoding: Encoding, rng: np.random.Generator) -> Floats:
     """Return the same points with one or a few params changed: by a step along a line, to any choice of a list."""
     points, params = positions.shape
+    if (is_inactive := np.isnan(positions)).any():  # what a change makes active begins anywhere
+        positions = np.where(is_inactive, rng.random(positions.shape), positions)
     changes = rng.random((points, params)) < 0.5 / params
     changes[np.arange(points), rng.integers(params, size=points)] = True
     steps = np.clip(positions + rng.normal(0.0, STEP, positions.shape), 0.0, 1.0)

@@ -6,12 +6,15 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import FrozenTrial
 
 from budgettune.predict.regression import Floats, Ints
+from budgettune.spec.conditions import Conditions, holds, in_order
 from budgettune.spec.tables import are_numbers
 
 
@@ -82,10 +85,15 @@ def _axis(distribution: BaseDistribution) -> Line | Choices:
 
 
 class Encoding:
-    """A search space in numbers."""
+    """A search space in numbers. The position of an axis that is inactive at a point is NaN.
 
-    def __init__(self, space: Mapping[str, BaseDistribution]) -> None:
-        self.space = dict(space)
+    Args:
+        space: distributions by name.
+        conditions: of the axes that some points lack.
+    """
+
+    def __init__(self, space: Mapping[str, BaseDistribution], conditions: Conditions = MappingProxyType({})) -> None:
+        self.space, self._conditions = dict(space), conditions
         self._axes = [_axis(distribution) for distribution in self.space.values()]
         # bool[params], whether neighbouring positions are alike.
         self.is_ordered = np.array([axis.is_ordered for axis in self._axes])
@@ -94,32 +102,59 @@ class Encoding:
 
     def snap(self, positions: Floats) -> Floats:
         """Return the positions of the points nearest to float64[points, params], each in [0, 1]."""
-        return np.column_stack(
+        snapped = np.column_stack(
             [axis.positions(axis.numbers(column)) for axis, column in zip(self._axes, positions.T, strict=True)]
         )
+        places = {name: place for place, name in enumerate(self.space)}
+        for name in in_order(self.space, self._conditions) if self._conditions else ():
+            for other, values in self._conditions.get(name, {}).items():
+                distribution, column = self.space[other], snapped[:, places[other]]
+                allowed = self._axes[places[other]].positions(
+                    np.array([distribution.to_internal_repr(v) for v in values])
+                )
+                # An axis that is inactive itself has no position, and so none of these.
+                snapped[~np.isin(column, allowed), places[name]] = np.nan
+        return snapped
+
+    def holds(self, trial: FrozenTrial) -> bool:
+        """Whether a trial is a point of this space, each of its params drawn from the same distribution."""
+        wanted = (name for name in self.space if holds(self._conditions.get(name, {}), trial.params))
+        return all(trial.distributions.get(name) == self.space[name] for name in wanted)
 
     def positions(self, points: Iterable[Mapping[str, Any]]) -> Floats:
         """Return float64[points, params]."""
         numbers = np.array(
-            [[each.to_internal_repr(point[name]) for name, each in self.space.items()] for point in points]
+            [
+                [each.to_internal_repr(point[name]) if name in point else math.nan for name, each in self.space.items()]
+                for point in points
+            ]
         ).reshape(-1, len(self._axes))
-        return np.column_stack([axis.positions(column) for axis, column in zip(self._axes, numbers.T, strict=True)])
+        positions = np.full_like(numbers, math.nan, dtype=float)
+        for place, axis in enumerate(self._axes):
+            is_active = ~np.isnan(numbers[:, place])
+            positions[is_active, place] = axis.positions(numbers[is_active, place])
+        return positions
 
     def params(self, position: Floats) -> dict[str, Any]:
         return {
             name: distribution.to_external_repr(float(axis.numbers(position[index : index + 1])[0]))
             for index, ((name, distribution), axis) in enumerate(zip(self.space.items(), self._axes, strict=True))
+            if not np.isnan(position[index])
         }
 
     def features(self, positions: Floats) -> Floats:
         """Return float64[points, features]: a position each, or one column per choice where they have no order.
 
-        Two different choices without order are at distance 1, as the two ends of a line are.
+        Two different choices without order are at distance 1, as the two ends of a line are. What is inactive lies in
+        the middle, at an equal distance from all values: that it is inactive tell the axes that it depends on.
         """
-        columns = [
-            np.eye(len(axis.values))[axis.numbers(column).astype(int)] / math.sqrt(2)
-            if isinstance(axis, Choices) and not axis.is_ordered
-            else column[:, None]
-            for axis, column in zip(self._axes, positions.T, strict=True)
-        ]
+        columns = []
+        for axis, column in zip(self._axes, positions.T, strict=True):
+            is_inactive = np.isnan(column)
+            filled = np.where(is_inactive, 0.5, column)
+            if isinstance(axis, Choices) and not axis.is_ordered:
+                chosen = np.eye(len(axis.values))[axis.numbers(filled).astype(int)] / math.sqrt(2)
+                columns.append(np.where(is_inactive[:, None], chosen.shape[1] ** -1 / math.sqrt(2), chosen))
+            else:
+                columns.append(filled[:, None])
         return np.hstack(columns)

@@ -37,12 +37,7 @@ def history_of(trials: Iterable[FrozenTrial], encoding: Encoding, number: int) -
     Left out are trials over another space, extras (late results, and times from another kind of machine), results that
     are not finite, and trials that were handed back, because that says nothing of their configuration.
     """
-    own = [
-        trial
-        for trial in trials
-        if trial.number != number
-        and all(trial.distributions.get(name) == each for name, each in encoding.space.items())
-    ]
+    own = [trial for trial in trials if trial.number != number and encoding.holds(trial)]
     results = [(trial, values) for trial in own if (values := _values(trial)) is not None]
     pending = [trial for trial in own if not trial.state.is_finished()]
     failed = [trial for trial in own if trial.state in FAILED and _failed_by_itself(trial)]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
-
 from budgettune.spec.axes import RangeSpec
+from budgettune.spec.conditions import every_point, with_what_decides
 from budgettune.spec.documents import full_key
 from budgettune.spec.study_spec import StudySpec
 from budgettune.spec.tables import ALIGNMENT, Scalar, is_code
@@ -19,14 +18,16 @@ def configurations(spec: StudySpec) -> list[dict[str, Scalar]]:
     What does not shape a step (pruning, the learning rate) stays at the spec's own value. Of scales that round to
     the same network the first is kept.
     """
+    shaping = [key for key in spec.search if (full := full_key(key)).startswith("model.") or full in _SHAPING_KEYS]
+    wanted = with_what_decides(shaping, spec.conditions)
     axes = {
         key: axis.spread(POINTS_OF_A_RANGE) if isinstance(axis, RangeSpec) else axis
         for key, axis in spec.search.items()
-        if (full := full_key(key)).startswith("model.") or full in _SHAPING_KEYS
+        if key in wanted
     }
     distinct: dict[str, dict[str, Scalar]] = {}
-    for values in itertools.product(*axes.values()):
-        params = dict(zip(axes, values, strict=True))
+    for point in every_point(axes, spec.conditions):
+        params = {key: point[key] for key in shaping if key in point}
         distinct.setdefault(spec.resolve(params).step_label(), params)
     return list(distinct.values())
 
