@@ -10,12 +10,14 @@ training imports torch.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from budgettune.errors import UsageError
 from budgettune.records import TrialRecord
 from budgettune.spec.study_spec import StudySpec, load_spec
+from budgettune.spec.tables import library_of
 from budgettune.storage import answers, trials
 from budgettune.storage.connection import open_engine, reading
 from budgettune.storage.studies import ANY_MACHINE, comparable_machine_key, find_study, machine_keys, read_probes
@@ -63,7 +65,18 @@ def create_study(
         from budgettune.comparison.decision import decided
 
         spec = decided(spec)
+    _check_models(spec)
     return handle.create_study(spec, storage_url(storage), skip_if_exists=skip_if_exists)
+
+
+def _check_models(spec: StudySpec) -> None:
+    """Refuse names of models that their libraries do not have, where this machine has the libraries."""
+    if named := list(filter(library_of, spec.model_names)):
+        from budgettune.training.named_models import check_name
+
+        with suppress(UsageError):  # workers elsewhere may have them
+            for name in named:
+                check_name(name)
 
 
 def load_study(name: str | None = None, *, storage: str | None = None) -> StudyHandle:

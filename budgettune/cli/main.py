@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+import budgettune
 from budgettune import api
 from budgettune.cli import answers, compare, options, profile, recommend, study, train
 from budgettune.cli.output import (
@@ -48,6 +49,21 @@ app = typer.Typer(
 app.add_typer(study.app, name="study", rich_help_panel=options.STUDIES)
 for module in (answers, recommend, train, compare, profile):
     app.add_typer(module.app)
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"budgettune {budgettune.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def before(
+    version: Annotated[
+        bool, options.switch("--version", is_eager=True, callback=_show_version, help="Show the version, and end.")
+    ] = False,
+) -> None:
+    """Take what comes before a command."""
 
 
 @app.command(

@@ -23,6 +23,7 @@ from budgettune.spec.own_code import check_own_code, check_param
 from budgettune.spec.pruning import DECIDE_REACH, PruningSpec, check_rate, no_drop_note
 from budgettune.spec.tables import (
     SCALE_KEYS,
+    SIZE_KEYS,
     ClockSpec,
     DataSpec,
     MachineSpec,
@@ -35,6 +36,7 @@ from budgettune.spec.tables import (
     TrainSpec,
     are_numbers,
     is_code,
+    library_of,
     plain_value,
 )
 from budgettune.text import as_written
@@ -172,6 +174,12 @@ class StudySpec(SpecModel):
         return params.keys() == wanted
 
     @property
+    def model_names(self) -> tuple[str, ...]:
+        """Every model that a trial may have."""
+        searched = self.search.get("model.name", (self.model.name,))
+        return tuple(map(str, _extremes(searched)))
+
+    @property
     def _lists(self) -> dict[str, tuple[Scalar, ...]]:
         """What is searched over a list of values: all that a grid has."""
         return {key: axis for key, axis in self.search.items() if not isinstance(axis, RangeSpec)}
@@ -206,7 +214,7 @@ class StudySpec(SpecModel):
         """Return each combination of scales that repeats a network, with the first one that builds it."""
         axes = {key: axis for key, axis in self._lists.items() if full_key(key) in SCALE_KEYS}
         named = {*self.conditions, *(other for condition in self.conditions.values() for other in condition)}
-        if is_code(self.model.name) or not axes or not named.isdisjoint(axes):
+        if is_code(self.model.name) or "model.name" in self.search or not axes or not named.isdisjoint(axes):
             return []
         first: dict[tuple[Any, ...], dict[str, Scalar]] = {}
         twins = []
@@ -225,7 +233,8 @@ class StudySpec(SpecModel):
             return ", ".join(f"{key} {value}" for key, value in self.params.items()) or "as the code has it"
         model, size = self.model, self.data.image_size
         if is_code(model.name):
-            network = f"{model.name} at scale {model.scale:g}" + "".join(f" {k}={v}" for k, v in model.options.items())
+            scale = "" if library_of(model.name) else f" at scale {model.scale:g}"
+            network = f"{model.name}{scale}" + "".join(f" {k}={v}" for k, v in model.options.items())
         else:
             network = model.network
         pixels = "" if size is None else f", {size} pixels"
@@ -299,6 +308,11 @@ def _check_search(spec: StudySpec) -> None:
                 f"take search.{key} out (or --set {key}=VALUE), or leave pruning.when at 'always'"
             )
         _check_axis(spec, key, axis)
+        if target in SIZE_KEYS:
+            names = spec.conditions.get(key, {}).get("model.name", spec.model_names)
+            if named := next((name for name in names if library_of(str(name))), None):
+                other = 'give it when = { "model.name" = "resnet" }' if "resnet" in names else "search its options"
+                raise SpecError(f"search.{key}: sizes the built-in network, and does nothing to {named}: {other}")
     if set(LENGTH_KEYS) <= seen.keys():
         raise SpecError("search: train.epochs and train.budget exclude each other: keep one")
     if spec.sampler.name != "grid" and not spec.search:

@@ -24,6 +24,7 @@ ALIGNMENT = 8  # channels that kernels like: `precision = "auto"` takes bf16 onl
 MOST_REPEATS = 5  # that `auto` gives a cell: two configurations that are equal stay in doubt for ever
 AUTO = "auto"
 SCALE_KEYS = ("model.scale", "model.width_scale", "model.depth_scale")  # what sizes the network
+SIZE_KEYS = (*SCALE_KEYS, "model.blocks", "model.width_multiple", "model.depth_rounding")
 
 MOST = 1_000_000_000  # epochs, steps and whatever else is counted
 LARGEST_SEED = 2**63 - 1  # that TOML and torch have room for
@@ -171,10 +172,40 @@ def _widths(value: Any) -> Any:
     return tuple(value)  # TOML and JSON know lists only; frozen specs hold tuples
 
 
-class ModelSpec(SpecModel):
-    """`[model]`: a scalable family."""
+LIBRARIES = ("torchvision", "timm")  # whose image classifiers have names
+NOT_DOWNLOADED = "weights are never downloaded: name a file of them in model.weights"
+_OURS = {
+    **dict.fromkeys(("pretrained", "weights", "checkpoint_path", "cache_dir"), NOT_DOWNLOADED),
+    **dict.fromkeys(("num_classes", "in_chans", "img_size", "image_size", "input_size"), "follows from the images"),
+    **dict.fromkeys(("features_only", "aux_logits", "progress"), "does not go with training a classifier"),
+}
 
-    name: Annotated[str, code_or("resnet")] = "resnet"
+
+def library_of(name: str) -> str | None:
+    """Return the library whose model a name stands for, as timm:resnet10t; None where it is no such name."""
+    library, colon, _ = name.partition(":")
+    return library if colon and library in LIBRARIES else None
+
+
+def why_ours(option: str) -> str | None:
+    """Return why a study cannot set an option of a library's model, None where it can."""
+    return NOT_DOWNLOADED if option.startswith("pretrained") else _OURS.get(option)
+
+
+def _model_name(value: Any) -> Any:
+    if not isinstance(value, str) or not (value == "resnet" or is_code(value)):
+        if isinstance(value, str) and "." in value and library_of(value):  # as in timm:resnet18.a1_in1k
+            raise ValueError(f"must be a model without weights, as {value.partition('.')[0]}; {NOT_DOWNLOADED}")
+        raise ValueError("must be one of resnet, torchvision:NAME, timm:NAME, or code as package.module:name")
+    return value
+
+
+class ModelSpec(SpecModel):
+    """`[model]`: a scalable family, a model of a library, or one of your own."""
+
+    newer = ("weights",)
+
+    name: Annotated[str, BeforeValidator(_model_name)] = "resnet"
     # Channels of the three stages at scale 1.
     widths: Annotated[tuple[int, int, int], BeforeValidator(_widths)] = (16, 32, 64)
     blocks: int = Field(3, ge=1, le=1_000)  # basic blocks per stage at scale 1
@@ -183,8 +214,16 @@ class ModelSpec(SpecModel):
     scale: float = Field(1.0, gt=0, le=64)  # width and depth in tandem; the next two override it for one of them
     width_scale: float | None = Field(None, gt=0, le=64)
     depth_scale: float | None = Field(None, gt=0, le=64)
-    # Passed by name to a model of your own.
+    weights: str | None = Field(None, min_length=1)  # file of weights to begin with
+    # Passed by name to a model of a library or of your own.
     options: dict[str, Annotated[Scalar, BeforeValidator(plain_value)]] = {}
+
+    @model_validator(mode="after")
+    def _leaves_to_us_what_is_ours(self) -> Self:
+        for key in self.options if library_of(self.name) else ():
+            if reason := why_ours(key):
+                raise Clash(f"options.{key}: {reason}")
+        return self
 
     @property
     def realised_widths(self) -> tuple[int, int, int]:

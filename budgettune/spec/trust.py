@@ -130,8 +130,9 @@ class Trust:
         """
         if self.folders is None:
             return
-        data, scores = config.data, config.pruning.scores
-        for key, text in {"data.root": data.root, "data.cache": data.cache, "pruning.scores": scores}.items():
+        data, model = config.data, config.model
+        files = {"data.root": data.root, "data.cache": data.cache, "model.weights": model.weights}
+        for key, text in {**files, "pruning.scores": config.pruning.scores}.items():
             if text is None:
                 continue
             path = user_path(text, key).resolve()

@@ -15,10 +15,11 @@ from torch.nn import functional
 
 from budgettune.errors import SpecError
 from budgettune.spec.study_spec import StudySpec
-from budgettune.spec.tables import TrainSpec, is_code
+from budgettune.spec.tables import TrainSpec, is_code, library_of
 from budgettune.spec.trust import Trust, contained
 from budgettune.training.data.load import ImageData, augment, normalise
 from budgettune.training.device import Device, capture_named, compilation_named, compiled, pick_precision
+from budgettune.training.named_models import State, build_named, fill, read_weights
 from budgettune.training.pruning import Scores
 from budgettune.training.resnet import ScalableResNet, count_multiply_adds
 
@@ -50,21 +51,27 @@ def taken(batch: Batch, part: Tensor | slice) -> Batch:
 
 
 def build_model(config: StudySpec, data: ImageData, trust: Trust = Trust()) -> nn.Module:
-    """Return the model of a resolved spec, on the CPU, initialised from the global random state.
+    """Return the model of a resolved spec, on the CPU, initialised from the global random state or from a file.
 
     Code of your own is called with num_classes, channels, image_size, scale and `[model] options` by name.
     """
+    weights = None if config.model.weights is None else read_weights(config.model.weights)
+    model = _initialised(config, data, trust, weights)
+    if weights is not None:
+        done = fill(model, weights, config.model, data.num_classes)
+        model.architecture = {**getattr(model, "architecture", {}), "weights": done}  # type: ignore[assignment]
+    return model
+
+
+def _initialised(config: StudySpec, data: ImageData, trust: Trust, weights: State | None) -> nn.Module:
+    shape = {"channels": data.channels, "num_classes": data.num_classes}
+    if library_of(config.model.name):
+        return build_named(config.model, **shape, image_size=data.image_size, weights=weights)
     if not is_code(config.model.name):
-        return ScalableResNet.from_spec(config.model, channels=data.channels, num_classes=data.num_classes)
+        return ScalableResNet.from_spec(config.model, **shape)
     build = trust.import_code(config.model.name)
     with contained():
-        model = build(
-            num_classes=data.num_classes,
-            channels=data.channels,
-            image_size=data.image_size,
-            scale=config.model.scale,
-            **config.model.options,
-        )
+        model = build(**shape, image_size=data.image_size, scale=config.model.scale, **config.model.options)
     if not isinstance(model, nn.Module):
         raise SpecError(f"model.name: {config.model.name} returned {type(model).__name__}: return a torch.nn.Module")
     return model

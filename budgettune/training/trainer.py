@@ -390,7 +390,7 @@ def make_helper(
     config: StudySpec, data: ImageData, device: Device, trust: Trust, scale: float | None, seed: int
 ) -> Learner:
     """Return a fresh model for a strategy; compiling it would cost more than it trains."""
-    changes: dict[str, Any] = {"train.compile": False, "train.cuda_graphs": False}
+    changes: dict[str, Any] = {"train.compile": False, "train.cuda_graphs": False, "model.weights": None}
     if scale is not None:
         changes |= {"model.scale": scale, "model.width_scale": None, "model.depth_scale": None}
     return Learner(config.resolve(changes), data, device, seed, trust)

@@ -230,6 +230,14 @@ def test_what_cannot_work_is_said_in_a_line_with_its_status(run, words, status, 
     assert "Traceback" not in err
 
 
+def test_the_version_is_told_without_torch(tmp_path):
+    script = "import sys; sys.argv[1:] = ['--version']\nfrom budgettune.cli.main import app\n"
+    script += "try: app()\nfinally: assert not {'torch', 'optuna'} & sys.modules.keys()"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.fullmatch(r"budgettune \S+\n", done.stdout)
+
+
 def test_a_study_that_is_there_is_refused_or_left_alone(run):
     assert run("study", "create", "digits")[0] == 0
     assert "--skip-if-exists" in run("study", "create", "digits")[2]

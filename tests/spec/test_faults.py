@@ -96,6 +96,23 @@ def test_an_override_that_cannot_work_says_what_would(override, message):
 
 
 @pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.options.pretrained=true", "model: options.pretrained: weights are never downloaded: name a file of"),
+        ("model.options.pretrained_cfg=x", "model: options.pretrained_cfg: weights are never downloaded: name a file"),
+        ("search.model.options.weights=[1]", "search.model.options.weights: options.weights: weights are never down"),
+        ("model.options.in_chans=3", "model: options.in_chans: follows from the images"),
+        ("search.scale=[1.0, 2.0]", "search.scale: sizes the built-in network, and does nothing to timm:resnet10t: "),
+        ("search.model.blocks=[1, 2]", "search.model.blocks: sizes the built-in network, and does nothing to timm:"),
+        ("model.name=timm:resnet18.a1_in1k", "model.name: 'timm:resnet18.a1_in1k' must be a model without weights, as"),
+        ("model.name=timm:hf-hub:x", "model.name: 'timm:hf-hub:x' must be one of resnet, torchvision:NAME, timm:NAME"),
+    ],
+)
+def test_what_a_model_of_a_library_does_not_take_is_refused_with_the_reason(override, message):
+    assert complaint_of_override("model.name=timm:resnet10t", "search={}", override).startswith(message)
+
+
+@pytest.mark.parametrize(
     "override", ["search.scale=[1.0,", "search.pruning.strategy=[full,random]", "model.widths=[16 32 64]"]
 )
 def test_a_list_that_the_shell_took_apart_says_how_to_quote_it(override):

@@ -217,3 +217,30 @@ def test_no_document_whatever_gives_anything_but_a_spec_or_a_spec_error(document
         assert "\n" not in str(error) or "\\n" in str(error)
     else:
         assert StudySpec.from_json(spec.to_json()) == spec
+
+
+def test_models_of_libraries_run_equal_steps_where_name_and_options_are_equal():
+    def label(*overrides):
+        return load_spec("digits").with_overrides(["search={}", *overrides]).step_label()
+
+    plain = label("model.name=timm:resnet10t")
+    assert plain.startswith("timm:resnet10t, batch ")
+    assert label("model.name=timm:resnet10t", "model.scale=2") == plain
+    assert label("model.name=timm:resnet10t", "model.options.drop_rate=0.1") != plain
+
+
+def test_names_of_models_are_searched_and_no_scale_beside_them():
+    names = 'search."model.name"=["timm:resnet10t", "resnet"]'
+    spec = load_spec("digits").with_overrides(["search={}", names])
+    assert spec.model_names == ("timm:resnet10t", "resnet")
+    assert [cell["model.name"] for cell in spec.cells()] == ["timm:resnet10t", "resnet"]
+    with pytest.raises(SpecError, match=r'does nothing to timm:resnet10t: give it when = { "model\.name" = "resnet" }'):
+        spec.with_overrides(["search.scale=[1.0, 2.0]"])
+    spec = spec.with_overrides(['search.scale={values=[1.0, 2.0], when={"model.name"="resnet"}}'])
+    assert [cell.get("model.scale") for cell in spec.cells()] == [None, 1.0, 2.0]
+
+
+def test_a_document_holds_weights_only_where_there_are_some():
+    assert "weights" not in load_spec("digits").to_document()["model"]
+    spec = load_spec("digits").with_overrides(["model.weights=resnet.pt"])
+    assert StudySpec.from_json(spec.to_json()) == spec

@@ -79,7 +79,7 @@ class Probe:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.device, self.clock, self.cudnn_benchmark = device, clock, cudnn_benchmark
-        changes = {"pruning.strategy": "full", "pruning.prune_rate": 0.0, "train.budget": None}
+        changes = {"pruning.strategy": "full", "pruning.prune_rate": 0.0, "train.budget": None, "model.weights": None}
         # "auto" goes by the length of a run, and here is none.
         self.config = config.resolve({**changes, "train.compile": config.train.compile is True})
         first = data.train.take(slice(config.train.batch_size))
