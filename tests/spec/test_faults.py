@@ -102,7 +102,7 @@ def test_an_override_that_cannot_work_says_what_would(override, message):
         ("model.options.pretrained_cfg=x", "model: options.pretrained_cfg: weights are never downloaded: name a file"),
         ("search.model.options.weights=[1]", "search.model.options.weights: options.weights: weights are never down"),
         ("model.options.in_chans=3", "model: options.in_chans: follows from the images"),
-        ("search.scale=[1.0, 2.0]", "search.scale: sizes the built-in network, and does nothing to timm:resnet10t: "),
+        ("search.scale=[1.0, 2.0]", "search.model.scale: sizes the built-in network, and does nothing to timm:"),
         ("search.model.blocks=[1, 2]", "search.model.blocks: sizes the built-in network, and does nothing to timm:"),
         ("model.name=timm:resnet18.a1_in1k", "model.name: 'timm:resnet18.a1_in1k' must be a model without weights, as"),
         ("model.name=timm:hf-hub:x", "model.name: 'timm:hf-hub:x' must be one of resnet, torchvision:NAME, timm:NAME"),

@@ -68,7 +68,7 @@ def names_of(families):
     return [f"{library}:{name}" for library, names in families.items() for name in names]
 
 
-@pytest.mark.parametrize("size", [8, 14, 28, 32])
+@pytest.mark.parametrize("size", [8, 28])
 @pytest.mark.parametrize("name", names_of({"torchvision": TORCHVISION, "timm": TIMM}))
 def test_families_of_convolutional_networks_take_small_images_and_say_how(name, size, request):
     if name.startswith("timm"):
@@ -82,7 +82,7 @@ def test_families_of_convolutional_networks_take_small_images_and_say_how(name, 
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
-@pytest.mark.parametrize("name", ["torchvision:resnet18", "torchvision:vgg11", "timm:resnet10t"])
+@pytest.mark.parametrize("name", ["torchvision:mobilenet_v3_small", "torchvision:squeezenet1_1", "timm:resnet10t"])
 def test_images_of_any_channels_are_taken(name, channels, request):
     if name.startswith("timm"):
         request.getfixturevalue("timm")
