@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from budgettune.api import run_worker as run_worker
     from budgettune.api import train as train
     from budgettune.api import trial_records as trial_records
+    from budgettune.api import trials as trials
     from budgettune.api import write_report as write_report
     from budgettune.comparison.run import compare as compare
     from budgettune.errors import BudgetTuneError as BudgetTuneError
@@ -28,17 +29,19 @@ if TYPE_CHECKING:
     from budgettune.spec.study_spec import StudySpec as StudySpec
     from budgettune.spec.study_spec import load_spec as load_spec
     from budgettune.study.pareto import hypervolume as hypervolume
+    from budgettune.trial.trial import Trial as Trial
     from budgettune.worker.options import WorkerOptions as WorkerOptions
 
 _NAMES = {
     "api": "best_under_budget create_study load_study pareto_front recommend run_worker train trial_records "
-    "write_report",
+    "trials write_report",
     "comparison.run": "compare",
     "errors": "BudgetTuneError",
     "predict.recommend": "Recommendation",
     "records": "TrialRecord TrialResult",
     "spec.study_spec": "StudySpec load_spec",
     "study.pareto": "hypervolume",
+    "trial.trial": "Trial",
     "worker.options": "WorkerOptions",
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names.split()}

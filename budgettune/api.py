@@ -9,7 +9,7 @@ training imports torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,8 @@ from budgettune.errors import UsageError
 from budgettune.records import TrialRecord
 from budgettune.spec.study_spec import StudySpec, load_spec
 from budgettune.spec.tables import library_of
-from budgettune.storage import answers, trials
+from budgettune.storage import answers
+from budgettune.storage import trials as stored_trials
 from budgettune.storage.connection import open_engine, reading
 from budgettune.storage.studies import ANY_MACHINE, comparable_machine_key, find_study, machine_keys, read_probes
 from budgettune.storage.url import storage_url
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from budgettune.predict.recommend import Recommendation
     from budgettune.study.front import Certainty
     from budgettune.study.handle import StudyHandle
-    from budgettune.training.trainer import Trained
+    from budgettune.trial.trial import Trained, Trial
     from budgettune.worker.options import WorkerOptions, WorkerSummary
 
     AnyStudy = StudyHandle | str | None
@@ -101,10 +102,44 @@ def run_worker(
     return loop.run_worker(study.url, study.name, options)
 
 
+def trials(
+    study: AnyStudy = None,
+    *,
+    device: str = "auto",
+    threads: int | None = None,
+    allow_mixed: bool = False,
+    storage: str | None = None,
+) -> Iterator[Trial]:
+    """Yield the open trials of a study of own training code, for a loop in a program or a notebook.
+
+        for trial in bt.trials("mine"):
+            train(trial)
+
+    Each is claimed for this process, and recorded when the loop goes on. One whose code raises is recorded as failed,
+    with the reason, and its cell is queued again; so is that of one that is left by Ctrl-C or `break`, without using up
+    an attempt.
+
+    Args:
+        device: that `trial.device` names: auto, cpu, cuda or cuda:N.
+        threads: of the CPU, which say what kind of machine this is; None for every usable core, or what
+            OMP_NUM_THREADS says. Libraries that are loaded already keep theirs.
+        allow_mixed: take a study whose times come from another kind of machine.
+
+    Raises:
+        UsageError: where the study trains otherwise, or on another kind of machine.
+        TrialMisused: where the loop goes on from a trial that was not trained and reported to its end.
+    """
+    from budgettune.worker import by_hand
+    from budgettune.worker.options import WorkerOptions
+
+    handle = load_study(study, storage=storage) if study is None or isinstance(study, str) else study
+    return by_hand.trials(handle, WorkerOptions(device=device, threads=threads, allow_mixed=allow_mixed))
+
+
 def trial_records(study: AnyStudy = None, *, storage: str | None = None) -> list[TrialRecord]:
     """Return every trial of a study with its curve, phases and machine, in order of number."""
     engine, study_id = locate(study, storage)
-    return trials.trial_records(engine, study_id)
+    return stored_trials.trial_records(engine, study_id)
 
 
 def best_under_budget(
@@ -187,7 +222,7 @@ def recommend(
         )
         device_name = device_name or here
     device_name = device_name or comparable_machine_key(engine, study_id)
-    records = trials.trial_records(engine, study_id)
+    records = stored_trials.trial_records(engine, study_id)
     return answer(spec, records, ask, device_name=device_name, probes=read_probes(engine, study_id))
 
 
@@ -205,20 +240,32 @@ def train(
     study: StudyHandle | StudySpec,
     params: Mapping[str, Any] | None = None,
     *,
+    spec: StudySpec | None = None,
     seed: int = 0,
     device: str = "auto",
     threads: int | None = None,
     allow_import: Collection[str] = (),
     allow_root: Collection[str] | None = None,
 ) -> Trained:
-    """Train one configuration without recording it, and return `.result` and `.model`."""
+    """Train one configuration without recording it, and return `.result` and `.model`.
+
+    `spec` is the study's with changes, as `configuration` returns it; None for the study's own.
+
+    The model of own training code is what it gave to `Trial.save` last, None where it saved nothing.
+    """
     from budgettune.spec.trust import Trust
-    from budgettune.training.session import train_one
 
     if isinstance(study, StudySpec):
-        spec, trust = study, Trust(allow_import)
+        spec, trust = spec or study, Trust(allow_import)
     else:
-        spec, trust = study.spec, Trust.of_database(study.url, allow_import, allow_root)
+        spec, trust = spec or study.spec, Trust.of_database(study.url, allow_import, allow_root)
+    if spec.train.is_own_code:
+        from budgettune.worker.options import WorkerOptions
+        from budgettune.worker.own_code import OwnCode
+
+        return OwnCode(WorkerOptions(device=device, threads=threads), trust).trained(spec, params or {}, seed)
+    from budgettune.training.session import train_one
+
     return train_one(spec, params or {}, seed=seed, device=device, threads=threads, trust=trust)
 
 
@@ -318,7 +365,7 @@ def configuration(
     """
     if trial is None:
         return study.spec.with_overrides([*overrides, "sampler.name=grid"]).resolve({}), {}, study.spec.sampler.seed
-    records = trials.trial_records(study.engine, study.study_id, numbers=[trial], documents=False)
+    records = stored_trials.trial_records(study.engine, study.study_id, numbers=[trial], documents=False)
     if not records:
         raise UsageError(f"study {study.name!r} has no trial {trial}: `budgettune study export` lists them")
     spec = study.spec.with_overrides(overrides)

@@ -20,6 +20,8 @@ BudgetTuneError                 say what is wrong and what to do next, in one li
     ├── NotSearched             a trial that somebody queued asks for what its study does not search
     ├── BudgetUsedUp            a time budget is over before training began
     ├── DeviceLost              a GPU that answers this process no more
+    ├── TrialMisused            own training code that uses its `Trial` as it cannot be used
+    ├── ProgramFailed           a program of the study's own that ended with an error, or was killed
     ├── ProcessLost             another process that trains the same trial has ended, or gives no answer
     └── Interrupted             told to stop; its cell is handed back and no attempt is used up
 
@@ -154,6 +156,18 @@ class ProcessLost(TrialFailed):
     """One of the processes that train a trial together has ended, or gives no answer."""
 
     failure_kind = "process-lost"
+
+
+class TrialMisused(TrialFailed):
+    """Own training code uses its `Trial` as it cannot be used; the message says what to do instead."""
+
+    failure_kind = "misuse"
+
+
+class ProgramFailed(TrialFailed):
+    """A program that `[train] command` names has ended with an error, or something else has killed it."""
+
+    failure_kind = "program-failed"
 
 
 class Interrupted(TrialFailed):

@@ -21,9 +21,15 @@ app = typer.Typer()
 )
 def train(
     study: options.Study = None,
-    to: Annotated[Path, typer.Option("--out", metavar="FILE", help="File for weights, params and result.")] = Path(
-        "model.pt"
-    ),
+    to: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="FILE",
+            help="File for weights, params and result: model.pt, or model.pkl of own training code.",
+            show_default=False,
+        ),
+    ] = None,
     trial: Annotated[
         int | None,
         typer.Option("--trial", min=0, metavar="N", help="Number of the trial whose params and seed to take."),
@@ -46,8 +52,7 @@ def train(
 
     Give --budget, --trial or settings with --set. Nothing is recorded in the study.
     """
-    from budgettune.spec.trust import Trust, allowed_packages, allowed_roots
-    from budgettune.training.session import save_model, train_one
+    from budgettune.spec.trust import allowed_packages, allowed_roots
 
     if [trial is not None, bool(sets), budget is not None].count(True) != 1:
         raise typer.BadParameter("give one of --trial N, --set key=value and --budget 60s")
@@ -58,16 +63,22 @@ def train(
         answer, params = api.recommended(handle, budget)
         spec, trial_seed = handle.spec, handle.spec.sampler.seed
         say_figures(promise_line(answer), err)
-    trust = Trust.of_database(handle.url, allowed_packages(allow_import), allowed_roots(allow_root))
     with err.status("training"):
-        trained = train_one(
-            spec,
+        trained = api.train(
+            handle,
             params,
+            spec=spec,
             seed=trial_seed if seed is None else seed,
             device=device,
             threads=threads,
-            trust=trust,
+            allow_import=allowed_packages(allow_import),
+            allow_root=allowed_roots(allow_root),
         )
-    save_model(to, trained, spec, params)
+    if spec.train.is_own_code:
+        from budgettune.worker.own_code import save_own as save
+    else:
+        from budgettune.training.session import save_model as save
+    to = to or Path("model.pkl" if spec.train.is_own_code else "model.pt")
+    save(to, trained, spec, params)
     accuracy, seconds = trained.result.test_accuracy, trained.result.train_seconds
     say_figures(f"{to}: accuracy {accuracy:.2%} after {format_duration(seconds)}")

@@ -36,8 +36,9 @@ from budgettune.spec.trust import Trust
 from budgettune.text import format_duration, parse_duration
 from budgettune.training.data.load import ImageData, load_data
 from budgettune.training.device import Device, pick_device
-from budgettune.training.session import prepare_process, undisturbed
+from budgettune.training.session import prepare_process
 from budgettune.training.team import Team
+from budgettune.trial.stopwatch import undisturbed
 
 logger = logging.getLogger(__name__)
 

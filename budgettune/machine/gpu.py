@@ -230,6 +230,21 @@ def visible_gpus() -> list[str]:
     return listed if count and any(name.startswith(_MIG) for name in listed) else listed[:count]
 
 
+def named_gpus(module: Any = None) -> list[tuple[str, str | None]]:
+    """Return name and UUID of each device that this process may use, without torch; no UUID where NVML is not there."""
+    try:
+        cards = [(name, uuid) for name, uuids in _cards(module) for uuid in uuids]
+    except RuntimeError:
+        return [("CUDA device", None) for _ in visible_gpus()]
+    known = {uuid: name for name, uuid in cards}
+    found: list[tuple[str, str | None]] = []
+    for device in visible_gpus():
+        place = int(device) if device.isdecimal() and int(device) < len(cards) else None
+        name, uuid = cards[place] if place is not None else (known.get(device, "CUDA device"), device)
+        found.append((name, uuid))
+    return found
+
+
 def missing_gpus(count: int) -> str | None:
     """Return a sentence where there are more devices than the `count` that torch sees.
 

@@ -29,7 +29,8 @@ from budgettune.training.data.load import ImageData, load_data
 from budgettune.training.device import Device, pick_device
 from budgettune.training.group import Group
 from budgettune.training.team import Team, follow
-from budgettune.training.trainer import Trained, train
+from budgettune.training.trainer import train
+from budgettune.trial.trial import Trained
 
 
 @dataclass
@@ -49,15 +50,6 @@ class DataCache:
         began = time.perf_counter()
         self._data, self._spec = load_data(spec, trust=self.trust).to(self.device), spec
         return self._data, time.perf_counter() - began
-
-
-def undisturbed(spec: StudySpec, train_once: Callable[[], TrialResult]) -> tuple[int, TrialResult]:
-    """Train until nothing disturbs the clock, as often as `[clock]` allows; return the tries, and the last result."""
-    most = 1 + (spec.clock.repeat_limit if spec.clock.on_disturbed == "repeat" else 0)
-    tries, result = 1, train_once()
-    while result.status == "disturbed" and tries < most:
-        tries, result = tries + 1, train_once()
-    return tries, result
 
 
 def prepare_process(device: torch.device, threads: int | None) -> tuple[MachineInfo, Witness]:

@@ -45,7 +45,8 @@ from budgettune.spec.trust import Trust
 from budgettune.text import warn_once
 from budgettune.training.device import Device
 from budgettune.training.group import ANSWER_SECONDS, Group, using_threads
-from budgettune.training.trainer import Trained, train
+from budgettune.training.trainer import train
+from budgettune.trial.trial import Trained
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from statistics import median
 from typing import Any
@@ -33,6 +33,7 @@ from budgettune.training.pruning import EpochPlan, make_strategy
 from budgettune.training.resnet import count_parameters
 from budgettune.trial.schedule import BudgetProgress, EpochProgress, Progress, learning_rate
 from budgettune.trial.stopwatch import Stopwatch
+from budgettune.trial.trial import Trained
 
 COMPILATION_SECONDS = 40.0
 """What compiling a step of the built-in network takes for one shape of batch, measured on two cores of a CPU."""
@@ -43,14 +44,6 @@ REHEARSED_EPOCHS = 3  # a strategy may keep the first whole, and drop in the sec
 REHEARSED_BATCHES = 3
 _REHEARSED: set[str] = set()  # strategies of this process
 _models: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # of this process's trials, as far as they are in memory
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A result, and the model that it was measured on."""
-
-    result: TrialResult
-    model: nn.Module
 
 
 def train(

@@ -1,4 +1,4 @@
-"""The one clock that training time goes through."""
+"""The one clock that training time goes through, and training again where it was disturbed."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
+
+from budgettune.records import TrialResult
+from budgettune.spec.study_spec import StudySpec
 
 MOST_MARKS = 512  # that wait for a device; older ones have been passed, and are read
 
@@ -117,3 +120,12 @@ class Stopwatch:
         with self.phase(name):
             yield
             self.synchronize()
+
+
+def undisturbed(spec: StudySpec, train_once: Callable[[], TrialResult]) -> tuple[int, TrialResult]:
+    """Train until nothing disturbs the clock, as often as `[clock]` allows; return the tries, and the last result."""
+    most = 1 + (spec.clock.repeat_limit if spec.clock.on_disturbed == "repeat" else 0)
+    tries, result = 1, train_once()
+    while result.status == "disturbed" and tries < most:
+        tries, result = tries + 1, train_once()
+    return tries, result

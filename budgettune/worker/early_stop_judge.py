@@ -73,3 +73,14 @@ class TrialJudge:
             beaten = any(rival.beats(result.train_seconds, result.test_accuracy) for rival in self._rivals_then)
             note = replace(note, stopped=False, wrong=not beaten)
         return replace(result, stopping=note)
+
+
+def judge_of(study: StudyHandle, machine_key: str | None) -> Callable[[Claim], TrialJudge | None]:
+    """Return what makes the judge of each of a study's trials; it makes none where the study lets all run to their end.
+
+    All compare with one list of finished trials, those of a kind of machine (None for any).
+    """
+    if study.spec.stopping.rule == "none":
+        return lambda claim: None
+    finished = FinishedTrials(study, machine_key)
+    return lambda claim: TrialJudge(study.spec, claim, finished.known)

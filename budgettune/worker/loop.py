@@ -5,24 +5,27 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import NoReturn
+from typing import Any, NoReturn, Protocol
 
 from budgettune.errors import (
     BudgetTuneError,
     DataError,
     DeviceLost,
     Interrupted,
+    ProgramFailed,
     StopRequested,
     StorageBusy,
     StorageError,
     StorageReadOnly,
     StudyNotFound,
     TrialFailed,
+    TrialMisused,
     UsageError,
 )
-from budgettune.records import Claim, TrialResult
+from budgettune.records import Claim, MachineInfo, TrialResult
+from budgettune.spec.study_spec import StudySpec
 from budgettune.spec.trust import Trust
 from budgettune.storage.patience import pauses, say_again_in
 from budgettune.storage.trials import trial_records
@@ -30,12 +33,10 @@ from budgettune.storage.url import parse_url
 from budgettune.study.handle import StudyHandle, load_study
 from budgettune.study.summary import study_names
 from budgettune.text import warn_once
-from budgettune.training.device import Device, pick_device
-from budgettune.training.session import DataCache, follow_rank_0, prepare_process, undisturbed
-from budgettune.training.team import Team, torchrun_store
-from budgettune.worker.early_stop_judge import FinishedTrials, TrialJudge
+from budgettune.trial.stopwatch import undisturbed
+from budgettune.worker.early_stop_judge import TrialJudge, judge_of
 from budgettune.worker.options import Listener, Ranks, WorkerOptions, WorkerSummary
-from budgettune.worker.probing import probe_study
+from budgettune.worker.own_code import OwnCode
 from budgettune.worker.signals import StopFlag
 from budgettune.worker.spool import Spool
 from budgettune.worker.watchdog import Heartbeat, TrialLimit, leave_hung
@@ -45,6 +46,36 @@ logger = logging.getLogger(__name__)
 # Unexpected failures after which a worker blames itself or the study's code, and stops using up attempts.
 FAILURES_IN_A_ROW = 5
 NO_ANSWER = "answers this process no more"  # by which a slot's rows tell that a device was lost with it
+
+
+def foreign_machine(study: StudyHandle, own_key: str, allow_mixed: bool) -> str | None:
+    """Return in a sentence that a study takes its times on another kind of machine, None where it does not."""
+    machine_key = None if allow_mixed else study.machine_key()
+    if machine_key in (None, own_key):
+        return None
+    return (
+        f"study {study.name!r} takes its times on {machine_key}, and this worker is {own_key}: run it on "
+        f"such a machine (--threads tells how many of a CPU's), or mix their times knowingly with --allow-mixed"
+    )
+
+
+class Trainer(Protocol):
+    """What trains the trials of a worker: `BuiltIn`, or `OwnCode`.
+
+    Attributes:
+        device: that it trains on, by its name.
+        is_broken: whether the device may wait for good for a process that has left.
+    """
+
+    device: str
+
+    @property
+    def is_broken(self) -> bool: ...
+    def machine(self, spec: StudySpec) -> MachineInfo: ...
+    def probe(self, study: StudyHandle, limit_seconds: float, should_stop: Callable[[], bool]) -> None: ...
+    def train(self, spec: StudySpec, params: dict[str, Any], *, seed: int, **hooks: Any) -> TrialResult: ...
+    def is_lost(self) -> bool: ...
+    def close(self) -> None: ...
 
 
 def failure_of(error: Exception) -> tuple[str, str]:
@@ -89,31 +120,41 @@ class _Worker:
     spool: Spool = field(default_factory=Spool)
     _in_a_row: int = 0
     _handles: dict[str, StudyHandle] = field(default_factory=dict)
-    _finished: dict[int, FinishedTrials] = field(default_factory=dict)
+    _judges: dict[int, Callable[[Claim], TrialJudge | None]] = field(default_factory=dict)
     _probed: set[str] = field(default_factory=set)
     _refused: set[str] = field(default_factory=set)
     _left_out: tuple[str, ...] = ()
+    _trainers: dict[str, Trainer] = field(default_factory=dict)
     _troubled: dict[str, None] = field(default_factory=dict)
     _has_answered: bool = False
     _waits: Iterator[float] | None = None
 
     def run(self) -> WorkerSummary:
         parse_url(self.url)  # one that cannot be read is not waited for
-        ranks, usual = Ranks.of_torchrun(), self.options.gpus_per_trial
-        self.device = pick_device(self.options.device)
-        if ranks is not None and self.device.type == "cuda":
-            self.device = pick_device(f"cuda:{ranks.on_this_box}")
         self.trust = Trust.of_database(self.url, self.options.allow_import, self.options.allow_root)
-        store = None if ranks is None else torchrun_store()
+        ranks = Ranks.of_torchrun()
         if ranks is not None and ranks.rank > 0:
-            follow_rank_0(store, ranks.rank, ranks.size, self.device, self.trust)
+            from budgettune.worker.built_in import follow_torchrun
+
+            follow_torchrun(ranks, self.options, self.trust)
             return WorkerSummary(completed=0, failed=0, signal_number=None, follows=True)
-        self.data = DataCache(self.device, self.trust)
-        _, self.witness = prepare_process(self.device, self.options.threads)
-        usual = (usual or 1) if ranks is None else ranks.size
-        self.team = Team(self.device, self.trust, usual=usual, is_fixed=self.device.type == "cuda", store=store)
-        with closing(self.team):
+        try:
             return self._until_nothing_is_left()
+        finally:
+            for trainer in self._trainers.values():
+                trainer.close()
+
+    def _trainer(self, study: StudyHandle) -> Trainer:
+        """Return what trains a study: torch is loaded for the built-in training alone."""
+        kind = "own code" if study.spec.train.is_own_code else "built-in"
+        if kind not in self._trainers:
+            if kind == "own code":
+                self._trainers[kind] = OwnCode(self.options, self.trust)
+            else:
+                from budgettune.worker.built_in import BuiltIn
+
+                self._trainers[kind] = BuiltIn(self.options, self.trust)
+        return self._trainers[kind]
 
     def _until_nothing_is_left(self) -> WorkerSummary:
         began = time.monotonic()
@@ -204,16 +245,10 @@ class _Worker:
 
     def _refusal(self, study: StudyHandle) -> str | None:
         try:
-            own_key = self.team.machine(study.spec).key
+            own_key = self._trainer(study).machine(study.spec).key
         except UsageError as error:
             return f"study {study.name!r}: {error}"
-        machine_key = None if self.options.allow_mixed else study.machine_key()
-        if machine_key in (None, own_key):
-            return None
-        return (
-            f"study {study.name!r} takes its times on {machine_key}, and this worker is {own_key}: run it on "
-            f"such a machine (--threads tells how many of a CPU's), or mix their times knowingly with --allow-mixed"
-        )
+        return foreign_machine(study, own_key, self.options.allow_mixed)
 
     def _claim(self, study: StudyHandle) -> Claim | None:
         """Return an open trial of a study, looking for lost ones only where none is waiting."""
@@ -234,19 +269,8 @@ class _Worker:
         if limit_seconds is None or study.name in self._probed:
             return
         self._probed.add(study.name)
-        if self.team.processes(study.spec) > 1:
-            logger.warning("study %r: not probed, because a probe times one process", study.name)
-            return
         with suppress(StopRequested), self.stop.interrupting():
-            probe_study(
-                study.engine,
-                study.study_id,
-                study.spec,
-                self.device,
-                limit_seconds=limit_seconds,
-                should_stop=lambda: self.stop.is_set,
-                say=logger.info,
-            )
+            self._trainer(study).probe(study, limit_seconds, lambda: self.stop.is_set)
 
     def _work_on(self, study: StudyHandle, claim: Claim) -> None:
         self.listener.claimed(study, claim)
@@ -266,12 +290,13 @@ class _Worker:
                 if isinstance(error, DeviceLost):
                     self._record_failure(study, claim, error)
                     raise
-                if self.team.is_broken:
+                trainer = self._trainer(study)
+                if trainer.is_broken:
                     self._record_failure(study, claim, error)
                     raise DeviceLost(
-                        f"{self.device} waits for a process that is gone: start the worker again"
+                        f"{trainer.device} waits for a process that is gone: start the worker again"
                     ) from error
-                if Device(self.device).is_lost():
+                if trainer.is_lost():
                     self._leave_device(study, claim, error)
                 self._record_failure(study, claim, error)
             else:
@@ -301,31 +326,24 @@ class _Worker:
 
     def _train_once(self, study: StudyHandle, claim: Claim, should_stop: Callable[[], bool]) -> TrialResult:
         spec = study.spec
-        config = spec.resolve(claim.params)
-        self.trust.check_files(config)
-        data, load_seconds = self.data.get(config.data)
         judge = self._judge_of(study, claim)
-        result = self.team.train(
+        result = self._trainer(study).train(
             spec,
             claim.params,
             seed=claim.seed,
-            data=data,
-            load_seconds=load_seconds,
-            witness=self.witness,
             should_stop=should_stop,
             on_epoch=lambda record: self.listener.epoch(claim, spec, record),
             ends_early=judge.ends_early if judge else lambda record: False,
             on_hang=lambda error: leave_hung(lambda: study.fail(claim, *failure_of(error))),
-        ).result
+        )
         return judge.with_note(result) if judge else result
 
     def _judge_of(self, study: StudyHandle, claim: Claim) -> TrialJudge | None:
         """Return what judges a trial as it runs, None where its study lets all trials run to their end."""
-        if study.spec.stopping.rule == "none":
-            return None
-        machine_key = None if self.options.allow_mixed else self.team.machine(study.spec).key
-        finished = self._finished.setdefault(study.study_id, FinishedTrials(study, machine_key))
-        return TrialJudge(study.spec, claim, finished.known)
+        if study.study_id not in self._judges:
+            machine_key = None if self.options.allow_mixed else self._trainer(study).machine(study.spec).key
+            self._judges[study.study_id] = judge_of(study, machine_key)
+        return self._judges[study.study_id](claim)
 
     def _deliver(self, study: StudyHandle, claim: Claim, result: TrialResult) -> None:
         allow_mixed, patience_seconds = self.options.allow_mixed, self.options.patience_seconds
@@ -352,7 +370,7 @@ class _Worker:
         attempt. Every further time does, or a configuration that breaks GPUs would go round for ever.
         """
         said = f"{type(error).__name__}: {error}".splitlines()[0]
-        lost = DeviceLost(f"{self.device} {NO_ANSWER} ({said}): start the worker again")
+        lost = DeviceLost(f"{self._trainer(study).device} {NO_ANSWER} ({said}): start the worker again")
         failed = trial_records(study.engine, study.study_id, states=["FAIL"], documents=False)
         reasons = [one.failure or "" for one in failed if (one.cell, one.repeat) == claim.slot]
         if any(NO_ANSWER in reason for reason in reasons):
@@ -368,7 +386,7 @@ class _Worker:
         self.listener.failed(claim, message)
 
     def _record_failure(self, study: StudyHandle, claim: Claim, error: Exception) -> None:
-        expected = isinstance(error, BudgetTuneError)
+        expected = isinstance(error, BudgetTuneError) and not isinstance(error, (TrialMisused, ProgramFailed))
         kind, message = failure_of(error)
         if not expected:
             logger.exception("trial %d failed", claim.number)

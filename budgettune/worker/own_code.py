@@ -1,0 +1,219 @@
+"""Training code of the study's own as a worker uses it: a function is called, a program is started."""
+
+from __future__ import annotations
+
+import gc
+import os
+import pickle
+import random
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from budgettune.errors import BudgetTuneError, OutOfMemory, SpecError, UsageError
+from budgettune.files import replacing
+from budgettune.machine.fingerprint import THREAD_VARIABLES, default_threads, fingerprint
+from budgettune.machine.gpu import named_gpus
+from budgettune.machine.witness import Witness, witness_for
+from budgettune.records import EpochRecord, MachineInfo, TrialResult
+from budgettune.spec.study_spec import StudySpec
+from budgettune.spec.trust import Trust, contained
+from budgettune.study.handle import StudyHandle
+from budgettune.text import message_of
+from budgettune.trial.checkpoint import NOWHERE, Checkpoint
+from budgettune.trial.trial import ALONE, Outside, Terms, Trained, Trial
+from budgettune.worker.options import Ranks, WorkerOptions
+
+
+def save_own(path: str | Path, trained: Trained, spec: StudySpec, params: Mapping[str, Any]) -> None:
+    """Write state, spec, params and result as a pickle of plain values and of whatever the code has saved.
+
+    Raises:
+        UsageError: where it cannot be written.
+    """
+    document = {
+        "state": trained.model,
+        "spec": spec.to_document(),
+        "params": dict(params),
+        "result": trained.result.to_json(),
+    }
+    try:
+        content = pickle.dumps(document)
+        with replacing(Path(path)) as file:
+            file.write(content)
+    except OSError as error:
+        raise UsageError(f"file {path} cannot be written: {error.strerror}") from error
+    except Exception as error:
+        raise UsageError(
+            f"what the code saved cannot be written ({message_of(error)}): save what pickle takes"
+        ) from error
+
+
+class OwnCode:
+    """Trains a study's own function or program. It loads no torch; the function may.
+
+    Attributes:
+        device: that trials are told to train on: cpu, cuda:0, …
+
+    Raises:
+        UsageError: where this box has no such device.
+    """
+
+    is_broken = False
+
+    def __init__(self, options: WorkerOptions, trust: Trust) -> None:
+        if Ranks.of_torchrun() is not None:
+            raise UsageError(
+                "torchrun started several workers, and own training code starts its processes itself: "
+                "put torchrun into train.command, and start one worker"
+            )
+        self._trust = trust
+        self._threads = options.threads or default_threads()
+        self.device, name, uuid = _pick(options.device)
+        self._machine = fingerprint(
+            device=self.device.partition(":")[0], threads=self._threads, device_name=name, device_uuid=uuid
+        )
+
+    def machine(self, spec: StudySpec) -> MachineInfo:
+        """Return the machine that the trials of a study are timed on."""
+        return self._machine
+
+    def witness(self) -> Witness:
+        """Return who watches the device."""
+        return witness_for(self.device, threads=self._threads, device_uuid=self._machine.device_uuid)
+
+    def probe(self, study: StudyHandle, limit_seconds: float, should_stop: Callable[[], bool]) -> None:
+        """Do nothing: own code has no step that could be taken outside a trial."""
+
+    def train(
+        self,
+        spec: StudySpec,
+        params: Mapping[str, Any],
+        *,
+        seed: int,
+        should_stop: Callable[[], bool] = lambda: False,
+        on_epoch: Callable[[EpochRecord], None] = lambda record: None,
+        ends_early: Callable[[EpochRecord], bool] = lambda record: False,
+        checkpoint: Checkpoint = NOWHERE,
+        **_: Any,
+    ) -> TrialResult:
+        """Train one configuration; the arguments are those of `Outside`, and where a half-trained trial is kept.
+
+        Raises:
+            SpecError: where the code is not there.
+            UsageError: where this machine does not allow its package.
+            TrialFailed: where it cannot go on.
+        """
+        outside = Outside(should_stop=should_stop, on_epoch=on_epoch, ends_early=ends_early)
+        return self.trained(spec, params, seed, outside, checkpoint).result
+
+    def trained(
+        self,
+        spec: StudySpec,
+        params: Mapping[str, Any],
+        seed: int,
+        outside: Outside = ALONE,
+        checkpoint: Checkpoint = NOWHERE,
+    ) -> Trained:
+        """Train one configuration, and return the result with what its code saved last; errors are those of `train`."""
+        config = spec.resolve(params)
+        with _threads(self._threads):
+            function = self._function(config.train.loop or "")
+            trial = Trial(Terms.of(config, seed, self.device), outside, checkpoint=checkpoint)
+            with watched(self.witness(), trial, self._machine) as finish, contained(), memory_named():
+                _start_chance(seed)
+                function(trial)
+            result, saved = finish(), trial.saved
+        del trial
+        _free()
+        return Trained(result, saved)
+
+    def _function(self, name: str) -> Callable[[Trial], object]:
+        function: Callable[[Trial], object] = self._trust.import_code(name)
+        if not callable(function):
+            raise SpecError(f"train.loop: {name} is a {type(function).__name__}: name a function that takes a trial")
+        return function
+
+    def is_lost(self) -> bool:
+        """Whether the code's GPU answers this process no more."""
+        if self.device == "cpu" or "torch" not in sys.modules:
+            return False
+        from budgettune.training.device import Device
+
+        return Device(self.device).is_lost()
+
+    def close(self) -> None:
+        """Do nothing: nothing stays between trials."""
+
+
+@contextmanager
+def watched(witness: Witness, trial: Trial, machine: MachineInfo) -> Iterator[Callable[[], TrialResult]]:
+    """Watch the clock inside; yields what returns the result afterwards."""
+    verdict: tuple[str, Mapping[str, Any]] = ("unverified", {})
+    witness.start()
+    try:
+        yield lambda: trial.result(machine, *verdict)
+    finally:
+        verdict = witness.stop()
+
+
+@contextmanager
+def memory_named() -> Iterator[None]:
+    """Raise an error of full memory, of Python or of torch, as OutOfMemory."""
+    try:
+        yield
+    except BudgetTuneError:
+        raise
+    except Exception as error:
+        if isinstance(error, MemoryError) or type(error).__name__ in ("OutOfMemoryError", "XlaRuntimeOutOfMemory"):
+            said = str(error).splitlines()[0] if str(error) else "no memory is left"
+            raise OutOfMemory(f"{type(error).__name__}: {said}") from None
+        raise
+
+
+def _start_chance(seed: int) -> None:
+    """Begin the generators of the process with a trial's seed, those of loaded libraries too."""
+    random.seed(seed)
+    if (numpy := sys.modules.get("numpy")) is not None:
+        numpy.random.seed(seed % 2**32)
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.manual_seed(seed)
+
+
+def _free() -> None:
+    """Give back what a trial held before the next one begins."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        with suppress(Exception):  # a device that is lost
+            torch.cuda.empty_cache()
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Have libraries compute with so many threads: those that are loaded, and those that the code loads."""
+    for name in THREAD_VARIABLES:
+        os.environ.setdefault(name, str(count))
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.set_num_threads(count)
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(count):
+        yield
+
+
+def _pick(name: str) -> tuple[str, str | None, str | None]:
+    """Return the device that an option stands for, with its name and its UUID where it is a GPU."""
+    match = re.fullmatch(r"auto|cpu|cuda(?::(\d+))?", name)
+    if match is None:
+        raise UsageError(f"device {name!r} is unknown: use auto, cpu, cuda or cuda:N")
+    gpus = [] if name == "cpu" else named_gpus()
+    index = int(match[1] or 0)
+    if index < len(gpus):
+        return f"cuda:{index}", *gpus[index]
+    if name.startswith("cuda"):
+        raise UsageError(f"device {name} is not here; this box has {len(gpus)} CUDA devices: use --device cpu")
+    return "cpu", None, None

@@ -1,0 +1,58 @@
+"""Training code of one's own, as tests name it in `[train] loop`. No torch."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+STEPS = 5
+
+
+def train(trial):
+    """Walk towards x, a step at a time; what `misbehave` says happens in the second epoch."""
+    p = trial.params
+    place = trial.restored or {"at": 0.0, "moves": []}
+    for epoch in trial.epochs():
+        with trial.clock():
+            for _ in range(STEPS):
+                time.sleep(p.get("step_seconds", 0.0))
+                place["at"] += 0.1 * (p["x"] - place["at"])
+                place["moves"].append((epoch, trial.seed))
+                if not trial.step(8, abs(p["x"] - place["at"])):
+                    break
+        if epoch == 1:
+            misbehave(trial, p.get("misbehave", ""))
+        trial.report(distance=abs(p["x"] - place["at"]), moves=len(place["moves"]))
+        trial.save(place)
+    trial.describe(weights_sha256=repr(place["moves"]) + repr(place["at"]))
+
+
+def misbehave(trial, how):
+    if how == "raise":
+        raise ValueError("no such optimizer")
+    if how == "memory":
+        raise MemoryError
+    if how == "nan":
+        trial.report(distance=float("nan"))
+    if how == "misuse":
+        trial.step()
+    if how == "exit":
+        raise SystemExit(3)
+    if how == "kill once" and not (marker := Path(os.environ["MARKER"] + str(trial.seed))).exists():
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def nothing(trial):
+    """Train nothing at all."""
+
+
+def stepless(trial):
+    """Train without saying steps."""
+    for _ in trial.epochs():
+        with trial.clock():
+            time.sleep(0.001)
+        trial.report(distance=1.0)
+
+
+not_a_function = 3

@@ -1,0 +1,281 @@
+"""`Trial`: the clock, the length, the curve, and what is said to code that uses it as it cannot be used."""
+
+import math
+
+import pytest
+
+from budgettune.errors import Interrupted, NonFiniteLoss, TrialMisused
+from budgettune.machine.fingerprint import fingerprint
+from budgettune.spec.objective import ObjectiveSpec
+from budgettune.trial.trial import ALONE, Outside, Terms, Trial
+
+MACHINE = fingerprint(device="cpu", threads=1)
+BITS = ObjectiveSpec(name="bits per byte", direction="minimize")
+
+
+class Clock:
+    """Seconds that pass where a test says so."""
+
+    def __init__(self):
+        self.now = 100.0
+
+    def __call__(self):
+        return self.now
+
+    def sleep(self, seconds):
+        self.now += seconds
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+def make(clock, outside=ALONE, **terms):
+    terms = {"params": {"lr": 0.1}, "seed": 7, "epochs": 3, **terms}
+    return Trial(Terms(**terms), outside, clock)
+
+
+def run(trial, clock, *, steps=4, step_seconds=1.0, evaluation_seconds=10.0, accuracy=0.5):
+    for epoch in trial.epochs():
+        with trial.clock():
+            for _ in range(steps):
+                clock.sleep(step_seconds)
+                if not trial.step(32, loss=2.0):
+                    break
+        clock.sleep(evaluation_seconds)
+        trial.report(accuracy=accuracy + epoch / 100)
+    return trial
+
+
+def test_the_clock_counts_what_is_inside_it_and_nothing_else(clock):
+    trial = make(clock)
+    clock.sleep(50)
+    with trial.aside("load"):
+        clock.sleep(20)
+    result = run(trial, clock).result(MACHINE)
+    assert result.train_seconds == pytest.approx(12)
+    assert (result.phases.step, result.phases.build, result.phases.evaluate) == pytest.approx((12, 50, 30))
+    assert dict(result.phases.asides) == {"load": pytest.approx(20)}
+    assert [record.train_seconds for record in result.curve] == pytest.approx([4, 8, 12])
+    assert [record.value for record in result.curve] == pytest.approx([0.5, 0.51, 0.52])
+    assert (result.epochs, result.steps, result.samples, result.value) == (3, 12, 384, 0.52)
+    assert result.step_ms_median == pytest.approx(1000)
+    assert result.curve[0].loss == 2.0
+    assert result.seed == 7
+
+
+def test_several_clocks_of_an_epoch_add_up(clock):
+    trial = make(clock, epochs=1)
+    for _ in trial.epochs():
+        for _ in range(3):
+            with trial.clock():
+                clock.sleep(2)
+            clock.sleep(5)
+        trial.report(accuracy=1)
+    assert trial.result(MACHINE).train_seconds == pytest.approx(6)
+
+
+def test_what_code_does_not_say_is_absent(clock):
+    trial = make(clock, epochs=1)
+    for _ in trial.epochs():
+        with trial.clock():
+            clock.sleep(1)
+        trial.report(accuracy=0.5)
+    result = trial.result(MACHINE)
+    absent = ("steps", "samples", "parameters", "multiply_adds", "peak_memory_mb", "step_ms_median", "keep_fraction")
+    assert [getattr(result, name) for name in absent] == [None] * len(absent)
+    assert (result.curve[0].loss, result.curve[0].samples) == (None, None)
+
+
+def test_what_code_describes_is_in_its_columns_and_the_rest_beside_them(clock):
+    trial = make(clock)
+    trial.describe(parameters=12, kind="linear")
+    result = run(trial, clock).result(MACHINE)
+    assert (result.parameters, dict(result.architecture)) == (12, {"kind": "linear"})
+
+
+@pytest.mark.parametrize("budget_seconds", [7.0, 7.4, 7.6, 9.9])
+def test_a_budget_ends_within_half_a_step_and_progress_with_it(clock, budget_seconds):
+    trial = make(clock, epochs=None, budget_seconds=budget_seconds)
+    seen = []
+    for _ in trial.epochs():
+        with trial.clock():
+            for _ in range(4):
+                seen.append(trial.progress)
+                clock.sleep(1.0)
+                if not trial.step():
+                    break
+        clock.sleep(10)
+        trial.report(accuracy=0.5)
+    assert abs(trial.result(MACHINE).train_seconds - budget_seconds) <= 0.5
+    assert seen == sorted(seen)
+    assert seen[0] == 0.0
+    assert seen[-1] >= 0.9
+
+
+def test_progress_goes_by_steps_of_epochs(clock):
+    trial, seen = make(clock, epochs=2), []
+    for _ in trial.epochs(steps=4):
+        with trial.clock():
+            for _ in range(4):
+                seen.append(trial.progress)
+                trial.step()
+        trial.report(accuracy=0.5)
+    assert seen == [0, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4, 7 / 8]
+
+
+def test_the_last_epoch_is_known_where_epochs_are(clock):
+    trial, last = make(clock), []
+    for _ in trial.epochs():
+        with trial.clock():
+            trial.step()
+        last.append(trial.is_last_epoch)
+        if trial.is_last_epoch:
+            trial.report(accuracy=0.5)
+    assert last == [False, False, True]
+    assert [record.value for record in trial.result(MACHINE).curve] == [None, None, 0.5]
+
+
+def test_an_objective_by_its_name_and_further_numbers(clock):
+    trial = make(clock, epochs=1, objective=BITS)
+    for _ in trial.epochs():
+        with trial.clock():
+            trial.step()
+        trial.report(bits_per_byte=2.5, memory=12)
+    result = trial.result(MACHINE)
+    assert (result.value, dict(result.measures), dict(result.curve[0].measures)) == (
+        2.5,
+        {"memory": 12},
+        {"memory": 12},
+    )
+
+
+def test_it_ends_where_the_rule_of_the_study_says_so(clock):
+    trial = run(make(clock, Outside(ends_early=lambda record: record.epoch == 1)), clock)
+    assert trial.result(MACHINE).epochs == 2
+
+
+def test_code_may_end_it_itself(clock):
+    trial = make(clock)
+    for _ in trial.epochs():
+        with trial.clock():
+            trial.step()
+        trial.report(accuracy=0.9)
+        break
+    assert trial.is_whole
+    assert trial.result(MACHINE).epochs == 1
+
+
+def test_a_stop_is_heard_at_a_step_and_before_an_epoch(clock):
+    asked = []
+    trial = make(clock, Outside(should_stop=lambda: len(asked) > 2))
+    with pytest.raises(Interrupted):
+        for _ in trial.epochs():
+            with trial.clock():
+                asked.append(trial.step())
+                asked.append(trial.step())
+    assert len(asked) == 3
+    with pytest.raises(Interrupted):
+        next(make(clock, Outside(should_stop=lambda: True)).epochs())
+
+
+def body(*calls, epochs=1, **terms):
+    """Return training code that makes some calls in each epoch, and the trial that it trained."""
+
+    def train(clock):
+        trial = make(clock, epochs=epochs, **terms)
+        for _ in trial.epochs():
+            for call in calls:
+                call(trial)
+        return trial.result(MACHINE)
+
+    return train
+
+
+def tick(trial):
+    with trial.clock():
+        trial.step()
+
+
+def inside(call):
+    def clocked(trial):
+        with trial.clock():
+            call(trial)
+
+    return clocked
+
+
+def said(trial):
+    trial.report(accuracy=0.5)
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        (body(said), "the clock never ran in epoch 0: train inside `with trial.clock():`"),
+        (body(), "the clock never ran in epoch 0"),
+        (body(tick), "the last epoch was not reported: call trial.report(accuracy=…) where trial.is_last_epoch"),
+        (body(tick, said, said), "trial.report() twice in epoch 0"),
+        (body(tick, said, tick), "the clock runs after trial.report(): report once, at the end of an epoch"),
+        (body(inside(said)), "trial.report() inside trial.clock(): evaluate after the clock, or it is charged"),
+        (body(inside(tick)), "trial.clock() inside trial.clock(): the clock runs already"),
+        (body(lambda trial: trial.step()), "trial.step() outside of trial.clock(): steps are what the clock counts"),
+        (body(inside(lambda trial: trial.aside("load").__enter__())), "trial.aside('load') inside trial.clock()"),
+        (
+            body(tick, lambda trial: trial.report(accuracy=93)),
+            "trial.report(accuracy=93): an accuracy is a share from 0",
+        ),
+        (
+            body(tick, lambda trial: trial.report(loss=1)),
+            "trial.report() tells loss, and the study's objective is test",
+        ),
+        (body(tick, lambda trial: trial.report()), "trial.report() tells nothing, and the study's objective is test"),
+        (
+            body(tick, said, objective=BITS),
+            "trial.report() tells accuracy, and the study's objective is bits per byte: ",
+        ),
+        (body(tick, lambda trial: trial.report(accuracy="x")), "trial.report(accuracy=…): str is no number"),
+        (
+            body(tick, lambda trial: next(trial.epochs())),
+            "trial.epochs() is called twice: go through the epochs in one",
+        ),
+        (
+            lambda clock: make(clock).result(MACHINE),
+            "the code has ended without an epoch: train in `for epoch in trial",
+        ),
+        (lambda clock: inside(said)(make(clock)), "trial.clock() outside of an epoch: call it in `for epoch in trial"),
+        (
+            lambda clock: said(make(clock)),
+            "trial.report() outside of an epoch: call it in `for epoch in trial.epochs():`",
+        ),
+    ],
+)
+def test_misuse_is_one_clear_sentence(clock, train, message):
+    with pytest.raises(TrialMisused) as caught:
+        train(clock)
+    assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    "call", [lambda trial: trial.report(accuracy=math.nan), lambda trial: trial.report(accuracy=0.5, x=math.inf)]
+)
+def test_a_number_that_is_none_fails_the_trial_as_diverged(clock, call):
+    with pytest.raises(NonFiniteLoss, match=r"the code reports (accuracy|x) = (nan|inf)"):
+        body(tick, call)(clock)
+
+
+def test_so_does_a_loss(clock):
+    with pytest.raises(NonFiniteLoss, match="the loss of epoch 0 is nan"):
+        body(inside(lambda trial: trial.step(8, math.nan)), said)(clock)
+
+
+def test_an_error_inside_the_clock_stops_it(clock):
+    trial = make(clock)
+    with pytest.raises(ZeroDivisionError):
+        for _ in trial.epochs():
+            with trial.clock():
+                clock.sleep(1)
+                1 / 0  # noqa: B018
+    clock.sleep(100)
+    assert trial._watch.elapsed() == pytest.approx(1)
