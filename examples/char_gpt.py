@@ -103,4 +103,4 @@ def train(trial):
         trial.save(
             {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "generator": generator.get_state()}
         )
-    trial.describe(parameters=sum(each.numel() for each in model.parameters()))
+    trial.describe(model)

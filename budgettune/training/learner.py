@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -95,15 +94,6 @@ def make_optimizer(config: TrainSpec, model: nn.Module, *, captures: bool = Fals
         True  # torch would advise against it, but fused steps cost the same
     )
     return optimizer
-
-
-def weights_sha256(model: nn.Module) -> str:
-    """Return a hash of all weights and buffers: equal where two trainings gave identical models."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 class Learner:

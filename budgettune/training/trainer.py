@@ -27,10 +27,11 @@ from budgettune.training.data.load import ImageData, augment
 from budgettune.training.device import Device
 from budgettune.training.feed import Feed
 from budgettune.training.group import ALONE, Alone
-from budgettune.training.learner import Batch, Learner, weights_sha256
+from budgettune.training.learner import Batch, Learner
 from budgettune.training.passes import ModelPasses
 from budgettune.training.pruning import EpochPlan, make_strategy
 from budgettune.training.resnet import count_parameters
+from budgettune.trial.accelerator import weights_sha256
 from budgettune.trial.schedule import BudgetProgress, EpochProgress, Progress, learning_rate
 from budgettune.trial.stopwatch import Stopwatch
 from budgettune.trial.trial import Trained

@@ -1,7 +1,11 @@
-"""The device that own training code works on, as far as a clock must know it. Nothing is imported for it."""
+"""What a trial must know of torch, where its code has loaded it: when a GPU is done, which weights a model has.
+
+Nothing is imported for it.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections import deque
 from typing import Any
@@ -48,3 +52,12 @@ class Accelerator:
 def _uses_mps(torch: Any) -> bool:
     mps = getattr(torch, "mps", None)
     return bool(mps is not None and torch.backends.mps.is_available() and mps.driver_allocated_memory())
+
+
+def weights_sha256(model: Any) -> str:
+    """Return a hash of all weights and buffers of a torch module: equal where two trainings gave identical models."""
+    digest, torch = hashlib.sha256(), sys.modules["torch"]
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

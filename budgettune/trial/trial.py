@@ -18,7 +18,7 @@ from budgettune.errors import Interrupted, NonFiniteLoss, TrialFailed, TrialMisu
 from budgettune.records import EpochRecord, MachineInfo, PhaseSeconds, TrialResult
 from budgettune.spec.objective import ObjectiveSpec
 from budgettune.spec.study_spec import StudySpec
-from budgettune.trial.accelerator import Accelerator
+from budgettune.trial.accelerator import Accelerator, weights_sha256
 from budgettune.trial.checkpoint import NOWHERE, Checkpoint, HalfTrained
 from budgettune.trial.schedule import BudgetProgress, EpochProgress, Progress
 from budgettune.trial.stopwatch import Stopwatch
@@ -312,8 +312,14 @@ class Trial:
             raise self._misused("trial.save() inside trial.clock(): save after the clock, or it is charged")
         self.saved, self._to_save = state, True
 
-    def describe(self, **facts: Any) -> None:
-        """Tell facts of the model: those in `FACTS`, which people sort by, and any other that JSON can hold."""
+    def describe(self, model: Any = None, **facts: Any) -> None:
+        """Tell facts of the model: those in `FACTS`, which people sort by, and any other that JSON can hold.
+
+        Of a torch module the parameters are counted, and its weights are hashed.
+        """
+        if model is not None:
+            self._facts["parameters"] = sum(parameter.numel() for parameter in model.parameters())
+            self._facts["weights_sha256"] = weights_sha256(model)
         self._facts |= facts
 
     # --- for who runs it --------------------------------------------------------------------------------------------

@@ -56,3 +56,22 @@ def stepless(trial):
 
 
 not_a_function = 3
+
+
+def sleepy(trial):
+    """Sleep for 0.2 s or more where `where` says, and tell how long that was by a clock of its own."""
+    slept = {"inside": 0.0, "outside": 0.0}
+
+    def sleep(place, side):
+        began = time.perf_counter()
+        time.sleep(0.2 if trial.params["where"] == place else 0.02 * (side == "inside"))
+        slept[side] += time.perf_counter() - began
+
+    sleep("setup", "outside")
+    sleep("setup", "outside")
+    for _ in trial.epochs():
+        with trial.clock():
+            sleep("step", "inside")
+            trial.step()
+        sleep("evaluation", "outside")
+        trial.report(distance=1.0, inside_seconds=slept["inside"], outside_seconds=slept["outside"])

@@ -16,9 +16,9 @@ from budgettune.spec.study_spec import StudySpec, load_spec
 from budgettune.spec.trust import Trust
 from budgettune.training.data.load import load_data
 from budgettune.training.group import Group
-from budgettune.training.learner import weights_sha256
 from budgettune.training.team import Team, together
 from budgettune.training.trainer import TrainingRun, train
+from budgettune.trial.accelerator import weights_sha256
 from tests.support.studies import result
 
 SMALL = [

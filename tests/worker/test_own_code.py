@@ -126,3 +126,19 @@ def test_a_stop_in_a_step_hands_the_trial_back(storage_url, tmp_path):
         worker.send_signal(signal.SIGTERM)
         worker.wait(timeout=60)
     assert [(one.state, one.attempt) for one in records(study)] == [("FAIL", 1), ("WAITING", 1)]
+
+
+def test_sleeps_are_on_the_clock_where_they_are_inside_it_and_nowhere_else(tmp_path):
+    url = f"sqlite:///{tmp_path / 'own.db'}"
+    train = {"loop": "tests.support.own_training:sleepy", "epochs": 2}
+    study = make(url, train=train, params={}, search={"params.where": ["nowhere", "setup", "evaluation", "step"]})
+    run_worker(url, study.name, OPTIONS)
+    for record in records(study):
+        inside, outside = record.measures["inside_seconds"], record.measures["outside_seconds"]
+        assert record.train_seconds == pytest.approx(inside, rel=0.01)
+        assert (inside > 0.4, outside > 0.4) == {
+            "nowhere": (False, False),
+            "setup": (False, True),
+            "evaluation": (False, True),
+            "step": (True, False),
+        }[record.params["params.where"]]
