@@ -14,10 +14,11 @@ from budgettune.spec.study_spec import load_spec
 from budgettune.spec.tables import ModelSpec
 from budgettune.spec.trust import Trust
 from budgettune.training.data.load import load_data
-from budgettune.training.learner import build_model, weights_sha256
+from budgettune.training.learner import build_model
 from budgettune.training.named_models import build_named, check_name
 from budgettune.training.session import save_model
 from budgettune.training.trainer import train
+from budgettune.trial.accelerator import weights_sha256
 
 TORCHVISION = (
     "resnet18",
