@@ -135,8 +135,7 @@ class StudySpec(SpecModel):
         document = self.model_dump(mode="json", exclude_none=True, exclude={"search", "sampler", "conditions"})
         # The strategy last: it takes out what another needs.
         for key, value in sorted(params.items(), key=lambda item: full_key(item[0]) == "pruning.strategy"):
-            default = self.params.get(key.removeprefix("params."))
-            whole = isinstance(default, float) and type(value) is int  # a list may say 1 for 1.0
+            whole = isinstance(self._default(key), float) and type(value) is int  # a list may say 1 for 1.0
             set_value(document, full_key(key), float(value) if whole else value, prefix="params: ")
         return StudySpec.from_document(document, "params")
 
@@ -173,6 +172,10 @@ class StudySpec(SpecModel):
         wanted = {key for key in self.search if holds(self.conditions.get(key, {}), params)}
         return params.keys() == wanted
 
+    def _default(self, key: str) -> Scalar | None:
+        """Return what `[params]` has for a searched key, None where it has nothing."""
+        return self.params.get(key.removeprefix("params.")) if key.startswith("params.") else None
+
     @property
     def model_names(self) -> tuple[str, ...]:
         """Every model that a trial may have."""
@@ -191,7 +194,7 @@ class StudySpec(SpecModel):
             f"write {float(axis.low)} for all between"
             for key, axis in self.search.items()
             if isinstance(axis, RangeSpec) and axis.is_int and axis.step is None
-            if kind_at(StudySpec, full_key(key)) is float
+            if kind_at(StudySpec, full_key(key)) is float or isinstance(self._default(key), float)
         ]
         if self.sampler.name == "grid" and self.sampler.trials is not None:
             whole.append(f"trials = {self.sampler.trials} is for samplers: a grid runs all its cells")

@@ -183,6 +183,27 @@ def test_a_grid_of_many_cells_is_sampled():
     assert len(spec.cells()) > 10 * SAMPLE > 9 * len(found) > 8 * SAMPLE
 
 
+@pytest.mark.parametrize("ranges", [{}, {"train.lr": {"low": 1e-4, "high": 1e-2, "log": True}}])
+def test_axes_that_depend_on_others_are_predicted_where_they_are_active(ranges):
+    """A weight decay whose default has no place on the logarithm of its axis, and a prune rate for two strategies."""
+    dropping = ["random", "stale-quantile"]
+    spec = simulated_spec(
+        **{
+            "pruning.strategy": ["full", *dropping],
+            "prune_rate": {"values": [0.15, 0.3], "when": {"pruning.strategy": dropping}},
+            "train.optimizer": ["sgd", "adam"],
+            "train.weight_decay": {"values": [1e-4, 1e-3, 1e-2], "when": {"train.optimizer": "sgd"}},
+            "scale": [0.5, 1.0, 2.0],
+            **ranges,
+        }
+    )
+    world = World(spec)
+    ran = [cell | dict.fromkeys(ranges, 1e-3) for cell in spec.cells()[::3]]
+    answer = recommend(spec, [world.trial(number, params) for number, params in enumerate(ran)], Ask(3.0))
+    assert spec.is_complete(answer.choice.params)
+    assert all(spec.is_complete(one.params) for one in candidate_workloads(Workloads(spec, []), []))
+
+
 # --- Asked for on a real study --------------------------------------------------------------------------------------
 
 

@@ -221,3 +221,4 @@ def test_whole_numbers_of_a_range_reach_code_as_floats_where_the_default_is_one(
     spec = own({"params.rank": {"low": 1, "high": 8}, "params.lr": {"low": 1, "high": 8}}, "tpe", params={"lr": 0.1})
     params = spec.resolve({"params.rank": 3, "params.lr": 3}).params
     assert [type(params[name]) for name in ("rank", "lr")] == [int, float]
+    assert [note.split(":")[0] for note in spec.notes()] == ["search.params.lr"]  # only whole numbers are drawn

@@ -17,9 +17,10 @@ from budgettune.predict.sampler.acquisition import (
     expected_hypervolume_improvement,
     front,
 )
-from budgettune.predict.sampler.cost_sampler import CostSampler
+from budgettune.predict.sampler.cost_sampler import CostSampler, moved
 from budgettune.predict.sampler.encoding import Encoding
 from budgettune.predict.sampler.history import history_of
+from budgettune.spec.conditions import active
 
 SPACE = {
     "width": CategoricalDistribution((16, 32, 64, 128)),
@@ -134,6 +135,25 @@ def test_lists_of_numbers_are_lines_and_other_lists_are_as_far_apart_as_the_ends
 
 
 # --- Studies --------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_inactive_has_no_position_and_lies_as_far_from_all_values():
+    names, numbers = CategoricalDistribution(("a", "b")), FloatDistribution(0.0, 1.0)
+    space = {"deep": names, "shallow": numbers, "top": CategoricalDistribution(("x", "y", "z"))}
+    conditions = {"deep": {"top": ("x",)}, "shallow": {"deep": ("b",)}}
+    encoding = Encoding(space, conditions)
+    positions = encoding.snap(np.random.default_rng(0).random((200, 3)))
+    points = [encoding.params(row) for row in positions]
+    assert {tuple(point) for point in points} == {("top",), ("deep", "top"), ("deep", "shallow", "top")}
+    assert all(active(conditions, point) == point for point in points)
+    np.testing.assert_allclose(encoding.positions(points), positions, atol=1e-9)
+    start = np.repeat(positions[:1], 200, axis=0)
+    near = encoding.snap(moved(start, encoding, np.random.default_rng(1)))
+    assert {tuple(encoding.params(row)) for row in near} >= {("top",), ("deep", "top")}
+    lacking, one, other = encoding.features(
+        encoding.positions([{"top": "x"}, {"top": "x", "deep": "a"}, {"top": "x", "deep": "b"}])
+    )
+    assert np.linalg.norm(lacking - one) == pytest.approx(np.linalg.norm(lacking - other)) == pytest.approx(0.5)
 
 
 def test_it_finds_a_larger_hypervolume_in_the_same_seconds_than_random_search():

@@ -154,6 +154,16 @@ def test_a_range_is_probed_at_its_ends_and_between():
     assert {point["batch_size"] for point in points} == {16, 32, 64, 128, 256}
 
 
+def test_axes_that_depend_on_others_are_probed_where_they_are_active():
+    spec = paper("pruning.strategy=full", 'search.train.optimizer=["sgd", "adam"]', "search.scale=[1.0]")
+    spec = spec.with_overrides(['search.batch_size={values=[50, 100], when={"train.optimizer"="sgd"}}'])
+    assert configurations(spec) == [
+        {"scale": 1.0, "batch_size": 50},
+        {"scale": 1.0, "batch_size": 100},
+        {"scale": 1.0},
+    ]
+
+
 def test_only_unaligned_widths_have_a_twin():
     spec = paper()
     assert aligned_twin(spec.resolve({"scale": 1.0})) is None
