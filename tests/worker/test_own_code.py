@@ -53,6 +53,16 @@ def test_a_worker_fills_a_study_with_whole_records(storage_url):
         assert record.device_name == record.machine.key
 
 
+def test_code_gets_the_default_of_a_param_that_its_trial_lacks(tmp_path):
+    url = f"sqlite:///{tmp_path / 'own.db'}"
+    search = {"params.start": ["usual", "own"], "params.x": {"values": [2, 4], "when": {"params.start": "own"}}}
+    study = make(url, search=search)
+    assert run_worker(url, study.name, OPTIONS).completed == 3
+    assert {record.params.get("params.x", 1): record.value for record in records(study)} == {
+        x: pytest.approx(x * 0.9**15) for x in (1, 2, 4)
+    }
+
+
 @pytest.mark.parametrize(
     ("how", "kind", "message"),
     [
