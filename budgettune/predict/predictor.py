@@ -183,7 +183,7 @@ def unmeasured(
     only; steps are told apart by the arithmetic of the package's own networks. Records are of the study's trials in any
     state, probes were taken on that kind of machine.
     """
-    if spec.data.facts is None or is_code(spec.model.name):
+    if spec.data.facts is None or any(map(is_code, spec.model_names)):
         return []
     workloads = Workloads(spec, records)
     ran = [one.params for one in records if one.state == "COMPLETE" and one.device_name == device_name]

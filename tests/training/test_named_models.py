@@ -176,7 +176,13 @@ def test_a_trial_learns_digits_of_8_pixels(digits, timm):
     assert result.test_accuracy > 0.8
     assert result.architecture["stem"]
     assert result.multiply_adds > 1_000_000
-    assert result.precision == "fp32"
+
+
+@pytest.mark.parametrize(
+    ("name", "widths"), [("torchvision:resnet18", [64, 128, 256, 512]), ("torchvision:mobilenet_v3_small", None)]
+)
+def test_only_networks_without_grouped_convolutions_tell_widths_that_precision_goes_by(name, widths):
+    assert build(name).architecture.get("widths") == widths
 
 
 @pytest.mark.parametrize("name", ["torchvision:shufflenet_v2_x0_5", "timm:test_resnet"])
@@ -286,6 +292,12 @@ def test_workers_train_names_side_by_side_and_answers_name_them(sqlite_url, timm
         record.params["model.name"] for record in front
     }
     bt.write_report(study, Path(sqlite_url.removeprefix("sqlite:///")).with_name("report.html"))
+
+
+def test_a_study_that_asks_for_probes_trains_names_beside_the_built_in_network(sqlite_url):
+    search = 'search={"model.name"=["resnet", "torchvision:shufflenet_v2_x0_5"]}'
+    study = bt.create_study(spec_of(search, "predict.probe=1m"), storage=sqlite_url)
+    assert bt.run_worker(study, bt.WorkerOptions(device="cpu", threads=1, trials=1)).completed == 1
 
 
 def test_a_name_that_no_library_has_is_refused_when_its_study_is_made(sqlite_url, monkeypatch):

@@ -12,11 +12,12 @@ import torch
 from budgettune.errors import OutOfMemory, UsageError
 from budgettune.machine.fingerprint import default_threads
 from budgettune.spec.study_spec import StudySpec
-from budgettune.spec.tables import ALIGNMENT, Scalar, is_code
+from budgettune.spec.tables import ALIGNMENT, AUTO, Scalar, is_code
 from budgettune.spec.trust import Trust
 from budgettune.training.data.load import ImageData
 from budgettune.training.device import Device, has_fast_bf16, pick_device, pick_precision
 from budgettune.training.group import using_threads
+from budgettune.training.learner import build_model
 from budgettune.training.profile.cliffs import THRESHOLD, CliffVerdict, judge, nearest_healthy
 from budgettune.training.profile.probe import Probe, ProbeResult, fewest_steps, probe_images
 from budgettune.training.profile.result import Alarm, ProfileReport, ProfileRow, Remedy, explain, pair_kernels, remedy
@@ -94,18 +95,31 @@ class _ProbeFactory:
         by_label: dict[str, tuple[dict[str, Scalar], StudySpec]] = {}
         for params in configurations(self.spec):
             config = self.spec.resolve(params)
-            widths = None if is_code(config.model.name) else list(config.model.realised_widths)
-            precision = pick_precision(config.train.precision, self.device.torch, widths)
+            precision = pick_precision(config.train.precision, self.device.torch, self._widths(config))
             pinned = config.resolve({"train.precision": precision})
             by_label.setdefault(pinned.step_label(), (params, pinned))
         return by_label
 
-    def probe(self, config: StudySpec, cudnn_benchmark: bool | None = None) -> Probe:
+    def _widths(self, config: StudySpec) -> list[int] | None:
+        """Return what `auto` goes by, which a model from elsewhere tells once it is built."""
+        if not is_code(config.model.name):
+            return list(config.model.realised_widths)
+        if config.train.precision != AUTO:
+            return None
+        with self.device.own_chance(0):
+            model = build_model(config.resolve({"model.weights": None}), self._images(config), self.trust)
+        told: dict[str, Any] = getattr(model, "architecture", {})
+        return told.get("widths")
+
+    def _images(self, config: StudySpec) -> ImageData:
         key, count = config.data.model_dump_json(), config.train.batch_size
         if key not in self.images or len(self.images[key].train) < count:
             self.images[key] = probe_images(config.data, count, self.device.torch, self.trust)
-        benchmark = self.cudnn_benchmark if cudnn_benchmark is None else cudnn_benchmark
-        return self.make_probe(config, self.images[key], self.device, cudnn_benchmark=benchmark, trust=self.trust)
+        return self.images[key]
+
+    def probe(self, config: StudySpec, cudnn_benchmark: bool | None = None) -> Probe:
+        images, benchmark = self._images(config), self.cudnn_benchmark if cudnn_benchmark is None else cudnn_benchmark
+        return self.make_probe(config, images, self.device, cudnn_benchmark=benchmark, trust=self.trust)
 
     def changes(self, config: StudySpec) -> dict[str, Callable[[], Probe]]:
         """Return what may help a configuration: the change, and how to build its probe."""

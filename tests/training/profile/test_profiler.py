@@ -10,6 +10,7 @@ from budgettune.cli.output import Screen
 from budgettune.cli.profile import render_profile
 from budgettune.errors import OutOfMemory, UsageError
 from budgettune.spec.study_spec import load_spec
+from budgettune.training.profile import profiler
 from budgettune.training.profile.cliffs import growth, judge, nearest_healthy
 from budgettune.training.profile.kernels import Kernel
 from budgettune.training.profile.probe import Probe, ProbeResult
@@ -290,6 +291,14 @@ def test_rounds_and_steps_must_be_at_least_one():
 def test_steps_that_several_processes_train_are_not_profiled():
     with pytest.raises(UsageError, match=r"steps of one process: add --set train\.processes=1"):
         stand_in("train.processes=2")
+
+
+def test_a_model_of_a_library_is_profiled_in_the_precision_that_it_trains_in(monkeypatch):
+    asked = []
+    monkeypatch.setattr(profiler, "pick_precision", lambda precision, device, widths: asked.append(widths) or "fp32")
+    overrides = ["search={}", "train.precision=auto", "model.name=torchvision:resnet18"]
+    profile(load_spec("digits").with_overrides(overrides), device="cpu", threads=1, make_probe=SlowWhenNarrow)
+    assert asked == [[64, 128, 256, 512]]
 
 
 def test_real_probes_run_end_to_end():
