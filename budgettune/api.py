@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from budgettune.errors import UsageError
 from budgettune.records import TrialRecord
 from budgettune.spec.study_spec import StudySpec, load_spec
 from budgettune.spec.tables import library_of
-from budgettune.storage import answers
+from budgettune.storage import answers, studies
 from budgettune.storage import trials as stored_trials
 from budgettune.storage.connection import open_engine, reading
 from budgettune.storage.studies import ANY_MACHINE, comparable_machine_key, find_study, machine_keys, read_probes
@@ -28,6 +29,7 @@ from budgettune.text import parse_duration
 
 if TYPE_CHECKING:
     from budgettune.predict.recommend import Recommendation
+    from budgettune.spec.objective import Aim
     from budgettune.study.front import Certainty
     from budgettune.study.handle import StudyHandle
     from budgettune.trial.trial import Trained, Trial
@@ -151,7 +153,7 @@ def best_under_budget(
     clean_only: bool = False,
     storage: str | None = None,
 ) -> list[TrialRecord]:
-    """Return the most accurate finished trials whose training fits a budget, best first.
+    """Return the best finished trials whose training fits a budget, best first: by default the most accurate.
 
     Raises:
         NothingWithinBudget: where even the fastest finished trial takes longer.
@@ -173,7 +175,7 @@ def _budget_seconds(budget: str | float) -> float:
 def pareto_front(
     study: AnyStudy = None, *, device_name: str | None = None, clean_only: bool = False, storage: str | None = None
 ) -> list[TrialRecord]:
-    """Return the finished trials that no other one beats in both time and accuracy, fastest first."""
+    """Return the finished trials that no other one beats in both time and the study's objective, fastest first."""
     engine, study_id = locate(study, storage)
     kind = comparable_machine_key(engine, study_id, device_name)
     return pareto.pareto_front(engine, study_id, device_name=kind, clean_only=clean_only)
@@ -275,19 +277,21 @@ def hypervolume_of(
     """Return the hypervolume of a study's front, and the reference point that it is measured against.
 
     The reference is 1.1 times the slowest finished trial, at accuracy 0: a study's hypervolume then counts seconds
-    times accuracy, and is comparable with another's only at an equal reference.
+    times accuracy, and is comparable with another's only at an equal reference. Of another objective the reference is
+    a tenth of the range of values beyond the worst one.
     """
     engine, study_id = locate(study, storage)
     kind = comparable_machine_key(engine, study_id, device_name)
-    points = answers.objective_points(engine, study_id, device_name=kind, clean_only=clean_only)
-    reference = pareto.hypervolume_reference(seconds for seconds, _ in points)
-    return pareto.hypervolume(points, reference), reference
+    points = answers.score_points(engine, study_id, device_name=kind, clean_only=clean_only)
+    objective = aim_of(study, storage=storage).objective
+    worst_seconds, worst_score = pareto.hypervolume_reference(points, is_share=objective.is_accuracy)
+    return pareto.hypervolume(points, (worst_seconds, worst_score)), (worst_seconds, objective.score(worst_score))
 
 
 def certainty(
     study: AnyStudy = None, *, device_name: str | None = None, clean_only: bool = False, storage: str | None = None
 ) -> Certainty | None:
-    """Return how sure a study's front and accuracies are, by its repeats; None where none of its cells has two."""
+    """Return how sure a study's front and values are, by its repeats; None where none of its cells has two."""
     engine, study_id = locate(study, storage)
     kind = comparable_machine_key(engine, study_id, device_name)
     results = answers.repeated_results(engine, study_id, device_name=kind, clean_only=clean_only)
@@ -295,7 +299,33 @@ def certainty(
         return None
     from budgettune.study.front import certainty_of
 
-    return certainty_of(results)
+    objective = aim_of(study, storage=storage).objective
+    sure = certainty_of(results, is_share=objective.is_accuracy)
+    if sure is None or objective.direction == "maximize":
+        return sure
+    intervals = {cell: (-high, -low) for cell, (low, high) in sure.accuracy_intervals.items()}
+    return replace(sure, accuracy_intervals=intervals)
+
+
+def aim_of(study: AnyStudy = None, *, storage: str | None = None) -> Aim:
+    """Return what a study wants of its trials beside few seconds: its objective, and the limits of its constraints."""
+    engine, study_id = locate(study, storage)
+    with reading(engine) as connection:
+        return studies.aim_of(connection, study_id)
+
+
+def limits_note(
+    study: AnyStudy = None, *, device_name: str | None = None, clean_only: bool = False, storage: str | None = None
+) -> str | None:
+    """Return in a sentence how many finished trials no answer names because of the study's limits, None where none."""
+    engine, study_id = locate(study, storage)
+    kind = comparable_machine_key(engine, study_id, device_name)
+    count = answers.left_out_count(engine, study_id, device_name=kind, clean_only=clean_only)
+    if not count:
+        return None
+    limits = ", ".join(f"{name} {limit:g}" for name, limit in aim_of(study, storage=storage).limits.items())
+    trials_are = "1 finished trial is" if count == 1 else f"{count} finished trials are"
+    return f"{trials_are} left out: beyond the limits of the study ({limits}), or silent about what is limited"
 
 
 def machines(

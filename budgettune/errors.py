@@ -79,10 +79,15 @@ class StudyExists(StorageError):
 class NothingWithinBudget(BudgetTuneError):
     """No finished trial trains within the budget; `fastest_seconds` is None where there is no finished trial at all."""
 
-    def __init__(self, budget_seconds: float, fastest_seconds: float | None) -> None:
+    def __init__(self, budget_seconds: float, fastest_seconds: float | None, left_out: int = 0) -> None:
         self.budget_seconds = budget_seconds
         self.fastest_seconds = fastest_seconds
         message = "the study has no finished trial yet: see `budgettune study show`, or run `budgettune worker` first"
+        if left_out:
+            message = (
+                f"no finished trial is within the limits of the study, {left_out} are left out: "
+                f"run more with `budgettune worker`, or make a study with higher limits"
+            )
         if fastest_seconds is not None:
             message = (
                 f"no finished trial trains within {format_duration(budget_seconds)}; "

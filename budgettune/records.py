@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import Annotated, Any, ClassVar, NamedTuple, Self
@@ -384,18 +384,6 @@ RECORD_COLUMNS = tuple(
 """The flat columns of a TrialRecord, in order, for tables and CSV (params come as columns of their own)."""
 
 
-def param_column(name: str) -> str:
-    """Return the column of a param, with a prefix where the record has a column of that name."""
-    return f"params.{name}" if name in RECORD_COLUMNS else name
-
-
-def flat_row(record: TrialRecord, params: Iterable[str] | None = None) -> dict[str, Any]:
-    """Return a record as one flat row, with columns for the params of that name, or for its own."""
-    names = record.params if params is None else params
-    columns = {name: getattr(record, name) for name in RECORD_COLUMNS}
-    return columns | {param_column(name): record.params.get(name) for name in names}
-
-
 def trial_attributes(result: TrialResult) -> dict[str, Any]:
     """Return the user attributes that a finished trial stores: numbers people sort by, and JSON documents.
 
@@ -452,7 +440,7 @@ class SlotRow:
     late_of: int | None = None  # number of the trial whose late result this row keeps
     seconds: float = 0.0
     is_stopped: bool = False  # the study's rule ended it early, so that its slot is done
-    accuracy: float | None = None
+    score: float | None = None  # of its objective, the more the better; None beyond the limits of the study
 
     @property
     def is_done(self) -> bool:

@@ -23,6 +23,7 @@ from budgettune.cli.output import (
 from budgettune.records import TrialRecord
 
 if TYPE_CHECKING:
+    from budgettune.spec.objective import ObjectiveSpec
     from budgettune.study.front import Certainty
 
 app = typer.Typer()
@@ -45,23 +46,23 @@ def best(
     storage: options.Storage = None,
     debug: options.Debug = False,
 ) -> None:
-    """Show the most accurate trials whose training fits a budget."""
+    """Show the best trials whose training fits a budget: the most accurate, or by the study's own objective."""
     kind, note = api.machines(study, device_name=device_name, storage=storage)
     records = api.best_under_budget(study, budget, top=top, device_name=kind, clean_only=clean_only, storage=storage)
     sure = api.certainty(study, device_name=kind, clean_only=clean_only, storage=storage)
+    aim = api.aim_of(study, storage=storage)
     warn(note)
-    print_trials(records, form, also=lambda record: _accuracy_over_seeds(sure, record, form))
+    warn(api.limits_note(study, device_name=kind, clean_only=clean_only, storage=storage))
+    print_trials(records, form, aim, also=lambda record: _over_seeds(sure, record, form, aim.objective))
 
 
-def _accuracy_over_seeds(sure: Certainty | None, record: TrialRecord, form: Format) -> dict[str, Any]:
+def _over_seeds(sure: Certainty | None, record: TrialRecord, form: Format, objective: ObjectiveSpec) -> dict[str, Any]:
     """Return the 95% interval of the mean over seeds of a trial's configuration, where repeats tell it."""
     interval = None if sure is None or record.cell is None else sure.accuracy_intervals.get(record.cell)
-    if interval is None:
-        return {} if form is Format.table else {"accuracy_low": None, "accuracy_high": None}
-    low, high = interval
-    if form is Format.table:
-        return {"over seeds (95%)": f"{low:.2%} to {high:.2%}"}
-    return {"accuracy_low": low, "accuracy_high": high}
+    if form is not Format.table:
+        key = "accuracy" if objective.is_accuracy else objective.key
+        return dict(zip((f"{key}_low", f"{key}_high"), interval or (None, None), strict=True))
+    return {} if interval is None else {"over seeds (95%)": " to ".join(map(objective.text, interval))}
 
 
 def _chance_on_front(sure: Certainty | None, record: TrialRecord, form: Format) -> dict[str, Any]:
@@ -81,19 +82,21 @@ def front(
     storage: options.Storage = None,
     debug: options.Debug = False,
 ) -> None:
-    """Show the Pareto front of time and accuracy, and its hypervolume."""
+    """Show the Pareto front of time and accuracy (or the study's own objective), and its hypervolume."""
     kind, note = api.machines(study, device_name=device_name, storage=storage)
     records = api.pareto_front(study, device_name=kind, clean_only=clean_only, storage=storage)
     volume, reference = api.hypervolume_of(study, device_name=kind, clean_only=clean_only, storage=storage)
     sure = api.certainty(study, device_name=kind, clean_only=clean_only, storage=storage)
+    aim = api.aim_of(study, storage=storage)
     warn(note)
+    warn(api.limits_note(study, device_name=kind, clean_only=clean_only, storage=storage))
     if form is Format.json:
-        documents = [{**trial_document(each), **_chance_on_front(sure, each, form)} for each in records]
+        documents = [{**trial_document(each, aim), **_chance_on_front(sure, each, form)} for each in records]
         print_json({"front": documents, "hypervolume": volume, "reference": reference})
         return
-    print_trials(records, form, also=lambda record: _chance_on_front(sure, record, form))
+    print_trials(records, form, aim, also=lambda record: _chance_on_front(sure, record, form))
     if form is Format.table and records:
-        say_figures(hypervolume_line(volume, reference))
+        say_figures(hypervolume_line(volume, reference, aim))
     elif form is Format.table:
         say("no trial to show has finished: `budgettune study show` says how the study stands")
 

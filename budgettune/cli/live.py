@@ -9,7 +9,7 @@ import os
 import select
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from statistics import median
 from typing import TYPE_CHECKING
@@ -24,7 +24,8 @@ from rich.text import Text
 from budgettune.cli.output import GAP, Screen, say, say_figures, shown
 from budgettune.cli.text_plot import ASCII, Glyphs, Point, scatter
 from budgettune.records import Claim, EpochRecord, TrialRecord, TrialResult
-from budgettune.storage.answers import latest_trials, objective_points
+from budgettune.spec.objective import ObjectiveSpec
+from budgettune.storage.answers import latest_trials, score_points
 from budgettune.study.pareto import pareto_front
 from budgettune.study.summary import StudySummary, trials_per_hour
 from budgettune.text import format_duration, one_line, short_names
@@ -61,9 +62,9 @@ class TerminalProgress(Listener):
     def epoch(self, claim: Claim, spec: StudySpec, record: EpochRecord) -> None:
         budget_seconds = spec.train.budget
         of = f"/{spec.train.epochs}" if budget_seconds is None else f", {format_duration(budget_seconds)} allowed"
-        accuracy = "" if record.accuracy is None else f", accuracy {record.accuracy:.1%}"
+        value = "" if record.value is None else f", {spec.objective.named(record.value, 1)}"
         seconds = format_duration(record.train_seconds)
-        self._show(f"{_label(claim)}: epoch {record.epoch + 1}{of}, {seconds} on the clock{accuracy}{self._remaining}")
+        self._show(f"{_label(claim)}: epoch {record.epoch + 1}{of}, {seconds} on the clock{value}{self._remaining}")
 
     def completed(self, study: StudyHandle, claim: Claim, result: TrialResult) -> None:
         self._wall_seconds.append(time.monotonic() - self._began)
@@ -72,7 +73,8 @@ class TerminalProgress(Listener):
         left = format_duration(waiting * median(self._wall_seconds) / (1 + running))
         trials = "trial" if waiting == 1 else "trials"
         self._remaining = f"; {waiting} {trials} waiting, about {left}" if waiting else ""
-        outcome = f"{format_duration(result.train_seconds)}, accuracy {result.test_accuracy:.2%}, {result.status}"
+        value = study.spec.objective.named(result.value)
+        outcome = f"{format_duration(result.train_seconds)}, {value}, {result.status}"
         if result.stopping is not None and result.stopping.stopped:
             outcome = f"stopped early {result.stopping.reason}"
         say_figures(f"{_label(claim)}: {outcome}{self._remaining}", self.console)
@@ -111,9 +113,10 @@ class Snapshot:
 
     summary: StudySummary
     per_hour: float | None  # trials that end in an hour at the present rate; None where nothing runs or ended yet
-    points: tuple[Point, ...]  # (train_seconds, test_accuracy) of every finished trial
+    points: tuple[Point, ...]  # (train_seconds, score) of every finished trial; the usual score is its accuracy
     front: tuple[Point, ...]  # those that no other beats
     newest: TrialRecord | None  # the trial that ended last
+    objective: ObjectiveSpec = field(default_factory=ObjectiveSpec)
 
     @property
     def is_over(self) -> bool:
@@ -131,13 +134,15 @@ class Snapshot:
 def snapshot(study: StudyHandle) -> Snapshot:
     engine, study_id = study.engine, study.study_id
     summary = study.summary()
-    latest = latest_trials(engine, study_id, LATEST)
+    latest, objective = latest_trials(engine, study_id, LATEST), study.spec.objective
+    members = pareto_front(engine, study_id)
     return Snapshot(
         summary=summary,
         per_hour=trials_per_hour(latest) if summary.states["RUNNING"] else None,
-        points=tuple(objective_points(engine, study_id)),
-        front=tuple((one.train_seconds or 0.0, one.test_accuracy or 0.0) for one in pareto_front(engine, study_id)),
+        points=tuple(score_points(engine, study_id)),
+        front=tuple((one.train_seconds or 0.0, objective.score(one.value or 0.0)) for one in members),
         newest=latest[0] if latest else None,
+        objective=objective,
     )
 
 
@@ -164,8 +169,8 @@ def drawn(now: Snapshot, console: Console) -> RenderableType:
     above = [title, states, Text(_pace(now))]
     below = []
     if now.newest is not None:
-        seconds, accuracy = now.newest.train_seconds or 0.0, now.newest.test_accuracy or 0.0
-        outcome = f"{format_duration(seconds)}, accuracy {accuracy:.2%}, {now.newest.status}"
+        seconds, value = now.newest.train_seconds or 0.0, now.objective.named(now.newest.value or 0.0)
+        outcome = f"{format_duration(seconds)}, {value}, {now.newest.status}"
         below.append(Text(f"newest: trial {now.newest.number}, {outcome}"))
     plot = _plot(now, width, ASCII if console.options.ascii_only else Glyphs())
     whole = Group(*above, *plot, *below)
@@ -200,18 +205,19 @@ def _pace(now: Snapshot) -> str:
 
 
 def _plot(now: Snapshot, width: int, glyphs: Glyphs) -> list[RenderableType]:
+    objective = now.objective
     lines = scatter(
         now.points,
         now.front,
         width=width,
         height=PLOT_LINES,
         x_text=format_duration,
-        y_text=lambda accuracy: f"{accuracy:.1%}",
+        y_text=lambda score: objective.text(objective.score(score), 1),
         glyphs=glyphs,
     )
     if not lines or max(map(len, lines)) > width:
         return []
-    legend = f"accuracy over training time; {glyphs.marked} the front, {glyphs.other} other trials"
+    legend = f"{objective.label} over training time; {glyphs.marked} the front, {glyphs.other} other trials"
     texts = [Text(line) for line in (*lines, legend)]
     for text in texts:
         text.highlight_words([glyphs.marked], "green")

@@ -22,7 +22,8 @@ from rich.console import Console, RenderableType
 from rich.status import Status
 from rich.text import Text
 
-from budgettune.records import RECORD_COLUMNS, TrialRecord, flat_row
+from budgettune.records import RECORD_COLUMNS, TrialRecord
+from budgettune.spec.objective import Aim
 from budgettune.storage.writes import finite
 from budgettune.text import csv_safe, format_duration, one_line, printable, short_names
 
@@ -257,18 +258,22 @@ def shown(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else one_line(str(value))
 
 
-def trial_rows(records: Sequence[TrialRecord]) -> list[dict[str, Any]]:
-    """Return trials as people read them: short and rounded."""
-    own = ("trial", "time", "accuracy", "kept", "epochs", "clock")
+def trial_rows(records: Sequence[TrialRecord], aim: Aim | None = None) -> list[dict[str, Any]]:
+    """Return trials as people read them: short and rounded, with what the study limits."""
+    aim = aim or Aim()
+    objective = aim.objective
+    own = ("trial", "time", objective.label, *aim.limits, "kept", "epochs", "clock")
     params = dict.fromkeys(name for record in records for name in record.params)
     names = short_names([*own, *params])
+    kept = {"kept": None} if any(record.keep_fraction is not None for record in records) else {}
     return [
         {
             "trial": record.number,
             "time": None if record.train_seconds is None else format_duration(record.train_seconds),
-            "accuracy": None if record.test_accuracy is None else f"{record.test_accuracy:.2%}",
+            objective.label: None if record.value is None else objective.text(record.value),
+            **aim.told(record),
             **{names[name]: record.params.get(name) for name in params},
-            "kept": None if record.keep_fraction is None else f"{record.keep_fraction:.0%}",
+            **dict.fromkeys(kept, None if record.keep_fraction is None else f"{record.keep_fraction:.0%}"),
             "epochs": record.epochs,
             "clock": record.status,
         }
@@ -276,29 +281,38 @@ def trial_rows(records: Sequence[TrialRecord]) -> list[dict[str, Any]]:
     ]
 
 
-def trial_document(record: TrialRecord) -> dict[str, Any]:
-    """Return one trial as a JSON object with its params in an object of their own."""
-    return {name: getattr(record, name) for name in RECORD_COLUMNS} | {"params": dict(record.params)}
+def trial_document(record: TrialRecord, aim: Aim | None = None) -> dict[str, Any]:
+    """Return one trial as a JSON object with its params, and what else it measured, in objects of their own."""
+    columns = (aim or Aim()).objective.renamed({name: getattr(record, name) for name in RECORD_COLUMNS})
+    measures = {"measures": dict(record.measures)} if record.measures else {}
+    return columns | {"params": dict(record.params)} | measures
 
 
 def print_trials(
     records: Sequence[TrialRecord],
     form: Format,
+    aim: Aim | None = None,
     *,
     title: str | None = None,
     also: Callable[[TrialRecord], Mapping[str, Any]] = lambda record: {},
 ) -> None:
     """Print trials, one a row, with what else is known of each."""
     if form is Format.json:
-        print_json([{**trial_document(record), **also(record)} for record in records])
+        print_json([{**trial_document(record, aim), **also(record)} for record in records])
     else:
-        rows = trial_rows(records) if form is Format.table else [flat_row(record) for record in records]
+        rows = trial_rows(records, aim) if form is Format.table else _flat_rows(records, aim or Aim())
         print_rows([{**row, **also(record)} for row, record in zip(rows, records, strict=True)], form, title=title)
 
 
-def hypervolume_line(volume: float, reference: tuple[float, float]) -> str:
-    seconds, accuracy = reference
-    return f"hypervolume {volume:.4g} (seconds × accuracy) against {format_duration(seconds)}, accuracy {accuracy:g}"
+def _flat_rows(records: Sequence[TrialRecord], aim: Aim) -> list[dict[str, Any]]:
+    measures = sorted({name for record in records for name in record.measures})
+    return [aim.flat_row(record, record.params, measures) for record in records]
+
+
+def hypervolume_line(volume: float, reference: tuple[float, float], aim: Aim | None = None) -> str:
+    seconds, worst = reference
+    label = (aim or Aim()).objective.label
+    return f"hypervolume {volume:.4g} (seconds × {label}) against {format_duration(seconds)}, {label} {worst:.4g}"
 
 
 def promise_line(answer: Recommendation) -> str:

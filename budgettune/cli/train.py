@@ -80,5 +80,5 @@ def train(
         from budgettune.training.session import save_model as save
     to = to or Path("model.pkl" if spec.train.is_own_code else "model.pt")
     save(to, trained, spec, params)
-    accuracy, seconds = trained.result.test_accuracy, trained.result.train_seconds
-    say_figures(f"{to}: accuracy {accuracy:.2%} after {format_duration(seconds)}")
+    value, seconds = handle.spec.objective.named(trained.result.value), trained.result.train_seconds
+    say_figures(f"{to}: {value} after {format_duration(seconds)}")

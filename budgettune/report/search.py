@@ -45,7 +45,7 @@ def hypervolume_history(view: Overview) -> VolumeHistory:
 
     The reference is that of `front`: 1.1 times the slowest trial, at accuracy 0.
     """
-    reference = hypervolume_reference([float(view.seconds.max())])
+    reference = hypervolume_reference([(float(view.seconds.max()), 0.0)])
     in_order = sorted(view.trials, key=lambda trial: (trial.completed_at or "", trial.number))
     front: list[tuple[float, float]] = []
     steps: list[Growth] = []

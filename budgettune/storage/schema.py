@@ -17,8 +17,7 @@ KINDS_ATTRIBUTE = "budgettune:machine_kinds"
 METRIC_NAMES_ATTRIBUTE = "study:metric_names"  # the name that Optuna gives it
 NOTE_VERSION_ATTRIBUTE = "dashboard:note_ver"  # the names that optuna-dashboard gives a study's note
 NOTE_ATTRIBUTE = "dashboard:note_str:0"
-METRIC_NAMES = ("train_seconds", "test_accuracy")
-DIRECTIONS = ("MINIMIZE", "MAXIMIZE")
+CONSTRAINTS_ATTRIBUTE = "constraints"  # of a trial: by how much it is beyond each limit; the name that Optuna reads
 
 _metadata = sa.MetaData()
 

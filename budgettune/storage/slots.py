@@ -22,6 +22,7 @@ from budgettune.storage.schema import (
     trials,
     utc_in,
 )
+from budgettune.storage.studies import aim_of, allowed_trials
 from budgettune.storage.trials import failure_pair, parse_json, read_attributes, whole_number
 
 LOOKED_AT = 50  # open rows, to see whether any is of a cell
@@ -90,14 +91,17 @@ def slot_rows(connection: sa.Connection, study_id: int) -> list[SlotRow]:
     for trial_id, key, text in connection.execute(pairs):
         attributes[trial_id][key] = parse_json(text)
     drawn = set(connection.execute(with_params).scalars())
+    aim = aim_of(connection, study_id)
+    allowed = allowed_trials(connection, study_id, aim) if aim.limits else None
     rows: list[SlotRow] = []
-    for trial_id, number, state, accuracy, *times in connection.execute(_states_and_times(study_id)):
+    for trial_id, number, state, value, *times in connection.execute(_states_and_times(study_id)):
         facts = attributes[trial_id]
         cell, repeat = whole_number(facts.get("cell")), whole_number(facts.get("repeat"))
         if cell is None or repeat is None or whole_number(number) is None:
             continue  # not of a cell
         note = StoppingNote.read(facts.get("stopping"))
         is_stopped = state == "PRUNED" and note is not None and note.stopped
+        is_allowed = allowed is None or trial_id in allowed
         row = SlotRow(
             trial_id=trial_id,
             number=number,
@@ -110,28 +114,28 @@ def slot_rows(connection: sa.Connection, study_id: int) -> list[SlotRow]:
             late_of=whole_number(facts.get("late_of")),
             seconds=note.train_seconds if note is not None and is_stopped else _seconds(*times),
             is_stopped=is_stopped,
-            accuracy=accuracy,
+            score=aim.objective.score(value) if value is not None and is_allowed else None,
         )
         rows.append(row)
     return rows
 
 
 def _states_and_times(study_id: int) -> sa.Select[Any]:
-    """Return what selects every trial's id, number, state, accuracy, seconds, start and last sign of life."""
-    heartbeats, seconds, accuracy = trial_heartbeats, trial_values.alias("seconds"), trial_values.alias("accuracy")
+    """Return what selects every trial's id, number, state, value, seconds, start and last sign of life."""
+    heartbeats, seconds, reached = trial_heartbeats, trial_values.alias("seconds"), trial_values.alias("reached")
     return (
         sa.select(
             trials.c.trial_id,
             trials.c.number,
             plain_text(trials.c.state),
-            accuracy.c.value,
+            reached.c.value,
             seconds.c.value,
             plain_text(trials.c.datetime_start),
             plain_text(heartbeats.c.heartbeat),
         )
         .select_from(trials)
         .outerjoin(seconds, is_objective(seconds, 0))
-        .outerjoin(accuracy, is_objective(accuracy, 1))
+        .outerjoin(reached, is_objective(reached, 1))
         .outerjoin(heartbeats, heartbeats.c.trial_id == trials.c.trial_id)
         .where(trials.c.study_id == study_id)
     )

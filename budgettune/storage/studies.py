@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from pydantic import OnErrorOmit, TypeAdapter
 
 from budgettune.errors import SpecError, StorageError, StudyNotFound, UsageError
-from budgettune.records import MachineInfo, StepProbe
+from budgettune.records import MachineInfo, StepProbe, finite_number
+from budgettune.spec.objective import Aim
 from budgettune.spec.study_spec import StudySpec
 from budgettune.storage.connection import reading, writing
 from budgettune.storage.schema import (
@@ -23,7 +25,7 @@ from budgettune.storage.schema import (
     trial_user_attributes,
     trials,
 )
-from budgettune.storage.trials import AS_WRITTEN, DOCUMENTS, parse_json, read_json
+from budgettune.storage.trials import AS_WRITTEN, DOCUMENTS, parse_json, read_json, read_measures
 from budgettune.storage.writes import lock_study, set_study_attribute
 from budgettune.text import shortened
 
@@ -100,6 +102,36 @@ def study_attribute(connection: sa.Connection, study_id: int, key: str) -> Any:
     table = study_user_attributes
     query = sa.select(table.c.value_json).where(table.c.study_id == study_id, table.c.key == key)
     return parse_json(connection.execute(query).scalar())
+
+
+def aim_of(connection: sa.Connection, study_id: int) -> Aim:
+    """Return what a study wants of its trials beside few seconds."""
+    return Aim.of(study_attribute(connection, study_id, SPEC_ATTRIBUTE))
+
+
+class _Told(NamedTuple):
+    """What a trial tells that may be limited."""
+
+    measures: Mapping[str, float]
+    peak_memory_mb: float | None
+
+
+def allowed_trials(connection: sa.Connection, study_id: int, aim: Aim) -> set[int]:
+    """Return the ids of the complete trials within a study's limits."""
+    table = trial_user_attributes
+    query = (
+        sa.select(table.c.trial_id, table.c.key, table.c.value_json)
+        .join(trials, trials.c.trial_id == table.c.trial_id)
+        .where(trials.c.study_id == study_id, trials.c.state == "COMPLETE", table.c.key.in_(_Told._fields))
+    )
+    told: defaultdict[int, dict[str, Any]] = defaultdict(dict)
+    for trial_id, key, text in connection.execute(query):
+        told[trial_id][key] = parse_json(text)
+    return {
+        trial_id
+        for trial_id, found in told.items()
+        if aim.allows(_Told(read_measures(found.get("measures")), finite_number(found.get("peak_memory_mb"))))
+    }
 
 
 def machine_keys(connection: sa.Connection, study_id: int) -> list[str]:

@@ -10,10 +10,9 @@ from typing import Any
 import sqlalchemy as sa
 
 from budgettune.records import HANDED_BACK, LOST, Claim, SlotRow
+from budgettune.spec.study_spec import StudySpec
 from budgettune.storage.connection import writing
 from budgettune.storage.schema import (
-    DIRECTIONS,
-    METRIC_NAMES,
     METRIC_NAMES_ATTRIBUTE,
     NOTE_ATTRIBUTE,
     NOTE_VERSION_ATTRIBUTE,
@@ -69,26 +68,26 @@ class Reconciled:
     given_up: int
 
 
-def insert_study(
-    engine: sa.Engine, name: str, spec_json: str, new_trials: Sequence[NewTrial], *, note: str
-) -> int | None:
+def insert_study(engine: sa.Engine, spec: StudySpec, new_trials: Sequence[NewTrial], *, note: str) -> int | None:
     """Add a study with its note for dashboards and its first trials, all or nothing.
 
     Returns:
         The study's id, None where one of that name is there.
     """
+    objective = spec.objective
+    metrics = {"train_seconds": "MINIMIZE", objective.key: objective.direction.upper()}
     with writing(engine) as connection:
-        statement = insert(connection, studies).values(study_name=name)
+        statement = insert(connection, studies).values(study_name=spec.name)
         statement = statement.on_conflict_do_nothing(index_elements=["study_name"])
         study_id = connection.execute(statement.returning(studies.c.study_id)).scalar()
         if study_id is None:
             return None
-        for objective, direction in enumerate(DIRECTIONS):
-            values = {"study_id": study_id, "objective": objective, "direction": direction}
+        for number, direction in enumerate(metrics.values()):
+            values = {"study_id": study_id, "objective": number, "direction": direction}
             connection.execute(sa.insert(study_directions).values(values))
         for table, key, value in (
-            (study_user_attributes, SPEC_ATTRIBUTE, spec_json),
-            (study_system_attributes, METRIC_NAMES_ATTRIBUTE, json.dumps(METRIC_NAMES)),
+            (study_user_attributes, SPEC_ATTRIBUTE, spec.to_json()),
+            (study_system_attributes, METRIC_NAMES_ATTRIBUTE, json.dumps(list(metrics))),
             (study_system_attributes, NOTE_VERSION_ATTRIBUTE, "1"),
             (study_system_attributes, NOTE_ATTRIBUTE, json.dumps(note)),
         ):
@@ -163,6 +162,7 @@ def record_result(
     machine_key: str | None = None,
     *,
     is_known: bool = False,
+    excesses: Sequence[float] = (),
 ) -> bool:
     """Store a result; return whether it is the one that counts for its cell and repeat.
 
@@ -170,9 +170,10 @@ def record_result(
     kind of machine is kept as an extra, and its slot is queued again.
 
     Args:
-        values: seconds and accuracy; None for a trial that was stopped early.
+        values: of both objectives; None for a trial that was stopped early.
         machine_key: of the kind of machine that counts; None asks the study.
         is_known: whether the study's list of kinds holds this result's already.
+        excesses: by how much it is beyond each limit of the study.
     """
     ended = _ended(values)
     with writing(engine) as connection:
@@ -183,13 +184,20 @@ def record_result(
         state = lock_trial(connection, claim.trial_id)
         fits = (machine_key or own_machine_key(connection, study_id)) in (None, attributes.get("device_name"))
         if state == "RUNNING":
-            end_trial(connection, claim.trial_id, ended, attributes if fits else {**attributes, "extra": True}, values)
+            end_trial(
+                connection,
+                claim.trial_id,
+                ended,
+                attributes if fits else {**attributes, "extra": True},
+                values,
+                excesses,
+            )
             if not fits:
                 insert_trials(connection, study_id, [NewTrial("WAITING", claim.keys, params_of=claim.trial_id)])
             return fits
         if state == ended:
             return read_attributes(connection, [claim.trial_id], ["extra"])[claim.trial_id].get("extra") is not True
-        return state is not None and _record_late(connection, study_id, claim, attributes, values, fits)
+        return state is not None and _record_late(connection, study_id, claim, attributes, values, fits, excesses)
 
 
 def _record_late(
@@ -199,6 +207,7 @@ def _record_late(
     attributes: Mapping[str, Any],
     values: tuple[float, float] | None,
     fits: bool,
+    excesses: Sequence[float],
 ) -> bool:
     """Keep the result of a trial that was taken for lost: for its cell where that still waits, else as an extra."""
     attributes = {**attributes, "late_of": claim.number}
@@ -208,12 +217,13 @@ def _record_late(
         return not delivered.extra
     for row in rows if fits else ():
         if row.state == "WAITING" and lock_trial(connection, row.trial_id) == "WAITING":
-            end_trial(connection, row.trial_id, _ended(values), attributes, values)
+            end_trial(connection, row.trial_id, _ended(values), attributes, values, excesses)
             return True
     counts = fits and not any(row.is_taken for row in rows)
     if not counts:
         attributes["extra"] = True
-    new = NewTrial(_ended(values), {**claim.keys, **attributes}, params_of=claim.trial_id, values=values)
+    keys = {**claim.keys, **attributes}
+    new = NewTrial(_ended(values), keys, params_of=claim.trial_id, values=values, excesses=excesses)
     insert_trials(connection, study_id, [new])
     return counts
 

@@ -132,12 +132,13 @@ def _record(
         curve=attributes.get("curve") or (),
         phases=attributes.get("phases"),
         machine=attributes.get("machine"),
-        measures=_measures(attributes.get("measures")),
+        measures=read_measures(attributes.get("measures")),
         **numbers,
     )
 
 
-def _measures(value: Any) -> dict[str, float]:
+def read_measures(value: Any) -> dict[str, float]:
+    """Return the numbers of a stored attribute, by name."""
     named = value.items() if isinstance(value, Mapping) else ()
     return {name: number for name, each in named if (number := finite_number(each)) is not None}
 

@@ -17,11 +17,13 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from budgettune.storage.schema import (
+    CONSTRAINTS_ATTRIBUTE,
     plain_text,
     studies,
     study_user_attributes,
     trial_heartbeats,
     trial_params,
+    trial_system_attributes,
     trial_user_attributes,
     trial_values,
     trials,
@@ -48,6 +50,7 @@ class NewTrial:
         attributes: user attributes; values are JSON.
         params_of: trial whose params are copied, beside `params`.
         values: of both objectives, for a row that is complete from the start.
+        excesses: by how much it is beyond each limit of the study, for the same.
     """
 
     state: str
@@ -55,6 +58,7 @@ class NewTrial:
     params: tuple[StoredParam, ...] = ()
     params_of: int | None = None
     values: tuple[float, float] | None = None
+    excesses: Sequence[float] = ()
 
 
 def lock_study(connection: sa.Connection, study_id: int) -> bool:
@@ -86,6 +90,8 @@ def insert_trials(connection: sa.Connection, study_id: int, new_trials: Sequence
     _insert(connection, trial_user_attributes, attributes)
     values = [row for trial_id, new in pairs if new.values for row in _value_rows(trial_id, new.values)]
     _insert(connection, trial_values, values)
+    for trial_id, new in pairs:
+        _set_excesses(connection, trial_id, new.excesses)
     return keys
 
 
@@ -181,6 +187,13 @@ def set_study_attribute(connection: sa.Connection, study_id: int, key: str, valu
     _upsert(connection, study_user_attributes, [row], "study_id", "key")
 
 
+def _set_excesses(connection: sa.Connection, trial_id: int, excesses: Sequence[float]) -> None:
+    """Say where Optuna's samplers look by how much a trial is beyond each limit; nothing where there is none."""
+    if excesses:
+        row = {"trial_id": trial_id, "key": CONSTRAINTS_ATTRIBUTE, "value_json": json_text(list(excesses))}
+        _upsert(connection, trial_system_attributes, [row], "trial_id", "key")
+
+
 def lock_trial(connection: sa.Connection, trial_id: int) -> str | None:
     """Keep all others from changing a trial until the transaction ends; return its state, None where it is gone."""
     query = sa.select(plain_text(trials.c.state)).where(trials.c.trial_id == trial_id).with_for_update()
@@ -207,11 +220,13 @@ def end_trial(
     state: str,
     attributes: Mapping[str, Any],
     values: Sequence[float] | None = None,
+    excesses: Sequence[float] = (),
 ) -> None:
     """Store what is left of a trial, then its last state. The caller holds the trial's lock."""
     set_attributes(connection, trial_id, attributes)
     if values is not None:
         _upsert(connection, trial_values, _value_rows(trial_id, values), "trial_id", "objective")
+    _set_excesses(connection, trial_id, excesses)
     times = {"datetime_complete": utc_in(), "datetime_start": sa.func.coalesce(trials.c.datetime_start, utc_in())}
     set_state(connection, trial_id, state, **times)
 

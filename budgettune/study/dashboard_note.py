@@ -13,13 +13,14 @@ from budgettune.spec.study_spec import StudySpec
 SHOWN = 50  # values of an axis
 BAR = r"\|"  # in a table of Markdown
 _HOW_TO_READ = """\
-- The answers under a budget are the points of *Pareto Front* that no other beats in both time and accuracy:
+- The answers under a budget are the points of *Pareto Front* that no other beats in both time and {value}:
   `budgettune best {name} --budget 60s`, `budgettune front {name}`.
 - `status` says whether a time can be believed: `clean`, `disturbed` (something else used the machine), `unverified`.
-  Times of different `device_name` do not compare.
-- `keep_fraction` is the share of samples that training visited, `prune_seconds` what choosing them cost.
+  Times of different `device_name` do not compare.{pruned}
 - A cell whose trial failed is queued again as a new trial; `failure` says why. Curves, phases and machines of all
   trials: `budgettune study export {name} --format json`."""
+_PRUNED = """
+- `keep_fraction` is the share of samples that training visited, `prune_seconds` what choosing them cost."""
 
 
 def study_note(spec: StudySpec) -> str:
@@ -29,11 +30,17 @@ def study_note(spec: StudySpec) -> str:
     repeats = spec.sampler.first_repeats
     fixed = f"{repeats} repeat{'s' * (repeats != 1)} each"
     each = "more repeats where the front is uncertain" if spec.sampler.is_auto else fixed
+    objective, is_own = spec.objective, spec.train.is_own_code
+    how_to_read = _HOW_TO_READ.format(
+        name=shlex.quote(spec.name), value=objective.label, pruned="" if is_own else _PRUNED
+    )
+    better = "more" if objective.direction == "maximize" else "less"
+    choosing = "" if is_own else "choosing samples is on the clock, "
     return (
-        "**Training time against test accuracy**: `train_seconds` (less is better; choosing samples is on the clock, "
-        "evaluation off it) and `test_accuracy` (more is better).\n\n"
+        f"**Training time against {objective.name}**: `train_seconds` (less is better; {choosing}"
+        f"evaluation off it) and `{objective.key}` ({better} is better).\n\n"
         f"{searched}\n\n{points}, {each}.\n\n"
-        f"### How to read it\n\n{_HOW_TO_READ.format(name=shlex.quote(spec.name))}\n\n"
+        f"### How to read it\n\n{how_to_read}\n\n"
         f"### The study file\n\n```toml\n{_study_file(put_together(spec.to_document()))}\n```\n"
     )
 

@@ -12,9 +12,10 @@ from typing import Any, BinaryIO
 
 from budgettune.errors import BudgetTuneError, UsageError
 from budgettune.files import replacing
-from budgettune.records import RECORD_COLUMNS, flat_row, param_column
-from budgettune.storage.answers import param_names
-from budgettune.storage.connection import Engine
+from budgettune.spec.objective import Aim
+from budgettune.storage.answers import measure_names, param_names
+from budgettune.storage.connection import Engine, reading
+from budgettune.storage.studies import aim_of
 from budgettune.storage.trials import record_batches
 from budgettune.storage.writes import json_text
 from budgettune.text import csv_safe
@@ -36,14 +37,19 @@ def export(engine: Engine, study_id: int, format: str, out: str | Path | None = 
 
 def _flat_rows(engine: Engine, study_id: int) -> tuple[list[str], Iterator[dict[str, Any]]]:
     """Return the columns and the rows of a table of all trials, their texts fit for a terminal and for any encoding."""
-    params = param_names(engine, study_id)
-    columns = {column: csv_safe(column) for column in (*RECORD_COLUMNS, *map(param_column, params))}
+    params, measures, aim = param_names(engine, study_id), measure_names(engine, study_id), _aim(engine, study_id)
+    columns = {column: csv_safe(column) for column in aim.columns(params, measures)}
     rows = (
-        {columns[column]: csv_safe(value) for column, value in flat_row(record, params).items()}
+        {columns[column]: csv_safe(value) for column, value in aim.flat_row(record, params, measures).items()}
         for records in record_batches(engine, study_id, documents=False)
         for record in records
     )
     return list(columns.values()), rows
+
+
+def _aim(engine: Engine, study_id: int) -> Aim:
+    with reading(engine) as connection:
+        return aim_of(connection, study_id)
 
 
 def _write_csv(engine: Engine, study_id: int, file: BinaryIO) -> None:
@@ -57,10 +63,10 @@ def _write_csv(engine: Engine, study_id: int, file: BinaryIO) -> None:
 
 
 def _write_json(engine: Engine, study_id: int, file: BinaryIO) -> None:
-    separator = "[\n"
+    separator, objective = "[\n", _aim(engine, study_id).objective
     for records in record_batches(engine, study_id):
         for record in records:
-            file.write((separator + json_text(record.to_json())).encode())
+            file.write((separator + json_text(objective.renamed(record.to_json()))).encode())
             separator = ",\n"
     file.write(b"[]\n" if separator == "[\n" else b"\n]\n")
 

@@ -3,6 +3,9 @@
 A *cell* is one configuration; its repeats differ by their seeds. Seconds count by their logarithm. What seeds do is
 taken as normal. To times they do the same in every cell; accuracies differ the more, the less a network has learnt, so
 that a cell borrows its noise from those that are about as accurate. Pure.
+
+Another objective stands in for the accuracy by its score, the more the better. It has no bounds, and what small
+differences are counted in, for accuracies all of [0, 1], is then UNIT times the distance between the cells' quartiles.
 """
 
 from __future__ import annotations
@@ -27,6 +30,8 @@ TIMES = 0.005  # share of seconds that repeats of one configuration differ by at
 POINTS = 0.001  # the same of accuracies
 ALIKE = 0.5  # of the deviation between cells: accuracies that near have like noise
 LEVELS = 200  # of accuracy at most, at which noise is estimated; between them by a line
+UNIT = 10.0  # distances between quartiles that stand in for all of [0, 1]
+SHARE, OPEN = (0.0, 1.0), (-math.inf, math.inf)  # what accuracies and other scores lie in
 BORROWED = 4.0  # degrees of freedom that all cells together count for in the noise of each
 
 
@@ -72,18 +77,33 @@ class Certainty:
     accuracy_intervals: Mapping[int, tuple[float, float]]  # of 95%
 
 
-Results = Mapping[int, Sequence[tuple[float, float]]]  # seconds and accuracy of each repeat, by cell
+Results = Mapping[int, Sequence[tuple[float, float]]]  # seconds and accuracy, or score, of each repeat, by cell
 
 
-def certainty_of(results: Results) -> Certainty | None:
-    """Return how sure results are; None where no cell has two repeats, so that nothing tells what seeds do."""
+def certainty_of(results: Results, *, is_share: bool = True) -> Certainty | None:
+    """Return how sure results are; None where no cell has two repeats, so that nothing tells what seeds do.
+
+    `is_share` says that they hold accuracies in [0, 1], and not another score.
+    """
+    results, unit = _in_units(results, is_share)
     noise = seed_noise(results)
     if noise is None:
         return None
-    means = cell_means(results)
-    intervals = {cell: accuracy_interval(mean, noise.accuracy[cell]) for cell, mean in means.items()}
-    chances = {cell: chance.chance for cell, chance in estimate_front_chances(means, noise).items()}
+    means, bounds = cell_means(results), SHARE if is_share else OPEN
+    each = {cell: accuracy_interval(mean, noise.accuracy[cell], bounds=bounds) for cell, mean in means.items()}
+    intervals = {cell: (unit * low, unit * high) for cell, (low, high) in each.items()}
+    chances = {cell: chance.chance for cell, chance in estimate_front_chances(means, noise, bounds).items()}
     return Certainty(front_chances=chances, accuracy_intervals=intervals)
+
+
+def _in_units(results: Results, is_share: bool) -> tuple[Results, float]:
+    """Return results with their scores in the unit of small differences, and that unit."""
+    if is_share or not results:
+        return results, 1.0
+    scores = np.array([np.mean([score for _, score in repeats]) for repeats in results.values()])
+    low, middle, high = np.quantile(scores, [0.25, 0.5, 0.75]).tolist()
+    unit = UNIT * (high - low or abs(middle) or 1.0)
+    return {cell: [(taken, score / unit) for taken, score in repeats] for cell, repeats in results.items()}, unit
 
 
 def cell_means(results: Results) -> dict[int, CellMean]:
@@ -141,13 +161,17 @@ def _noise_at(accuracies: Floats, known: Floats, squares: Floats, freedoms: Floa
     return [EstimatedDeviation(deviation=own, freedom=freedom) for own, freedom in zip(deviations, behind, strict=True)]
 
 
-def accuracy_interval(mean: CellMean, noise: EstimatedDeviation, confidence: float = 0.95) -> tuple[float, float]:
+def accuracy_interval(
+    mean: CellMean, noise: EstimatedDeviation, confidence: float = 0.95, *, bounds: tuple[float, float] = SHARE
+) -> tuple[float, float]:
     """Return the interval of a configuration's mean accuracy over all seeds, by Student's t."""
     width = float(stdtrit(noise.freedom, 0.5 + confidence / 2)) * noise.deviation / math.sqrt(mean.count)
-    return max(0.0, mean.accuracy - width), min(1.0, mean.accuracy + width)
+    return max(bounds[0], mean.accuracy - width), min(bounds[1], mean.accuracy + width)
 
 
-def estimate_front_chances(means: Mapping[int, CellMean], noise: FrontNoise) -> dict[int, FrontChance]:
+def estimate_front_chances(
+    means: Mapping[int, CellMean], noise: FrontNoise, bounds: tuple[float, float] = SHARE
+) -> dict[int, FrontChance]:
     """Return how each cell stands against those that are faster, in the mean over all seeds.
 
     By draws of all means together: each is its cell's mean and an error that Student's t has, because the noise is an
@@ -166,7 +190,7 @@ def estimate_front_chances(means: Mapping[int, CellMean], noise: FrontNoise) -> 
         errors = _errors(spreads, shape, rng) / counts * rng.standard_normal(shape)
         lead = _lead(
             np.array([mean.log_seconds for mean in means.values()]) + time_errors,
-            np.clip(np.array([mean.accuracy for mean in means.values()]) + errors, 0.0, 1.0),
+            np.clip(np.array([mean.accuracy for mean in means.values()]) + errors, *bounds),
         )
         ends = np.isinf(lead)  # the fastest has nothing to be compared with
         sums += [(lead > 0).sum(0), np.where(ends, 0.0, lead).clip(min=0).sum(0), (-lead).clip(min=0).sum(0)]
@@ -194,7 +218,7 @@ def _lead(seconds: Floats, accuracy: Floats) -> Floats:
     return lead
 
 
-def cells_to_repeat(results: Results, most_repeats: int) -> list[int]:
+def cells_to_repeat(results: Results, most_repeats: int, *, is_share: bool = True) -> list[int]:
     """Return the cells that a further seed is worth most for, most at stake first; none where the front is certain.
 
     At stake is the accuracy that one expects to lose at a cell's time by trusting the front as observed (the expected
@@ -203,6 +227,7 @@ def cells_to_repeat(results: Results, most_repeats: int) -> list[int]:
 
     Until some cell has a second repeat nothing tells what seeds do: those on the front as observed get one.
     """
+    results, _ = _in_units(results, is_share)
     means, noise = cell_means(results), seed_noise(results)
     members = {row[2] for row in undominated(sorted((m.log_seconds, -m.accuracy, cell) for cell, m in means.items()))}
     open_cells = {cell for cell, mean in means.items() if mean.count < most_repeats}
@@ -210,7 +235,7 @@ def cells_to_repeat(results: Results, most_repeats: int) -> list[int]:
         return [cell for cell in means if cell in members & open_cells]
     at_stake = {
         cell: chance.loss if cell in members else chance.gain
-        for cell, chance in estimate_front_chances(means, noise).items()
+        for cell, chance in estimate_front_chances(means, noise, SHARE if is_share else OPEN).items()
         if cell in open_cells
     }
     worth = [cell for cell, accuracy in at_stake.items() if accuracy > AT_STAKE]

@@ -66,7 +66,7 @@ def create_study(spec: StudySpec, url: str, *, skip_if_exists: bool = False) -> 
 def _created(spec: StudySpec, url: str, skip_if_exists: bool) -> StudyHandle:
     engine = open_engine(url, create=True)
     first_trials = new_trials(spec, Ledger(spec, ()).to_queue())
-    study_id = transactions.insert_study(engine, spec.name, spec.to_json(), first_trials, note=study_note(spec))
+    study_id = transactions.insert_study(engine, spec, first_trials, note=study_note(spec))
     if study_id is not None:
         return StudyHandle(spec, url, study_id, engine)
     handle = _handle(url, engine, spec.name)
@@ -198,14 +198,23 @@ class StudyHandle:
         this again after a StorageError is safe.
         """
         if not result.is_finite():
-            self.fail(claim, "non-finite-result", f"{result.train_seconds} s, accuracy {result.test_accuracy}")
+            self.fail(
+                claim, "non-finite-result", f"{result.train_seconds} s, {self.spec.objective.label} {result.value}"
+            )
             return False
-        values = None if result.is_stopped else (result.train_seconds, result.test_accuracy)
+        values = None if result.is_stopped else (result.train_seconds, result.value)
         key, attributes = result.machine.key, trial_attributes(result)
         machine_key = key if allow_mixed else self._machine_key
         is_known = key in self._known_machine_keys
         counts = transactions.record_result(
-            self.engine, self.study_id, claim, attributes, values, machine_key, is_known=is_known
+            self.engine,
+            self.study_id,
+            claim,
+            attributes,
+            values,
+            machine_key,
+            is_known=is_known,
+            excesses=self.spec.aim.excesses(result),
         )
         self._known_machine_keys.add(key)
         return counts

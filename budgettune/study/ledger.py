@@ -107,6 +107,7 @@ class Ledger:
         self.is_spent = spec.sampler.total is not None and seconds >= spec.sampler.total
         self._repeats, self._most_repeats = spec.sampler.first_repeats, spec.sampler.most_repeats
         self._max_attempts = spec.sampler.max_attempts
+        self._is_share = spec.objective.is_accuracy
         self._is_grid = spec.sampler.name == "grid"
         self._limit = spec.cell_count() if self._is_grid else spec.sampler.trials
         self._rows: defaultdict[Slot, list[SlotRow]] = defaultdict(list)
@@ -184,9 +185,9 @@ class Ledger:
 
         results: defaultdict[int, list[tuple[float, float]]] = defaultdict(list)
         for slot, rows in self._rows.items():
-            results[slot.cell] += [(row.seconds, row.accuracy) for row in rows if row.accuracy is not None]
+            results[slot.cell] += [(row.seconds, row.score) for row in rows if row.score is not None]
         whole = {cell: repeats for cell, repeats in results.items() if len(repeats) == self._begun[cell]}
-        return frozenset(cells_to_repeat(whole, self._most_repeats))
+        return frozenset(cells_to_repeat(whole, self._most_repeats, is_share=self._is_share))
 
     def given_up(self, cell: int | None = None) -> tuple[GivenUp, ...]:
         """Return the slots (of one cell, or all) that failed too often, with their reasons."""

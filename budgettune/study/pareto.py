@@ -15,7 +15,7 @@ from budgettune.storage.trials import records_of
 def pareto_front(
     engine: Engine, study_id: int, *, device_name: str | None = None, clean_only: bool = False
 ) -> list[TrialRecord]:
-    """Return the finished trials that no other beats in both time and accuracy, fastest first."""
+    """Return the finished trials that no other beats in both time and score, fastest first."""
     with reading(engine) as connection:
         rows = front_rows(connection, study_id, device_name=device_name, clean_only=clean_only)
         return records_of(connection, [row[3] for row in undominated(rows)])
@@ -34,8 +34,8 @@ def hypervolume(points: Sequence[tuple[float, float]], reference: tuple[float, f
     """Return the area that points of (seconds, accuracy) dominate up to a reference point, exactly.
 
     Args:
-        points: seconds count the less the better, accuracy the more; those that are not finite, or not better than
-            the reference in both, add nothing.
+        points: seconds count the less the better, accuracy (or another score) the more; those that are not finite, or
+            not better than the reference in both, add nothing.
         reference: (seconds, accuracy) that is worse than what matters.
     """
     worst_seconds, worst_accuracy = reference
@@ -52,6 +52,14 @@ def hypervolume(points: Sequence[tuple[float, float]], reference: tuple[float, f
     return area
 
 
-def hypervolume_reference(seconds: Iterable[float]) -> tuple[float, float]:
-    """Return what a study's hypervolume is measured against: 1.1 times the slowest of its times, and accuracy 0."""
-    return 1.1 * max(seconds, default=0.0), 0.0
+def hypervolume_reference(points: Sequence[tuple[float, float]], *, is_share: bool = True) -> tuple[float, float]:
+    """Return the seconds and the score that a study's hypervolume is measured against.
+
+    1.1 times the slowest of its times; accuracy 0, or where the score is no share in [0, 1], a tenth of the range of
+    scores below the worst (where all are the same, a tenth of that).
+    """
+    seconds, scores = [taken for taken, _ in points], [score for _, score in points]
+    if is_share or not scores:
+        return 1.1 * max(seconds, default=0.0), 0.0
+    worst = min(scores)
+    return 1.1 * max(seconds), worst - 0.1 * (max(scores) - worst or abs(worst) or 1.0)

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from budgettune.errors import StorageError, StudyNotFound
 from budgettune.records import MachineInfo, TrialRecord
 from budgettune.spec.study_spec import StudySpec
-from budgettune.storage.answers import objective_points, state_counts
+from budgettune.storage.answers import score_points, state_counts
 from budgettune.storage.connection import Engine, open_engine, reading
 from budgettune.storage.slots import slot_rows
 from budgettune.storage.studies import StudyRow, all_studies, machine_keys
@@ -131,7 +131,7 @@ def summary_of(
 ) -> StudySummary:
     states = state_counts(engine, study_id)
     foreign = {state: count for state, count in state_counts(engine, study_id, of_cells=False).items() if count}
-    seconds = [taken for taken, _ in objective_points(engine, study_id)]
+    seconds = [taken for taken, _ in score_points(engine, study_id)]
     with reading(engine) as connection:
         rows = slot_rows(connection, study_id)
         ledger = None if spec is None else Ledger(spec, rows)

@@ -11,7 +11,7 @@ from optuna.trial import TrialState, create_trial
 
 from budgettune.errors import NothingWithinBudget, StudyNotFound, UsageError
 from budgettune.spec.study_spec import StudySpec
-from budgettune.storage.answers import best_under_budget, objective_points, param_names, state_counts
+from budgettune.storage.answers import best_under_budget, param_names, score_points, state_counts
 from budgettune.storage.connection import open_engine, open_storage, writing
 from budgettune.storage.schema import TABLES_OF_A_TRIAL, trials
 from budgettune.storage.studies import all_studies, comparable_machine_key, find_study
@@ -77,7 +77,7 @@ def test_only_the_named_kind_of_machine_counts(study):
     ask = {"device_name": "cpu x2"}
     assert numbers(best_under_budget(study.engine, study.study_id, 9, **ask)) == [1]
     assert numbers(pareto_front(study.engine, study.study_id, device_name="GPU – “fast”")) == [0]
-    assert objective_points(study.engine, study.study_id, **ask) == [(2, 0.5)]
+    assert score_points(study.engine, study.study_id, **ask) == [(2, 0.5)]
     with pytest.raises(NothingWithinBudget):
         best_under_budget(study.engine, study.study_id, 9, device_name="cpu' OR '1'='1")
 
@@ -314,7 +314,7 @@ def test_not_a_number_in_postgresql_is_left_out(postgresql_url):
             connection.execute(sa.text("UPDATE trial_values SET value = 'NaN' WHERE value = 0.3"))
             connection.execute(sa.text("UPDATE trial_values SET value = 'Infinity' WHERE value = 0.2"))
         assert numbers(pareto_front(study.engine, study.study_id)) == [0]
-        assert objective_points(study.engine, study.study_id) == [(1.0, 0.1)]
+        assert score_points(study.engine, study.study_id) == [(1.0, 0.1)]
 
 
 # --- Studies --------------------------------------------------------------------------------------------------------
