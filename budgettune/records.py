@@ -257,9 +257,10 @@ class TrialResult(AsBefore, JsonValue):
         compiled, cuda_graphs: whether steps ran so: the same arithmetic, but compiled kernels round otherwise.
         stopping: why it was stopped early, or would have been had it not been a control; None for all others.
         measures: further numbers that the trial reported beside its objective, by name, such as memory or energy.
+        resumed: numbers of the epochs with which another process went on from where the one before was cut off.
     """
 
-    _newer: ClassVar[Mapping[str, Any]] = {"measures": {}}
+    _newer: ClassVar[Mapping[str, Any]] = {"measures": {}, "resumed": ()}
 
     train_seconds: float
     value: Annotated[float, Field(alias="test_accuracy")]
@@ -289,6 +290,7 @@ class TrialResult(AsBefore, JsonValue):
     compiled: bool = False
     cuda_graphs: bool = False
     measures: Mapping[str, float] = field(default_factory=dict)
+    resumed: tuple[int, ...] = ()
 
     @property
     def test_accuracy(self) -> float:
@@ -403,7 +405,7 @@ def trial_attributes(result: TrialResult) -> dict[str, Any]:
         **{name: known[name] for name in ("weights_sha256", "measures") if name in known},
         **{name: document[name] for name in ("curve", "phases", "machine")},
         **({"stopping": document["stopping"]} if result.stopping else {}),
-        "details": {name: known[name] for name in (*details, "architecture", "evidence") if name in known},
+        "details": {name: known[name] for name in (*details, "architecture", "evidence", "resumed") if name in known},
     }
 
 

@@ -5,6 +5,7 @@ Programs are imported inside their commands, so that `budgettune --help`, `best`
 
 from __future__ import annotations
 
+import math
 import shlex
 import signal
 import sys
@@ -109,6 +110,23 @@ def worker(
             help="Workers on this CPU, which share its cores; on GPUs it is one each.",
         ),
     ] = None,
+    checkpoints: Annotated[
+        str | None,
+        typer.Option(
+            "--checkpoints",
+            metavar="FOLDER",
+            help="Where half-trained trials are kept, for boxes that share it; else $BUDGETTUNE_CHECKPOINTS.",
+        ),
+    ] = None,
+    checkpoint_every: Annotated[
+        float,
+        typer.Option(
+            "--checkpoint-every",
+            parser=options.duration_or_none,
+            metavar="DURATION|none",
+            help="Keep a trial that often, at the end of an epoch; more often where that costs nothing.",
+        ),
+    ] = 30.0,
     allow_mixed: Annotated[
         bool, options.switch("--allow-mixed", help="Work on studies whose times come from another kind of machine.")
     ] = False,
@@ -136,6 +154,8 @@ def worker(
         allow_import=allowed_packages(allow_import),
         allow_root=allowed_roots(allow_root),
         allow_mixed=allow_mixed,
+        checkpoints=checkpoints,
+        checkpoint_every_seconds=None if checkpoint_every == math.inf else checkpoint_every,
     )
     members = fleet.members_here(chosen, processes)
     if members:

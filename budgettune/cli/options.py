@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from contextlib import suppress
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -45,6 +47,17 @@ def duration(text: str) -> float:
         return parse_duration(text)
     except ValueError as error:
         raise typer.BadParameter(f"{text!r} {error}") from None
+
+
+def duration_or_none(given: str | float) -> float:
+    """Return seconds, 0 for 0s, and infinity for `none`."""
+    text = str(given).strip().lower()  # a default is a number
+    if text == "none":
+        return math.inf
+    with suppress(ValueError):
+        if float(text.removesuffix("s")) == 0:
+            return 0.0
+    return duration(text)
 
 
 def lasting(name: str, *, metavar: str = "DURATION", **more: Any) -> Any:

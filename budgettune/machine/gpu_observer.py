@@ -159,6 +159,10 @@ class GpuObserver:
         )
         self._thread.start()
 
+    def look(self) -> ClockVerdict:
+        """Judge the samples so far."""
+        return self._judged(tuple(self._failures))
+
     def stop(self) -> ClockVerdict:
         """Take a last sample and judge them all; a driver that hangs costs two seconds, not the trial."""
         self._finished.set()
@@ -166,10 +170,13 @@ class GpuObserver:
         failures = list(self._failures)
         if self._thread.is_alive():
             failures.append(f"NVML has not answered for {PATIENCE_SECONDS:g} s")
+        return self._judged(tuple(failures))
+
+    def _judged(self, failures: tuple[str, ...]) -> ClockVerdict:
         verdict = judge_gpu(tuple(self._samples), self._own_pid)
         if not failures or verdict.status == "disturbed":
             return verdict
-        return ClockVerdict(status="unverified", evidence=verdict.evidence, reasons=tuple(failures))
+        return ClockVerdict(status="unverified", evidence=verdict.evidence, reasons=failures)
 
     def _watch(self, samples: list[GpuSample], failures: list[str], finished: threading.Event) -> None:
         try:
@@ -196,7 +203,13 @@ class SentinelObserver:
     def start(self) -> None:
         self._before = self._sentinel.read()
 
+    def look(self) -> ClockVerdict:
+        """Judge the first reading: another one would take memory from the trial."""
+        return self._judged(self._before)
+
     def stop(self) -> ClockVerdict:
-        before, after = self._before, self._sentinel.read()
-        readings = SentinelSeconds(before=before, after=after, best=self._sentinel.best_seconds)
+        return self._judged(self._sentinel.read())
+
+    def _judged(self, after: float) -> ClockVerdict:
+        readings = SentinelSeconds(before=self._before, after=after, best=self._sentinel.best_seconds)
         return judge_sentinel(readings, self._sentinel.limit)

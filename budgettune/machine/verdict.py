@@ -10,6 +10,8 @@ HARM_LIMIT = 0.05
 """Share of the cores, or of the time, that may be lost: the spread that repeated clean trials are held to."""
 
 Status = Literal["clean", "disturbed", "unverified"]
+STATUSES: tuple[Status, ...] = ("disturbed", "unverified", "clean")
+"""The worst first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,5 +44,4 @@ def combine(verdicts: Sequence[ClockVerdict]) -> ClockVerdict:
 
 def worst(*statuses: str) -> Status:
     """Return what is true of a whole whose parts have these statuses, at least one."""
-    order: tuple[Status, ...] = ("disturbed", "unverified", "clean")
-    return next((status for status in order if status in statuses), "unverified")
+    return next((status for status in STATUSES if status in statuses), "unverified")

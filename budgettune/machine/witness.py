@@ -186,6 +186,10 @@ class Observer(Protocol):
 
     def start(self) -> None: ...
 
+    def look(self) -> ClockVerdict:
+        """Return the verdict on the time since the start, and go on; what disturbs the run itself is left out."""
+        ...
+
     def stop(self) -> ClockVerdict: ...
 
 
@@ -203,6 +207,9 @@ class CpuObserver:
         self._sentinel_before = self._sentinel.read()
         self._before = self._snapshot()
 
+    def look(self) -> ClockVerdict:
+        return self.stop()
+
     def stop(self) -> ClockVerdict:
         after = self._snapshot()
         before, now = self._sentinel_before, self._sentinel.read()
@@ -217,6 +224,9 @@ class NoObserver:
     reason: str
 
     def start(self) -> None: ...
+
+    def look(self) -> ClockVerdict:
+        return self.stop()
 
     def stop(self) -> ClockVerdict:
         return ClockVerdict(status="unverified", evidence={}, reasons=(self.reason,))
@@ -236,10 +246,14 @@ class Witness:
         for observer in self._observers:
             observer.start()
 
+    def look(self) -> tuple[Status, Mapping[str, Any]]:
+        """Return what `stop` would, so far as can be told in between, and go on watching."""
+        return _told(combine([observer.look() for observer in reversed(self._observers)]))
+
     def stop(self) -> tuple[Status, Mapping[str, Any]]:
         """Return the status and the evidence, the reasons among it, as a trial stores them."""
         self.verdict = combine([observer.stop() for observer in reversed(self._observers)])
-        return self.verdict.status, {**self.verdict.evidence, "reasons": list(self.verdict.reasons)}
+        return _told(self.verdict)
 
     def __enter__(self) -> Self:
         self.start()
@@ -252,8 +266,15 @@ class Witness:
 class NoWitness(Witness):
     """Watches nothing: unverified, without evidence."""
 
+    def look(self) -> tuple[Status, Mapping[str, Any]]:
+        return self.stop()
+
     def stop(self) -> tuple[Status, Mapping[str, Any]]:
         return "unverified", {}
+
+
+def _told(verdict: ClockVerdict) -> tuple[Status, Mapping[str, Any]]:
+    return verdict.status, {**verdict.evidence, "reasons": list(verdict.reasons)}
 
 
 def witness_for(

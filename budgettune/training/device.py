@@ -162,10 +162,7 @@ class Device:
 
     def end_step(self, now: float) -> None:
         """Mark where a step ends, and the next one begins."""
-        if not self.is_cuda:
-            self._marks.append(now)
-            return
-        self._marks.append(self.mark())
+        self._marks.append(self.mark() if self.is_cuda else now)
 
     def mark(self) -> Any:
         """Return an event that CUDA passes when it has done what it was given before."""
@@ -255,6 +252,15 @@ class Device:
                 if self.is_cuda:
                     self._cuda.manual_seed(seed)
             yield
+
+    def chance(self) -> list[Tensor]:
+        """Return the global random states that `own_chance` looks after."""
+        return [torch.get_rng_state(), *([self._cuda.get_rng_state(self.torch)] if self.is_cuda else [])]
+
+    def set_chance(self, states: Sequence[Tensor]) -> None:
+        torch.set_rng_state(states[0])
+        if self.is_cuda:
+            self._cuda.set_rng_state(states[1], self.torch)
 
     @contextmanager
     def full_memory_named(self, batch_size: int) -> Iterator[None]:
@@ -439,18 +445,6 @@ def compilation_named() -> Iterator[None]:
             raise
         reason = first_line(getattr(error, "inner_exception", error))  # which it wraps into lines of its own
         raise SpecError(f"train.compile: torch cannot compile it here ({reason}): set it to false") from error
-
-
-@contextmanager
-def capture_named() -> Iterator[None]:
-    """Raise SpecError where CUDA refuses to capture what runs inside."""
-    try:
-        yield
-    except RuntimeError as error:
-        if is_out_of_memory(error):
-            raise
-        reason = f"a step of this network cannot be captured ({first_line(error)})"
-        raise SpecError(f"train.cuda_graphs: {reason}: set it to false") from error
 
 
 def keep_freed_memory() -> bool:

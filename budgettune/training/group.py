@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from budgettune.errors import ProcessLost, UsageError
+from budgettune.machine.verdict import STATUSES, Status, worst
 from budgettune.training.pruning import EpochPlan, Selection
 
 ANSWER_SECONDS = 300.0  # without an answer after which another process counts as hung
@@ -61,6 +62,14 @@ class Alone:
     def same(self, values: Tensor, what: str) -> Tensor:
         """Return rank 0's values [n]; `what` they are is for the error where ranks have different numbers of them."""
         return values
+
+    def content(self, content: bytes | None) -> bytes | None:
+        """Return the bytes that rank 0 gave, or None where it has none."""
+        return content
+
+    def worst(self, status: Status) -> Status:
+        """Return the worst of the verdicts of all ranks."""
+        return status
 
     def whole(self, values: Tensor, count: int) -> Tensor:
         """Return the values of all parts of a batch of count samples, in the order of the batch."""
@@ -141,6 +150,15 @@ class Group(Alone):
         told = self._told(values, values.dtype)
         assert told is not None
         return told
+
+    def content(self, content: bytes | None) -> bytes | None:
+        given = None if content is None else torch.frombuffer(bytearray(content), dtype=torch.uint8)
+        told = self._told(given, torch.uint8)
+        return None if told is None else told.cpu().numpy().tobytes()
+
+    def worst(self, status: Status) -> Status:
+        number = torch.tensor([STATUSES.index(status)], device=self.device)
+        return worst(*(STATUSES[each] for each in self.whole(number, self.size).tolist()))
 
     def _told(self, values: Tensor | None, dtype: torch.dtype) -> Tensor | None:
         """Return rank 0's values [n], or None where it has none."""

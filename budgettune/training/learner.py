@@ -16,8 +16,9 @@ from budgettune.errors import SpecError
 from budgettune.spec.study_spec import StudySpec
 from budgettune.spec.tables import TrainSpec, is_code, library_of
 from budgettune.spec.trust import Trust, contained
+from budgettune.text import first_line
 from budgettune.training.data.load import ImageData, augment, normalise
-from budgettune.training.device import Device, capture_named, compilation_named, compiled, pick_precision
+from budgettune.training.device import Device, compilation_named, compiled, is_out_of_memory, pick_precision
 from budgettune.training.named_models import State, build_named, fill, read_weights
 from budgettune.training.pruning import Scores
 from budgettune.training.resnet import ScalableResNet, count_multiply_adds
@@ -94,6 +95,18 @@ def make_optimizer(config: TrainSpec, model: nn.Module, *, captures: bool = Fals
         True  # torch would advise against it, but fused steps cost the same
     )
     return optimizer
+
+
+@contextmanager
+def capture_named() -> Iterator[None]:
+    """Raise SpecError where CUDA refuses to capture what runs inside."""
+    try:
+        yield
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
+        reason = f"a step of this network cannot be captured ({first_line(error)})"
+        raise SpecError(f"train.cuda_graphs: {reason}: set it to false") from error
 
 
 class Learner:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import math
 import time
 import weakref
@@ -31,10 +32,14 @@ from budgettune.training.learner import Batch, Learner
 from budgettune.training.passes import ModelPasses
 from budgettune.training.pruning import EpochPlan, make_strategy
 from budgettune.training.resnet import count_parameters
+from budgettune.training.resume import NotResumed, half_trained, keep, restore, restore_progress
 from budgettune.trial.accelerator import weights_sha256
+from budgettune.trial.checkpoint import NOWHERE, Checkpoint, HalfTrained
 from budgettune.trial.schedule import BudgetProgress, EpochProgress, Progress, learning_rate
 from budgettune.trial.stopwatch import Stopwatch
 from budgettune.trial.trial import Trained
+
+logger = logging.getLogger(__name__)
 
 COMPILATION_SECONDS = 40.0
 """What compiling a step of the built-in network takes for one shape of batch, measured on two cores of a CPU."""
@@ -62,6 +67,7 @@ def train(
     on_epoch: Callable[[EpochRecord], None] = lambda record: None,
     ends_early: Callable[[EpochRecord], bool] = lambda record: False,
     group: Alone = ALONE,
+    checkpoint: Checkpoint = NOWHERE,
 ) -> Trained:
     """Train one configuration of a study.
 
@@ -83,7 +89,9 @@ def train(
         on_epoch: told each point of the curve.
         ends_early: asked after each epoch that was evaluated, off the clock, whether training ends with it.
         group: of the processes that train it together, each on a device of its own: all call this with the same spec,
-            params and seed. The clock, `should_stop` and `ends_early` are those of rank 0.
+            params and seed. The clock, `should_stop`, `ends_early` and `checkpoint` are those of rank 0.
+        checkpoint: where it is kept between epochs, and where it goes on from if it was cut off before: with the same
+            weights, order and chance, its clock where it stood. `ends_early` hears of the earlier epochs again.
 
     Raises:
         SpecError: where the params cannot work.
@@ -99,15 +107,23 @@ def train(
     if _models:  # a cycle of the study's own code may hold one; a collection takes 0.2 s, too long for every trial
         gc.collect()
     target.free_cache()
-    with target.full_memory_named(config.train.batch_size), target.own_chance(seed):
+    with target.full_memory_named(config.train.batch_size):
         watch = Stopwatch(clock, target.synchronize, target.mark if target.is_cuda else None)
         data = data.to(target.torch)
         if group.size > 1:  # rank 0's labels, which a comparison may have changed
             data = replace(data, train=replace(data.train, labels=group.same(data.train.labels, "training images")))
-        # Without a name for it here, so that the traceback of an error holds no model.
-        return TrainingRun(config, data, target, seed, watch, trust).train(
-            load_seconds, witness, group.agreeing(should_stop), on_epoch, group.agreeing(ends_early)
-        )
+        watch.seconds["load"] += load_seconds
+        how = (witness, group.agreeing(should_stop), on_epoch, group.agreeing(ends_early), checkpoint)
+        # Without a name for the run here, so that the traceback of an error holds no model.
+        if (half := half_trained(checkpoint, group)) is not None:
+            as_before = config.resolve({"train.compile": half.state["counters"]["is_compiled"]})
+            try:
+                with target.own_chance(seed):
+                    return TrainingRun(as_before, data, target, seed, watch, trust).train(*how, half)
+            except NotResumed as error:
+                logger.warning("%s: the trial begins anew", error)
+        with target.own_chance(seed):
+            return TrainingRun(config, data, target, seed, watch, trust).train(*how)
 
 
 class TrainingRun:
@@ -149,31 +165,75 @@ class TrainingRun:
 
     def train(
         self,
-        load_seconds: float,
         witness: Witness | None,
         should_stop: Callable[[], bool],
         on_epoch: Callable[[EpochRecord], None],
         ends_early: Callable[[EpochRecord], bool],
+        checkpoint: Checkpoint = NOWHERE,
+        half: HalfTrained | None = None,
     ) -> Trained:
-        """Train until the epochs or the budget are used up; the arguments are those of the function `train`."""
+        """Train until the epochs or the budget are used up; the arguments are those of the function `train`.
+
+        `half` is what was kept of the same run, with its state as `restore` takes it.
+
+        Raises:
+            NotResumed: where the run cannot go on from that.
+        """
         self.passes.should_stop = should_stop
-        curve: list[EpochRecord] = []
+        curve = list(half.curve) if half else []
+        is_due = self.device.group.agreeing(checkpoint.is_due)
         witness = witness or NoWitness()
         witness.start()
         try:
-            with self.watch.running(), self.watch.phase("prepare"):
-                self.strategy.prepare(self.passes)
-                self.device.synchronize()
-            progress = self._progress()
-            while not curve or not progress.is_over(len(curve)):
+            progress = self._begin() if half is None else self._go_on(half)
+            is_over = [record.value is not None and ends_early(record) for record in curve][-1:] == [True]
+            while not is_over and (not curve or not progress.is_over(len(curve))):
                 curve.append(self._epoch(len(curve), progress, should_stop))
                 on_epoch(curve[-1])
-                if curve[-1].value is not None and ends_early(curve[-1]):
-                    break
+                is_over = curve[-1].value is not None and ends_early(curve[-1])
+                if not is_over and is_due() and not progress.is_over(len(curve)):
+                    self._keep(checkpoint, tuple(curve), progress, witness, half)
         finally:
-            self.peak_memory_mb = self.device.peak_memory_mb()  # before the witness's own memory counts
-            status, evidence = witness.stop()
-        return Trained(self._result(tuple(curve), load_seconds, progress, status, evidence), self.learner.model)
+            self._note_peak()  # before the witness's own memory counts
+            verdict = witness.stop()
+        if half is not None:
+            verdict = half.verdict_with(*verdict)
+        result = self._result(tuple(curve), progress, *verdict)
+        return Trained(replace(result, resumed=half.resumed_again if half else ()), self.learner.model)
+
+    def _begin(self) -> Progress:
+        with self.watch.running(), self.watch.phase("prepare"):
+            self.strategy.prepare(self.passes)
+            self.device.synchronize()
+        return self._progress()
+
+    def _go_on(self, half: HalfTrained) -> Progress:
+        with self.watch.aside("checkpoint"):
+            restore(self, half.state)
+            self.watch.go_on(half.elapsed_seconds, half.seconds)
+        progress = self._progress()
+        restore_progress(progress, half.state)
+        return progress
+
+    def _keep(
+        self,
+        checkpoint: Checkpoint,
+        curve: tuple[EpochRecord, ...],
+        progress: Progress,
+        witness: Witness,
+        before: HalfTrained | None,
+    ) -> None:
+        """Keep the run as it is between two epochs, off the clock."""
+        self._note_peak()
+        with self.watch.aside("checkpoint"):
+            status, evidence = witness.look()
+            verdict = self.device.group.worst(status), evidence
+            if self.device.group.rank == 0:
+                checkpoint.save(keep(self, curve, progress, verdict, before))
+        self.device.reset_peak_memory()
+
+    def _note_peak(self) -> None:
+        self.peak_memory_mb = max(self.peak_memory_mb, self.device.peak_memory_mb())
 
     def _progress(self) -> Progress:
         if self.config.train.budget is not None:
@@ -307,7 +367,7 @@ class TrainingRun:
         with suppress(TrialFailed, SpecError), names_full_memory, self.device.own_chance(self.seed):
             few_data, watch = replace(data, train=few), Stopwatch(self.watch.clock, self.device.synchronize)
             run = TrainingRun(config.resolve(changes), few_data, self.device, self.seed, watch, self.trust)
-            run.train(0.0, None, self.passes.should_stop, lambda record: None, lambda record: False)
+            run.train(None, self.passes.should_stop, lambda record: None, lambda record: False)
 
     def _scoring_shapes(self) -> Iterator[int]:
         if self.device.is_cuda:  # else a first evaluation's search would free what the next epoch's steps lie in
@@ -340,7 +400,6 @@ class TrainingRun:
     def _result(
         self,
         curve: tuple[EpochRecord, ...],
-        load_seconds: float,
         progress: Progress,
         status: str,
         evidence: Mapping[str, Any],
@@ -369,7 +428,7 @@ class TrainingRun:
             precision=self.learner.precision,
             weights_sha256=weights_sha256(self.learner.model),
             curve=curve,
-            phases=PhaseSeconds(load=load_seconds, **seconds),
+            phases=PhaseSeconds(**seconds),
             machine=self.device.machine(),
             batch_shapes=tuple(sorted(self.batch_shapes, reverse=True)),
             architecture=self.learner.architecture,

@@ -20,11 +20,11 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
 from budgettune.errors import BudgetTuneError
 from budgettune.files import replacing
-from budgettune.machine.verdict import worst
+from budgettune.machine.verdict import Status, worst
 from budgettune.records import EpochRecord
 from budgettune.spec.study_spec import StudySpec
 from budgettune.text import message_of, warn_once
@@ -35,6 +35,7 @@ FORMAT = b"BudgetTune half-trained trial 1"
 EVERY_SECONDS = 30.0
 CHEAP_SHARE = 0.01  # of the time since the last saving, that one may cost at any time
 SUPPOSED_SECONDS = 0.05  # what the first costs
+BEFORE = "before epoch "
 _OTHERS = (FileNotFoundError, NotADirectoryError)
 
 
@@ -55,16 +56,61 @@ class HalfTrained:
     elapsed_seconds: float
     seconds: Mapping[str, float] = field(default_factory=dict)
     state: Any = None
-    status: str = "unverified"
+    status: Status = "unverified"
     evidence: Mapping[str, Any] = field(default_factory=dict)
     resumed: tuple[int, ...] = ()
 
-    def verdict_with(self, status: str, evidence: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    def to_bytes(self, identity: str = "") -> bytes:
+        """Return what `from_bytes` reads.
+
+        Raises:
+            BudgetTuneError: where the state is of a kind that pickle does not take.
+        """
+        is_plain = isinstance(self.state, bytes)
+        try:
+            state = self.state if is_plain else pickle.dumps(self.state, protocol=pickle.HIGHEST_PROTOCOL)
+        except Exception as error:
+            raise BudgetTuneError(
+                f"the state of a trial cannot be saved ({message_of(error)}): give what pickle takes"
+            ) from error
+        curve = [asdict(record) for record in self.curve]
+        facts = {"identity": identity, "is_plain": is_plain, **vars(self), "curve": curve, "state": len(state)}
+        text = json.dumps(facts, default=dict).encode() + b"\n"
+        return b"%b %08x\n%b%b" % (FORMAT, zlib.crc32(state, zlib.crc32(text)), text, state)
+
+    @classmethod
+    def from_bytes(cls, content: bytes, identity: str = "") -> Self:
+        """Return what `to_bytes` gave, or raise any error where it did not, or of another identity."""
+        first, _, rest = content.partition(b"\n")
+        if not first.startswith(FORMAT + b" "):
+            raise ValueError("another version's, or not a half-trained trial")
+        if int(first.split()[-1], 16) != zlib.crc32(rest):
+            raise ValueError("damaged")
+        text, _, state = rest.partition(b"\n")
+        facts = json.loads(text)
+        if facts.pop("identity") != identity:
+            raise ValueError("of another study, configuration, seed or kind of machine")
+        is_plain, _ = facts.pop("is_plain"), facts.pop("state")
+        curve = tuple(EpochRecord(**record) for record in facts.pop("curve"))
+        if not curve:
+            raise ValueError("it has no epoch")
+        resumed = tuple(facts.pop("resumed"))
+        return cls(**facts, curve=curve, resumed=resumed, state=state if is_plain else pickle.loads(state))
+
+    @property
+    def resumed_again(self) -> tuple[int, ...]:
+        """What `resumed` is of a trial that goes on from here."""
+        return (*self.resumed, len(self.curve))
+
+    def verdict_with(self, status: Status, evidence: Mapping[str, Any]) -> tuple[Status, Mapping[str, Any]]:
         """Return the verdict on this part and the one after it: the worst counts, with the reasons of both.
 
         Numbers are those of the later part.
         """
-        reasons = [f"before epoch {len(self.curve)}: {reason}" for reason in self.evidence.get("reasons", ())]
+        reasons = [
+            reason if reason.startswith(BEFORE) else f"{BEFORE}{len(self.curve)}: {reason}"
+            for reason in self.evidence.get("reasons", ())
+        ]
         return worst(self.status, status), {**evidence, "reasons": reasons + list(evidence.get("reasons", ()))}
 
 
@@ -118,22 +164,11 @@ class Checkpoint:
         """
         if self.path is None:
             return False
-        is_plain = isinstance(half.state, bytes)
-        try:
-            state = half.state if is_plain else pickle.dumps(half.state, protocol=pickle.HIGHEST_PROTOCOL)
-        except Exception as error:
-            raise BudgetTuneError(
-                f"the state of a trial cannot be saved ({message_of(error)}): give what pickle takes"
-            ) from error
-        facts = {**vars(half), "curve": [asdict(record) for record in half.curve], "seconds": dict(half.seconds)}
-        head = {"identity": self.identity, "is_plain": is_plain, **facts, "state": len(state)}
-        text = json.dumps(head, default=str).encode() + b"\n"
+        content = half.to_bytes(self.identity)
         try:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             with replacing(self.path, mode=0o660 if self.is_shared else 0o600) as file:
-                file.write(b"%b %08x\n" % (FORMAT, zlib.crc32(state, zlib.crc32(text))))
-                file.write(text)
-                file.write(state)
+                file.write(content)
         except OSError as error:
             reason = error.strerror or error
             warn_once(logger, f"half-trained trials are not kept: {self.path.parent}: {reason}; training goes on")
@@ -150,30 +185,13 @@ class Checkpoint:
         try:
             with self.path.open("rb") as file:
                 _check_owner(file, self.path.parent, is_shared=self.is_shared)
-                return self._read(file)
+                return HalfTrained.from_bytes(file.read(), self.identity)
         except _OTHERS:
             return None
         except Exception as error:  # unpickling may raise anything
             reason = error.strerror if isinstance(error, OSError) and error.strerror else message_of(error)
             logger.warning("%s is not used (%s): the trial begins anew", self.path, reason)
             return None
-
-    def _read(self, file: BinaryIO) -> HalfTrained:
-        first, rest = file.readline(len(FORMAT) + 16), file.read()
-        if not first.startswith(FORMAT + b" "):
-            raise ValueError("another version's, or not a half-trained trial")
-        if int(first.split()[-1], 16) != zlib.crc32(rest):
-            raise ValueError("damaged")
-        text, _, state = rest.partition(b"\n")
-        head = json.loads(text)
-        if head.pop("identity") != self.identity:
-            raise ValueError("of another study, configuration, seed or kind of machine")
-        is_plain, _ = head.pop("is_plain"), head.pop("state")
-        curve = tuple(EpochRecord(**record) for record in head.pop("curve"))
-        if not curve:
-            raise ValueError("it has no epoch")
-        resumed = tuple(head.pop("resumed"))
-        return HalfTrained(**head, curve=curve, resumed=resumed, state=state if is_plain else pickle.loads(state))
 
     def forget(self) -> None:
         """Remove what was kept; a file that stays is of no use to any other trial."""

@@ -57,12 +57,12 @@ class BudgetProgress:
         self.budget_seconds, self.agreed = budget_seconds, agreed
         self.elapsed = elapsed  # returns the seconds on the clock so far
         self.queued_steps = queued_steps  # returns how many steps the device has yet to end
-        self._began = elapsed()
+        self.began = elapsed()
         self._recent: deque[float] = deque(maxlen=15)
 
     def at(self, epoch: int, share: float) -> float:
-        whole = self.budget_seconds - self._began - self._step()
-        return self.agreed(min(1.0, (self._next_step() - self._began) / max(whole, 1e-9)))
+        whole = self.budget_seconds - self.began - self._step()
+        return self.agreed(min(1.0, (self._next_step() - self.began) / max(whole, 1e-9)))
 
     def is_over(self, epoch: int) -> bool:
         """Whether less than half a step is left."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from budgettune.records import TrialResult
 from budgettune.spec.study_spec import StudySpec
+from budgettune.trial.checkpoint import NOWHERE, Checkpoint
 
 MOST_MARKS = 512  # that wait for a device; older ones have been passed, and are read
 
@@ -122,10 +123,16 @@ class Stopwatch:
             self.synchronize()
 
 
-def undisturbed(spec: StudySpec, train_once: Callable[[], TrialResult]) -> tuple[int, TrialResult]:
-    """Train until nothing disturbs the clock, as often as `[clock]` allows; return the tries, and the last result."""
+def undisturbed(
+    spec: StudySpec, train_once: Callable[[], TrialResult], checkpoint: Checkpoint = NOWHERE
+) -> tuple[int, TrialResult]:
+    """Train until nothing disturbs the clock, as often as `[clock]` allows; return the tries, and the last result.
+
+    A repeated try begins at zero, whatever is kept of the one before.
+    """
     most = 1 + (spec.clock.repeat_limit if spec.clock.on_disturbed == "repeat" else 0)
     tries, result = 1, train_once()
     while result.status == "disturbed" and tries < most:
+        checkpoint.forget()
         tries, result = tries + 1, train_once()
     return tries, result

@@ -14,6 +14,7 @@ from budgettune.errors import (
     DataError,
     DeviceLost,
     Interrupted,
+    ProcessLost,
     ProgramFailed,
     StopRequested,
     StorageBusy,
@@ -33,8 +34,10 @@ from budgettune.storage.url import parse_url
 from budgettune.study.handle import StudyHandle, load_study
 from budgettune.study.summary import study_names
 from budgettune.text import warn_once
+from budgettune.trial.checkpoint import Checkpoint
 from budgettune.trial.stopwatch import undisturbed
 from budgettune.worker.early_stop_judge import TrialJudge, judge_of
+from budgettune.worker.half_trained import HalfTrainedFolder
 from budgettune.worker.options import Listener, Ranks, WorkerOptions, WorkerSummary
 from budgettune.worker.own_code import OwnCode
 from budgettune.worker.signals import StopFlag
@@ -118,6 +121,7 @@ class _Worker:
     failed: int = 0
     extras: int = 0
     spool: Spool = field(default_factory=Spool)
+    half_trained: HalfTrainedFolder = field(init=False)
     _in_a_row: int = 0
     _handles: dict[str, StudyHandle] = field(default_factory=dict)
     _judges: dict[int, Callable[[Claim], TrialJudge | None]] = field(default_factory=dict)
@@ -131,6 +135,7 @@ class _Worker:
 
     def run(self) -> WorkerSummary:
         parse_url(self.url)  # one that cannot be read is not waited for
+        self.half_trained = HalfTrainedFolder(self.options.checkpoints, self.options.checkpoint_every_seconds)
         self.trust = Trust.of_database(self.url, self.options.allow_import, self.options.allow_root)
         ranks = Ranks.of_torchrun()
         if ranks is not None and ranks.rank > 0:
@@ -230,6 +235,8 @@ class _Worker:
         if not self._has_answered:
             self._has_answered = True
             self.spool.deliver_all(self.url)  # before a cell whose result is here is taken for open
+            for study in studies[:1]:
+                self.half_trained.tidy(study)
         return [study for study in studies if self._fits(study)]
 
     def _fits(self, study: StudyHandle) -> bool:
@@ -312,9 +319,12 @@ class _Worker:
             ) as limit,
             self.stop.interrupting(),
         ):
+            checkpoint = self.half_trained.of(study, claim, self._trainer(study).machine(study.spec).key)
             try:  # again, where the study asks for it and something disturbed the clock
                 tries, result = undisturbed(
-                    study.spec, lambda: self._train_once(study, claim, lambda: self.stop.cuts_short or limit.is_over)
+                    study.spec,
+                    lambda: self._train_once(study, claim, lambda: self.stop.cuts_short or limit.is_over, checkpoint),
+                    checkpoint,
                 )
             except Interrupted:
                 if self.stop.cuts_short:
@@ -324,7 +334,9 @@ class _Worker:
             logger.info("trial %d was disturbed: trained %d times", claim.number, tries)
         return result
 
-    def _train_once(self, study: StudyHandle, claim: Claim, should_stop: Callable[[], bool]) -> TrialResult:
+    def _train_once(
+        self, study: StudyHandle, claim: Claim, should_stop: Callable[[], bool], checkpoint: Checkpoint
+    ) -> TrialResult:
         spec = study.spec
         judge = self._judge_of(study, claim)
         result = self._trainer(study).train(
@@ -335,6 +347,7 @@ class _Worker:
             on_epoch=lambda record: self.listener.epoch(claim, spec, record),
             ends_early=judge.ends_early if judge else lambda record: False,
             on_hang=lambda error: leave_hung(lambda: study.fail(claim, *failure_of(error))),
+            checkpoint=checkpoint,
         )
         return judge.with_note(result) if judge else result
 
@@ -348,6 +361,7 @@ class _Worker:
     def _deliver(self, study: StudyHandle, claim: Claim, result: TrialResult) -> None:
         allow_mixed, patience_seconds = self.options.allow_mixed, self.options.patience_seconds
         counts = self.spool.deliver(study, claim, result, patience_seconds, self.stop.wait, allow_mixed=allow_mixed)
+        self.half_trained.forget(study, claim)
         if counts is None:
             self.listener.failed(claim, "told to stop; the next worker on this box delivers its result")
             return
@@ -391,6 +405,8 @@ class _Worker:
         if not expected:
             logger.exception("trial %d failed", claim.number)
         study.fail(claim, kind, message)
+        if not isinstance(error, (DeviceLost, ProcessLost)):  # which are no fault of the trial's
+            self.half_trained.forget(study, claim)
         self._note_failure(study, claim, message)
         self._in_a_row = 0 if expected else self._in_a_row + 1
         if self._in_a_row >= FAILURES_IN_A_ROW:

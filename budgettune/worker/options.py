@@ -34,6 +34,8 @@ class WorkerOptions:
         heartbeat_seconds: between signs of life.
         lease_seconds: without a sign of life after which a trial counts as lost.
         patience_seconds: for which a database that answered before and stopped to, or is busy, is asked again.
+        checkpoints: folder of half-trained trials, which other boxes may share; None for one of this user's alone.
+        checkpoint_every_seconds: between savings of a trial, at the end of an epoch; None for no saving.
         hang_grace_seconds: beyond the trial's time after which a step that does not return ends the process.
     """
 
@@ -52,6 +54,8 @@ class WorkerOptions:
     lease_seconds: float = 60.0
     patience_seconds: float = 600.0
     hang_grace_seconds: float = 30.0
+    checkpoints: str | None = None
+    checkpoint_every_seconds: float | None = 30.0
 
     def words(self) -> list[str]:
         """Return the options of `budgettune worker` that ask for what differs from the defaults."""
@@ -63,7 +67,7 @@ class WorkerOptions:
             elif isinstance(value, frozenset):
                 words += [word for each in sorted(value) for word in (name, each)]
             elif value != option.default:
-                words += [name, str(value)]
+                words += [name, "none" if value is None else str(value)]
         return words
 
 

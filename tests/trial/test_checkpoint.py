@@ -14,7 +14,7 @@ from budgettune.spec.study_spec import load_spec
 from budgettune.text import warn_once
 from budgettune.trial.checkpoint import NOWHERE, Checkpoint, HalfTrained, identity_of
 
-EPOCHS = tuple(EpochRecord(epoch=e, train_seconds=e + 0.1, steps=3, samples=9, loss=1 / 3) for e in range(2))
+EPOCHS = tuple(EpochRecord(epoch=e, train_seconds=e + 0.1, steps=3, samples=9, loss=1 / 3, value=0.5) for e in range(2))
 
 
 def half(**changes):
