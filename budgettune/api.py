@@ -247,6 +247,7 @@ def train(
     device: str = "auto",
     threads: int | None = None,
     allow_import: Collection[str] = (),
+    allow_command: Collection[str] = (),
     allow_root: Collection[str] | None = None,
 ) -> Trained:
     """Train one configuration without recording it, and return `.result` and `.model`.
@@ -258,9 +259,9 @@ def train(
     from budgettune.spec.trust import Trust
 
     if isinstance(study, StudySpec):
-        spec, trust = spec or study, Trust(allow_import)
+        spec, trust = spec or study, Trust(allow_import, None, allow_command)
     else:
-        spec, trust = spec or study.spec, Trust.of_database(study.url, allow_import, allow_root)
+        spec, trust = spec or study.spec, Trust.of_database(study.url, allow_import, allow_root, allow_command)
     if spec.train.is_own_code:
         from budgettune.worker.options import WorkerOptions
         from budgettune.worker.own_code import OwnCode

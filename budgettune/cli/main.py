@@ -131,6 +131,7 @@ def worker(
         bool, options.switch("--allow-mixed", help="Work on studies whose times come from another kind of machine.")
     ] = False,
     allow_import: options.AllowImport = None,
+    allow_command: options.AllowCommand = None,
     allow_root: options.AllowRoot = None,
     storage: options.Storage = None,
     debug: options.Debug = False,
@@ -140,7 +141,7 @@ def worker(
     Ctrl-C hands the running trial back; twice quits at once.
     SIGUSR1 lets it finish, then ends the worker.
     """
-    from budgettune.spec.trust import allowed_packages, allowed_roots
+    from budgettune.spec.trust import allowed_commands, allowed_packages, allowed_roots
     from budgettune.worker import fleet
 
     chosen = WorkerOptions(
@@ -152,6 +153,7 @@ def worker(
         trial_timeout_seconds=trial_timeout,
         wait=wait,
         allow_import=allowed_packages(allow_import),
+        allow_command=allowed_commands(allow_command),
         allow_root=allowed_roots(allow_root),
         allow_mixed=allow_mixed,
         checkpoints=checkpoints,

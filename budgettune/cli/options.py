@@ -120,6 +120,15 @@ AllowImport = Annotated[
         help="Package that code named by a study may come from (repeatable); else $BUDGETTUNE_ALLOW_IMPORT.",
     ),
 ]
+AllowCommand = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow-command",
+        metavar="WORDS",
+        help="What a command named by a study may begin with, such as 'python train.py' (repeatable); else "
+        "$BUDGETTUNE_ALLOW_COMMAND.",
+    ),
+]
 AllowRoot = Annotated[
     list[str] | None,
     typer.Option(

@@ -44,6 +44,7 @@ def train(
     device: options.Device = "auto",
     threads: options.Threads = None,
     allow_import: options.AllowImport = None,
+    allow_command: options.AllowCommand = None,
     allow_root: options.AllowRoot = None,
     storage: options.Storage = None,
     debug: options.Debug = False,
@@ -52,7 +53,7 @@ def train(
 
     Give --budget, --trial or settings with --set. Nothing is recorded in the study.
     """
-    from budgettune.spec.trust import allowed_packages, allowed_roots
+    from budgettune.spec.trust import allowed_commands, allowed_packages, allowed_roots
 
     if [trial is not None, bool(sets), budget is not None].count(True) != 1:
         raise typer.BadParameter("give one of --trial N, --set key=value and --budget 60s")
@@ -72,6 +73,7 @@ def train(
             device=device,
             threads=threads,
             allow_import=allowed_packages(allow_import),
+            allow_command=allowed_commands(allow_command),
             allow_root=allowed_roots(allow_root),
         )
     if spec.train.is_own_code:

@@ -131,3 +131,32 @@ def memory_limit_mb(root: Path = ROOT) -> int | None:
         if text is not None and text.isdigit()
     ]
     return min(limits, default=None)
+
+
+def memory_kills(root: Path = ROOT) -> tuple[int, int]:
+    """Return how many processes were killed so far for want of memory: in the cgroups that bind this one, on the box.
+
+    Zero where the system does not tell.
+    """
+    told = [
+        int(value)
+        for folder in cgroup_folders("memory", root)
+        for file in ("memory.events", "memory.oom_control")
+        for name, _, value in (line.partition(" ") for line in (read(folder / file) or "").splitlines())
+        if name == "oom_kill" and value.isdigit()
+    ]
+    lines = (line.partition(" ") for line in (read(root / "proc/vmstat") or "").splitlines())
+    return max(told, default=0), next((int(value) for name, _, value in lines if name == "oom_kill"), 0)
+
+
+def processes_with(variable: str, value: str, root: Path = ROOT) -> list[int]:
+    """Return the processes that were started with an environment variable of that value, whatever group they are in."""
+    wanted, found = f"{variable}={value}".encode(), []
+    for folder in (root / "proc").glob("[0-9]*"):
+        try:
+            told = (folder / "environ").read_bytes()
+        except OSError:  # ended meanwhile, or not ours
+            continue
+        if wanted in told.split(b"\0"):
+            found.append(int(folder.name))
+    return found

@@ -47,7 +47,7 @@ class CpuSnapshot:
 
     Attributes:
         at_seconds: of a monotonic clock.
-        own_seconds: CPU time of all threads of this process.
+        own_seconds: CPU time of all threads of this process, and of the processes that it started and that have ended.
         cores: CPUs that this process may run on.
         busy_seconds: CPU time of everyone on those CPUs.
         steal_seconds: what the hypervisor took from those CPUs.
@@ -161,7 +161,7 @@ def take_snapshot(clock: Callable[[], float] = time.perf_counter, root: Path = p
     busy, steal = (cpus and procfs.cpu_seconds(cpus, root)) or (None, None)
     return CpuSnapshot(
         at_seconds=clock(),
-        own_seconds=time.process_time(),
+        own_seconds=_own_seconds(),
         cores=len(cpus) if cpus else os.cpu_count() or 1,
         busy_seconds=busy,
         steal_seconds=steal,
@@ -171,6 +171,12 @@ def take_snapshot(clock: Callable[[], float] = time.perf_counter, root: Path = p
         still_seconds=PULSE.beat(),
         preemptions=_preemptions(),
     )
+
+
+def _own_seconds() -> float:
+    """Return the CPU time of this process, and of those that it started and has waited for: programs that train."""
+    ended = os.times()
+    return time.process_time() + ended.children_user + ended.children_system
 
 
 def _preemptions() -> int | None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 OWN_CODE_TABLES = ("data", "model", "pruning")  # of the built-in trainer; and of [train] all but these keys:
 OWN_CODE_TRAIN_KEYS = ("loop", "command", "epochs", "budget")
 MEASURED = ("peak_memory_mb",)  # numbers that the built-in trainer measures and a study may limit
-TOLD = ("seed", "device", "epochs", "budget_seconds")  # names in train.command beside the params
+TOLD = ("seed", "device", "epochs", "budget_seconds", "processes")  # names in train.command beside the params
 WORD = f"must be a word of letters, digits and _, and none of {', '.join(TOLD)}"
 
 
@@ -43,7 +43,7 @@ def check_own_code(spec: StudySpec) -> None:
     table = next((name for name in OWN_CODE_TABLES if getattr(spec, name) != getattr(usual, name)), None)
     if table is not None:
         raise SpecError(f"{table}: is for the built-in trainer; train.{kind} gets what is in [params] and in [search]")
-    for key in type(train).model_fields.keys() - set(OWN_CODE_TRAIN_KEYS):
+    for key in type(train).model_fields.keys() - {*OWN_CODE_TRAIN_KEYS, *(["processes"] if train.command else [])}:
         if getattr(train, key) != getattr(usual.train, key):
             raise SpecError(f"train.{key}: is for the built-in trainer: give it to train.{kind} as params.{key}")
     for name in (*spec.params, *spec.constraints):

@@ -8,9 +8,10 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import shlex
 import signal
 import threading
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from budgettune.errors import BudgetTuneError, SpecError, UsageError
 from budgettune.files import user_path
 from budgettune.spec.study_spec import StudySpec
 from budgettune.spec.tables import is_code
-from budgettune.text import variable
+from budgettune.text import as_written, variable
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +39,12 @@ def allowed_roots(named: Iterable[str] | None) -> frozenset[str] | None:
     """Return the folders named, else those in BUDGETTUNE_ALLOW_ROOT; None where neither says anything."""
     listed = named if named is not None else (variable("BUDGETTUNE_ALLOW_ROOT") or "").split(os.pathsep)
     return frozenset(name for name in listed if name) or None
+
+
+def allowed_commands(named: Iterable[str] | None) -> frozenset[str]:
+    """Return the commands that studies may run: those named, else those in BUDGETTUNE_ALLOW_COMMAND."""
+    listed = named if named is not None else (variable("BUDGETTUNE_ALLOW_COMMAND") or "").split(",")
+    return frozenset(name.strip() for name in listed if name.strip())
 
 
 def _opened(roots: Iterable[str]) -> Iterator[Path]:
@@ -75,19 +82,26 @@ class Trust:
 
     packages: Collection[str] = ()  # top packages that code may come from
     folders: frozenset[Path] | None = None  # that files may lie in or below; None for any
+    commands: Collection[str] = ()  # words, as a shell reads them, that a command may begin with
 
     @classmethod
-    def of_database(cls, url: str, packages: Collection[str] = (), roots: Collection[str] | None = None) -> Trust:
-        """Return what the studies of a database may name: the packages, and folders by where the database lies.
+    def of_database(
+        cls,
+        url: str,
+        packages: Collection[str] = (),
+        roots: Collection[str] | None = None,
+        commands: Collection[str] = (),
+    ) -> Trust:
+        """Return what the studies of a database may name: code as given, and folders by where the database lies.
 
         A file of this machine is as trusted as the machine, unless roots are named. On a server anybody with its
         password may have made the study: it gets the roots and what lies below the working folder.
         """
         if roots is None and url.startswith("sqlite"):
-            return cls(packages)
+            return cls(packages, None, commands)
         here = Path.cwd().resolve()
         below = [] if here == Path(here.anchor) else [here]  # a service that runs in / has not opened the whole disk
-        return cls(packages, frozenset([*below, *_opened(roots or ())]))
+        return cls(packages, frozenset([*below, *_opened(roots or ())]), commands)
 
     def import_code(self, name: str) -> Any:
         """Return what `package.module:attribute` names.
@@ -122,6 +136,25 @@ class Trust:
             raise SpecError(f"{name}: module {module_name} has no {attribute}: correct the name in the study file")
         return getattr(module, attribute)
 
+    def check_command(self, command: Sequence[str]) -> None:
+        """Refuse a command that begins with none of the allowed ones: what follows those words is the study's affair.
+
+        Raises:
+            UsageError: where it is not allowed, or where what is allowed cannot be read.
+        """
+        for text in self.commands:
+            try:
+                words = shlex.split(text)
+            except ValueError as error:
+                raise UsageError(f"--allow-command {as_written(text)}: {error}: write it as for a shell") from None
+            if words and [*command[: len(words)]] == words:
+                return
+        told = shlex.quote(shlex.join(_usual_words(command)))
+        raise UsageError(
+            f"the study wants to run {shlex.join(command)}, and this machine does not allow that: if you trust it, add "
+            f"--allow-command {told}, or put it into BUDGETTUNE_ALLOW_COMMAND"
+        )
+
     def check_files(self, config: StudySpec) -> None:
         """Refuse files that a study names outside the folders, links followed.
 
@@ -141,3 +174,14 @@ class Trust:
                     f"{key}: the study names {text!r}, which this box has not opened to studies of a shared database: "
                     f"add --allow-root {path}, or set BUDGETTUNE_ALLOW_ROOT"
                 )
+
+
+def _usual_words(command: Sequence[str]) -> Sequence[str]:
+    """Return the words of a command that say what is run, up to the first value; all, where that is one word alone.
+
+    An interpreter by itself would run anything.
+    """
+    place = next((place for place, word in enumerate(command) if "{" in word), len(command))
+    while place > 1 and command[place - 1].startswith("-"):
+        place -= 1
+    return command[:place] if place > 1 else command

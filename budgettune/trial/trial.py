@@ -8,10 +8,11 @@ from __future__ import annotations
 import math
 import time
 from array import array
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from statistics import median
+from types import MappingProxyType
 from typing import Any
 
 from budgettune.errors import Interrupted, NonFiniteLoss, TrialFailed, TrialMisused
@@ -180,9 +181,7 @@ class Trial:
             raise self._misused("trial.epochs() is called twice: go through the epochs in one loop")
         self._has_begun, self._usual_steps = True, self._usual_steps or steps
         while not self._is_over:
-            self._ask_to_go_on()
-            self._epoch = _Epoch(len(self._curve))
-            yield self._epoch.number
+            yield self._begin_epoch()
             self._end_epoch()
 
     @contextmanager
@@ -224,16 +223,7 @@ class Trial:
         self._accelerator.pace()
         now = self._clock()
         seconds, self._last_step_at = now - self._last_step_at, now
-        self._step_seconds.append(seconds)
-        self._progress.learn(seconds)
-        epoch.steps += 1
-        if samples is not None:
-            epoch.samples += samples
-            epoch.counted_samples = True
-        if loss is not None:
-            weight = 1 if samples is None else samples
-            epoch.loss_sum = epoch.loss_sum + (loss.detach() if hasattr(loss, "detach") else loss) * weight
-            epoch.losses += weight
+        self._count(1, samples, loss, (seconds,))
         if self._outside.should_stop():
             self._ask_to_go_on()
         return self.budget_seconds is None or not self._progress.is_over(epoch.number)
@@ -322,6 +312,17 @@ class Trial:
             self._facts["weights_sha256"] = weights_sha256(model)
         self._facts |= facts
 
+    @classmethod
+    def current(cls, params: Mapping[str, Any] = MappingProxyType({}), **by_hand: Any) -> Trial:
+        """Return the trial that a worker has started this program for, the same one at each call.
+
+        Started by hand, the program gets a trial of these params and of `epochs` (1) or `budget_seconds`, and `seed`
+        (0), as they are given here, which prints what it reports.
+        """
+        from budgettune.trial.current import current_trial
+
+        return current_trial(params, **by_hand)
+
     # --- for who runs it --------------------------------------------------------------------------------------------
 
     def result(self, machine: MachineInfo, status: str = "unverified", evidence: Mapping[str, Any] = {}) -> TrialResult:
@@ -388,6 +389,26 @@ class Trial:
         if self._epoch is None:
             raise self._misused(f"{call} outside of an epoch: call it in `for epoch in trial.epochs():`")
         return self._epoch
+
+    def _begin_epoch(self) -> int:
+        self._ask_to_go_on()
+        self._epoch = _Epoch(len(self._curve))
+        return self._epoch.number
+
+    def _count(self, steps: int, samples: int | None, loss: Any, seconds: Sequence[float]) -> None:
+        """Count steps of the open epoch; `seconds` are those of each, or of some."""
+        epoch = self._open_epoch("trial.step()")
+        self._step_seconds.extend(seconds)
+        for each in seconds:
+            self._progress.learn(each)
+        epoch.steps += steps
+        if samples is not None:
+            epoch.samples += samples
+            epoch.counted_samples = True
+        if loss is not None:
+            weight = (steps or 1) if samples is None else samples
+            epoch.loss_sum = epoch.loss_sum + (loss.detach() if hasattr(loss, "detach") else loss) * weight
+            epoch.losses += weight
 
     def _ask_to_go_on(self) -> None:
         if self._outside.should_stop():

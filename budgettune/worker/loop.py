@@ -136,7 +136,9 @@ class _Worker:
     def run(self) -> WorkerSummary:
         parse_url(self.url)  # one that cannot be read is not waited for
         self.half_trained = HalfTrainedFolder(self.options.checkpoints, self.options.checkpoint_every_seconds)
-        self.trust = Trust.of_database(self.url, self.options.allow_import, self.options.allow_root)
+        self.trust = Trust.of_database(
+            self.url, self.options.allow_import, self.options.allow_root, self.options.allow_command
+        )
         ranks = Ranks.of_torchrun()
         if ranks is not None and ranks.rank > 0:
             from budgettune.worker.built_in import follow_torchrun
@@ -402,7 +404,7 @@ class _Worker:
     def _record_failure(self, study: StudyHandle, claim: Claim, error: Exception) -> None:
         expected = isinstance(error, BudgetTuneError) and not isinstance(error, (TrialMisused, ProgramFailed))
         kind, message = failure_of(error)
-        if not expected:
+        if not expected and not isinstance(error, ProgramFailed):  # that one has printed its own lines
             logger.exception("trial %d failed", claim.number)
         study.fail(claim, kind, message)
         if not isinstance(error, (DeviceLost, ProcessLost)):  # which are no fault of the trial's

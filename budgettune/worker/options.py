@@ -27,6 +27,7 @@ class WorkerOptions:
         trial_timeout_seconds: end a trial that takes longer, as failed; None for no limit.
         wait: stay for studies and trials that come later.
         allow_import: packages that code named by a study may come from.
+        allow_command: words that a command named by a study may begin with, as for a shell: `python train.py`.
         allow_root: folders whose files a study may name; None for any where the database is a file of this box, and
             only what lies below the working folder where it is a server.
         allow_mixed: work on studies whose times come from another kind of machine.
@@ -47,6 +48,7 @@ class WorkerOptions:
     trial_timeout_seconds: float | None = None
     wait: bool = False
     allow_import: frozenset[str] = frozenset()
+    allow_command: frozenset[str] = frozenset()
     allow_root: frozenset[str] | None = None
     allow_mixed: bool = False
     poll_seconds: float = 2.0

@@ -10,12 +10,13 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from budgettune.errors import BudgetTuneError, OutOfMemory, SpecError, UsageError
 from budgettune.files import replacing
-from budgettune.machine.fingerprint import THREAD_VARIABLES, default_threads, fingerprint
+from budgettune.machine.fingerprint import THREAD_VARIABLES, default_threads, fingerprint, usable_cores
 from budgettune.machine.gpu import named_gpus
 from budgettune.machine.witness import Witness, witness_for
 from budgettune.records import EpochRecord, MachineInfo, TrialResult
@@ -24,6 +25,8 @@ from budgettune.spec.trust import Trust, contained
 from budgettune.study.handle import StudyHandle
 from budgettune.text import message_of
 from budgettune.trial.checkpoint import NOWHERE, Checkpoint
+from budgettune.trial.program import run_program, worded
+from budgettune.trial.told import ToldTrial
 from budgettune.trial.trial import ALONE, Outside, Terms, Trained, Trial
 from budgettune.worker.options import Ranks, WorkerOptions
 
@@ -72,14 +75,26 @@ class OwnCode:
             )
         self._trust = trust
         self._threads = options.threads or default_threads()
+        self._usual = options.gpus_per_trial or 1
         self.device, name, uuid = _pick(options.device)
         self._machine = fingerprint(
             device=self.device.partition(":")[0], threads=self._threads, device_name=name, device_uuid=uuid
         )
 
     def machine(self, spec: StudySpec) -> MachineInfo:
-        """Return the machine that the trials of a study are timed on."""
-        return self._machine
+        """Return the machine that the trials of a study are timed on.
+
+        Raises:
+            UsageError: where it has no room for so many processes.
+        """
+        count = spec.train.processes or self._usual if spec.train.command is not None else 1
+        if count == 1:
+            return self._machine
+        if self.device == "cpu" and count > (most := max(8, 2 * usable_cores(), self._usual)):
+            raise UsageError(f"train.processes: {count} are too many for {usable_cores()} cores: take {most} at most")
+        if self.device != "cpu" and len(named_gpus()) - int(self.device.partition(":")[2]) < count:
+            raise UsageError(f"{count} processes need a GPU each, and this box has {len(named_gpus())} GPUs")
+        return replace(self._machine, processes=count, threads=max(1, self._threads // count))
 
     def witness(self) -> Witness:
         """Return who watches the device."""
@@ -120,6 +135,8 @@ class OwnCode:
     ) -> Trained:
         """Train one configuration, and return the result with what its code saved last; errors are those of `train`."""
         config = spec.resolve(params)
+        if config.train.command is not None:
+            return Trained(self._run(config, seed, outside), None)
         with _threads(self._threads):
             function = self._function(config.train.loop or "")
             trial = Trial(Terms.of(config, seed, self.device), outside, checkpoint=checkpoint)
@@ -130,6 +147,27 @@ class OwnCode:
         del trial
         _free()
         return Trained(result, saved)
+
+    def _run(self, config: StudySpec, seed: int, outside: Outside) -> TrialResult:
+        """Train by a program."""
+        command = config.train.command or ()
+        self._trust.check_command(command)
+        machine = self.machine(config)
+        device, visible = _visible(self.device, machine.processes)
+        terms = Terms.of(config, seed, device)
+        values = {**terms.params, "seed": seed, "device": device, "processes": machine.processes}
+        values |= {"epochs": terms.epochs, "budget_seconds": terms.budget_seconds}
+        counts = dict.fromkeys(THREAD_VARIABLES, str(machine.threads))
+        trial = ToldTrial(terms, outside)
+        with watched(self.witness(), trial, machine) as finish:
+            run_program(
+                trial,
+                worded(command, values),
+                terms,
+                environment={**os.environ, **counts, "CUDA_VISIBLE_DEVICES": visible},
+                should_stop=outside.should_stop,
+            )
+        return finish()
 
     def _function(self, name: str) -> Callable[[Trial], object]:
         function: Callable[[Trial], object] = self._trust.import_code(name)
@@ -203,6 +241,15 @@ def _threads(count: int) -> Iterator[None]:
 
     with threadpool_limits(count):
         yield
+
+
+def _visible(device: str, processes: int) -> tuple[str, str]:
+    """Return what a program calls the device that it is given, and what CUDA_VISIBLE_DEVICES says to it."""
+    if device == "cpu":
+        return device, ""
+    first, here = int(device.partition(":")[2]), os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    places = range(first, first + processes)
+    return "cuda:0", ",".join(here[place] if place < len(here) and here[0] else str(place) for place in places)
 
 
 def _pick(name: str) -> tuple[str, str | None, str | None]:

@@ -209,3 +209,10 @@ def test_a_device_that_nobody_can_watch_is_unverified_and_says_why():
             pass
         assert witness.verdict.status != "clean"
         assert any("mps" in reason or "UUID" in reason for reason in witness.verdict.reasons)
+
+
+def test_the_time_of_programs_that_were_started_is_ones_own():
+    before = take_snapshot().own_seconds
+    spin = "import time\nwhile time.process_time() < 0.5: pass"
+    subprocess.run([sys.executable, "-c", spin], check=True)
+    assert take_snapshot().own_seconds - before >= 0.45

@@ -1,6 +1,7 @@
 """What a box lets a study name: folders of files, and packages of code."""
 
 import os
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 
 from budgettune.errors import SpecError, UsageError
 from budgettune.spec.study_spec import StudySpec, load_spec
-from budgettune.spec.trust import Trust, allowed_packages, allowed_roots, contained
+from budgettune.spec.trust import Trust, allowed_commands, allowed_packages, allowed_roots, contained
 
 SERVER = "postgresql://anna@db/budgettune"
 
@@ -148,3 +149,44 @@ def test_a_command_that_a_signal_ends_while_code_runs_ends():
 
     with pytest.raises(Left), contained():
         raise Left(143)
+
+
+RUN = ("python", "train.py", "--lr", "{lr}")
+
+
+@pytest.mark.parametrize("allowed", [["python train.py"], ["python"], ["other", "python 'train.py' --lr {lr}"]])
+def test_a_command_may_begin_with_allowed_words(allowed):
+    Trust(commands=allowed).check_command(RUN)
+
+
+@pytest.mark.parametrize("allowed", [[], ["python train.pyc"], ["train.py"], ["pyth"], ["python train.py --lr {lr} x"]])
+def test_a_command_that_is_not_allowed_says_what_would_allow_it(allowed):
+    with pytest.raises(UsageError, match=r"wants to run python train.py --lr '\{lr\}', and .* 'python train.py', or"):
+        Trust(commands=allowed).check_command(RUN)
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        (["torchrun", "--nproc-per-node", "2", "t.py", "--lr={lr}"], "'torchrun --nproc-per-node 2 t.py'"),
+        (["./train", "--lr={lr}"], "'./train '\"'\"'--lr={lr}'\"'\"''"),  # what an interpreter is nobody can tell
+        (["python", "-c", "print({lr})"], "'python -c '\"'\"'print({lr})'\"'\"''"),
+        (["awk", "-f", "descent.awk", "-v", "lr={lr}"], "'awk -f descent.awk'"),
+    ],
+)
+def test_what_is_proposed_allows_the_command_and_no_interpreter_alone(command, told):
+    with pytest.raises(UsageError) as caught:
+        Trust().check_command(command)
+    assert f"--allow-command {told}, or" in str(caught.value)
+    Trust(commands=shlex.split(told)).check_command(command)
+
+
+def test_an_allowed_command_that_cannot_be_read_is_named():
+    with pytest.raises(UsageError, match="--allow-command 'sh \"': No closing quotation: write it as for a shell"):
+        Trust(commands=['sh "']).check_command(RUN)
+
+
+def test_commands_of_the_environment(monkeypatch):
+    monkeypatch.setenv("BUDGETTUNE_ALLOW_COMMAND", "python train.py, awk -f a.awk")
+    assert allowed_commands(None) == {"python train.py", "awk -f a.awk"}
+    assert allowed_commands(["sh"]) == {"sh"}

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 _BLOCK = re.compile(r"^ *```(\w+)\n(.*?)^ *```$", re.DOTALL | re.MULTILINE)
-_FILE = re.compile(r"# (\S+\.(?:py|toml))\n")
+_FILE = re.compile(r"# (\S+\.(?:py|sh|toml))\n")
 _ENDS_A_COMMAND = ("&", "&&")
 
 

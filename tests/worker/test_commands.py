@@ -1,0 +1,129 @@
+"""Studies whose trials are trained by programs, on the workers, leases and clock that all studies have."""
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from budgettune import api
+from budgettune.errors import BudgetTuneError, UsageError
+from budgettune.machine import procfs
+from budgettune.spec.study_spec import StudySpec
+from budgettune.storage.trials import trial_records
+from budgettune.study.handle import create_study
+from budgettune.worker.loop import run_worker
+from budgettune.worker.options import WorkerOptions
+from tests.support.processes import command, wait_until
+
+HERE = Path(__file__).parents[1] / "support"
+DESCENT = f"sh {HERE / 'descent.sh'}"
+PROGRAM = f"python {HERE / 'own_program.py'}"
+OPTIONS = WorkerOptions(device="cpu", threads=1, poll_seconds=0.05, allow_command=frozenset([DESCENT, PROGRAM]))
+SHELL = {
+    "name": "descent",
+    "train": {"command": [*DESCENT.split(), "{lr}", "{epochs}"], "epochs": 3},
+    "search": {"params.lr": [0.1, 0.4]},
+    "objective": {"name": "squared error", "direction": "minimize"},
+}
+PYTHON = {
+    "name": "own",
+    "train": {"command": [*PROGRAM.split(), "--how", "{how}"], "epochs": 3},
+    "params": {"how": ""},
+    "search": {"params.x": [1.0, 2.0]},
+    "objective": {"name": "distance", "direction": "minimize"},
+}
+
+
+@pytest.fixture(autouse=True)
+def path_of_the_package(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(HERE.parents[1]))
+
+
+def make(url, document, **tables):
+    return create_study(StudySpec.from_document({**document, **tables}), url)
+
+
+def records(study):
+    return trial_records(study.engine, study.study_id)
+
+
+def test_a_program_of_the_shell_fills_a_study(storage_url):
+    study = make(storage_url, SHELL)
+    summary = run_worker(storage_url, study.name, OPTIONS)
+    assert (summary.completed, summary.failed) == (2, 0)
+    assert study.verify().whole
+    slow, fast = sorted(records(study), key=lambda record: record.params["params.lr"])
+    assert fast.value < slow.value < 1
+    assert (fast.epochs, fast.steps, len(fast.curve)) == (3, 60, 3)
+    assert fast.parameters is None and fast.train_seconds == pytest.approx(fast.phases.on_clock)
+
+
+def test_a_python_program_fills_a_study(storage_url):
+    study = make(storage_url, PYTHON)
+    summary = run_worker(storage_url, study.name, OPTIONS)
+    assert (summary.completed, summary.failed) == (2, 0)
+    for record in records(study):
+        assert record.value == pytest.approx(record.params["params.x"] * 0.9**15)
+        assert (record.epochs, record.steps, record.curve[0].samples) == (3, 15, 40)
+
+
+@pytest.mark.parametrize(
+    ("how", "kind", "message"),
+    [
+        ("raise", "program-failed", "python ended with exit status 1: ValueError: no such optimizer"),
+        ("memory", "out-of-memory", "the program ended for want of memory: MemoryError"),
+        ("nan", "non-finite-loss", "the code reports distance = nan"),
+        ("misuse", "misuse", "trial.step() outside of trial.clock(): steps are what the clock counts"),
+        ("exit", "program-failed", "python ended with exit status 3: it printed no error"),
+        ("kill", "program-failed", "python was killed by SIGKILL: it printed no error"),
+        ("hang", "timeout", "took longer than 3.0s: allow more with --trial-timeout, or less work"),
+    ],
+)
+def test_what_became_of_a_program_stands_in_its_row(sqlite_url, how, kind, message):
+    study = make(sqlite_url, PYTHON, params={"how": how}, search={"params.x": [1.0]}, sampler={"max_attempts": 1})
+    options = WorkerOptions(**{**vars(OPTIONS), "trial_timeout_seconds": 3.0 if how == "hang" else None})
+    summary = run_worker(sqlite_url, study.name, options)
+    assert (summary.completed, summary.failed) == (0, 1)
+    (record,) = records(study)
+    assert record.failure == f"{kind}: {message}"
+
+
+def test_a_command_that_is_not_allowed_runs_nowhere(sqlite_url):
+    study = make(sqlite_url, PYTHON)
+    with pytest.raises(UsageError, match="--allow-command"):
+        run_worker(sqlite_url, study.name, WorkerOptions(device="cpu"))
+    assert [record.state for record in records(study)].count("WAITING") == 2  # one was claimed, and handed back
+
+
+def test_a_study_whose_program_always_fails_ends_the_worker(sqlite_url):
+    study = make(sqlite_url, PYTHON, params={"how": "raise"}, search={"params.x": [1.0 + x for x in range(9)]})
+    with pytest.raises(BudgetTuneError, match="5 trials in a row failed in code of the study"):
+        run_worker(sqlite_url, study.name, OPTIONS)
+
+
+def programs(folder):
+    return procfs.processes_with("BT_MARK", str(folder))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_worker_that_is_stopped_hands_back_and_leaves_nothing_running(storage_url, number, tmp_path):
+    study = make(storage_url, PYTHON, params={"how": "hang"}, search={"params.x": [1.0]})
+    words = ("--device", "cpu", "--allow-command", PROGRAM)
+    with command(storage_url, *words, BT_MARK=str(tmp_path), MARKER=str(tmp_path / "hangs")) as worker:
+        wait_until((tmp_path / "hangs").exists)
+        assert len(programs(tmp_path)) > 1
+        worker.send_signal(number)
+        _, said = worker.communicate(timeout=60)
+    wait_until(lambda: not programs(tmp_path), 20)
+    states = [record.state for record in records(study)]
+    if number == signal.SIGKILL:
+        assert states == ["RUNNING"]  # until its lease is over
+    else:
+        assert worker.returncode == 128 + number, said
+        assert states.count("WAITING") == 1
+
+
+def test_what_a_program_computes_is_not_taken_for_the_work_of_others():
+    spec = StudySpec.from_document({**PYTHON, "params": {"how": "compute", "x": 1.0}, "search": {}})
+    evidence = api.train(spec, {}, allow_command=[PROGRAM], device="cpu").result.evidence
+    assert evidence["own_cores"] * evidence["seconds"] > 0.7
