@@ -190,18 +190,20 @@ def recommend(
     probe: str | float | None = None,
     device: str = "auto",
     threads: int | None = None,
+    allow_import: Collection[str] = (),
     say: Callable[[str], None] = lambda line: None,
     storage: str | None = None,
 ) -> Recommendation:
-    """Return what to train within a budget, run or not: the highest expected accuracy that is likely to end in time.
+    """Return what to train within a budget, run or not: what is expected to be best and is likely to end in time.
 
     Args:
         confidence: least probability of ending in time, from 0.5 up to 1.
         device_name: kind of machine that will train; None for the study's own, or this one where it probes.
-        probe: seconds to spend first, on this machine, on timing steps that nobody has timed on its kind; None for
-            none, and then torch is not imported.
+        probe: seconds to spend first, on this machine, on timing steps (of own training code epochs) that nobody has
+            timed on its kind; None for none, and then torch is not imported.
         device: to probe on: auto, cpu, cuda or cuda:N.
         threads: of the CPU, to probe with; None for every usable core, or what OMP_NUM_THREADS says.
+        allow_import: packages that own training code may come from, where it is probed.
         say: told what a probe does, a line at a time.
         storage: database URL, where study is not a handle.
 
@@ -217,11 +219,20 @@ def recommend(
     handle = load_study(study, storage=storage) if study is None or isinstance(study, str) else study
     engine, study_id, spec = handle.engine, handle.study_id, handle.spec
     if probe is not None:
-        from budgettune.worker.probing import probe_here
+        limit = _budget_seconds(probe)
+        if spec.train.is_own_code:
+            from budgettune.spec.trust import Trust
+            from budgettune.worker.options import WorkerOptions
+            from budgettune.worker.own_code import OwnCode
 
-        here = probe_here(
-            engine, study_id, spec, limit_seconds=_budget_seconds(probe), device=device, threads=threads, say=say
-        )
+            trust = Trust.of_database(handle.url, allow_import)
+            trainer = OwnCode(WorkerOptions(device=device, threads=threads), trust)
+            trainer.probe(handle, limit, say=say)
+            here = trainer.machine(spec).key
+        else:
+            from budgettune.worker.probing import probe_here
+
+            here = probe_here(engine, study_id, spec, limit_seconds=limit, device=device, threads=threads, say=say)
         device_name = device_name or here
     device_name = device_name or comparable_machine_key(engine, study_id)
     records = stored_trials.trial_records(engine, study_id)

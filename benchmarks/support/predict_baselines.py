@@ -20,7 +20,7 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 from sklearn.linear_model import LinearRegression
 
-from budgettune.predict.accuracy import AccuracyModel
+from budgettune.predict.quality import QualityModel
 from budgettune.predict.run_time import TimeModel
 from budgettune.predict.workload import Workload, Workloads
 from budgettune.records import StepProbe, TrialRecord
@@ -69,7 +69,7 @@ def ours(
     epochs = [len(trials[0].curve)] * len(cells)
     times = TimeModel(workloads, trials, probes).of(cells)
     timings = [time.at(count) for time, count in zip(times, epochs, strict=True)]
-    forecasts = AccuracyModel(workloads, trials).predict(list(zip(cells, epochs, strict=True)))
+    forecasts = QualityModel(workloads, trials).predict(list(zip(cells, epochs, strict=True)))
     return Guess(
         log_seconds=np.log([timing.median_seconds for timing in timings]),
         time_deviation=np.array([timing.deviation for timing in timings]),

@@ -30,6 +30,7 @@ from budgettune.text import csv_safe, format_duration, one_line, printable, shor
 if TYPE_CHECKING:
     from budgettune.predict.predictor import Prediction
     from budgettune.predict.recommend import Recommendation
+    from budgettune.spec.objective import ObjectiveSpec
 
 GAP = 2  # columns between those of a table
 LEAST_SENTENCE = 24  # columns in which a sentence still reads well
@@ -320,7 +321,7 @@ def promise_line(answer: Recommendation) -> str:
     choice = answer.choice
     return (
         f"{answer.study}: {settings_text(choice.params)} until {format_duration(answer.budget_seconds)} are over, "
-        f"about {choice.epochs} epochs; predicted accuracy {accuracy_text(choice)}"
+        f"about {choice.epochs} epochs; predicted {answer.objective.label} {expected_text(answer.objective, choice)}"
     )
 
 
@@ -328,5 +329,7 @@ def settings_text(params: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {shown(value)}" for name, value in params.items()) or "the study's settings"
 
 
-def accuracy_text(prediction: Prediction) -> str:
-    return f"{prediction.accuracy:.2%} ({prediction.accuracy_low:.2%} to {prediction.accuracy_high:.2%})"
+def expected_text(objective: ObjectiveSpec, prediction: Prediction) -> str:
+    """Return the objective that a run is expected to reach, with its interval."""
+    value, low, high = map(objective.text, (prediction.value, prediction.value_low, prediction.value_high))
+    return f"{value} ({low} to {high})"

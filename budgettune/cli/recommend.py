@@ -11,7 +11,7 @@ from budgettune import api
 from budgettune.cli import options
 from budgettune.cli.output import (
     Format,
-    accuracy_text,
+    expected_text,
     print_fields,
     print_json,
     print_rows,
@@ -23,7 +23,7 @@ from budgettune.text import format_duration
 
 if TYPE_CHECKING:
     from budgettune.predict.predictor import Prediction
-    from budgettune.predict.recommend import Recommendation
+    from budgettune.predict.recommend import Basis, Recommendation
 
 app = typer.Typer()
 
@@ -48,11 +48,14 @@ def recommend(
     ] = None,
     device: options.Device = "auto",
     threads: options.Threads = None,
+    allow_import: options.AllowImport = None,
     form: options.FormatOption = Format.table,
     storage: options.Storage = None,
     debug: options.Debug = False,
 ) -> None:
     """Say what to train within a budget, also what never ran, with predicted time and accuracy."""
+    from budgettune.spec.trust import allowed_packages
+
     answer = api.recommend(
         study,
         budget,
@@ -61,13 +64,15 @@ def recommend(
         probe=probe,
         device=device,
         threads=threads,
+        allow_import=allowed_packages(allow_import),
         say=say,
         storage=storage,
     )
     if form is Format.json:
         print_json(answer.to_json())
     elif form is Format.csv:
-        values = {name: value for name, value in vars(answer.choice).items() if name != "params"}
+        values = answer.choice.to_json(answer.objective)
+        del values["params"]
         print_rows([{**answer.choice.params, **values}], form)
     else:
         print_answer(answer)
@@ -86,18 +91,19 @@ def _fields(answer: Recommendation) -> Iterator[tuple[str, str]]:
     yield "train", _spelled(answer.choice)
     chance = answer.choice.chance_in_time
     yield "  time", f"{_time(answer.choice)}, in time with {'over 99%' if chance > 0.99 else f'{chance:.0%}'}"
-    yield "  accuracy", accuracy_text(answer.choice)
+    yield f"  {answer.objective.label}", expected_text(answer.objective, answer.choice)
     yield "best that ran", _observed(answer)
     for text in answer.extrapolated:
         yield "extrapolated", text
     if answer.next_trial is None:
-        yield "to know more", "no single trial is likely to change this answer by 0.05 points"
+        least = _points(answer, answer.basis.least_gain)
+        yield "to know more", f"no single trial is likely to change this answer by {least}"
     else:
         following = answer.next_trial
         yield (
             "to know more",
             f"run {_spelled(following.prediction)}: {_time(following.prediction)}; "
-            f"worth {100 * following.gain:.2f} points of the answer, as expected",
+            f"worth {_points(answer, following.gain)} of the answer, as expected",
         )
     basis = answer.basis
     repeats = f"{basis.repeats} repeat{'s' if basis.repeats != 1 else ''}"
@@ -109,11 +115,26 @@ def _fields(answer: Recommendation) -> Iterator[tuple[str, str]]:
     )
     yield (
         "seeds",
-        f"lie ±{basis.seed_points:.2f} points apart at this choice; no model could explain over "
+        f"lie ±{_points(answer, basis.seed_deviation)} apart at this choice; no model could explain over "
         f"{basis.noise_ceiling:.0%} of what trials differ by",
     )
+    yield "intervals", _calibration(basis)
     for note in answer.notes:
         yield "note", note
+
+
+def _points(answer: Recommendation, difference: float) -> str:
+    """Return a difference of two values for people."""
+    return f"{100 * difference:.2f} points" if answer.objective.is_accuracy else f"{difference:.2g}"
+
+
+def _calibration(basis: Basis) -> str:
+    if not basis.calibrated_on:
+        return "not calibrated: too few configurations to hold any out"
+    return (
+        f"calibrated on {basis.calibrated_on} held-out configurations: "
+        f"×{basis.value_factor**0.5:.2f} as wide, times ×{basis.time_factor**0.5:.2f}"
+    )
 
 
 def _spelled(prediction: Prediction) -> str:
@@ -128,9 +149,9 @@ def _time(prediction: Prediction) -> str:
 
 def _observed(answer: Recommendation) -> str:
     trial = answer.observed
-    if trial is None or trial.train_seconds is None:
+    if trial is None or trial.train_seconds is None or trial.value is None:
         return "nothing within the budget"
     return (
         f"trial {trial.number} ({settings_text(trial.params)}, {trial.epochs} epochs): "
-        f"{format_duration(trial.train_seconds)}, {trial.test_accuracy:.2%}"
+        f"{format_duration(trial.train_seconds)}, {answer.objective.text(trial.value)}"
     )

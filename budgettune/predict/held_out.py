@@ -9,7 +9,6 @@ from statistics import NormalDist
 
 import numpy as np
 
-from budgettune.predict.curves import logit
 from budgettune.predict.predictor import Prediction, Predictor, prediction_of
 from budgettune.records import StepProbe, TrialRecord
 from budgettune.spec.study_spec import StudySpec
@@ -17,6 +16,7 @@ from budgettune.spec.study_spec import StudySpec
 FOLDS = 5
 MOST_CHECKED = 100
 """Taken at most, to learn from and to check: a random choice of whole configurations."""
+HELD_OUT_SAMPLES = 500_000  # so many that hardly any accuracy is at an edge
 
 _NORMAL = NormalDist()
 
@@ -27,11 +27,16 @@ class HeldOut:
 
     number: int
     seconds: float  # that it took
-    accuracy: float  # that it reached
+    value: float  # of its objective that it reached, usually the accuracy
     prediction: Prediction  # of it, the budget being the seconds that it took
-    # Share of such runs that are as fast, or no more accurate, by the prediction: uniform in [0, 1] where it is honest.
+    # Share of such runs that are as fast, or no better, by the prediction: uniform in [0, 1] where it is honest.
     seconds_place: float
     accuracy_place: float
+
+    @property
+    def accuracy(self) -> float:
+        """The value, under the name of the usual objective."""
+        return self.value
 
 
 def held_out(
@@ -63,18 +68,20 @@ def held_out(
 
 
 def _predictions(predictor: Predictor, records: Sequence[TrialRecord]) -> Iterator[HeldOut]:
+    objective, line = predictor.workloads.spec.objective, predictor.quality_model.line
     runs = [(predictor.workloads.of(record.params), len(record.curve)) for record in records]
     times = predictor.time_model.of([workload for workload, _ in runs])
-    forecasts = predictor.accuracy_model.predict(runs)
+    forecasts = predictor.quality_model.predict(runs)
     deviations = np.sqrt(forecasts.variances + forecasts.seeds)
     for index, (record, (_, epochs), time) in enumerate(zip(records, runs, times, strict=True)):
-        assert record.train_seconds is not None and record.test_accuracy is not None
-        prediction = prediction_of(time, epochs, record.train_seconds, forecasts, index)
-        away = (logit(min(1 - 1e-6, max(1e-6, record.test_accuracy))) - forecasts.means[index]) / deviations[index]
+        assert record.train_seconds is not None and record.value is not None
+        prediction = prediction_of(time, epochs, record.train_seconds, forecasts, index, objective)
+        place = line.place(objective.score(record.value), HELD_OUT_SAMPLES)
+        away = (place - forecasts.means[index]) / deviations[index]
         yield HeldOut(
             number=record.number,
             seconds=record.train_seconds,
-            accuracy=record.test_accuracy,
+            value=record.value,
             prediction=prediction,
             seconds_place=prediction.chance_in_time,
             accuracy_place=_NORMAL.cdf(float(away)),

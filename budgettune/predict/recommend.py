@@ -1,25 +1,27 @@
-"""The answer to a budget: the run of highest expected accuracy that is likely to end in time, how sure, and why."""
+"""The answer to a budget: the run that is expected to be best of those likely to end in time, how sure, and why."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from statistics import NormalDist
+from dataclasses import asdict, dataclass, field
+from statistics import NormalDist, pstdev
 from typing import Any
 
 import numpy as np
 
 from budgettune.errors import NothingFits, UsageError
-from budgettune.predict.predictor import LONGEST_FACTOR, Prediction, Predictor, candidate_workloads, prediction_of
+from budgettune.predict.measured_time import MeasuredSteps
+from budgettune.predict.predictor import LONGEST_FACTOR, Prediction, Predictor, prediction_of
 from budgettune.predict.regression import on_one_thread
 from budgettune.predict.run_time import UNKNOWN_COST, WorkloadTime
 from budgettune.predict.search_axes import outside, search_axes
-from budgettune.predict.workload import visited_samples
 from budgettune.records import StepProbe, TrialRecord
+from budgettune.spec.objective import ObjectiveSpec
 from budgettune.spec.study_spec import StudySpec
 
 LEAST_GAIN = 0.0005  # in accuracy, from which a next trial is worth naming
+LEAST_GAIN_SHARE = 0.01  # the same of other objectives, in deviations between trials
 
 _NORMAL = NormalDist()
 
@@ -41,7 +43,7 @@ class NextTrial:
     """The run that is worth most before asking again."""
 
     prediction: Prediction  # of it; its seconds are what it costs
-    gain: float  # in accuracy of the answer, expected from knowing its result
+    gain: float  # of the answer, in units of the objective, expected from knowing its result
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,10 +53,19 @@ class Basis:
     trials: int  # finished ones
     configurations: int  # different ones among them
     repeats: int  # trials beyond the first of their configuration
-    seed_points: float  # deviation of accuracy between seeds at the choice, in points of 100
-    noise_ceiling: float  # share of the variance of trials' accuracies that is not their seed's: no model explains more
+    seed_deviation: float  # of the objective between seeds at the choice
+    noise_ceiling: float  # share of the variance of trials' values that is not their seed's: no model explains more
     step_times: int  # different steps that were timed
     probe_seconds: float  # that probes took, beside all trials
+    calibrated_on: int  # configurations that were held out to calibrate intervals of the objective; the rest fitted
+    time_factor: float  # by which that changed the variance of times
+    value_factor: float  # the same of the objective
+    least_gain: float  # of the answer, below which no next trial is named
+
+    @property
+    def seed_points(self) -> float:
+        """The deviation between seeds in points of 100, where the objective is an accuracy."""
+        return 100 * self.seed_deviation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +74,7 @@ class Recommendation:
 
     Attributes:
         choice: what to train.
-        observed: the most accurate finished trial within the budget, None where there is none.
+        observed: the best finished trial within the budget, and within the study's limits; None where there is none.
         extrapolated: in what the choice lies outside all that ran.
         next_trial: what to run to know more; None where nothing is likely to change the answer.
         notes: what else a reader must know.
@@ -79,13 +90,20 @@ class Recommendation:
     next_trial: NextTrial | None
     basis: Basis
     notes: tuple[str, ...]
+    objective: ObjectiveSpec = field(default_factory=ObjectiveSpec)
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values; of the observed trial what says which it is."""
-        document = asdict(self)
+        """Return plain JSON values in which the objective has its name; of the observed trial what says which it is."""
+        document, objective = asdict(self), self.objective
+        document["objective"] = {"name": objective.name, "direction": objective.direction}
+        document["choice"] = self.choice.to_json(objective)
+        if self.next_trial is not None:
+            document["next_trial"]["prediction"] = self.next_trial.prediction.to_json(objective)
         if self.observed is not None:
             names = ("number", "params", "epochs", "train_seconds", "test_accuracy")
-            document["observed"] = {name: getattr(self.observed, name) for name in names}
+            document["observed"] = objective.renamed({name: getattr(self.observed, name) for name in names})
+        if objective.is_accuracy:
+            document["basis"]["seed_points"] = self.basis.seed_points
         return document
 
 
@@ -98,7 +116,7 @@ def recommend(
     device_name: str | None = None,
     probes: Mapping[str, Sequence[StepProbe]] | None = None,
 ) -> Recommendation:
-    """Return the run of highest expected accuracy whose probability of ending in time is at least the confidence.
+    """Return the run that is expected to be best of those that end in time with a probability of the confidence.
 
     The other arguments are those of `Predictor`, device_name being the kind of machine that will train.
 
@@ -109,26 +127,36 @@ def recommend(
     predictor = Predictor(spec, records, device_name=device_name, probes=probes)
     candidates = Candidates(predictor, ask)
     best = candidates.best
-    in_time = [record for record in predictor.timed if (record.train_seconds or math.inf) <= ask.budget_seconds]
+    in_time = [
+        record
+        for record in predictor.timed
+        if (record.train_seconds or math.inf) <= ask.budget_seconds and spec.aim.allows(record)
+    ]
+    quality, steps = predictor.quality_model, predictor.time_model.steps
     return Recommendation(
         study=spec.name,
         budget_seconds=ask.budget_seconds,
         confidence=ask.confidence,
         device_name=predictor.device_name,
         choice=candidates.prediction(best),
-        observed=max(in_time, key=lambda record: record.test_accuracy or 0.0, default=None),
+        observed=max(in_time, key=lambda record: spec.objective.score(record.value or 0.0), default=None),
         extrapolated=tuple(_extrapolations(predictor, *candidates.runs[best])),
         next_trial=candidates.worth_knowing(),
         basis=Basis(
             trials=len(predictor.finished),
             configurations=predictor.configurations,
-            repeats=predictor.accuracy_model.seed_noise.repeats,
-            seed_points=100 * candidates.seed_deviation(best),
+            repeats=quality.seed_noise.repeats,
+            seed_deviation=candidates.seed_deviation(best),
             noise_ceiling=predictor.noise_ceiling,
-            step_times=len(predictor.time_model.steps.measured),
+            step_times=len(steps.measured),
             probe_seconds=sum(probe.seconds for probe in predictor.probes),
+            calibrated_on=quality.calibrated_on,
+            time_factor=steps.calibration,
+            value_factor=quality.calibration,
+            least_gain=candidates.least_gain,
         ),
-        notes=tuple(_notes(predictor, *candidates.runs[best])),
+        notes=(*_notes(predictor, *candidates.runs[best]), *candidates.left_out),
+        objective=spec.objective,
     )
 
 
@@ -141,7 +169,9 @@ class Candidates:
 
     def __init__(self, predictor: Predictor, ask: Ask) -> None:
         self.ask = ask
-        times = predictor.time_model.of(candidate_workloads(predictor.workloads, predictor.records))
+        self.left_out, times = predictor.choice.left_out, predictor.choice.times
+        if not times:
+            raise UsageError(f"nothing of study {predictor.workloads.spec.name!r} is left: {'; '.join(self.left_out)}")
         self.runs = [  # times, and the epochs that fit
             (time, epochs)
             for time in times
@@ -150,17 +180,20 @@ class Candidates:
         if not self.runs:
             shortest = [time.at(time.workload.fewest_epochs()).quantile(ask.confidence) for time in times]
             raise NothingFits(ask.budget_seconds, ask.confidence, min(shortest))
-        self._forecasts = predictor.accuracy_model.predict([(time.workload, epochs) for time, epochs in self.runs])
-        self.expected = self._forecasts.expected()  # float64[len(runs)], accuracies
+        self._objective = predictor.workloads.spec.objective
+        self._forecasts = predictor.quality_model.predict([(time.workload, epochs) for time, epochs in self.runs])
+        self.expected = self._forecasts.expected()  # float64[len(runs)], scores: the more the better
+        spread = pstdev(record.value or 0.0 for record in predictor.finished)
+        self.least_gain = LEAST_GAIN if self._objective.is_accuracy else LEAST_GAIN_SHARE * spread
         self.best = int(np.argmax(self.expected))  # index of the run to train
 
     def prediction(self, index: int) -> Prediction:
-        return prediction_of(*self.runs[index], self.ask.budget_seconds, self._forecasts, index)
+        return prediction_of(*self.runs[index], self.ask.budget_seconds, self._forecasts, index, self._objective)
 
     def seed_deviation(self, index: int) -> float:
-        """Return the deviation of a run's accuracy between seeds."""
-        accuracy = self.expected[index]
-        return float(accuracy * (1 - accuracy) * math.sqrt(self._forecasts.seeds[index]))
+        """Return the deviation of a run's score between seeds."""
+        slope = self._forecasts.line.slopes(self.expected[[index]])[0]
+        return float(slope * math.sqrt(self._forecasts.seeds[index]))
 
     def worth_knowing(self) -> NextTrial | None:
         """Return the run whose result is worth most to the answer, None where that is next to nothing.
@@ -171,7 +204,7 @@ class Candidates:
         if len(self.runs) == 1:
             return None
         means, variances = self.expected, self._forecasts.variances
-        learnt = means * (1 - means) * variances / np.sqrt(variances + self._forecasts.seeds)
+        learnt = self._forecasts.line.slopes(means) * variances / np.sqrt(variances + self._forecasts.seeds)
         rivals = np.full(len(means), means[self.best])
         rivals[self.best] = np.delete(means, self.best).max()
         # How far a normal variable is expected to pass a rival that is so far away from its mean.
@@ -180,32 +213,41 @@ class Candidates:
         beyond = np.array([_NORMAL.cdf(-value) for value in scaled])
         gains = learnt * (density - scaled * beyond)
         index = int(np.argmax(gains))
-        if gains[index] < LEAST_GAIN:
+        if gains[index] < self.least_gain:
             return None
         return NextTrial(prediction=self.prediction(index), gain=float(gains[index]))
 
 
 def _extrapolations(predictor: Predictor, time: WorkloadTime, epochs: int) -> Iterator[str]:
-    ran = [record.params for record in predictor.finished]
-    yield from outside(search_axes(predictor.workloads.spec), time.workload.params, ran)
-    visits = [visited_samples(record) for record in predictor.finished]
-    wanted = time.workload.visits(epochs)
+    workload, ran = time.workload, [record.params for record in predictor.finished]
+    yield from outside(search_axes(predictor.workloads.spec), workload.params, ran)
+    visits = [predictor.visits(record) for record in predictor.finished]
+    wanted = workload.visits(epochs)
     if not min(visits) <= wanted <= 1.001 * max(visits):
         lengths = sorted({len(record.curve) for record in predictor.finished})
         trained = f"{lengths[0]}" if len(lengths) == 1 else f"{lengths[0]} to {lengths[-1]}"
-        yield f"{epochs} epochs are {wanted:,.0f} sample visits; trials of {trained} epochs ran"
+        told = f"{epochs} epochs" + ("" if workload.is_own_code else f" are {wanted:,.0f} sample visits")
+        yield f"{told}; trials of {trained} epochs ran"
     if not time.is_measured:
-        yield f"the step ({time.workload.step}) was never timed"
+        yield f"the step ({workload.step}) was never timed"
 
 
 def _notes(predictor: Predictor, time: WorkloadTime, epochs: int) -> Iterator[str]:
-    if not predictor.accuracy_model.seed_noise.repeats:
+    spec, objective = predictor.workloads.spec, predictor.workloads.spec.objective
+    if not predictor.quality_model.seed_noise.repeats:
         yield "no configuration ran twice: how far seeds lie apart is assumed, not measured"
     if elsewhere := len(predictor.finished) - len(predictor.timed):
-        yield f"{elsewhere} of {len(predictor.finished)} trials ran elsewhere: they tell of accuracy, not of time"
+        trials = f"{elsewhere} of {len(predictor.finished)} trials"
+        yield f"{trials} ran elsewhere: they tell of {objective.label}, not of time"
     if disturbed := sum(record.status == "disturbed" for record in predictor.timed):
         yield f"{disturbed} of {len(predictor.timed)} times are marked disturbed"
     if epochs >= predictor.most_epochs(time.workload):
         yield f"longer training is not predicted: {epochs} epochs are {LONGEST_FACTOR:g} times the longest that ran"
     if time.cost.deviation >= UNKNOWN_COST:
         yield f"what {time.workload.config.pruning.strategy} costs beside its steps was never measured"
+    steps = predictor.time_model.steps
+    if isinstance(steps, MeasuredSteps) and spec.train.is_own_code:
+        kept = {axis.name for axis in steps.axes}
+        free = [axis.name for axis in search_axes(spec) if axis.name not in kept]
+        if free:
+            yield f"the time of an epoch shows no sign of depending on {', '.join(free)}"

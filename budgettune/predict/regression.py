@@ -31,6 +31,10 @@ Ints = NDArray[np.int64]
 P = ParamSpec("P")
 R = TypeVar("R")
 
+LEAST_CALIBRATED = 3  # configurations
+CALIBRATION_WEIGHT = 8.0  # configurations that a model's own variances are worth against what leaving out says
+LEAST_CALIBRATION = 0.7
+LARGEST_SURPRISE = 9.0  # variances that one configuration counts at most
 _JITTER = 1e-9
 _LEAST_WEIGHT = 1e-3  # shapes below it change nothing
 
@@ -138,6 +142,7 @@ class Average:
         if weights is None:
             scores = np.array([posterior.log_evidence for posterior in posteriors]) + more_evidence
             weights = np.exp(scores - scores.max())
+            self.log_evidence = float(scores.max() + np.log(weights.mean()))  # of all shapes, each as likely before
             weights /= weights.sum()
         self.kept: list[int] = np.flatnonzero(weights > _LEAST_WEIGHT).tolist()  # shapes whose weight counts
         self.weights: Floats = weights[self.kept] / weights[self.kept].sum()  # of these
@@ -161,3 +166,16 @@ class Average:
     @property
     def best(self) -> Posterior:
         return self._posteriors[int(np.argmax(self.weights))]
+
+    def calibration(self) -> float:
+        """Return a factor on variances, at least 1, by how far observations lie from what all others predict."""
+        rows, counted = range(len(self.best.values)), np.array([True])
+        return max(1.0, calibration_of([self.best.surprise(np.array([row]), counted) for row in rows]))
+
+
+def calibration_of(squares: Sequence[float]) -> float:
+    """Return a factor on variances, from how many of them held-out configurations lie away from their predictions."""
+    if len(squares) < LEAST_CALIBRATED:
+        return 1.0
+    trimmed = sum(min(LARGEST_SURPRISE, square) for square in squares)
+    return max(LEAST_CALIBRATION, (CALIBRATION_WEIGHT + trimmed) / (CALIBRATION_WEIGHT + len(squares)))

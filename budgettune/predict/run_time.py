@@ -4,7 +4,8 @@
 
 Effective steps count a last batch that is not full by its size and by the fixed share of a step. What a pruning
 strategy adds (helpers, scores, plans, looking at candidates) is taken from the trials that ran it, in units of a step,
-and so is how many samples it really visits. Time is never regressed on `scale`.
+and so is how many samples it really visits. Time is never regressed on `scale`. Own training code has epochs for steps,
+and they need not be alike: see `budgettune.predict.measured_time`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from statistics import NormalDist, fmean
 
 import numpy as np
 
+from budgettune.predict.measured_time import USUAL_FIXED_SHARE, MeasuredSteps, Pace
 from budgettune.predict.regression import Floats
 from budgettune.predict.step_time import StepTime, StepTimes
 from budgettune.predict.workload import Workload, Workloads
@@ -68,6 +70,7 @@ class WorkloadTime:
     fixed_share: float  # of a step: what does not depend on the batch
     cost: StrategyCost
     is_measured: bool  # whether this very step was timed
+    pace: Pace | None = None  # of epochs of own training code
 
     def at(self, epochs: int) -> Timing:
         """Return the time of a run of some epochs.
@@ -76,7 +79,10 @@ class WorkloadTime:
             SpecError: where the strategy cannot reach its prune rate in so few.
         """
         workload, cost = self.workload, self.cost
-        steps = effective_steps(workload.epoch_sizes(epochs), workload.batch, self.fixed_share)
+        if self.pace is None:
+            steps = effective_steps(workload.epoch_sizes(epochs), workload.batch, self.fixed_share)
+        else:
+            steps = self.pace.epochs(epochs)
         steps *= math.exp(cost.log_visits) * (1 + cost.in_step)
         steps += (cost.plan * epochs + cost.prepare) * workload.images / workload.batch
         return Timing(median_seconds=math.exp(self.log_step) * steps, deviation=self.deviation)
@@ -115,16 +121,38 @@ class TimeModel:
 
     def __init__(self, workloads: Workloads, records: Sequence[TrialRecord], probes: Sequence[StepProbe] = ()) -> None:
         runs = [(workloads.of(record.params), record) for record in _believable(workloads, records)]
+        ran = [workload for workload, _ in runs]
+        own_code = workloads.spec.train.is_own_code
+        self.pace = Pace.of([_whole_epochs(*run) for run in runs]) if own_code else None
         probed = [
-            StepTime.of_probe(probe, workload)
+            self._of_probe(probe, workload)
             for probe in probes
             if (workload := workloads.find(probe.params)) is not None
         ]
-        # A step's fixed share says what a last batch costs, and that says what a step costs: twice around is enough.
-        ran = [workload for workload, _ in runs]
-        rough = _step_times(runs, np.full(len(runs), FIRST_FIXED_SHARE), probed)
-        self.steps = _step_times(runs, rough.fixed_shares(ran), probed)
-        self._costs = _strategy_costs(runs, self.steps.fixed_shares(ran))
+        self.steps: StepTimes | MeasuredSteps
+        if workloads.have_arithmetic:
+            # A step's fixed share says what a last batch costs, and that what a step costs: twice around is enough.
+            rough = _step_times(runs, np.full(len(runs), FIRST_FIXED_SHARE), probed)
+            self.steps = _step_times(runs, rough.fixed_shares(ran), probed)
+        else:
+            seconds = [self._step_seconds(*run) for run in runs]
+            timed = [
+                StepTime(workload=workload, log_seconds=math.log(each))
+                for workload, each in zip(ran, seconds, strict=True)
+            ]
+            self.steps = MeasuredSteps(workloads.spec, [*timed, *probed])
+        self._costs = {} if own_code else _strategy_costs(runs, self.steps.fixed_shares(ran))
+
+    def _of_probe(self, probe: StepProbe, workload: Workload) -> StepTime:
+        time = StepTime.of_probe(probe, workload)
+        first = math.log(self.pace.epochs(1)) if self.pace else 0.0  # own code is probed for an epoch
+        return replace(time, log_seconds=time.log_seconds - first)
+
+    def _step_seconds(self, workload: Workload, record: TrialRecord) -> float:
+        if self.pace is None:
+            return _step_seconds(workload, record, USUAL_FIXED_SHARE)
+        assert record.train_seconds is not None
+        return record.train_seconds / self.pace.epochs(sum(workload.visited(record)))
 
     def of(self, workloads: Sequence[Workload]) -> list[WorkloadTime]:
         means, variances = self.steps.predict(workloads)
@@ -136,7 +164,8 @@ class TimeModel:
                 deviation=math.sqrt(variance + self.steps.run_deviation**2 + cost.deviation**2),
                 fixed_share=fixed_share,
                 cost=cost,
-                is_measured=workload.step in self.steps.measured,
+                is_measured=self.steps.is_measured(workload),
+                pace=self.pace,
             )
             for workload, log_step, variance, fixed_share in zip(workloads, *columns, strict=True)
             for cost in [self._cost_of(workload)]
@@ -145,6 +174,8 @@ class TimeModel:
     def _cost_of(self, workload: Workload) -> StrategyCost:
         """Return a strategy's cost: as it ran, between rates that ran by a straight line, beyond them as at the end."""
         pruning = workload.config.pruning
+        if self.pace is not None:
+            return StrategyCost()
         if pruning.strategy not in self._costs:
             is_free = pruning.strategy in STRATEGIES and STRATEGIES[pruning.strategy].is_free
             return StrategyCost(deviation=VISITS_DEVIATION if is_free else UNKNOWN_COST)
@@ -178,6 +209,12 @@ def _step_times(runs: Sequence[TimedRun], fixed_shares: Floats, probed: Sequence
 def _step_seconds(workload: Workload, record: TrialRecord, fixed_share: float) -> float:
     visited = Counter(epoch.samples or 0 for epoch in record.curve)
     return _in_steps(record) / effective_steps(visited, workload.batch, fixed_share)
+
+
+def _whole_epochs(workload: Workload, record: TrialRecord) -> list[float]:
+    """Return the seconds at the end of each epoch that was trained as a whole."""
+    visited = workload.visited(record)
+    return [epoch.train_seconds for epoch, share in zip(record.curve, visited, strict=True) if share == 1.0]
 
 
 def _in_steps(record: TrialRecord) -> float:

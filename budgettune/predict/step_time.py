@@ -116,13 +116,22 @@ class StepTimes:
             ],
             more_evidence=-freedom * np.log(runs) - scatter / (2 * runs**2),
         )
+        self.calibration = self._average.calibration()
         # Of the log of a run's time, between runs of one step.
-        self.run_deviation = math.sqrt(self._average.weights @ runs[self._average.kept] ** 2)
+        self.run_deviation = math.sqrt(self.calibration * (self._average.weights @ runs[self._average.kept] ** 2))
+
+    def key_of(self, workload: Workload) -> str:
+        """Return what workloads share exactly where their steps cost the same."""
+        return workload.step
+
+    def is_measured(self, workload: Workload) -> bool:
+        return workload.step in self.measured
 
     def predict(self, workloads: Sequence[Workload]) -> tuple[Floats, Floats]:
         """Return mean and variance of the log of a full step's seconds: float64[n] each."""
         inputs, sizes = self._inputs(workloads, [False] * len(workloads)), self._sizes(workloads)
-        return self._average.predict(lambda index: (inputs, self._offset(_SHAPES[index], sizes)))
+        means, variances = self._average.predict(lambda index: (inputs, self._offset(_SHAPES[index], sizes)))
+        return means, self.calibration * variances
 
     def fixed_shares(self, workloads: Sequence[Workload]) -> Floats:
         """Return what part of a full step's time does not depend on the batch, in [0, 1]: float64[n]."""
@@ -174,8 +183,9 @@ def _noise(measured: Sequence[StepTime], run_deviation: float) -> Floats:
 def _log_sizes(workloads: Sequence[Workload]) -> Floats:
     """Return logs of what the three parts of a step grow with: arithmetic, traffic, layers; float64[n, 3]."""
     sizes = [
-        (one.arithmetic.padded * one.batch, one.arithmetic.traffic * one.batch, one.arithmetic.layers)
+        (arithmetic.padded * one.batch, arithmetic.traffic * one.batch, arithmetic.layers)
         for one in workloads
+        if (arithmetic := one.arithmetic)
     ]
     return np.log(np.array(sizes, dtype=np.float64).reshape(-1, 3))
 

@@ -1,7 +1,8 @@
 """Configurations as work: what each asks of the machine and offers to learning, from its spec alone, run or not.
 
 A configuration that never ran has no record of its multiply-adds. Here they are counted layer by layer, as
-`budgettune.training.resnet` builds them (a test holds the two against each other).
+`budgettune.training.resnet` builds them (a test holds the two against each other). A model of a library or of your own
+has no such formula. Own training code has no images either: its epoch counts as one visit of one sample, in one step.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 
 from budgettune.errors import SpecError, UsageError
 from budgettune.records import TrialRecord
+from budgettune.spec.axes import RangeSpec
 from budgettune.spec.documents import full_key
 from budgettune.spec.pruning import PruningSpec, visits_of_epochs
 from budgettune.spec.study_spec import StudySpec
@@ -78,12 +80,16 @@ class Workload:
     number: int  # among its study's
     params: Mapping[str, Any]  # searched values, those of its length left out
     config: StudySpec  # resolved
-    images: int  # that one epoch without pruning visits
-    arithmetic: Arithmetic  # of one forward pass of one image
+    images: int  # that one epoch without pruning visits; 1 of own training code
+    arithmetic: Arithmetic | None  # of one forward pass of one image; None where no formula tells
+
+    @property
+    def is_own_code(self) -> bool:
+        return self.config.train.is_own_code
 
     @property
     def batch(self) -> int:
-        return self.config.train.batch_size
+        return 1 if self.is_own_code else self.config.train.batch_size
 
     @cached_property
     def step_variant(self) -> str:
@@ -102,15 +108,32 @@ class Workload:
     @cached_property
     def step(self) -> str:
         """A text that workloads share exactly where their steps cost the same, pruning aside."""
-        size = self.config.data.image_size
+        if self.is_own_code:
+            return self.config.step_label()
+        model, size = self.config.model, self.config.data.image_size
         pixels = "" if size is None else f", {size} pixels"
-        return f"{self.config.model.network}{pixels}, batch {self.batch}, {self.step_variant}"
+        network = model.network
+        if is_code(model.name):
+            network = " ".join([f"{model.name} × {model.scale:g}", *(f"{k}={v}" for k, v in model.options.items())])
+        return f"{network}{pixels}, batch {self.batch}, {self.step_variant}"
 
     def value(self, dotted_key: str) -> Any:
+        """Return a setting; None where it is one of a table of your own that has no such key."""
         setting: Any = self.config
         for part in dotted_key.split("."):
-            setting = setting[part] if isinstance(setting, Mapping) else getattr(setting, part)
+            setting = setting.get(part) if isinstance(setting, Mapping) else getattr(setting, part)
         return setting
+
+    def visited(self, record: TrialRecord) -> list[float]:
+        """Return what each epoch of a trial visited: samples, or of own code epochs, the last maybe in part."""
+        curve = record.curve
+        if not self.is_own_code:
+            return [float(epoch.samples or 0) for epoch in curve]
+        visited = [1.0] * len(curve)
+        usual, last = curve[0].steps, curve[-1].steps
+        if len(curve) > 1 and usual and last:
+            visited[-1] = min(1.0, last / usual)  # a time budget cuts it short
+        return visited
 
     def epoch_sizes(self, epochs: int) -> Mapping[int, int]:
         """Return how many epochs of a run visit how many samples.
@@ -146,10 +169,6 @@ def _epoch_sizes(pruning: PruningSpec, images: int, epochs: int) -> Mapping[int,
     return visits_of_epochs(pruning, images, epochs)
 
 
-def visited_samples(record: TrialRecord) -> int:
-    return sum(epoch.samples or 0 for epoch in record.curve)
-
-
 class Workloads:
     """Makes the workloads of one study; its trials, in any state, tell how many images a set of your own has."""
 
@@ -158,29 +177,32 @@ class Workloads:
         self._records = records
         self._cache: dict[tuple[tuple[str, Any], ...], Workload] = {}
 
+    @cached_property
+    def have_arithmetic(self) -> bool:
+        """Whether a formula tells the arithmetic of all configurations of the study."""
+        names = self.spec.search.get("model.name", ())
+        listed = () if isinstance(names, RangeSpec) else names
+        return not self.spec.train.is_own_code and not any(
+            is_code(str(name)) for name in (self.spec.model.name, *listed)
+        )
+
     def of(self, params: Mapping[str, Any]) -> Workload:
         """Return the workload of searched values.
 
         Raises:
             SpecError: where they cannot work.
-            UsageError: where the model is one of your own, whose arithmetic no formula tells.
         """
         own = {key: value for key, value in params.items() if full_key(key) not in LENGTH_KEYS}
         key = tuple(sorted(own.items()))
         if key not in self._cache:
             # Without its length, so that it takes the usual one, within reach of most prune rates.
             config = self.spec.resolve({**own, "train.budget": None, "train.epochs": None})
-            if is_code(config.model.name):
-                raise UsageError(
-                    f"only the built-in network is predicted, not {config.model.name}: "
-                    f"`budgettune best --budget` answers from what ran"
-                )
             self._cache[key] = Workload(
                 number=len(self._cache),
                 params=own,
                 config=config,
-                images=self._images(config.data),
-                arithmetic=resnet_arithmetic(config.model, config.data),
+                images=1 if config.train.is_own_code else self._images(config.data),
+                arithmetic=resnet_arithmetic(config.model, config.data) if self.have_arithmetic else None,
             )
         return self._cache[key]
 
@@ -199,7 +221,7 @@ class Workloads:
             if record.state == "COMPLETE"
             and record.curve
             and record.train_seconds
-            and record.test_accuracy is not None
+            and record.value is not None
             and self.find(record.params) is not None
         ]
 
@@ -213,5 +235,6 @@ class Workloads:
         """Images of a set of your own: a trial's visits over the share of all that they are."""
         for record in self._records:
             if record.curve and record.keep_fraction:
-                return max(1, round(visited_samples(record) / record.keep_fraction / len(record.curve)))
+                visited = sum(epoch.samples or 0 for epoch in record.curve)
+                return max(1, round(visited / record.keep_fraction / len(record.curve)))
         raise UsageError("how many images an epoch visits is not known before a trial has finished: run one first")

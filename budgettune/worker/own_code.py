@@ -8,20 +8,24 @@ import pickle
 import random
 import re
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from budgettune.errors import BudgetTuneError, OutOfMemory, SpecError, UsageError
+from budgettune.errors import BudgetTuneError, Interrupted, OutOfMemory, SpecError, TrialFailed, UsageError
 from budgettune.files import replacing
 from budgettune.machine.fingerprint import THREAD_VARIABLES, default_threads, fingerprint, usable_cores
 from budgettune.machine.gpu import named_gpus
 from budgettune.machine.witness import Witness, witness_for
-from budgettune.records import EpochRecord, MachineInfo, TrialResult
+from budgettune.predict.predictor import unmeasured
+from budgettune.records import EpochRecord, MachineInfo, StepProbe, TrialResult
 from budgettune.spec.study_spec import StudySpec
 from budgettune.spec.trust import Trust, contained
+from budgettune.storage.studies import add_probes, read_probes
+from budgettune.storage.trials import trial_records
 from budgettune.study.handle import StudyHandle
 from budgettune.text import message_of
 from budgettune.trial.checkpoint import NOWHERE, Checkpoint
@@ -100,8 +104,45 @@ class OwnCode:
         """Return who watches the device."""
         return witness_for(self.device, threads=self._threads, device_uuid=self._machine.device_uuid)
 
-    def probe(self, study: StudyHandle, limit_seconds: float, should_stop: Callable[[], bool]) -> None:
-        """Do nothing: own code has no step that could be taken outside a trial."""
+    def probe(
+        self,
+        study: StudyHandle,
+        limit_seconds: float,
+        should_stop: Callable[[], bool] = lambda: False,
+        say: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        """Time one epoch of what nobody has timed on this kind of machine, in any order.
+
+        The times are kept with the study, and nothing else is. When `limit_seconds` are over, an epoch ends unfinished.
+        """
+        key, probes, ends = self._machine.key, [], time.perf_counter() + limit_seconds
+        known = read_probes(study.engine, study.study_id).get(key, [])
+        steps = unmeasured(study.spec, trial_records(study.engine, study.study_id), known, key)
+
+        def is_over() -> bool:
+            return should_stop() or time.perf_counter() >= ends
+
+        for place, workload in enumerate(random.Random(0).sample(steps, len(steps))):
+            if is_over():
+                break
+            say(f"probe {place + 1} of {len(steps)}: {workload.step}")
+            began, epoch = time.perf_counter(), {"train.budget": None, "train.epochs": 1}
+            try:
+                result = self.train(study.spec, {**workload.params, **epoch}, seed=0, should_stop=is_over)
+            except Interrupted:
+                say("left out: the time for probes is over")
+                break
+            except TrialFailed as error:
+                say(f"left out: {error}")
+                continue
+            seconds, ms = time.perf_counter() - began, 1e3 * result.train_seconds
+            probes.append(
+                StepProbe(
+                    params=workload.params, step=workload.step, ms_mean=ms, ms_error=0.0, steps=1, seconds=seconds
+                )
+            )
+        if probes:
+            add_probes(study.engine, study.study_id, key, probes)
 
     def train(
         self,

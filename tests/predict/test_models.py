@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from budgettune.predict.accuracy import AccuracyModel, fit_seed_noise
 from budgettune.predict.curves import points_of
+from budgettune.predict.quality import QualityModel, fit_seed_noise
 from budgettune.predict.run_time import TimeModel
 from tests.support.simulated import World, simulated_spec
 
@@ -65,7 +65,7 @@ def test_steps_that_were_never_timed_have_wider_intervals_that_hold(drawn):
 def test_accuracies_of_what_never_ran_are_ranked_and_their_intervals_hold(drawn):
     shares, ranks = [], []
     for world, trials, others in drawn:
-        forecasts = AccuracyModel(world.workloads, trials).predict([(world.workloads.of(cell), 12) for cell in others])
+        forecasts = QualityModel(world.workloads, trials).predict([(world.workloads.of(cell), 12) for cell in others])
         observed = np.array([world.trial(99, cell, repeat=1).test_accuracy for cell in others])
         deviations = np.sqrt(forecasts.variances + forecasts.seeds)
         scores = (np.log(observed / (1 - observed)) - forecasts.means) / deviations
@@ -80,7 +80,7 @@ def test_accuracies_of_what_never_ran_are_ranked_and_their_intervals_hold(drawn)
 def test_longer_training_is_predicted_with_more_doubt_and_not_far_above_the_truth(drawn):
     for world, trials, _ in drawn:
         workload = world.workloads.of(trials[0].params)
-        model = AccuracyModel(world.workloads, trials)
+        model = QualityModel(world.workloads, trials)
         forecasts = model.predict([(workload, 12), (workload, 24), (workload, 48)])
         assert list(forecasts.variances) == sorted(forecasts.variances)
         truth = world.accuracy(workload, 48)

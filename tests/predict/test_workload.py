@@ -1,11 +1,11 @@
 """What a configuration asks of the machine, counted without running it: against what the trainer does."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
-from budgettune.errors import UsageError
 from budgettune.predict.run_time import effective_steps
 from budgettune.predict.workload import Workloads, resnet_arithmetic
 from budgettune.spec.study_spec import StudySpec
@@ -13,6 +13,7 @@ from budgettune.spec.tables import DataSpec, ModelSpec
 from budgettune.training.data.load import load_data
 from budgettune.training.resnet import ScalableResNet, count_multiply_adds
 from budgettune.training.trainer import train
+from tests.support.own_world import OwnWorld, own_spec
 from tests.support.simulated import simulated_spec
 
 
@@ -63,7 +64,21 @@ def test_a_last_batch_costs_its_share_and_what_every_step_costs():
     assert effective_steps({110: 1}, batch=50, fixed_share=0.4) == pytest.approx(2 + 0.4 + 0.6 * 0.2)
 
 
-def test_a_model_of_ones_own_is_refused_in_words():
-    spec = simulated_spec().with_overrides(["model.name=mine:net"])
-    with pytest.raises(UsageError, match=r"only the built-in network is predicted, not mine:net: `budgettune best"):
-        Workloads(spec, []).of({})
+@pytest.mark.parametrize("name", ["mine:net", "timm:resnet10t"])
+def test_no_formula_tells_the_arithmetic_of_other_models(name):
+    spec = simulated_spec(batch_size=[32, 64]).with_overrides([f"model.name={name}"])
+    small, large = (Workloads(spec, []).of({"batch_size": size}) for size in (32, 64))
+    assert small.arithmetic is None
+    assert small.step != large.step
+    assert name in small.step
+
+
+def test_an_epoch_of_own_code_counts_as_one_step():
+    workloads = Workloads(own_spec(), [])
+    workload = workloads.of({"params.width": 32, "params.lr": 0.01, "train.epochs": 7})
+    assert (workload.images, workload.batch, workload.visits(7), workload.arithmetic) == (1, 1, 7, None)
+    assert workload is workloads.of({"params.width": 32, "params.lr": 0.01, "train.epochs": 9})
+    trial = OwnWorld(own_spec()).trial(0, {"params.width": 32, "train.epochs": 3})
+    assert workload.visited(trial) == [1, 1, 1]
+    cut = replace(trial, curve=(*trial.curve[:2], replace(trial.curve[2], steps=5)))
+    assert workload.visited(cut) == [1, 1, 0.2]
