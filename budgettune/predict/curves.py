@@ -12,7 +12,7 @@ the short run's rate is zero there and the long one's is not. Two corrections ma
   "annealing area", here by the rate itself), and the more of it is left, the more noise it is given.
 
 Points before LEAST_PROGRESS are left out: their batch norm and their rate make them noise. Whether own training code
-lets its rate fall, it does not say: see `budgettune.predict.accuracy`. Where its points are as good as those of runs
+lets its rate fall, it does not say: see `budgettune.predict.quality`. Where its points are as good as those of runs
 that end there, it gives more of them.
 """
 
