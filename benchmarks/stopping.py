@@ -51,7 +51,7 @@ class Recorded:
     @property
     def point(self) -> tuple[float, float]:
         """Seconds and accuracy."""
-        return self.rival.seconds, self.rival.accuracy
+        return self.rival.seconds, self.rival.score
 
 
 @dataclass

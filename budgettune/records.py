@@ -208,7 +208,8 @@ class StepProbe(JsonValue):
 class StoppingNote(JsonValue):
     """What a trial's row keeps where the study's rule stopped it early, or spared it as a control.
 
-    Forecasts are of the trial's end; `least_seconds` and `most_accuracy` are at the confidence of the rule.
+    Forecasts are of the trial's end; `least_seconds` and `most_accuracy` are at the confidence of the rule. Of another
+    objective than accuracy, `expected_accuracy` and `most_accuracy` are its values.
     """
 
     stopped: bool  # not where it is a control

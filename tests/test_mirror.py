@@ -2,15 +2,23 @@
 
 import csv
 import io
+import itertools
 import json
+import math
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from budgettune import api
+from budgettune.records import TrialRecord
 from budgettune.spec.objective import Aim
+from budgettune.study.early_stop import Progress, Rival, forecast_end
 from budgettune.study.export import export
 from budgettune.study.front import cells_to_repeat
-from tests.support.mirrored import KEY, losses_of, mirrored_pair, negated, own_spec
+from budgettune.study.handle import create_study
+from budgettune.worker.early_stop_judge import FinishedTrials, TrialJudge
+from tests.support.mirrored import KEY, losses_of, mirrored_pair, negated, own_result, own_spec
 
 BUDGETS = (2.1, 5.0, 12.0, 1e6)
 TIMES = ("started_at", "completed_at")
@@ -167,3 +175,82 @@ def test_an_aim_reads_what_the_database_holds(direction):
     assert Aim.of(json.loads(spec.to_json())) == spec.aim
     for other in (None, "text", {"objective": 3}, {"constraints": {"memory": {"limit": "much"}}}):
         assert Aim.of(other) == Aim()
+
+
+@pytest.mark.parametrize("form", ["table", "json"])
+def test_trials_are_stopped_early_after_the_same_epoch_for_the_same_reason(run, tmp_path, form):
+    notes, printed = [], []
+    for direction, sign in (("minimize", 1.0), ("maximize", -1.0)):
+        url = f"sqlite:///{tmp_path / direction}.db"
+        with create_study(own_spec(direction, stopping={"rule": "dominance", "control": 0.0}), url) as study:
+            found = {}
+            rivals = FinishedTrials(study, None, clock=itertools.count(step=60).__next__)
+            while (claim := study.claim()) is not None:
+                seconds, losses = losses_of(claim.params, claim.repeat)
+                judge = TrialJudge(study.spec, claim, rivals.known)
+                whole = own_result(seconds, [sign * loss for loss in losses])
+                ended = next((n for n, epoch in enumerate(whole.curve, 1) if judge.ends_early(epoch)), len(losses))
+                result = judge.with_note(replace(whole, curve=whole.curve[:ended]))
+                assert study.complete(claim, result)
+                found[claim.number] = result.stopping
+            assert study.verify().whole
+            notes.append(found)
+        printed.append(run("study", "show", "--format", form, "--storage", url)[1])
+    less, more = notes
+    assert sum(note is not None for note in less.values()) >= 2
+    assert less.keys() == more.keys()
+    for number, note in less.items():
+        other = more[number]
+        assert (note is None) == (other is None)
+        if note is not None:
+            assert (note.epoch, note.rival) == (other.epoch, other.rival)
+            assert note.expected_accuracy == pytest.approx(-other.expected_accuracy)
+            assert note.most_accuracy == pytest.approx(-other.most_accuracy)
+            assert note.most_accuracy <= note.expected_accuracy
+            assert "%" not in note.reason
+    assert mirrored_words(printed[0]) == mirrored_words(printed[1])
+
+
+def test_forecasts_of_losses_hold_as_often_as_asked_for():
+    """Losses fall to ends of their own, about which the best of the others says little."""
+    rng = np.random.default_rng(1)
+    objective = own_spec().objective
+    held = []
+    for _ in range(300):
+        ends, starts = 1.0 + np.exp(rng.normal(-1.0, 0.5, 31)), rng.uniform(3.0, 5.0, 31)
+        curves = [
+            end + start * np.exp(-0.5 * np.arange(1, 9)) * np.exp(rng.normal(0, 0.05, 8)) * (np.arange(8) < 7)
+            for end, start in zip(ends, starts, strict=True)
+        ]
+        made = [own_result(10.0, each.tolist()) for each in curves]
+        rivals = [
+            Rival.of(
+                TrialRecord(number=n, state="COMPLETE", params={}, train_seconds=10.0, value=r.value, curve=r.curve),
+                objective,
+            )
+            for n, r in enumerate(made[:30])
+        ]
+        progress = Progress.of(made[30].curve[:5], epochs=8, budget_seconds=None, objective=objective)
+        ahead = forecast_end(progress, rivals, 0.9, is_share=False)
+        held.append(-made[30].value <= ahead.most_score)
+    assert np.mean(held) > 0.85
+
+
+def test_a_diverged_rival_and_equal_ones_are_no_trouble():
+    objective = own_spec().objective
+
+    def rivals(losses):
+        made = [own_result(10.0, [3.0, 2.0, loss]) for loss in losses]
+        return [
+            Rival.of(
+                TrialRecord(number=n, state="COMPLETE", params={}, train_seconds=10.0, value=r.value, curve=r.curve),
+                objective,
+            )
+            for n, r in enumerate(made)
+        ]
+
+    poor = Progress.of(own_result(90.0, [9.0, 8.9]).curve, epochs=3, budget_seconds=None, objective=objective)
+    for losses in ([1.0] * 9, [0.0] * 9, [1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7, 1e30]):
+        ahead = forecast_end(poor, rivals(losses), 0.95, is_share=False)
+        assert math.isfinite(ahead.score)
+        assert ahead.most_score >= ahead.score

@@ -2,14 +2,16 @@
 
 After an epoch, a trial's final seconds and final accuracy are forecast from the finished trials of its study, each
 looked at where it was equally far. The trial is dominated where one of them took no longer than the least that the
-forecast allows, and is at least as accurate as the most. Pure: records in, notes out.
+forecast allows, and is at least as accurate as the most. Another objective stands in for the accuracy by its score, the
+more the better. Pure: records in, notes out.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
+import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -18,6 +20,7 @@ from numpy.typing import NDArray
 from scipy.special import betaincinv, stdtrit
 
 from budgettune.records import EpochRecord, StoppingNote, TrialRecord
+from budgettune.spec.objective import ObjectiveSpec
 from budgettune.text import format_duration
 
 Floats = NDArray[np.float64]
@@ -25,7 +28,40 @@ Floats = NDArray[np.float64]
 LEAST_RIVALS = 8  # finished trials that a forecast takes
 ERROR_OFFSET = 0.005  # added to errors before the logarithm: smaller ones are hardly told apart
 RECENT = 3  # points of a curve that say where it is: one alone is noisy
+OFFSET_SHARE = 0.1  # of the distance from the best to the middle of finished trials, for objectives that are no shares
+BEYOND_IDEAL = 0.1  # of the offset, which is what is left of the distance of a score beyond the ideal
+LARGEST_LEVEL = 700.0  # exponentials end there
+USUAL = ObjectiveSpec()
 SURE = 0.95  # that the rate of wrong stops is at most what is stated
+
+
+@dataclass(frozen=True, kw_only=True)
+class Law:
+    """What a score becomes so that the curves of a study are alike: the logarithm of its distance from an ideal.
+
+    Accuracies have one, 1. Of other objectives it is the best that finished, and how far the middle one lies behind it
+    takes the place of the errors that accuracies have.
+    """
+
+    ideal: float = 1.0
+    offset: float = ERROR_OFFSET  # added to distances before the logarithm
+    bounds: tuple[float, float] = (0.0, 1.0)
+
+    @classmethod
+    def of(cls, scores: Sequence[float]) -> Self:
+        """Return the law of an objective that is no share, by the scores of finished trials."""
+        best = max(scores)
+        offset = OFFSET_SHARE * (best - statistics.median(scores)) or 1e-9 * (abs(best) or 1.0)
+        return cls(ideal=best, offset=offset, bounds=(-math.inf, math.inf))
+
+    def levels(self, scores: Floats) -> Floats:
+        """Return the level of each score, float64[scores]; of one beyond the ideal that of one at the ideal's edge."""
+        return np.log(np.maximum(self.offset + self.ideal - scores, BEYOND_IDEAL * self.offset))
+
+    def score(self, level: float) -> float:
+        """Return the score of a level."""
+        low, high = self.bounds
+        return min(high, max(low, self.ideal + self.offset - math.exp(min(level, LARGEST_LEVEL))))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,14 +70,26 @@ class Progress:
 
     share: float  # of its training that is done
     seconds: float  # on the clock so far
-    level: float  # mean logarithm of the error (1 - accuracy) over the last few points of its curve
+    recent: tuple[float, ...]  # scores of the last few points of its curve
 
     @classmethod
-    def of(cls, curve: Sequence[EpochRecord], *, epochs: int | None, budget_seconds: float | None) -> Self:
+    def of(
+        cls,
+        curve: Sequence[EpochRecord],
+        *,
+        epochs: int | None,
+        budget_seconds: float | None,
+        objective: ObjectiveSpec = USUAL,
+    ) -> Self:
         """Return where the last epoch of a curve left a trial that trains for so many epochs, or so many seconds."""
         seconds = curve[-1].train_seconds
         share = (curve[-1].epoch + 1) / epochs if epochs else seconds / (budget_seconds or seconds)
-        return cls(share=share, seconds=seconds, level=float(_levels(curve)[-1]))
+        scores = [objective.score(epoch.value) for epoch in curve if epoch.value is not None]
+        return cls(share=share, seconds=seconds, recent=tuple(scores[-RECENT:]))
+
+    def level(self, law: Law) -> float:
+        """Return the mean level of the last few points of its curve."""
+        return float(law.levels(np.array(self.recent)).mean())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,35 +98,37 @@ class Rival:
 
     number: int
     seconds: float
-    accuracy: float
+    score: float  # its accuracy, by the usual objective; the more the better by any
     shares: Floats  # float64[points], of the training that was done at each evaluated epoch, rising to 1
     seconds_so_far: Floats  # float64[points]
-    levels: Floats  # float64[points], as in `Progress`
-    last_level: float  # of its result alone
+    scores: Floats  # float64[points]
 
     @classmethod
-    def of(cls, record: TrialRecord) -> Self | None:
+    def of(cls, record: TrialRecord, objective: ObjectiveSpec = USUAL) -> Self | None:
         """Return a finished trial as a rival; None where its curve or its result is missing."""
-        points = [epoch for epoch in record.curve if epoch.accuracy is not None]
-        if record.train_seconds is None or record.test_accuracy is None or not points:
+        points = [(epoch, epoch.value) for epoch in record.curve if epoch.value is not None]
+        if record.train_seconds is None or record.value is None or not points:
             return None
         return cls(
             number=record.number,
             seconds=record.train_seconds,
-            accuracy=record.test_accuracy,
-            shares=np.array([(epoch.epoch + 1) / len(record.curve) for epoch in points]),
-            seconds_so_far=np.array([epoch.train_seconds for epoch in points]),
-            levels=_levels(points),
-            last_level=_level(record.test_accuracy),
+            score=objective.score(record.value),
+            shares=np.array([(epoch.epoch + 1) / len(record.curve) for epoch, _ in points]),
+            seconds_so_far=np.array([epoch.train_seconds for epoch, _ in points]),
+            scores=np.array([objective.score(value) for _, value in points]),
         )
 
-    def at(self, share: float) -> tuple[float, float]:
+    def at(self, share: float, law: Law) -> tuple[float, float]:
+        """Return seconds and level where so much of the training was done: the mean over the last few points."""
+        sums = np.cumsum(law.levels(self.scores))
+        sums[RECENT:] -= sums[:-RECENT].copy()
+        means = sums / np.minimum(np.arange(1, len(sums) + 1), RECENT)
         seconds = np.interp(share, self.shares, self.seconds_so_far)
-        return float(seconds), float(np.interp(share, self.shares, self.levels))
+        return float(seconds), float(np.interp(share, self.shares, means))
 
-    def beats(self, seconds: float, accuracy: float) -> bool:
-        """Whether it took no longer, and is at least as accurate."""
-        return self.seconds <= seconds and self.accuracy >= accuracy
+    def beats(self, seconds: float, score: float) -> bool:
+        """Whether it took no longer, and is at least as good."""
+        return self.seconds <= seconds and self.score >= score
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,61 +137,69 @@ class EndForecast:
 
     seconds: float
     least_seconds: float
-    accuracy: float
-    most_accuracy: float
+    score: float
+    most_score: float
 
 
-def judge(progress: Progress, rivals: Sequence[Rival], epoch: int, confidence: float) -> StoppingNote | None:
+def judge(
+    progress: Progress, rivals: Sequence[Rival], epoch: int, confidence: float, objective: ObjectiveSpec = USUAL
+) -> StoppingNote | None:
     """Return why a trial is dominated after an epoch (0-based); None where it may still matter, or too little is known.
 
     The confidence is that in each bound of the forecast.
     """
-    end = forecast_end(progress, rivals, confidence)
+    end = forecast_end(progress, rivals, confidence, is_share=objective.is_accuracy)
     if end is None:
         return None
-    beating = (rival for rival in rivals if rival.beats(end.least_seconds, end.most_accuracy))
-    best = max(beating, key=lambda rival: rival.accuracy, default=None)
+    beating = (rival for rival in rivals if rival.beats(end.least_seconds, end.most_score))
+    best = max(beating, key=lambda rival: rival.score, default=None)
     if best is None:
         return None
+    is_rising = objective.direction == "maximize"
+    at_most, reached = (objective.text(objective.score(score), 1) for score in (end.most_score, best.score))
     return StoppingNote(
         stopped=True,
         epoch=epoch,
         train_seconds=progress.seconds,
         expected_seconds=end.seconds,
         least_seconds=end.least_seconds,
-        expected_accuracy=end.accuracy,
-        most_accuracy=end.most_accuracy,
+        expected_accuracy=objective.score(end.score),
+        most_accuracy=objective.score(end.most_score),
         rival=best.number,
         reason=(
             f"after epoch {epoch + 1} ({format_duration(progress.seconds)}): it would take at least "
-            f"{format_duration(end.least_seconds)} and reach at most {end.most_accuracy:.1%}; "
-            f"trial {best.number} took {format_duration(best.seconds)} and reached {best.accuracy:.1%}"
+            f"{format_duration(end.least_seconds)} and reach at {'most' if is_rising else 'least'} {at_most}; "
+            f"trial {best.number} took {format_duration(best.seconds)} and reached {reached}"
         ),
     )
 
 
-def forecast_end(progress: Progress, rivals: Sequence[Rival], confidence: float) -> EndForecast | None:
+def forecast_end(
+    progress: Progress, rivals: Sequence[Rival], confidence: float, *, is_share: bool = True
+) -> EndForecast | None:
     """Return where a trial will end, by the finished trials that were evaluated when they were as far, or before.
 
     The logarithm of the factor from the seconds so far to the final ones is taken as normal. The logarithm of the final
     error lies on a straight line over that of the present one. Both bounds are those of one further observation, so
-    that few rivals, and curves unlike theirs, make them wide.
+    that few rivals, and curves unlike theirs, make them wide. `is_share` says that scores are accuracies in [0, 1];
+    other ones have a law of their own in place of errors.
     """
     known = [rival for rival in rivals if rival.shares[0] <= progress.share]
     if len(known) < LEAST_RIVALS:
         return None
-    seconds, levels = np.array([rival.at(progress.share) for rival in known]).T
+    law = Law() if is_share else Law.of([rival.score for rival in known])
+    seconds, levels = np.array([rival.at(progress.share, law) for rival in known]).T
     growth = np.log([rival.seconds for rival in known]) - np.log(seconds)
-    final = np.array([rival.last_level for rival in known])
+    final = law.levels(np.array([rival.score for rival in known]))
     constant = np.ones((len(known), 1))
     factor, factor_width = _next_observation(constant, growth, np.ones(1), confidence)
     line = np.column_stack([constant, levels])
-    level, level_width = _next_observation(line, final, np.array([1.0, progress.level]), confidence)
+    level, level_width = _next_observation(line, final, np.array([1.0, progress.level(law)]), confidence)
     return EndForecast(
         seconds=progress.seconds * math.exp(factor),
         least_seconds=progress.seconds * math.exp(max(0.0, factor - factor_width)),
-        accuracy=_accuracy(level),
-        most_accuracy=_accuracy(level - level_width),
+        score=law.score(level),
+        most_score=law.score(level - level_width),
     )
 
 
@@ -162,19 +220,6 @@ def _next_observation(design: Floats, outcomes: Floats, at: Floats, confidence: 
     variance = float(((outcomes - design @ weights) ** 2).sum()) / freedom
     spread = math.sqrt(variance * (1.0 + float(at @ inverse @ at)))
     return float(at @ weights), float(stdtrit(freedom, confidence)) * spread
-
-
-def _levels(curve: Iterable[EpochRecord]) -> Floats:
-    each = [_level(epoch.accuracy) for epoch in curve if epoch.accuracy is not None]
-    return np.array([np.mean(each[max(0, end - RECENT) : end]) for end in range(1, len(each) + 1)])
-
-
-def _level(accuracy: float) -> float:
-    return math.log(ERROR_OFFSET + 1.0 - accuracy)
-
-
-def _accuracy(level: float) -> float:
-    return min(1.0, max(0.0, 1.0 + ERROR_OFFSET - math.exp(level)))
 
 
 def is_control(seed: int, cell: int, repeat: int, share: float) -> bool:

@@ -42,8 +42,9 @@ class FinishedTrials:
                 logger.warning("finished trials not read: %s", error)
                 return self._rivals
             self._numbers_read |= {record.number for record in records}
+            aim = self._study.spec.aim  # a trial beyond the study's limits ends no other
             fair = (each for each in records if not each.extra and self._machine_key in (None, each.device_name))
-            self._rivals += tuple(filter(None, map(Rival.of, fair)))
+            self._rivals += tuple(filter(None, (Rival.of(each, aim.objective) for each in fair if aim.allows(each))))
         return self._rivals
 
 
@@ -53,6 +54,7 @@ class TrialJudge:
     def __init__(self, spec: StudySpec, claim: Claim, rivals: Callable[[], tuple[Rival, ...]]) -> None:
         self._train, self._confidence, self._rivals = spec.resolve(claim.params).train, spec.stopping.confidence, rivals
         self._is_control = is_control(spec.sampler.seed, claim.cell, claim.repeat, spec.stopping.control)
+        self._objective = spec.objective
         self._curve: list[EpochRecord] = []
         self._note: StoppingNote | None = None
         self._rivals_then: tuple[Rival, ...] = ()
@@ -60,17 +62,19 @@ class TrialJudge:
     def ends_early(self, record: EpochRecord) -> bool:
         """Take in one more epoch of the curve, and say whether training ends with it."""
         self._curve.append(record)
-        progress = Progress.of(self._curve, epochs=self._train.epochs, budget_seconds=self._train.budget)
+        train, objective = self._train, self._objective
+        progress = Progress.of(self._curve, epochs=train.epochs, budget_seconds=train.budget, objective=objective)
         if self._note is None and progress.share < 1.0:
             self._rivals_then = self._rivals()
-            self._note = judge(progress, self._rivals_then, record.epoch, self._confidence)
+            self._note = judge(progress, self._rivals_then, record.epoch, self._confidence, objective)
         return self._note is not None and not self._is_control
 
     def with_note(self, result: TrialResult) -> TrialResult:
         """Return a trial's result with what was decided about it."""
         note = self._note
         if note is not None and self._is_control:
-            beaten = any(rival.beats(result.train_seconds, result.test_accuracy) for rival in self._rivals_then)
+            score = self._objective.score(result.value)
+            beaten = any(rival.beats(result.train_seconds, score) for rival in self._rivals_then)
             note = replace(note, stopped=False, wrong=not beaten)
         return replace(result, stopping=note)
 

@@ -61,7 +61,7 @@ def test_a_slow_trial_with_a_poor_curve_is_dominated_by_a_trial_that_beats_its_b
     assert note.stopped
     assert note.wrong is None
     assert note.least_seconds <= 200.0 * 1.001
-    assert 0.65 < note.expected_accuracy < note.most_accuracy < rivals[19].accuracy
+    assert 0.65 < note.expected_accuracy < note.most_accuracy < rivals[19].score
     assert rivals[19].seconds <= note.least_seconds
     assert note.rival == 19
     assert note.train_seconds == pytest.approx(80.0)
@@ -86,7 +86,7 @@ def test_few_finished_trials_tell_nothing(rivals):
 def test_higher_confidence_and_a_curve_unlike_the_others_make_bounds_wider(rivals):
     def width(error, confidence):
         ahead = forecast_end(progress(curve(200.0, error)[:5]), rivals, confidence)
-        return (ahead.most_accuracy - ahead.accuracy) / (1 - ahead.accuracy)
+        return (ahead.most_score - ahead.score) / (1 - ahead.score)
 
     assert 0 < width(0.2, 0.9) < width(0.2, 0.99)
     assert width(0.2, 0.9) < width(0.6, 0.9)
@@ -100,7 +100,7 @@ def test_bounds_hold_as_often_as_asked_for():
         trials = [finished(k, *each, noise=0.1, rng=rng) for k, each in enumerate(zip(seconds, errors, strict=True))]
         own = curve(seconds[20], errors[20], noise=0.1, rng=rng)
         ahead = forecast_end(progress(own[:4]), trials[:20], 0.9)
-        held.append((own[-1].accuracy <= ahead.most_accuracy, own[-1].train_seconds >= ahead.least_seconds * 0.999))
+        held.append((own[-1].accuracy <= ahead.most_score, own[-1].train_seconds >= ahead.least_seconds * 0.999))
     accuracy, time = np.mean(held, axis=0)
     assert 0.85 < accuracy < 0.95
     assert time > 0.9
@@ -110,7 +110,7 @@ def test_trials_of_other_lengths_are_compared_where_they_were_as_far():
     lengths = [finished(k, 10.0 + k, 0.2 + 0.01 * k, epochs=10 + 5 * k) for k in range(8)]
     ahead = forecast_end(progress(curve(40.0, 0.25, epochs=20)[:10], of=20), lengths, 0.95)
     assert ahead.seconds == pytest.approx(40.0, rel=1e-6)
-    assert ahead.accuracy == pytest.approx(0.75, abs=0.02)
+    assert ahead.score == pytest.approx(0.75, abs=0.02)
 
 
 def test_a_trial_with_a_time_budget_is_as_far_as_its_clock():
@@ -119,7 +119,7 @@ def test_a_trial_with_a_time_budget_is_as_far_as_its_clock():
 
 
 def test_trials_that_were_not_evaluated_that_early_do_not_count(rivals):
-    late = [replace(rival, shares=rival.shares[5:], levels=rival.levels[5:]) for rival in rivals]
+    late = [replace(rival, shares=rival.shares[5:], scores=rival.scores[5:]) for rival in rivals]
     late = [replace(rival, seconds_so_far=rival.seconds_so_far[5:]) for rival in late]
     early = progress(curve(200.0, 0.29)[:3])
     assert forecast_end(early, late, 0.95) is None
@@ -135,7 +135,7 @@ def test_equal_trials_and_perfect_accuracy_are_no_trouble():
     alike = [finished(k, 10.0, 1e-9, start=0.5) for k in range(10)]
     ahead = forecast_end(progress(curve(10.0, 1e-9, start=0.5)[:9]), alike, 0.95)
     assert ahead.least_seconds == pytest.approx(10.0)
-    assert ahead.most_accuracy <= 1.0
+    assert ahead.most_score <= 1.0
 
 
 # --- Control --------------------------------------------------------------------------------------------------------
