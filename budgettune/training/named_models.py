@@ -9,6 +9,7 @@ import copy
 import difflib
 import importlib.metadata
 import inspect
+import logging
 import math
 import re
 import warnings
@@ -22,7 +23,9 @@ from budgettune.errors import SpecError, UsageError
 from budgettune.files import user_path
 from budgettune.spec.tables import ModelSpec, library_of, why_ours
 from budgettune.spec.trust import contained
-from budgettune.text import as_written, first_line
+from budgettune.text import as_written, first_line, warn_once
+
+logger = logging.getLogger(__name__)
 
 SMALLEST_MAP = 4  # pixels on a side that shall be left when all layers have halved an image
 MOST_UNDONE = 4  # factor by which a small image is halved less than the model was made for: the stem's two halvings
@@ -348,4 +351,8 @@ def fill(model: nn.Module, weights: State, spec: ModelSpec, num_classes: int) ->
         more = f", and {len(faults) - 1} more such" if len(faults) > 1 else ""
         raise SpecError(f"model.weights: {spec.weights} does not fit {spec.name}: {min(faults)}{more}")
     model.load_state_dict(taken)
+    if fresh:
+        warn_once(
+            logger, f"model.weights: {spec.weights} is for other classes: {', '.join(fresh)} begin as initialised"
+        )
     return f"{spec.weights}" + (f", but {', '.join(fresh)} as initialised" if fresh else "")

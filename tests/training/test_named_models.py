@@ -224,7 +224,7 @@ def test_a_model_that_was_trained_here_is_where_another_begins(name, digits, tmp
     assert model.architecture["weights"] == str(path)
 
 
-def test_pretrained_weights_keep_all_but_a_head_of_other_classes_and_colours_are_summed(digits, tmp_path):
+def test_pretrained_weights_keep_all_but_a_head_of_other_classes_and_colours_are_summed(digits, tmp_path, caplog):
     from torchvision.models import resnet18
 
     pretrained, path = resnet18(num_classes=17), tmp_path / "pretrained.pt"
@@ -235,6 +235,7 @@ def test_pretrained_weights_keep_all_but_a_head_of_other_classes_and_colours_are
     torch.testing.assert_close(model.conv1.weight, pretrained.conv1.weight.sum(1, keepdim=True))
     assert model.fc.weight.shape == (10, 512)
     assert model.architecture["weights"] == f"{path}, but fc.weight, fc.bias as initialised"
+    assert "is for other classes: fc.weight, fc.bias begin as initialised" in caplog.text
     assert model.architecture["stem"] == ["conv1: stride 2 to 1", "maxpool: left out"]
 
 
