@@ -351,8 +351,8 @@ def fill(model: nn.Module, weights: State, spec: ModelSpec, num_classes: int) ->
         more = f", and {len(faults) - 1} more such" if len(faults) > 1 else ""
         raise SpecError(f"model.weights: {spec.weights} does not fit {spec.name}: {min(faults)}{more}")
     model.load_state_dict(taken)
-    if fresh:
-        warn_once(
-            logger, f"model.weights: {spec.weights} is for other classes: {', '.join(fresh)} begin as initialised"
-        )
-    return f"{spec.weights}" + (f", but {', '.join(fresh)} as initialised" if fresh else "")
+    if not fresh:
+        return str(spec.weights)
+    listed = ", ".join(fresh)
+    warn_once(logger, f"model.weights: {spec.weights} is for other classes: {listed} begin as initialised")
+    return f"{spec.weights}, but {listed} as initialised"
