@@ -167,7 +167,7 @@ class _Program:
             while self._process.poll() is None and not self._trial.is_past:
                 ready = {key.fd for key, _ in selector.select(POLL_SECONDS)}
                 if self._say in ready:
-                    self._take_in(time.monotonic())
+                    self._take_in()
                 for output in self._outputs.keys() & ready:
                     if not self._copy(output):
                         selector.unregister(output)
@@ -175,7 +175,7 @@ class _Program:
                     raise Interrupted("told to stop: the configuration can be run again")
         if self._trial.is_past:  # it was told to end: what it reported until then is its result
             return
-        self._take_in(time.monotonic())
+        self._take_in()
         for output in self._outputs:
             self._copy(output)
         if self._process.returncode:
@@ -183,13 +183,14 @@ class _Program:
         if self._half_line:
             self._trial.hear(self._half_line, time.monotonic())
 
-    def _take_in(self, arrived: float) -> None:
+    def _take_in(self) -> None:
         """Take in the lines that have arrived."""
         while True:
             try:
                 part = os.read(self._say, 2**16)
             except BlockingIOError:
                 return
+            arrived = time.monotonic()  # after reading, or a line may say a later moment
             *lines, self._half_line = (self._half_line + part).split(b"\n")
             for line in lines:
                 if line.strip() and not self._trial.is_past:

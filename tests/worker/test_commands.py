@@ -1,6 +1,9 @@
 """Studies whose trials are trained by programs, on the workers, leases and clock that all studies have."""
 
+import json
+import shlex
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -127,3 +130,44 @@ def test_what_a_program_computes_is_not_taken_for_the_work_of_others():
     spec = StudySpec.from_document({**PYTHON, "params": {"how": "compute", "x": 1.0}, "search": {}})
     evidence = api.train(spec, {}, allow_command=[PROGRAM], device="cpu").result.evidence
     assert evidence["own_cores"] * evidence["seconds"] > 0.7
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("length", [{"epochs": 2}, {"budget": "500ms"}])
+def test_processes_of_torchrun_get_one_trial_and_end_together(sqlite_url, tmp_path, length):
+    torchrun = ["torchrun", "--standalone", "--nproc-per-node"]
+    document = {
+        **PYTHON,
+        "train": {
+            "command": [*torchrun, "{processes}", str(HERE / "ranks_program.py"), str(tmp_path)],
+            "processes": 2,
+            **length,
+        },
+        "params": {"x": 3.0},
+        "search": {},
+    }
+    study = make(sqlite_url, document)
+    summary = run_worker(sqlite_url, study.name, replace(OPTIONS, allow_command=frozenset([shlex.join(torchrun)])))
+    assert (summary.completed, summary.failed) == (1, 0)
+    (record,) = records(study)
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert first == second
+    assert (first["params"], first["seed"], record.machine.processes) == ({"x": 3.0}, record.seed, 2)
+    assert record.value == 1 / first["steps"] == 1 / record.steps
+    if "epochs" in length:
+        assert record.epochs == 2
+    else:
+        assert record.train_seconds == pytest.approx(0.5, abs=0.2)
+
+
+@pytest.mark.slow
+def test_a_process_of_torchrun_that_fails_is_named_by_its_error(sqlite_url, tmp_path):
+    """All that torchrun prints after it is no reason."""
+    torchrun = ["torchrun", "--standalone", "--nproc-per-node", "2"]
+    program = "import os; raise ValueError('no such optimizer')"
+    (tmp_path / "fails.py").write_text(program)
+    document = {**PYTHON, "train": {"command": [*torchrun, str(tmp_path / "fails.py")], "epochs": 1}, "search": {}}
+    study = make(sqlite_url, document, sampler={"max_attempts": 1})
+    run_worker(sqlite_url, study.name, replace(OPTIONS, allow_command=frozenset([shlex.join(torchrun)])))
+    (record,) = records(study)
+    assert record.failure == "program-failed: torchrun ended with exit status 1: ValueError: no such optimizer"
