@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -15,10 +16,12 @@ from budgettune.errors import TrialMisused
 from budgettune.records import EpochRecord
 from budgettune.spec.objective import ObjectiveSpec
 from budgettune.text import format_duration
+from budgettune.trial.checkpoint import NOWHERE, Checkpoint, HalfTrained
 from budgettune.trial.trial import Outside, Terms, Trial, _Epoch
 
 FOLDER_VARIABLE = "BUDGETTUNE_TRIAL"
 TERMS_FILE, SAY_PIPE, HEAR_PIPE = "trial.json", "say", "hear"
+SAVED_FILE, RESTORED_FILE = "saved", "restored"
 MOST_STEPS_TOLD = 256  # of a stretch on the clock, whose seconds are told: a line stays below a pipe's atomic 4 KiB
 
 _current: list[Trial] = []
@@ -31,7 +34,8 @@ def current_trial(
     if not _current:
         folder = os.environ.get(FOLDER_VARIABLE)
         if folder:
-            _current.append(ProgramTrial(read_terms(Path(folder)), Line(Path(folder)) if _rank() == 0 else None))
+            line = Line(Path(folder)) if _rank() == 0 else None
+            _current.append(ProgramTrial(read_terms(Path(folder)), line, _Sent(Path(folder), line)))
         else:
             if epochs is None and budget_seconds is None:
                 epochs = 1
@@ -74,6 +78,7 @@ class Line:
     """The two pipes between a program and its worker."""
 
     def __init__(self, folder: Path) -> None:
+        self.may_save = False
         self._say = os.open(folder / SAY_PIPE, os.O_WRONLY)
         self._hear = os.open(folder / HEAR_PIPE, os.O_RDONLY)
 
@@ -90,7 +95,9 @@ class Line:
             if not (part := os.read(self._hear, 4096)):
                 raise TrialMisused("the worker that started this program is gone")
             heard += part
-        return bool(json.loads(heard.splitlines()[-1])["go_on"])
+        answer = json.loads(heard.splitlines()[-1])
+        self.may_save = answer["save"]
+        return bool(answer["go_on"])
 
 
 class Printed:
@@ -108,6 +115,41 @@ class Printed:
         return True
 
 
+class _Sent(Checkpoint):
+    """What a program saves, as a file that its worker takes over, and what an earlier one saved."""
+
+    def __init__(self, folder: Path, line: Line | None) -> None:
+        super().__init__(folder / SAVED_FILE)
+        self._line, self._folder = line, folder
+
+    def is_due(self) -> bool:
+        return self._line is not None and self._line.may_save
+
+    def save(self, half: HalfTrained) -> bool:
+        if self._line is None:
+            return False
+        (self._folder / SAVED_FILE).write_bytes(pickle.dumps(half.state["state"]))
+        self._line.say(save=SAVED_FILE, at=time.monotonic())
+        self._line.may_save = False
+        return True
+
+    def load(self) -> HalfTrained | None:
+        done = json.loads((self._folder / TERMS_FILE).read_text(encoding="utf-8"))["done"]
+        if not done:
+            return None
+        record = EpochRecord(epoch=done["epochs"] - 1, train_seconds=done["train_seconds"], steps=done["steps"])
+        return HalfTrained(
+            curve=(record,) * done["epochs"],
+            elapsed_seconds=done["train_seconds"],
+            # Written by this very function in a program before, and kept where nobody else may write.
+            state={
+                "state": pickle.loads((self._folder / RESTORED_FILE).read_bytes()),
+                "asides": {},
+                "facts": {},
+            },
+        )
+
+
 def _plain(value: Any) -> Any:
     """Return a number of a library as Python's own."""
     return value.item() if hasattr(value, "item") else str(value)
@@ -120,13 +162,13 @@ class ProgramTrial(Trial):
     rank 0 tells the others over torch.distributed.
     """
 
-    def __init__(self, terms: Terms, line: Line | Printed | None) -> None:
+    def __init__(self, terms: Terms, line: Line | Printed | None, checkpoint: Checkpoint = NOWHERE) -> None:
         self._line = line
         self._world = int(os.environ.get("WORLD_SIZE", "1"))
         self._group: Any = None
         self._shared = (True, 0.0)  # whether there is time for another step, and the progress: rank 0's
         outside = Outside(on_epoch=self._tell_epoch, ends_early=self._tell_report)
-        super().__init__(terms, outside, clock=time.monotonic)
+        super().__init__(terms, outside, clock=time.monotonic, checkpoint=checkpoint)
 
     @contextmanager
     def clock(self) -> Iterator[None]:

@@ -28,7 +28,7 @@ from budgettune import errors
 from budgettune.errors import Interrupted, OutOfMemory, ProgramFailed, SpecError, TrialFailed, TrialMisused, UsageError
 from budgettune.machine import procfs
 from budgettune.text import as_written, shortened
-from budgettune.trial.current import FOLDER_VARIABLE, HEAR_PIPE, SAY_PIPE, write_terms
+from budgettune.trial.current import FOLDER_VARIABLE, HEAR_PIPE, RESTORED_FILE, SAY_PIPE, write_terms
 from budgettune.trial.told import ToldTrial
 from budgettune.trial.trial import Terms
 
@@ -105,16 +105,19 @@ def run_program(
     environment = {**environment, "PATH": os.pathsep.join(path)}  # python is the worker's, and so is its torchrun
     if shutil.which(words[0], path=environment["PATH"]) is None:
         raise UsageError(f"train.command: there is no program {words[0]!r} on this machine: install it, or set PATH")
-    with _folder(terms) as folder, _Program(trial, words, folder, environment) as program:
+    with _folder(terms, trial) as folder, _Program(trial, words, folder, environment) as program:
         program.listen(should_stop)
 
 
 @contextmanager
-def _folder(terms: Terms) -> Iterator[Path]:
+def _folder(terms: Terms, trial: ToldTrial) -> Iterator[Path]:
     """Make the folder that a program and its worker talk through, for this user alone."""
     with tempfile.TemporaryDirectory(prefix="budgettune-trial-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
-        write_terms(terms, folder)
+        trial.folder = folder
+        write_terms(terms, folder, done=trial.done)
+        if trial.restored is not None:
+            (folder / RESTORED_FILE).write_bytes(trial.restored)
         for pipe in (SAY_PIPE, HEAR_PIPE):
             os.mkfifo(folder / pipe, 0o600)
         yield folder

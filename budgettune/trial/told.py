@@ -6,15 +6,17 @@ import json
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 from budgettune.errors import TrialMisused
 from budgettune.records import MachineInfo, TrialResult
 from budgettune.text import as_written, shortened
+from budgettune.trial.checkpoint import NOWHERE, Checkpoint
 from budgettune.trial.trial import Outside, Terms, Trial
 
 AHEAD_SECONDS = 0.001  # that a line's `at` may be later than its arrival: a clock is read in steps
-KINDS = ("clock", "aside", "report", "epoch", "describe")
+KINDS = ("clock", "aside", "report", "epoch", "describe", "save")
 
 
 class ToldTrial(Trial):
@@ -23,13 +25,15 @@ class ToldTrial(Trial):
     Its clock stands still between two lines: a line counts from its `at`, else from its arrival.
 
     Attributes:
+        folder: that a file lies in which the program names without one.
         is_over: whether the program was told to end.
         is_past: whether it went on all the same.
     """
 
-    def __init__(self, terms: Terms, outside: Outside) -> None:
+    def __init__(self, terms: Terms, outside: Outside, checkpoint: Checkpoint = NOWHERE) -> None:
         self._now = time.monotonic()
-        super().__init__(terms, outside, clock=lambda: self._now)
+        super().__init__(terms, outside, clock=lambda: self._now, checkpoint=checkpoint)
+        self.folder = Path()
         self._segment: AbstractContextManager[None] | None = None  # while the clock runs
         self._segment_began = 0.0  # on the clock
         self._aside: tuple[str, AbstractContextManager[None]] | None = None
@@ -140,7 +144,24 @@ class ToldTrial(Trial):
         self.report(**measures)
         self._end_epoch()
         self.is_over = self._is_over
-        return {"go_on": not self.is_over, "train_seconds": self._watch.elapsed()}
+        may_save = not self.is_over and self._checkpoint.is_due()
+        return {"go_on": not self.is_over, "train_seconds": self._watch.elapsed(), "save": may_save}
+
+    def _hear_save(self, told: dict[str, Any]) -> None:
+        if self._epoch is not None or not self._curve:
+            raise self._misuse('save at the end of an epoch: say {"save": FILE} after its report')
+        try:
+            self.saved = (self.folder / told["save"]).read_bytes()
+        except OSError as error:
+            raise self._misuse(f"{as_written(told['save'])} cannot be read: {error.strerror}") from None
+        self._keep()
+
+    @property
+    def done(self) -> dict[str, Any]:
+        """What was trained before, where the program goes on with it; empty where it begins."""
+        if not self._curve:
+            return {}
+        return {"epochs": len(self._curve), "train_seconds": self._watch.elapsed(), "steps": self._usual_steps}
 
     def _hear_epoch(self, told: dict[str, Any]) -> None:
         if told["epoch"] != "end":

@@ -177,7 +177,7 @@ class OwnCode:
         """Train one configuration, and return the result with what its code saved last; errors are those of `train`."""
         config = spec.resolve(params)
         if config.train.command is not None:
-            return Trained(self._run(config, seed, outside), None)
+            return Trained(self._run(config, seed, outside, checkpoint), None)
         with _threads(self._threads):
             function = self._function(config.train.loop or "")
             trial = Trial(Terms.of(config, seed, self.device), outside, checkpoint=checkpoint)
@@ -189,7 +189,7 @@ class OwnCode:
         _free()
         return Trained(result, saved)
 
-    def _run(self, config: StudySpec, seed: int, outside: Outside) -> TrialResult:
+    def _run(self, config: StudySpec, seed: int, outside: Outside, checkpoint: Checkpoint) -> TrialResult:
         """Train by a program."""
         command = config.train.command or ()
         self._trust.check_command(command)
@@ -199,7 +199,7 @@ class OwnCode:
         values = {**terms.params, "seed": seed, "device": device, "processes": machine.processes}
         values |= {"epochs": terms.epochs, "budget_seconds": terms.budget_seconds}
         counts = dict.fromkeys(THREAD_VARIABLES, str(machine.threads))
-        trial = ToldTrial(terms, outside)
+        trial = ToldTrial(terms, outside, checkpoint)
         with watched(self.witness(), trial, machine) as finish:
             run_program(
                 trial,
