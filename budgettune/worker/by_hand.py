@@ -18,6 +18,7 @@ from budgettune.study.handle import StudyHandle
 from budgettune.text import one_line
 from budgettune.trial.trial import Outside, Terms, Trial
 from budgettune.worker.early_stop_judge import judge_of
+from budgettune.worker.half_trained import HalfTrainedFolder
 from budgettune.worker.loop import failure_of, foreign_machine
 from budgettune.worker.options import WorkerOptions
 from budgettune.worker.own_code import OwnCode, watched
@@ -40,6 +41,7 @@ def trials(study: StudyHandle, options: WorkerOptions) -> Iterator[Trial]:
     if not study.spec.train.is_own_code:
         raise UsageError(f"study {study.name!r} trains with the built-in trainer: `budgettune worker` does that")
     own, spool = OwnCode(options, Trust()), Spool()
+    half_trained = HalfTrainedFolder(options.checkpoints, options.checkpoint_every_seconds)
     machine = own.machine(study.spec)
     if (refusal := foreign_machine(study, machine.key, options.allow_mixed)) is not None:
         raise UsageError(refusal)
@@ -49,7 +51,8 @@ def trials(study: StudyHandle, options: WorkerOptions) -> Iterator[Trial]:
         while (claim := _claim(study, options)) is not None:
             config, judge = study.spec.resolve(claim.params), judging(claim)
             outside = Outside(ends_early=judge.ends_early if judge else lambda record: False)
-            trial = Trial(Terms.of(config, claim.seed, own.device, claim.number), outside)
+            checkpoint = half_trained.of(study, claim, machine.key)
+            trial = Trial(Terms.of(config, claim.seed, own.device, claim.number), outside, checkpoint=checkpoint)
             was_left = False
             with Heartbeat(study, claim, options.heartbeat_seconds):
                 try:
@@ -64,12 +67,14 @@ def trials(study: StudyHandle, options: WorkerOptions) -> Iterator[Trial]:
                     result = finish()
                 except TrialFailed as error:
                     study.fail(claim, *failure_of(caught or error))
+                    checkpoint.forget()
                     if caught is None:
                         raise
                     continue  # the code has seen it, and goes on with the next one
                 result = judge.with_note(result) if judge else result
                 patience_seconds, wait = options.patience_seconds, threading.Event().wait
                 spool.deliver(study, claim, result, patience_seconds, wait, allow_mixed=options.allow_mixed)
+                checkpoint.forget()
             if was_left:
                 return
 

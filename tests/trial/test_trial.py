@@ -7,6 +7,7 @@ import pytest
 from budgettune.errors import Interrupted, NonFiniteLoss, TrialMisused
 from budgettune.machine.fingerprint import fingerprint
 from budgettune.spec.objective import ObjectiveSpec
+from budgettune.trial.checkpoint import NOWHERE, Checkpoint
 from budgettune.trial.trial import ALONE, Outside, Terms, Trial
 
 MACHINE = fingerprint(device="cpu", threads=1)
@@ -31,9 +32,9 @@ def clock():
     return Clock()
 
 
-def make(clock, outside=ALONE, **terms):
+def make(clock, outside=ALONE, checkpoint=NOWHERE, **terms):
     terms = {"params": {"lr": 0.1}, "seed": 7, "epochs": 3, **terms}
-    return Trial(Terms(**terms), outside, clock)
+    return Trial(Terms(**terms), outside, clock, checkpoint)
 
 
 def run(trial, clock, *, steps=4, step_seconds=1.0, evaluation_seconds=10.0, accuracy=0.5):
@@ -279,3 +280,78 @@ def test_an_error_inside_the_clock_stops_it(clock):
                 1 / 0  # noqa: B018
     clock.sleep(100)
     assert trial._watch.elapsed() == pytest.approx(1)
+
+
+class TestHalfTrained:
+    """A trial whose code saves goes on in another process after its last epoch, its clock with it."""
+
+    @pytest.fixture
+    def place(self, tmp_path):
+        (tmp_path / "kept").mkdir(mode=0o700)
+        return lambda: Checkpoint(tmp_path / "kept" / "trial", "mine", every_seconds=0.0)
+
+    def train(self, trial, clock, told=None):
+        weight = trial.restored or 0
+        with trial.aside("load"):
+            clock.sleep(20)
+        for epoch in trial.epochs():
+            if told is not None:
+                told.append(epoch)
+            with trial.clock():
+                clock.sleep(2)
+                trial.step(8)
+                weight += 1
+            trial.report(accuracy=weight / 10)
+            trial.save(weight)
+        return trial
+
+    def cut_off(self, place, clock, after, status="clean", **terms):
+        epochs = []
+        trial = make(clock, Outside(should_stop=lambda: len(epochs) > after), place(), **terms)
+        trial.look = lambda: (status, {"reasons": ["heat"]})
+        with pytest.raises(Interrupted):
+            self.train(trial, clock, epochs)
+
+    def test_curve_clock_and_parts_off_the_clock_go_on(self, clock, place):
+        self.cut_off(place, clock, after=2, epochs=5)
+        trial = make(clock, checkpoint=place(), epochs=5)
+        assert trial.restored == 2
+        told = []
+        result = self.train(trial, clock, told).result(MACHINE, "clean", {"seconds": 1.0, "reasons": []})
+        whole = self.train(make(clock, epochs=5), clock).result(MACHINE)
+        assert told == [2, 3, 4]
+        assert result.curve == whole.curve
+        assert result.train_seconds == whole.train_seconds == 10
+        assert result.phases.asides == {"load": 40}
+        assert result.resumed == (2,)
+        assert (result.status, result.evidence["reasons"]) == ("clean", ["before epoch 2: heat"])
+
+    @pytest.mark.parametrize(("before", "after"), [("disturbed", "clean"), ("clean", "disturbed")])
+    def test_the_worst_verdict_counts(self, clock, place, before, after):
+        self.cut_off(place, clock, after=2, status=before)
+        assert self.train(make(clock, checkpoint=place()), clock).result(MACHINE, after).status == "disturbed"
+
+    def test_a_budget_is_used_up_once(self, clock, place):
+        budget = {"epochs": None, "budget_seconds": 8.5}
+        self.cut_off(place, clock, after=2, **budget)
+        result = self.train(make(clock, checkpoint=place(), **budget), clock).result(MACHINE)
+        assert result.train_seconds == 8
+        assert result.curve == self.train(make(clock, **budget), clock).result(MACHINE).curve
+
+    def test_the_stopping_rule_hears_of_the_epochs_before(self, clock, place):
+        self.cut_off(place, clock, after=2, epochs=5)
+        heard = []
+        outside = Outside(ends_early=lambda record: (heard.append(record.epoch), record.epoch == 3)[1])
+        assert self.train(make(clock, outside, place(), epochs=5), clock).result(MACHINE).epochs == 4
+        assert heard == [0, 1, 2, 3]
+
+    def test_code_that_saves_nothing_begins_anew(self, clock, place):
+        epochs = []
+        trial = make(clock, Outside(should_stop=lambda: len(epochs) > 2), place())
+        with pytest.raises(Interrupted):
+            for epoch in trial.epochs():
+                epochs.append(epoch)
+                with trial.clock():
+                    trial.step()
+                trial.report(accuracy=0.5)
+        assert make(clock, checkpoint=place()).restored is None
