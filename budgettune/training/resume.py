@@ -11,7 +11,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from budgettune.machine.verdict import Status
 from budgettune.records import EpochRecord
 from budgettune.text import first_line, message_of
 from budgettune.training.device import Device, is_out_of_memory
@@ -20,7 +19,7 @@ from budgettune.training.group import Alone
 from budgettune.training.learner import Learner
 from budgettune.training.passes import ModelPasses
 from budgettune.training.pruning import Strategy
-from budgettune.trial.checkpoint import Checkpoint, HalfTrained
+from budgettune.trial.checkpoint import Checkpoint, HalfTrained, parts_of
 from budgettune.trial.schedule import BudgetProgress, Progress
 from budgettune.trial.stopwatch import Stopwatch
 
@@ -51,19 +50,16 @@ def keep(
     run: Run,
     curve: tuple[EpochRecord, ...],
     progress: Progress,
-    verdict: tuple[Status, Mapping[str, Any]],
+    verdict: tuple[str, Mapping[str, Any]],
     before: HalfTrained | None,
 ) -> HalfTrained:
     """Return a run between two epochs, with the verdict on this process's part; `before` is what it went on from."""
-    status, evidence = verdict if before is None else before.verdict_with(*verdict)
     return HalfTrained(
         curve=curve,
         elapsed_seconds=run.watch.elapsed(),
         seconds=dict(run.watch.seconds),
         state=to_bytes(run, progress),
-        status=status,
-        evidence=evidence,
-        resumed=before.resumed_again if before else (),
+        **parts_of(before, *verdict),
     )
 
 

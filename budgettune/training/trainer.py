@@ -34,7 +34,7 @@ from budgettune.training.pruning import EpochPlan, make_strategy
 from budgettune.training.resnet import count_parameters
 from budgettune.training.resume import NotResumed, half_trained, keep, restore, restore_progress
 from budgettune.trial.accelerator import weights_sha256
-from budgettune.trial.checkpoint import NOWHERE, Checkpoint, HalfTrained
+from budgettune.trial.checkpoint import NOWHERE, Checkpoint, HalfTrained, parts_of
 from budgettune.trial.schedule import BudgetProgress, EpochProgress, Progress, learning_rate
 from budgettune.trial.stopwatch import Stopwatch
 from budgettune.trial.trial import Trained
@@ -196,10 +196,8 @@ class TrainingRun:
         finally:
             self._note_peak()  # before the witness's own memory counts
             verdict = witness.stop()
-        if half is not None:
-            verdict = half.verdict_with(*verdict)
-        result = self._result(tuple(curve), progress, *verdict)
-        return Trained(replace(result, resumed=half.resumed_again if half else ()), self.learner.model)
+        result = replace(self._result(tuple(curve), progress), **parts_of(half, *verdict))
+        return Trained(result, self.learner.model)
 
     def _begin(self) -> Progress:
         with self.watch.running(), self.watch.phase("prepare"):
@@ -401,8 +399,6 @@ class TrainingRun:
         self,
         curve: tuple[EpochRecord, ...],
         progress: Progress,
-        status: str,
-        evidence: Mapping[str, Any],
     ) -> TrialResult:
         accuracy = curve[-1].value
         assert accuracy is not None  # the last epoch is always evaluated
@@ -432,8 +428,6 @@ class TrainingRun:
             machine=self.device.machine(),
             batch_shapes=tuple(sorted(self.batch_shapes, reverse=True)),
             architecture=self.learner.architecture,
-            status=status,
-            evidence=evidence,
             compiled=self.is_compiled,
             cuda_graphs=self.config.train.cuda_graphs and self.device.captures,
         )

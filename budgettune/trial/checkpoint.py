@@ -24,7 +24,7 @@ from typing import Any, BinaryIO, Self
 
 from budgettune.errors import BudgetTuneError
 from budgettune.files import replacing
-from budgettune.machine.verdict import Status, worst
+from budgettune.machine.verdict import worst
 from budgettune.records import EpochRecord
 from budgettune.spec.study_spec import StudySpec
 from budgettune.text import message_of, warn_once
@@ -56,7 +56,7 @@ class HalfTrained:
     elapsed_seconds: float
     seconds: Mapping[str, float] = field(default_factory=dict)
     state: Any = None
-    status: Status = "unverified"
+    status: str = "unverified"
     evidence: Mapping[str, Any] = field(default_factory=dict)
     resumed: tuple[int, ...] = ()
 
@@ -97,12 +97,7 @@ class HalfTrained:
         resumed = tuple(facts.pop("resumed"))
         return cls(**facts, curve=curve, resumed=resumed, state=state if is_plain else pickle.loads(state))
 
-    @property
-    def resumed_again(self) -> tuple[int, ...]:
-        """What `resumed` is of a trial that goes on from here."""
-        return (*self.resumed, len(self.curve))
-
-    def verdict_with(self, status: Status, evidence: Mapping[str, Any]) -> tuple[Status, Mapping[str, Any]]:
+    def verdict_with(self, status: str, evidence: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
         """Return the verdict on this part and the one after it: the worst counts, with the reasons of both.
 
         Numbers are those of the later part.
@@ -112,6 +107,14 @@ class HalfTrained:
             for reason in self.evidence.get("reasons", ())
         ]
         return worst(self.status, status), {**evidence, "reasons": reasons + list(evidence.get("reasons", ()))}
+
+
+def parts_of(half: HalfTrained | None, status: str, evidence: Mapping[str, Any]) -> dict[str, Any]:
+    """Return verdict and `resumed` of a trial, by what it went on from, and the verdict on the time since."""
+    if half is None:
+        return {"status": status, "evidence": evidence}
+    status, evidence = half.verdict_with(status, evidence)
+    return {"status": status, "evidence": evidence, "resumed": (*half.resumed, len(half.curve))}
 
 
 def identity_of(spec: StudySpec, params: Mapping[str, Any], seed: int, machine_key: str) -> str:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from budgettune.errors import TrialMisused
-from budgettune.machine.verdict import Status
 from budgettune.records import MachineInfo, TrialResult
 from budgettune.text import as_written, shortened
 from budgettune.trial.checkpoint import NOWHERE, Checkpoint
@@ -65,9 +64,7 @@ class ToldTrial(Trial):
         except (TypeError, ValueError, KeyError, AttributeError) as error:
             raise TrialMisused(f"{self._line(line.decode().strip())} cannot be read: {error}") from None
 
-    def result(
-        self, machine: MachineInfo, status: Status = "unverified", evidence: Mapping[str, Any] = {}
-    ) -> TrialResult:
+    def result(self, machine: MachineInfo, status: str = "unverified", evidence: Mapping[str, Any] = {}) -> TrialResult:
         if not self._lines:
             raise TrialMisused(
                 "the program ended well and told nothing: in Python it trains with budgettune.Trial.current(), "

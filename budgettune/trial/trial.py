@@ -16,16 +16,14 @@ from types import MappingProxyType
 from typing import Any
 
 from budgettune.errors import Interrupted, NonFiniteLoss, TrialFailed, TrialMisused
-from budgettune.machine.verdict import Status
 from budgettune.records import EpochRecord, MachineInfo, PhaseSeconds, TrialResult
 from budgettune.spec.objective import ObjectiveSpec
 from budgettune.spec.study_spec import StudySpec
 from budgettune.trial.accelerator import Accelerator, weights_sha256
-from budgettune.trial.checkpoint import NOWHERE, Checkpoint, HalfTrained
+from budgettune.trial.checkpoint import NOWHERE, Checkpoint, HalfTrained, parts_of
 from budgettune.trial.schedule import BudgetProgress, EpochProgress, Progress
 from budgettune.trial.stopwatch import Stopwatch
 
-Verdict = tuple[Status, Mapping[str, Any]]
 FACTS = ("parameters", "multiply_adds", "precision", "weights_sha256", "peak_memory_mb")
 """What `Trial.describe` may say that a trial's row has a column for."""
 
@@ -156,7 +154,7 @@ class Trial:
         self.failure: TrialFailed | None = None
         self._has_begun = False
         self._checkpoint, self._half, self._to_save = checkpoint, checkpoint.load(), False
-        self.look: Callable[[], Verdict] = lambda: ("unverified", {})  # the verdict on the clock so far
+        self.look: Callable[[], tuple[str, Mapping[str, Any]]] = lambda: ("unverified", {})  # at the clock so far
         self.saved: Any = None
         self.restored = None if self._half is None else self._go_on_from(self._half)
 
@@ -169,14 +167,6 @@ class Trial:
         heard = [record.value is not None and self._outside.ends_early(record) for record in half.curve]
         self._is_ended = heard[-1]
         return half.state["state"]
-
-    def _verdict(self, status: Status, evidence: Mapping[str, Any]) -> Verdict:
-        """Return the verdict on all parts of the trial, by that on the part since it went on."""
-        return (status, evidence) if self._half is None else self._half.verdict_with(status, evidence)
-
-    @property
-    def _resumed(self) -> tuple[int, ...]:
-        return () if self._half is None else self._half.resumed_again
 
     # --- the loop ---------------------------------------------------------------------------------------------------
 
@@ -338,9 +328,7 @@ class Trial:
 
     # --- for who runs it --------------------------------------------------------------------------------------------
 
-    def result(
-        self, machine: MachineInfo, status: Status = "unverified", evidence: Mapping[str, Any] = {}
-    ) -> TrialResult:
+    def result(self, machine: MachineInfo, status: str = "unverified", evidence: Mapping[str, Any] = {}) -> TrialResult:
         """Return what the trial gave, once its code has returned.
 
         Raises:
@@ -358,7 +346,6 @@ class Trial:
         step_ms = [1e3 * seconds for seconds in self._step_seconds]
         middle = median(step_ms) if step_ms else None
         seconds = {**self._watch.seconds, "step": self._watch.elapsed()}
-        status, evidence = self._verdict(status, evidence)
         return TrialResult(
             train_seconds=self._watch.elapsed(),
             value=value,
@@ -371,10 +358,8 @@ class Trial:
             curve=tuple(self._curve),
             phases=PhaseSeconds(**seconds, asides=self._asides),
             machine=machine,
-            status=status,
-            evidence=evidence,
             measures=self._curve[-1].measures,
-            resumed=self._resumed,
+            **parts_of(self._half, status, evidence),
             architecture={name: fact for name, fact in self._facts.items() if name not in FACTS},
             **{name: fact for name, fact in self._facts.items() if name in FACTS},
         )
@@ -452,16 +437,13 @@ class Trial:
     def _keep(self) -> None:
         self._name_time()
         with self._watch.phase("checkpoint"):
-            status, evidence = self._verdict(*self.look())
             self._checkpoint.save(
                 HalfTrained(
                     curve=tuple(self._curve),
                     elapsed_seconds=self._watch.elapsed(),
                     seconds=dict(self._watch.seconds),
                     state={"state": self.saved, "asides": self._asides, "facts": self._facts},
-                    status=status,
-                    evidence=evidence,
-                    resumed=self._resumed,
+                    **parts_of(self._half, *self.look()),
                 )
             )
         self._off_since = self._clock()

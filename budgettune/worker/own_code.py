@@ -31,7 +31,7 @@ from budgettune.text import message_of
 from budgettune.trial.checkpoint import NOWHERE, Checkpoint
 from budgettune.trial.program import run_program, worded
 from budgettune.trial.told import ToldTrial
-from budgettune.trial.trial import ALONE, Outside, Terms, Trained, Trial, Verdict
+from budgettune.trial.trial import ALONE, Outside, Terms, Trained, Trial
 from budgettune.worker.options import Ranks, WorkerOptions
 
 
@@ -231,7 +231,7 @@ class OwnCode:
 @contextmanager
 def watched(witness: Witness, trial: Trial, machine: MachineInfo) -> Iterator[Callable[[], TrialResult]]:
     """Watch the clock inside; yields what returns the result afterwards."""
-    verdict: Verdict = ("unverified", {})
+    verdict: tuple[str, Mapping[str, Any]] = ("unverified", {})
     trial.look = witness.look
     witness.start()
     try:
