@@ -18,7 +18,7 @@ from budgettune.study.export import export
 from budgettune.study.front import cells_to_repeat
 from budgettune.study.handle import create_study
 from budgettune.worker.early_stop_judge import FinishedTrials, TrialJudge
-from tests.support.mirrored import KEY, losses_of, mirrored_pair, negated, own_result, own_spec
+from tests.support.mirrored import KEY, losses_of, mirrored_pair, negated, own_result, own_spec, work_off_mirrored
 
 BUDGETS = (2.1, 5.0, 12.0, 1e6)
 TIMES = ("started_at", "completed_at")
@@ -254,3 +254,16 @@ def test_a_diverged_rival_and_equal_ones_are_no_trouble():
         ahead = forecast_end(poor, rivals(losses), 0.95, is_share=False)
         assert math.isfinite(ahead.score)
         assert ahead.most_score >= ahead.score
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random", "cost"])
+def test_samplers_draw_the_same_points(tmp_path, sampler):
+    drawn = []
+    search = {"params.rank": {"low": 1.0, "high": 32.0, "log": True}, "params.rate": {"low": 0.0, "high": 1.0}}
+    for direction, sign in (("minimize", 1.0), ("maximize", -1.0)):
+        spec = own_spec(direction, search=search, sampler={"name": sampler, "trials": 16, "seed": 2})
+        with create_study(spec, f"sqlite:///{tmp_path / direction}.db") as study:
+            work_off_mirrored(study, sign)
+            drawn.append([tuple(record.params.values()) for record in api.trial_records(study)])
+    assert len(set(drawn[0])) == 16
+    assert drawn[0] == [pytest.approx(point) for point in drawn[1]]

@@ -188,6 +188,7 @@ def _sampler(study: StudySpec, space: Mapping[str, BaseDistribution], number: in
         max_seconds=spec.max_seconds,
         total_seconds=spec.total,
         trials=trials,
+        is_share=study.objective.is_accuracy,
     )
 
 

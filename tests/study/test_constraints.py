@@ -106,7 +106,7 @@ def test_further_repeats_are_not_spent_beyond_a_limit(sqlite_url):
     assert all(one.measures["memory"] <= 800 for one in repeated)
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "gp"])
+@pytest.mark.parametrize("sampler", ["tpe", "cost", pytest.param("gp", marks=pytest.mark.slow)])
 def test_samplers_draw_where_trials_are_within_the_limit(sqlite_url, sampler, caplog):
     """The larger the rank the better, and the more memory: without the limit they would go to the other end."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)

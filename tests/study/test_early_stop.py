@@ -270,7 +270,7 @@ def test_the_cost_sampler_takes_a_stopped_trial_at_its_forecast(study, stopped):
     history = history_of(trials, Encoding(search_space(study.spec)), number=99)
     assert len(history.failed) == 0
     assert history.seconds[0] == pytest.approx(200.0, rel=0.01)
-    assert history.accuracy[0] == pytest.approx(stopped.stopping.expected_accuracy)
+    assert history.scores[0] == pytest.approx(stopped.stopping.expected_accuracy)
     assert list(history.seconds[1:]) == [10.0] * 3
 
 

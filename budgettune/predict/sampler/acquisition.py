@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 from scipy.special import log_ndtr, ndtr
 
@@ -96,6 +97,26 @@ def chance_to_end_well(candidates: Floats, finished: Floats, failed: Floats) -> 
     return np.broadcast_to(1.0 / (1.0 + odds_against), len(candidates))
 
 
+def _gains(scores: Floats, is_share: bool) -> Floats:
+    """Return the negative logarithms of errors, float64[scores].
+
+    A score that is no share has an error by the best one: how far it lies behind it, and as much again as the middle
+    one does, which is what a trial may yet be better by.
+    """
+    if is_share:
+        return -np.log(1.0 + GAIN_OFFSET - np.clip(scores, 0.0, 1.0))
+    best = float(scores.max())
+    room = best - float(np.median(scores)) or abs(best) or 1.0
+    return -np.log(best - scores + room)
+
+
+def _front_within(costs: Floats, gains: Floats, is_allowed: NDArray[np.bool_]) -> Ints:
+    """Return the front of the trials within the study's constraints, or of all where none is."""
+    counting = np.flatnonzero(is_allowed) if is_allowed.any() else np.arange(len(costs))
+    members: Ints = counting[front(costs[counting], gains[counting])]
+    return members
+
+
 class ParetoModel:
     """Two Gaussian processes: of cost, the logarithm of the seconds, and of gain, the negative logarithm of the error.
 
@@ -108,22 +129,31 @@ class ParetoModel:
         encoding: of the search space.
         rng: draws the trials that a large study is cut to.
         max_seconds: nothing is gained beyond; None for no limit.
+        is_share: whether scores are accuracies in [0, 1].
     """
 
     def __init__(
-        self, history: History, encoding: Encoding, rng: np.random.Generator, max_seconds: float | None = None
+        self,
+        history: History,
+        encoding: Encoding,
+        rng: np.random.Generator,
+        max_seconds: float | None = None,
+        *,
+        is_share: bool = True,
     ) -> None:
         self._encoding, self._history = encoding, history
         self._limit = math.inf if max_seconds is None else math.log(max_seconds)
         costs = np.log(np.maximum(history.seconds, LEAST_SECONDS))
-        gains = -np.log(1.0 + GAIN_OFFSET - np.clip(history.accuracy, 0.0, 1.0))
-        members = front(costs, gains)
+        gains = _gains(history.scores, is_share)
+        members = _front_within(costs, gains, history.is_allowed)
         others = np.setdiff1d(rng.permutation(len(costs)), members, assume_unique=True)
         kept = np.concatenate([members, others])[:MOST_CONDITIONED]  # the front, and others at random
         self._costs, pending_costs = self._process(costs, kept, rng, trend=True)
         self._gains, pending_gains = self._process(gains, kept, rng, trend=False)
+        self._excesses = [self._process(each, kept, rng, trend=True)[0] for each in history.excesses.T]
         costs, gains = np.concatenate([costs, pending_costs]), np.concatenate([gains, pending_gains])
-        members = front(costs, gains)
+        may_run = np.ones(len(pending_costs), dtype=bool)
+        members = _front_within(costs, gains, np.concatenate([history.is_allowed, may_run]))
         self._front = costs[members], gains[members]
         self._reference = min(self._limit, float(costs.max()) + ROOM), float(gains.min())
         self.best = np.vstack([history.finished, history.pending])[members]  # float64[front, params], positions
@@ -148,5 +178,8 @@ class ParetoModel:
         gain = self._gains.predict(features)
         improvement = expected_hypervolume_improvement((mean, deviation), gain, *self._front, self._reference)
         chance = np.log(chance_to_end_well(features, finished, failed)) + log_ndtr((self._limit - mean) / deviation)
+        for process in self._excesses:  # as in constrained expected improvement (Gardner et al., 2014)
+            excess, spread = process.predict(features)
+            chance += log_ndtr(-excess / spread)
         scores: Floats = np.log(improvement) + chance - exponent * (mean + deviation**2 / 2)
         return scores

@@ -28,16 +28,17 @@ FIRST_TRIALS = 3  # finished, before a model is worth its name
 SPREAD_CANDIDATES = 1024  # all over the space; a power of two, as Sobol's sequence wants it
 NEAR_CANDIDATES = 400  # around the front
 STEP = 0.15  # of a candidate around the front, as a share of an axis
-DIRECTIONS = [StudyDirection.MINIMIZE, StudyDirection.MAXIMIZE]
 
 
 class CostSampler(BaseSampler):
     """Expected hypervolume improvement per predicted second.
 
-    Two Gaussian processes learn the logarithm of the seconds and of the error (1 - accuracy). Of many candidates, all
-    over the space and around the front, the one with the largest
+    Two Gaussian processes learn the logarithm of the seconds and of the error (1 - accuracy; of an objective that is no
+    share, what lies between its value and the best, and as much again as the middle one lies behind the best), and one
+    more by how much trials exceed each constraint of the study. Of many candidates, all over the space and around the
+    front, the one with the largest
 
-        expected hypervolume improvement · chance to end well / predicted seconds ^ exponent
+        expected hypervolume improvement · chance to end well, within constraints / predicted seconds ^ exponent
 
     runs next, as in "expected improvement per second" (Snoek, Larochelle and Adams, 2012), with an exponent that cools
     from 1 to 0 as the study uses up its trials or its seconds (Lee, Perrone, Archambeau and Seeger, 2020).
@@ -53,6 +54,7 @@ class CostSampler(BaseSampler):
         max_seconds: longest training that shall be tried; None for any.
         total_seconds: that the study will take, None where that is open.
         trials: that the study will take, None where that is open.
+        is_share: whether the second objective is an accuracy in [0, 1]; None where it is if it is maximised.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class CostSampler(BaseSampler):
         max_seconds: float | None = None,
         total_seconds: float | None = None,
         trials: int | None = None,
+        is_share: bool | None = None,
     ) -> None:
         self._seed = secrets.randbits(63) if seed is None else seed
         self._space = space
@@ -71,11 +74,12 @@ class CostSampler(BaseSampler):
         self._max_seconds = max_seconds
         self._total_seconds = total_seconds
         self._trials = trials
+        self._is_share = is_share
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        if study.directions != DIRECTIONS:
+        if len(study.directions) != 2 or study.directions[0] is not StudyDirection.MINIMIZE:
             raise UsageError(
-                "sampler cost: the study must minimise train_seconds and maximise test_accuracy, in this order: "
+                "sampler cost: the study must minimise train_seconds first, and have one more objective: "
                 "create it with directions=['minimize', 'maximize'], or choose another sampler"
             )
 
@@ -96,14 +100,16 @@ class CostSampler(BaseSampler):
         if not search_space:
             return {}
         encoding = Encoding(search_space, self._conditions)
-        history = history_of(study.get_trials(deepcopy=False), encoding, trial.number)
+        is_rising = study.directions[1] is StudyDirection.MAXIMIZE
+        history = history_of(study.get_trials(deepcopy=False), encoding, trial.number, is_rising=is_rising)
         if len(history.seconds) < FIRST_TRIALS:  # a Sobol sequence of the study, each trial its own point of it
             sequence = qmc.Sobol(len(search_space), rng=np.random.default_rng(self._seed))
             if trial.number:  # scipy cannot go forward by nothing
                 sequence.fast_forward(trial.number)
             return encoding.params(untried(encoding.snap(sequence.random(32)), history.tried)[0])
         rng = np.random.default_rng([self._seed, trial.number])
-        model = ParetoModel(history, encoding, rng, self._max_seconds)
+        is_share = is_rising if self._is_share is None else self._is_share
+        model = ParetoModel(history, encoding, rng, self._max_seconds, is_share=is_share)
         spread = qmc.Sobol(len(search_space), rng=rng).random(SPREAD_CANDIDATES)
         near = moved(model.best[rng.integers(len(model.best), size=NEAR_CANDIDATES)], encoding, rng)
         candidates = untried(encoding.snap(np.vstack([spread, near])), history.tried)

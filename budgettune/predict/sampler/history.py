@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from optuna.trial import FrozenTrial, TrialState
 
 from budgettune.predict.regression import Floats
@@ -21,9 +22,16 @@ class History:
 
     finished: Floats  # float64[finished, params], positions; also of trials that were stopped early
     seconds: Floats  # float64[finished], as forecast for those that were stopped
-    accuracy: Floats  # float64[finished], as a share; as forecast, too
+    scores: Floats  # float64[finished], accuracies or what else is the more the better; as forecast, too
+    excesses: Floats  # float64[finished, constraints], by how much beyond each of the study's; zero or less is within
     pending: Floats  # float64[pending, params], of trials that run or wait
     failed: Floats  # float64[failed, params], of trials that failed
+
+    @property
+    def is_allowed(self) -> NDArray[np.bool_]:
+        """Whether each finished trial is within the study's constraints: bool[finished]."""
+        is_within: NDArray[np.bool_] = np.all(self.excesses <= 0, axis=1)
+        return is_within
 
     @property
     def tried(self) -> Floats:
@@ -31,11 +39,12 @@ class History:
         return np.vstack([self.finished, self.pending, self.failed])
 
 
-def history_of(trials: Iterable[FrozenTrial], encoding: Encoding, number: int) -> History:
+def history_of(trials: Iterable[FrozenTrial], encoding: Encoding, number: int, *, is_rising: bool = True) -> History:
     """Return what a study's trials tell when the trial of that number gets its params.
 
     Left out are trials over another space, extras (late results, and times from another kind of machine), results that
-    are not finite, and trials that were handed back, because that says nothing of their configuration.
+    are not finite, and trials that were handed back, because that says nothing of their configuration. `is_rising` says
+    that the second objective is maximised.
     """
     own = [trial for trial in trials if trial.number != number and encoding.holds(trial)]
     results = [(trial, values) for trial in own if (values := _values(trial)) is not None]
@@ -45,14 +54,22 @@ def history_of(trials: Iterable[FrozenTrial], encoding: Encoding, number: int) -
     return History(
         finished=encoding.positions(trial.params for trial, _ in results),
         seconds=outcomes[:, 0],
-        accuracy=outcomes[:, 1],
+        scores=outcomes[:, 1] if is_rising else -outcomes[:, 1],
+        excesses=_excesses([list(trial.constraints.values()) for trial, _ in results]),
         pending=encoding.positions(trial.params for trial in pending),
         failed=encoding.positions(trial.params for trial in failed),
     )
 
 
+def _excesses(told: Sequence[Sequence[float]]) -> Floats:
+    """Return what trials exceed; where another program's tell less than others do, all count as one constraint."""
+    if len({len(each) for each in told}) > 1:
+        told = [[max([0.0, *each]) if each else 1.0] for each in told]
+    return np.array(told, dtype=float).reshape(len(told), len(told[0]) if told else 0)
+
+
 def _values(trial: FrozenTrial) -> Sequence[float] | None:
-    """Return seconds and accuracy: measured, or forecast where the trial was stopped; None where there are none."""
+    """Return both objectives: measured, or forecast where the trial was stopped; None where there are none."""
     values = trial.values if trial.state is TrialState.COMPLETE else _forecast(trial)
     counts = values is not None and trial.user_attrs.get("extra") is not True and np.isfinite(values).all()
     return values if counts else None
