@@ -19,6 +19,7 @@ from budgettune.training.group import Group
 from budgettune.training.team import Team, together
 from budgettune.training.trainer import TrainingRun, train
 from budgettune.trial.accelerator import weights_sha256
+from budgettune.trial.checkpoint import Checkpoint
 from tests.support.studies import result
 
 SMALL = [
@@ -399,3 +400,16 @@ def test_processes_share_the_threads_and_times_are_of_a_kind_of_their_own():
 def test_processes_are_not_searched():
     with pytest.raises(SpecError, match=r"search.train.processes: times of one process and of several"):
         load_spec("digits").with_overrides(['search={"train.processes" = [1, 2]}'])
+
+
+@pytest.mark.parametrize("strategy", ["infobatch", "selective-backprop"])
+def test_a_trial_of_two_processes_that_was_cut_off_goes_on_to_the_same_end(run, tmp_path, strategy):
+    (tmp_path / "kept").mkdir(mode=0o700)
+    more = [f"pruning.strategy={strategy}", "prune_rate=0.3", "data.augment=true"]
+    place, seen = Checkpoint(tmp_path / "kept" / "trial", "mine", every_seconds=0.0), []
+    whole = run(*more).result
+    with pytest.raises(Interrupted):
+        run(*more, checkpoint=place, on_epoch=seen.append, should_stop=lambda: len(seen) == 2)
+    resumed = run(*more, checkpoint=place).result
+    assert (resumed.resumed, resumed.weights_sha256) == ((2,), whole.weights_sha256)
+    assert [each.value for each in resumed.curve] == [each.value for each in whole.curve]
