@@ -27,9 +27,10 @@ from budgettune.dashboard.passwords import Lockout, Passwords
 from budgettune.dashboard.shared_view import SharedViews
 from budgettune.errors import UsageError
 from budgettune.records import TrialRecord
+from budgettune.spec.objective import Aim
 from budgettune.storage.connection import open_engine, open_storage
 from budgettune.storage.studies import all_studies
-from budgettune.storage.trials import trial_records
+from budgettune.storage.trials import parse_json, trial_records
 from budgettune.text import one_line, variable
 
 if TYPE_CHECKING:
@@ -63,8 +64,8 @@ def make_app(
         passwords: who may come in; None for everybody who reaches it under a loopback name.
         allow_write: let visitors change and delete.
         lockout: one of its own where None.
-        figures: from the trials of a study of ours (without curves, phases and machines) to plotly figures, which its
-            page shows among its own and which follow the study.
+        figures: from the trials of a study of ours (without curves, phases and machines) and what it wants of them to
+            plotly figures, which its page shows among its own and which follow the study.
 
     Raises:
         StorageError: where there is no such database, or it is not ours.
@@ -80,11 +81,13 @@ def make_app(
     return Guard(app=views, passwords=passwords, allow_write=allow_write, lockout=lockout)
 
 
-def _records(url: str, study_id: int) -> list[TrialRecord]:
-    """Return the trials of a study; none of one that another program made."""
+def _records(url: str, study_id: int) -> tuple[list[TrialRecord], Aim]:
+    """Return the trials of a study and what it wants of them; no trials of one that another program made."""
     engine = open_engine(url)
-    is_ours = any(row.study_id == study_id and row.spec_json is not None for row in all_studies(engine))
-    return trial_records(engine, study_id, documents=False) if is_ours else []
+    study = next((row for row in all_studies(engine) if row.study_id == study_id), None)
+    if study is None or study.spec_json is None:
+        return [], Aim()
+    return trial_records(engine, study_id, documents=False), Aim.of(parse_json(study.spec_json))
 
 
 def serve(

@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol
 
 from budgettune.dashboard.shared_view import Refreshed, RefreshPace
 from budgettune.records import TrialRecord
+from budgettune.spec.objective import Aim
 
 PATIENCE_SECONDS = 0.3
 """For which a page waits for new figures: enough for a small study, and little beside a poll for a large one."""
@@ -28,7 +29,8 @@ class DrawnFigure(Protocol):
     def to_json(self) -> str: ...
 
 
-FigureMaker = Callable[[Sequence[TrialRecord]], Iterable[DrawnFigure]]
+FigureMaker = Callable[[Sequence[TrialRecord], Aim], Iterable[DrawnFigure]]
+"""From the trials of a study, and what it wants of them, to figures."""
 
 
 class _Figures(NamedTuple):
@@ -43,12 +45,12 @@ class LiveFigures:
     """Figures of studies, made again where trials have finished since, by a thread at an easy pace.
 
     Args:
-        read: from a study's id to its trials.
-        make: from the trials of a study to its figures.
+        read: from a study's id to its trials, and what it wants of them.
+        make: from these to its figures.
         pace: makes the pace of one study.
     """
 
-    read: Callable[[int], Sequence[TrialRecord]]
+    read: Callable[[int], tuple[Sequence[TrialRecord], Aim]]
     make: FigureMaker
     pace: Callable[[], RefreshPace] = lambda: RefreshPace(share=1 / 50, shortest_seconds=10.0)
     _finished: dict[int, int] = field(default_factory=dict, init=False)
@@ -68,8 +70,8 @@ class LiveFigures:
         if shown.finished == finished:
             return shown
         try:
-            records = self.read(study_id)
-            texts = [figure.to_json() for figure in self.make(records)] if records else []
+            records, aim = self.read(study_id)
+            texts = [figure.to_json() for figure in self.make(records, aim)] if records else []
         except Exception:  # a figure that fails must not take the dashboard with it
             log.exception("the figures of study %d could not be made", study_id)
             return shown._replace(finished=finished)

@@ -10,8 +10,9 @@ from budgettune.report.figures import FIGURES, draw
 from budgettune.report.forecast import StudyForecast, forecast
 from budgettune.report.page import build_page, contents
 from budgettune.report.view import Overview
+from budgettune.spec.objective import Aim
 from budgettune.storage.studies import ANY_MACHINE, all_studies, read_probes
-from budgettune.storage.trials import stopping_notes, trial_records
+from budgettune.storage.trials import parse_json, stopping_notes, trial_records
 from budgettune.study.export import opened
 
 if TYPE_CHECKING:
@@ -47,9 +48,12 @@ def write_report(
     except (StorageError, ValueError):  # of another version: trials can be drawn all the same
         spec = None
     search = None if spec is None else spec.search
+    aim = Aim.of(parse_json(study.spec_json))
     records, notes = trial_records(engine, study_id), stopping_notes(engine, study_id)
     device_name = None if device_name == ANY_MACHINE else device_name  # a page shows every machine, each by itself
-    values = contents(study.name, records, search, device_name=device_name, clean_only=clean_only, stopping=notes)
+    values = contents(
+        study.name, records, search, device_name=device_name, clean_only=clean_only, stopping=notes, aim=aim
+    )
     probes = read_probes(engine, study_id)
     learnt_from = [record for record in records if record.status == "clean" or not clean_only]
 
@@ -66,7 +70,7 @@ def write_report(
     else:
         view = values.views[0]
         of = ahead(view) if figure in FIGURES and FIGURES[figure].about == "forecast" else None
-        document = picture(draw(figure, view, search, of, notes), format)
+        document = picture(draw(figure, view, of=of, notes=notes), format)
     with opened(out) as file:
         file.write(document)
 

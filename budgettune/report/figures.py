@@ -18,6 +18,7 @@ from budgettune.report.runs import Notes, curves, phases, pruning, repeats, stop
 from budgettune.report.search import hypervolume, importance
 from budgettune.report.tradeoff import accuracies, answer, front, panels, times
 from budgettune.report.view import Figure, Records
+from budgettune.spec.objective import Aim
 
 FIGURES: dict[str, Figure[Any, Any]] = {
     figure.name: figure
@@ -45,7 +46,12 @@ __all__ = ["FIGURES", "draw", "forecast", *FIGURES]
 
 
 def draw(
-    name: str, records: Records, search: Search | None = None, of: StudyForecast | None = None, notes: Notes = ()
+    name: str,
+    records: Records,
+    search: Search | None = None,
+    of: StudyForecast | None = None,
+    notes: Notes = (),
+    aim: Aim | None = None,
 ) -> go.Figure:
     """Return the figure of that name.
 
@@ -55,6 +61,7 @@ def draw(
         search: the search space of the spec.
         of: for figures of what never ran, from `forecast`.
         notes: on trials that were stopped early.
+        aim: of the spec: what trials are judged by, and their limits; the usual where None.
 
     Raises:
         UsageError: where there is no such figure.
@@ -64,7 +71,7 @@ def draw(
         raise UsageError(f"figure {name!r}: choose one of {', '.join(FIGURES)}")
     figure = FIGURES[name]
     if figure.about == "trials":
-        return figure(records, search)
+        return figure(records, search, aim)
     if figure.about == "stopping":
         return figure(notes)
     if of is None:

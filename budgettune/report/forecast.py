@@ -114,7 +114,7 @@ def _best_of(candidates: Candidates, name: str, level: str) -> Prediction | None
 
 
 def _settings(one: Prediction) -> list[str]:
-    return [f"{name} {value_text(value)}" for name, value in one.params.items()]
+    return [f"{name.removeprefix('params.')} {value_text(value)}" for name, value in one.params.items()]
 
 
 def _spelled(one: Prediction) -> str:
@@ -126,7 +126,7 @@ def _draw_recommended(forecast: StudyForecast, path: tuple[Prediction, ...]) -> 
     budgets = style.in_unit(view, forecast.budgets)
     band = style.scatter(
         np.concatenate([budgets, budgets[::-1]]),
-        [*(one.accuracy_high for one in path), *(one.accuracy_low for one in reversed(path))],
+        [*(one.value_high for one in path), *(one.value_low for one in reversed(path))],
         mode="none",
         fill="toself",
         fillcolor="rgba(0, 114, 178, 0.2)",
@@ -134,7 +134,7 @@ def _draw_recommended(forecast: StudyForecast, path: tuple[Prediction, ...]) -> 
     )
     line = style.scatter(
         budgets,
-        [one.accuracy for one in path],
+        [one.value for one in path],
         list(map(_spelled, path)),
         mode="lines+markers",
         line={"color": style.BLUE, "width": 2.5},
@@ -143,21 +143,21 @@ def _draw_recommended(forecast: StudyForecast, path: tuple[Prediction, ...]) -> 
     ran = style.front_line(view, view.answers, name="best that ran")
     budget_axis = style.time_axis(view, "budget", is_log=True)
     return style.new_figure(
-        "What to train within a budget", [band, line, ran], xaxis=budget_axis, yaxis=style.accuracy_axis(view)
+        "What to train within a budget", [band, line, ran], xaxis=budget_axis, yaxis=style.value_axis(view)
     )
 
 
 def _say_recommended(forecast: StudyForecast, path: tuple[Prediction, ...]) -> str:
-    place = len(forecast.budgets) // 2
+    words, place = forecast.view.words, len(forecast.budgets) // 2
     budget, choice = forecast.budgets[place], path[place]
     text = (
         f"Within {format_duration(budget)}: {', '.join(_settings(choice))} for {counted(choice.epochs, 'epoch')}, "
-        f"{choice.accuracy:.2%} expected ({choice.accuracy_low:.2%} to {choice.accuracy_high:.2%})."
+        f"{words.said(choice.value)} expected ({words.text(choice.value_low)} to "
+        f"{words.text(choice.value_high)})."
     )
-    ran = [objectives(trial) for trial in forecast.view.trials]
-    within = [accuracy for seconds, accuracy in ran if seconds <= budget]
-    text += f" The best that ran within it reached {max(within):.2%}." if within else ""
-    return text if len(ran) <= MOST_TRIALS else f"{text} Learnt from a random {FEW_OF_MANY} trials."
+    within = [value for seconds, value in map(objectives, forecast.view.answers) if seconds <= budget]
+    text += f" The best that ran within it reached {words.said(within[-1])}." if within else ""
+    return text if len(forecast.view.trials) <= MOST_TRIALS else f"{text} Learnt from a random {FEW_OF_MANY} trials."
 
 
 recommended = Figure(
@@ -179,10 +179,10 @@ def _surface(forecast: StudyForecast) -> Surface:
 
 
 def _draw_surface(forecast: StudyForecast, surface: Surface) -> go.Figure:
-    levels = list(zip(*surface, strict=True))
+    levels, words = list(zip(*surface, strict=True)), forecast.view.words
     texts = [["" if one is None else _spelled(one) for one in row] for row in levels]
-    means = [[None if one is None else one.accuracy for one in row] for row in levels]
-    halves = [[None if one is None else (one.accuracy_high - one.accuracy_low) / 2 for one in row] for row in levels]
+    means = [[None if one is None else one.value for one in row] for row in levels]
+    halves = [[None if one is None else (one.value_high - one.value_low) / 2 for one in row] for row in levels]
     heats = [
         go.Heatmap(
             x=[f"{budget:.3g}" for budget in style.in_unit(forecast.view, forecast.budgets).tolist()],
@@ -192,12 +192,16 @@ def _draw_surface(forecast: StudyForecast, surface: Surface) -> go.Figure:
             hovertext=texts,
             hoverinfo="x+y+z+text",
             colorscale=style.SEQUENTIAL,
-            zhoverformat=".2%",
+            reversescale=is_reversed or None,
+            zhoverformat=words.form(2, 4),
             showscale=False,
             xaxis=style.axis_id("x", panel),
             yaxis=style.axis_id("y", panel),
         )
-        for panel, values, form in ((1, means, "%{z:.0%}"), (2, halves, "%{z:.1%}"))
+        for panel, values, form, is_reversed in (
+            (1, means, f"%{{z:{words.form(0, 3)}}}", words.is_less_better),
+            (2, halves, f"%{{z:{words.form(1, 2)}}}", False),
+        )
     ]
     name = forecast.view.marker.label if forecast.view.marker else ""
     xaxis = {"type": "category", "title": {"text": f"budget ({forecast.view.unit.name})"}}
@@ -205,7 +209,7 @@ def _draw_surface(forecast: StudyForecast, surface: Surface) -> go.Figure:
     return style.new_figure(
         "What each scale would reach",
         heats,
-        **style.two_panels("expected accuracy", "half of its 90% interval"),
+        **style.two_panels(style.html_safe(f"expected {words.label}"), "half of its 90% interval"),
         xaxis=xaxis,
         xaxis2=xaxis,
         yaxis=yaxis,
@@ -214,12 +218,13 @@ def _draw_surface(forecast: StudyForecast, surface: Surface) -> go.Figure:
 
 
 def _say_surface(forecast: StudyForecast, surface: Surface) -> str:
-    name = forecast.view.marker.label if forecast.view.marker else ""
+    name, words = forecast.view.marker.label if forecast.view.marker else "", forecast.view.words
     parts = []
     for place in (0, -1):
         row = zip(surface[place], forecast.levels, strict=True)
-        accuracy, level = max((one.accuracy, level) for one, level in row if one is not None)
-        parts.append(f"{name} {level} at {format_duration(forecast.budgets[place])} ({accuracy:.2%} expected)")
+        score, level = max((words.objective.score(one.value), level) for one, level in row if one is not None)
+        expected = words.said(words.objective.score(score))
+        parts.append(f"{name} {level} at {format_duration(forecast.budgets[place])} ({expected} expected)")
     return f"The best choice goes from {parts[0]} to {parts[1]}."
 
 
@@ -247,8 +252,8 @@ def _draw_predicted(forecast: StudyForecast, checks: Checks) -> go.Figure:
     predictions = [one.prediction for one in checks]
     said = np.array([(one.seconds, one.seconds_low, one.seconds_high) for one in predictions])
     times = style.in_unit(view, np.column_stack([[one.seconds for one in checks], said])).T
-    said = np.array([(one.accuracy, one.accuracy_low, one.accuracy_high) for one in predictions])
-    shares = np.column_stack([[one.accuracy for one in checks], said]).T
+    said = np.array([(one.value, one.value_low, one.value_high) for one in predictions])
+    shares = np.column_stack([[one.value for one in checks], said]).T
     traces: list[Any] = []
     for panel, (came, means, low, high) in enumerate((times, shares), start=1):
         axes = {"xaxis": style.axis_id("x", panel), "yaxis": style.axis_id("y", panel)}
@@ -269,21 +274,22 @@ def _draw_predicted(forecast: StudyForecast, checks: Checks) -> go.Figure:
     return style.new_figure(
         "Predicted against observed, on trials held out",
         traces,
-        **style.two_panels("training time", "test accuracy"),
+        **style.two_panels("training time", style.html_safe(view.words.objective.name)),
         xaxis={"title": {"text": f"predicted ({view.unit.name})"}, **kind},
         yaxis={"title": {"text": f"observed ({view.unit.name})"}, **kind},
-        xaxis2={"title": {"text": "predicted"}, **style.SHARE},
-        yaxis2={"title": {"text": "observed"}, **style.SHARE},
+        xaxis2={"title": {"text": "predicted"}, **view.words.short_ticks},
+        yaxis2={"title": {"text": "observed"}, **view.words.short_ticks},
     )
 
 
-def _say_predicted(_: StudyForecast, checks: Checks) -> str:
+def _say_predicted(forecast: StudyForecast, checks: Checks) -> str:
+    words = forecast.view.words
     shares = [abs(one.prediction.seconds / one.seconds - 1) for one in checks]
-    points = 100 * np.array([abs(one.prediction.accuracy - one.accuracy) for one in checks])
+    off = [abs(one.prediction.accuracy - one.value) for one in checks]
     return (
         f"{counted(len(checks), 'trial')} were held out, a fifth of the configurations at a time. Times were off by "
-        f"{np.median(shares):.1%} in the middle and by {np.quantile(shares, 0.95):.1%} in one of twenty, accuracies by "
-        f"{np.median(points):.2g} and {np.quantile(points, 0.95):.2g} points, seed noise included."
+        f"{np.median(shares):.1%} in the middle and by {np.quantile(shares, 0.95):.1%} in one of twenty, "
+        f"{words.plural} by {words.distances(*np.quantile(off, [0.5, 0.95]).tolist())}, seed noise included."
     )
 
 
@@ -299,11 +305,11 @@ predicted = Figure(
 )
 
 
-def _draw_calibration(_: StudyForecast, checks: Checks) -> go.Figure:
+def _draw_calibration(forecast: StudyForecast, checks: Checks) -> go.Figure:
     lines = [style.diagonal(0, 1, name="honest")]
     for name, places, colour in (
         ("time", [one.seconds_place for one in checks], style.BLUE),
-        ("accuracy", [one.accuracy_place for one in checks], style.VERMILLION),
+        (style.html_safe(forecast.view.words.label), [one.accuracy_place for one in checks], style.VERMILLION),
     ):
         shares = [coverage(places, width) for width in WIDTHS]
         lines.append(go.Scatter(x=WIDTHS, y=shares, mode="lines+markers", line={"color": colour}, name=name))
@@ -316,10 +322,10 @@ def _draw_calibration(_: StudyForecast, checks: Checks) -> go.Figure:
     )
 
 
-def _say_calibration(_: StudyForecast, checks: Checks) -> str:
+def _say_calibration(forecast: StudyForecast, checks: Checks) -> str:
     times = coverage([one.seconds_place for one in checks], 0.9)
-    shares = coverage([one.accuracy_place for one in checks], 0.9)
-    return f"Of intervals that promise 90%, {times:.0%} held the time and {shares:.0%} the accuracy."
+    shares, label = coverage([one.accuracy_place for one in checks], 0.9), forecast.view.words.label
+    return f"Of intervals that promise 90%, {times:.0%} held the time and {shares:.0%} the {label}."
 
 
 calibration = Figure(

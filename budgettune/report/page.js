@@ -117,8 +117,6 @@ function duration(seconds) {
   return minutes < 1440 ? pair(minutes, 60, "h", "m") : pair(Math.round(seconds / 3600), 24, "d", "h");
 }
 
-const percent = (share) => `${(100 * share).toFixed(2)}%`;
-
 function element(tag, text, className) {
   const made = document.createElement(tag);
   made.textContent = text;
@@ -146,25 +144,25 @@ function answerParts(answers, budget) {
   if (!(budget > 0)) return [element("p", "Give a number of seconds above zero.", "headline")];
   const place = answers.findLastIndex((answer) => answer.seconds <= budget);
   const next = answers[place + 1];
-  const nextText = next && `${percent(next.accuracy)} would take ${duration(next.seconds)} (trial ${next.number}).`;
+  const nextText = next && `${next.text} would take ${duration(next.seconds)} (trial ${next.number}).`;
   const more = next && element("p", nextText);
   if (place < 0) {
     return [element("p", `No finished trial trains within ${duration(budget)}.`, "headline"), more];
   }
   const answer = answers[place];
-  const headline = `${percent(answer.accuracy)} in ${duration(answer.seconds)}: trial ${answer.number}`;
+  const headline = `${answer.text} in ${duration(answer.seconds)}: trial ${answer.number}`;
   return [element("p", headline, "headline"), factList(answer.facts), trainCommand(answer.command), more];
 }
 
 function markChoice(plot, view, budget) {
   if (!plot.isDrawn) return;
   const answer = view.answers.findLast((one) => one.seconds <= budget);
-  const lowest = view.answers[0].accuracy;
-  const highest = view.answers.at(-1).accuracy;
+  const first = view.answers[0].value;
+  const last = view.answers.at(-1).value;
   const at = budget / view.unitSeconds;
   const lines = {
-    budget: [[at, at], [lowest, highest]],
-    chosen: answer ? [[answer.seconds / view.unitSeconds], [answer.accuracy]] : [[], []],
+    budget: [[at, at], [first, last]],
+    chosen: answer ? [[answer.seconds / view.unitSeconds], [answer.value]] : [[], []],
   };
   for (const [name, [x, y]] of Object.entries(lines)) {
     Plotly.restyle(plot, { x: [x], y: [y] }, plot.data.findIndex((trace) => trace.meta === name));

@@ -14,7 +14,7 @@ import shlex
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -38,10 +38,13 @@ from budgettune.report.view import (
     finished,
     machine_counts,
     machine_name,
+    measure_texts,
     objectives,
     of_machine,
     overview,
 )
+from budgettune.report.wording import Wording
+from budgettune.spec.objective import Aim
 from budgettune.text import format_duration
 
 MOST_MACHINES = 6
@@ -62,6 +65,10 @@ CLOCKS = {
     "disturbed": "disturbed: other work slowed it, take its time with care",
     "unverified": "unverified: nothing watched its clock",
 }
+COUNTED = "Training time counts choosing samples, batches and steps; loading, warm-up and evaluation are off the clock."
+OWN_COUNTED = (
+    "Training time is what the training code has put on the clock; building, loading and evaluation are off it."
+)
 FOLDER = Path(__file__).parent
 
 
@@ -81,6 +88,12 @@ class Contents:
     machines: tuple[dict[str, str], ...]  # rows of a table
     clean_only: bool
     stopping: Notes = ()  # empty where nothing was judged
+    aim: Aim = field(default_factory=Aim)
+
+    @property
+    def words(self) -> Wording:
+        """How the objective is spoken of."""
+        return Wording(self.aim.objective)
 
 
 def contents(
@@ -91,8 +104,11 @@ def contents(
     device_name: str | None = None,
     clean_only: bool = False,
     stopping: Notes = (),
+    aim: Aim | None = None,
 ) -> Contents:
     """Return what a page says of a study from all its trials, or from those of one kind of machine.
+
+    `search` and `aim` are of its spec, where that can be read.
 
     Raises:
         UsageError: where no finished trial is of that kind of machine.
@@ -106,7 +122,7 @@ def contents(
     reasons = (record.failure or "no reason was recorded" for record in records if record.state == "FAIL")
     return Contents(
         study=study,
-        views=tuple(overview(of_machine(trials, kind), search) for kind in kinds[:MOST_MACHINES]),
+        views=tuple(overview(of_machine(trials, kind), search, aim) for kind in kinds[:MOST_MACHINES]),
         left_out=tuple(kinds[MOST_MACHINES:]),
         states=dict(Counter(record.state for record in counted)),
         foreign=len(records) - len(counted),
@@ -114,6 +130,7 @@ def contents(
         machines=_machine_rows(trials),
         clean_only=clean_only,
         stopping=tuple(stopping),
+        aim=aim or Aim(),
     )
 
 
@@ -138,7 +155,7 @@ def _machine_facts(infos: Sequence[MachineInfo]) -> dict[str, str]:
         "CUDA": [info.cuda or "-" for info in infos],
         "driver": [info.driver or "-" for info in infos],
     }
-    return {name: ", ".join(dict.fromkeys(values)) for name, values in facts.items() if values}
+    return {name: ", ".join(dict.fromkeys(values)) for name, values in facts.items() if any(values)}
 
 
 def _states_sentence(contents: Contents) -> str:
@@ -173,7 +190,8 @@ class Answer:
     """The best trial from a budget on."""
 
     seconds: float
-    accuracy: float
+    value: float  # of the objective, usually the accuracy
+    text: str  # the same for people
     number: int
     facts: tuple[tuple[str, str], ...]  # names and texts that tell what to train and how far to trust it
     command: str  # trains it again and keeps the model
@@ -181,12 +199,17 @@ class Answer:
 
 def answers(view: Overview, study: str) -> tuple[Answer, ...]:
     """Return the best trial from each budget on, smallest budget first."""
+    file = "model.pt" if view.knows_pruning else "model.pkl"  # code of your own gives any value to keep
     return tuple(
         Answer(
             *objectives(trial),
+            text=view.words.said(objectives(trial)[1]),
             number=trial.number,
-            facts=(*_facts(trial, view), ("repeats", _repeats(view.configurations[configuration_key(trial)]))),
-            command=f"budgettune train {shlex.quote(study)} --trial {trial.number} --out model.pt",
+            facts=(
+                *_facts(trial, view),
+                ("repeats", _repeats(view.configurations[configuration_key(trial)], view.words)),
+            ),
+            command=f"budgettune train {shlex.quote(study)} --trial {trial.number} --out {file}",
         )
         for trial in view.answers
     )
@@ -195,7 +218,8 @@ def answers(view: Overview, study: str) -> tuple[Answer, ...]:
 def _facts(trial: TrialRecord, view: Overview) -> list[tuple[str, str]]:
     labels = param_labels([*(axis.name for axis in view.axes), *trial.params])
     facts = {
-        **{label: value_text(trial.params.get(name)) for name, label in labels.items()},
+        **{label: value_text(trial.params[name]) for name, label in labels.items() if name in trial.params},
+        **measure_texts(trial, view.aim),
         "samples kept": None if trial.keep_fraction is None else f"{trial.keep_fraction:.0%}",
         "epochs": trial.epochs,
         "parameters": None if trial.parameters is None else f"{trial.parameters:,}",
@@ -204,11 +228,11 @@ def _facts(trial: TrialRecord, view: Overview) -> list[tuple[str, str]]:
     return [(name, str(value)) for name, value in facts.items() if value is not None]
 
 
-def _repeats(trials: Sequence[TrialRecord]) -> str:
+def _repeats(trials: Sequence[TrialRecord], words: Wording) -> str:
     if len(trials) < 2:
         return "ran once: nothing tells how much is chance"
-    seconds, accuracy = zip(*map(objectives, trials), strict=True)
-    mean, deviation = f"{statistics.fmean(accuracy):.2%}", f"{100 * statistics.stdev(accuracy):.2g} points"
+    seconds, values = zip(*map(objectives, trials), strict=True)
+    mean, deviation = words.text(statistics.fmean(values)), words.distance(statistics.stdev(values))
     times = f"{format_duration(statistics.fmean(seconds))} ± {format_duration(statistics.stdev(seconds))}"
     return f"{len(trials)}, mean {mean} ± {deviation} in {times}"
 
@@ -216,13 +240,17 @@ def _repeats(trials: Sequence[TrialRecord]) -> str:
 def front_rows(view: Overview) -> list[dict[str, str]]:
     """Return the front as rows of a table, at most MOST_FRONT_ROWS at even distances."""
     rows = []
-    for trial in view.front[:: math.ceil(len(view.front) / MOST_FRONT_ROWS)]:
-        seconds, accuracy = objectives(trial)
+    measures = dict.fromkeys(name for trial in view.front for name in measure_texts(trial, view.aim))
+    for trial in view.front[:: max(1, math.ceil(len(view.front) / MOST_FRONT_ROWS))]:
+        seconds, value = objectives(trial)
+        kept = "-" if trial.keep_fraction is None else f"{trial.keep_fraction:.0%}"
         facts = {
             "trial": str(trial.number),
             "time": format_duration(seconds),
-            "accuracy": f"{accuracy:.2%}",
-            "kept": "-" if trial.keep_fraction is None else f"{trial.keep_fraction:.0%}",
+            view.words.label: view.words.text(value),
+            **dict.fromkeys(measures, "-"),
+            **measure_texts(trial, view.aim),
+            **({"kept": kept} if view.knows_pruning else {}),
             "clock": trial.status or "unverified",
         }
         params = {axis.name if axis.label in facts else axis.label: axis.name for axis in view.axes}
@@ -238,7 +266,9 @@ class Card:
     """A figure on the page; `key` is its element's id, `drawn` is None where the sentence says why there is none."""
 
     key: str
-    figure: Figure[Any, Any]
+    name: str
+    title: str
+    guide: str
     sentence: str
     drawn: Any = None
 
@@ -265,7 +295,9 @@ def build_page(
         "views": {
             view["key"]: _slider_data(of, contents.study, budget_seconds)
             for view, of in zip(views, contents.views, strict=True)
+            if of.answers
         },
+        "objective": contents.aim.objective.model_dump(),
     }
     # No name of a study reaches the template's own text, so nothing but its author can write template code.
     loader = FileSystemLoader(FOLDER)
@@ -276,9 +308,10 @@ def build_page(
     return environment.get_template("page.html").render(
         contents=contents,
         states=_states_sentence(contents),
+        clock=COUNTED if all(view.knows_pruning for view in contents.views) else OWN_COUNTED,
         notices=list(_notices(contents)),
         views=views,
-        stopped=_card("stopping", stopping, contents.stopping) if contents.stopping else None,
+        stopped=_card("stopping", stopping, contents.stopping, contents.words) if contents.stopping else None,
         failures=[{"trials": count, "reason": reason} for reason, count in contents.failures],
         policy=content_policy(scripts),
         style=Markup((FOLDER / "page.css").read_text(encoding="utf-8")),
@@ -311,13 +344,19 @@ def _cards(key: str, view: Overview, forecast: Callable[[Overview], StudyForecas
     except NothingToDraw as reason:
         why_not = str(reason)
     for figure in FIGURES.values():
+        if figure.is_of_pruning and not view.knows_pruning:
+            continue
         if figure.about in subjects:
-            yield _card(f"{key}-{figure.name}", figure, subjects[figure.about])
+            yield _card(f"{key}-{figure.name}", figure, subjects[figure.about], view.words)
         elif figure is recommended and why_not:  # said once, for all that would follow from a forecast
-            yield Card(f"{key}-{figure.name}", figure, why_not)
+            yield _empty_card(f"{key}-{figure.name}", figure, view.words, why_not)
 
 
-def _card(key: str, figure: Figure[Any, Any], subject: Any) -> Card:
+def _empty_card(key: str, figure: Figure[Any, Any], words: Wording, sentence: str) -> Card:
+    return Card(key, figure.name, words.of(figure.title), words.of(figure.guide), sentence)
+
+
+def _card(key: str, figure: Figure[Any, Any], subject: Any, words: Wording) -> Card:
     sentence = ""
     try:
         values = figure.values(subject)
@@ -325,10 +364,10 @@ def _card(key: str, figure: Figure[Any, Any], subject: Any) -> Card:
         drawn = figure.draw(subject, values)
     except NothingToDraw as reason:
         # Controls without a stopped trial have a sentence and no drawing.
-        return Card(key, figure, sentence or str(reason))
+        return _empty_card(key, figure, words, sentence or str(reason))
     drawn.layout.template = None  # the page's own, light or dark
     drawn.layout.title = drawn.layout.margin = None
-    return Card(key, figure, sentence, drawn)
+    return replace(_empty_card(key, figure, words, sentence), drawn=drawn)
 
 
 def _slider_data(view: Overview, study: str, budget_seconds: float | None) -> dict[str, Any]:

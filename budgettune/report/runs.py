@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,7 +32,7 @@ class ReachedPoint(NamedTuple):
     """A trial as it was after one epoch."""
 
     seconds: float
-    accuracy: float
+    value: float
     number: int
     epoch: int
 
@@ -41,35 +42,36 @@ class Curves:
     """A sample of trials that were evaluated on the way, and what all such trials reached."""
 
     best: list[TrialRecord]  # of the front, at even distances, its ends among them
-    others: list[TrialRecord]  # spread evenly over the ranking by accuracy
+    others: list[TrialRecord]  # spread evenly over the ranking by objective
     total: int  # trials that have a curve
     front: tuple[ReachedPoint, ...]  # points after any epoch of any trial that no other point beats, fastest first
 
 
 def curves_of(view: Overview) -> Curves:
-    """Return the accuracy curves of a study.
+    """Return the curves of a study's objective.
 
     Raises:
         NothingToDraw: where no trial has been evaluated more than once.
     """
-    evaluated = [trial for trial in view.trials if sum(epoch.accuracy is not None for epoch in trial.curve) > 1]
+    evaluated = [trial for trial in view.trials if sum(epoch.value is not None for epoch in trial.curve) > 1]
     if not evaluated:
-        raise NothingToDraw(
-            "Accuracy was evaluated at the end of each trial only: train.evaluate_every = 1 draws curves."
-        )
+        remedy = "train.evaluate_every = 1" if view.knows_pruning else "a report after each epoch"
+        raise NothingToDraw(f"{view.words.heading} was evaluated at the end of each trial only: {remedy} draws curves.")
     on_front = {trial.number for trial in view.answers}
     best = [trial for trial in evaluated if trial.number in on_front]
     others = [trial for trial in evaluated if trial.number not in on_front]
     if len(evaluated) > MOST_CURVES:
         best = _evenly(sorted(best, key=objectives), MOST_FRONT_CURVES)
-        others = _evenly(sorted(others, key=lambda trial: objectives(trial)[1]), MOST_CURVES - len(best))
+        others = _evenly(sorted(others, key=view.score), MOST_CURVES - len(best))
+    score = view.words.objective.score
     points = sorted(
-        (epoch.train_seconds, -epoch.accuracy, trial.number, epoch.epoch)
+        (epoch.train_seconds, -score(epoch.value), trial.number, epoch.epoch)
         for trial in evaluated
+        if view.aim.allows(trial)
         for epoch in trial.curve
-        if epoch.accuracy is not None
+        if epoch.value is not None
     )
-    front = tuple(ReachedPoint(seconds, -loss, *of) for seconds, loss, *of in undominated(points))
+    front = tuple(ReachedPoint(seconds, score(-loss), *of) for seconds, loss, *of in undominated(points))
     return Curves(best, others, len(evaluated), front)
 
 
@@ -82,7 +84,7 @@ def _evenly(items: list[TrialRecord], most: int) -> list[TrialRecord]:
 def _draw_curves(view: Overview, values: Curves) -> go.Figure:
     reached = style.scatter(
         style.in_unit(view, [point.seconds for point in values.front]),
-        [point.accuracy for point in values.front],
+        [point.value for point in values.front],
         [f"trial {point.number} after epoch {point.epoch + 1}" for point in values.front],
         mode="lines",
         line={"color": style.FRONT, "width": 3, "shape": "hv"},
@@ -90,21 +92,21 @@ def _draw_curves(view: Overview, values: Curves) -> go.Figure:
     )
     others = _curve_lines(view, values.others, "other trials", style.GREY, 0.8)
     best = _curve_lines(view, values.best, "trials of the final front", style.BLUE, 1.8)
-    xaxis, yaxis = style.time_axis(view, rangemode="normal"), style.accuracy_axis(view)
-    return style.new_figure("Accuracy while training", [*others, *best, reached], xaxis=xaxis, yaxis=yaxis)
+    xaxis, yaxis = style.time_axis(view, rangemode="normal"), style.value_axis(view)
+    return style.new_figure(f"{view.words.heading} while training", [*others, *best, reached], xaxis=xaxis, yaxis=yaxis)
 
 
 def _curve_lines(view: Overview, trials: list[TrialRecord], name: str, colour: str, width: float) -> list[Any]:
     """Return many curves as one trace, with gaps between them; points that were not evaluated are left out."""
     if not trials:
         return []
-    curves = [[epoch for epoch in trial.curve if epoch.accuracy is not None] for trial in trials]
+    curves = [[epoch for epoch in trial.curve if epoch.value is not None] for trial in trials]
     seconds = [[*(epoch.train_seconds for epoch in curve), np.nan] for curve in curves]
-    accuracy = [np.array([*(epoch.accuracy for epoch in curve), np.nan], dtype=np.float32) for curve in curves]
+    reached = [np.array([*(epoch.value for epoch in curve), np.nan], dtype=np.float32) for curve in curves]
     return [
         style.scatter(
             style.in_unit(view, np.concatenate(seconds)),
-            np.concatenate(accuracy),
+            np.concatenate(reached),
             [f"trial {trial.number}" for trial, times in zip(trials, seconds, strict=True) for _ in times],
             mode="lines+markers" if max(map(len, curves)) <= 2 else "lines",
             line={"color": colour, "width": width},
@@ -122,16 +124,16 @@ def _say_curves(view: Overview, values: Curves) -> str:
     text = f"Shown: {sample} trials. {steps} belong to trials that had not ended"
     if not early:
         return f"{text}: none would have been a better answer had it stopped early."
-    best = max(early, key=lambda point: point.accuracy)
-    reached = f"{best.accuracy:.2%} in {format_duration(best.seconds)}"
+    best = max(early, key=lambda point: view.words.objective.score(point.value))
+    reached = f"{view.words.said(best.value)} in {format_duration(best.seconds)}"
     return f"{text}; the best of them is trial {best.number} after epoch {best.epoch + 1}: {reached}."
 
 
 curves = Figure(
     name="curves",
-    title="Accuracy while training",
+    title="{heading} while training",
     guide="Each line is one trial, from its first epoch to its last. The red staircase is the best that any trial had "
-    "reached by then. Accuracy on the way promises little: a learning rate that falls to zero earlier would have "
+    "reached by then. {heading} on the way promises little: a learning rate that falls to zero earlier would have "
     "ended better.",
     values=curves_of,
     draw=_draw_curves,
@@ -146,12 +148,12 @@ class RepeatSpread(NamedTuple):
     repeats: int
     seconds: float
     seconds_deviation: float
-    accuracy: float
-    accuracy_deviation: float
+    value: float
+    value_deviation: float
 
 
 def repeat_spreads(view: Overview) -> tuple[RepeatSpread, ...]:
-    """Return the spread of each configuration that ran more than once, most accurate first.
+    """Return the spread of each configuration that ran more than once, the best first.
 
     Raises:
         NothingToDraw: where none did.
@@ -159,15 +161,15 @@ def repeat_spreads(view: Overview) -> tuple[RepeatSpread, ...]:
     spreads = []
     for trials in view.configurations.values():
         if len(trials) > 1:
-            seconds, accuracy = zip(*map(objectives, trials), strict=True)
-            times, shares = ((statistics.fmean(some), statistics.stdev(some)) for some in (seconds, accuracy))
-            spreads.append(RepeatSpread(params_text(trials[0], view.axes), len(trials), *times, *shares))
+            seconds, reached = zip(*map(objectives, trials), strict=True)
+            times, values = ((statistics.fmean(some), statistics.stdev(some)) for some in (seconds, reached))
+            spreads.append(RepeatSpread(params_text(trials[0], view.axes), len(trials), *times, *values))
     if not spreads:
         raise NothingToDraw(
             "Every configuration ran once, so nothing tells how much of a difference is chance: "
             "`study create --repeats 3` does."
         )
-    return tuple(sorted(spreads, key=lambda spread: -spread.accuracy))
+    return tuple(sorted(spreads, key=lambda spread: -view.words.objective.score(spread.value)))
 
 
 def _draw_repeats(view: Overview, spreads: tuple[RepeatSpread, ...]) -> go.Figure:
@@ -175,23 +177,23 @@ def _draw_repeats(view: Overview, spreads: tuple[RepeatSpread, ...]) -> go.Figur
     bars = {"color": style.GREY, "thickness": 1.2}
     trace = style.scatter(
         style.in_unit(view, [spread.seconds for spread in shown]),
-        [spread.accuracy for spread in shown],
+        [spread.value for spread in shown],
         [style.html_safe(f"{spread.label}: mean of {spread.repeats}") for spread in shown],
         error_x={"array": style.in_unit(view, [spread.seconds_deviation for spread in shown]), **bars},
-        error_y={"array": [spread.accuracy_deviation for spread in shown], **bars},
+        error_y={"array": [spread.value_deviation for spread in shown], **bars},
         marker={"size": 8, "color": style.BLUE},
     )
-    xaxis, yaxis = style.time_axis(view, "mean training time"), style.accuracy_axis(view)
+    xaxis, yaxis = style.time_axis(view, "mean training time"), style.value_axis(view)
     return style.new_figure("Spread over repeats", [trace], showlegend=False, xaxis=xaxis, yaxis=yaxis)
 
 
-def _say_repeats(_: Overview, spreads: tuple[RepeatSpread, ...]) -> str:
-    points = 100 * statistics.median(spread.accuracy_deviation for spread in spreads)
+def _say_repeats(view: Overview, spreads: tuple[RepeatSpread, ...]) -> str:
+    typical = view.words.distance(statistics.median(spread.value_deviation for spread in spreads))
     share = statistics.median(spread.seconds_deviation / (spread.seconds or 1.0) for spread in spreads)
-    shown = f" (the {MOST_SPREADS} most accurate are shown)" if len(spreads) > MOST_SPREADS else ""
+    shown = f" (the {MOST_SPREADS} {view.words.most} are shown)" if len(spreads) > MOST_SPREADS else ""
     return (
         f"{counted(len(spreads), 'configuration')} ran more than once{shown}. Typical standard deviation between "
-        f"repeats: {points:.2g} points of accuracy and {share:.1%} of the time. A difference of that size may well be "
+        f"repeats: {typical} of {view.words.label} and {share:.1%} of the time. A difference of that size may well be "
         "chance."
     )
 
@@ -223,6 +225,10 @@ PHASES = {
     "checkpoint": ("keeping the half-trained trial", style.SKY),
 }
 """Name and colour of each field of `PhaseSeconds`."""
+OWN_PHASES = {"step": ("what trial.clock() counts", style.BLUE), "build": ("before the first epoch", style.VERMILLION)}
+"""The same of code of your own, whose steps are all that is on the clock."""
+ASIDE_COLOURS = (style.BROWN, style.GOLD, style.SKY, style.PURPLE, style.GREEN, style.ORANGE)
+"""Of what code of your own gives a name."""
 
 
 class PhaseBar(NamedTuple):
@@ -254,21 +260,46 @@ def _bar(label: str, trials: Sequence[TrialRecord]) -> PhaseBar:
     phases = [trial.phases for trial in trials if trial.phases is not None]
     names = (*ON_CLOCK, *OFF_CLOCK)
     means: dict[str, Any] = {name: statistics.fmean(getattr(each, name) for each in phases) for name in names}
-    return PhaseBar(label, len(trials), PhaseSeconds(**means))
+    asides = dict.fromkeys(name for each in phases for name in each.asides)
+    own = {name: statistics.fmean(each.asides.get(name, 0.0) for each in phases) for name in asides}
+    return PhaseBar(label, len(trials), PhaseSeconds(**means, asides=own))
 
 
-def _draw_phases(_: Overview, bars: tuple[PhaseBar, ...]) -> go.Figure:
+class _Part(NamedTuple):
+    """A part of the bars: its name, its colour, and its seconds in each of them."""
+
+    name: str
+    colour: str
+    seconds: list[float]
+    is_off_clock: bool
+
+
+def _parts(view: Overview, bars: tuple[PhaseBar, ...]) -> list[_Part]:
+    """Return the phases that took time, and what code of your own has given a name of its own."""
+    names_and_colours = PHASES if view.knows_pruning else PHASES | OWN_PHASES
+    phases = [
+        _Part(*names_and_colours[name], [getattr(bar.seconds, name) for bar in bars], name in OFF_CLOCK)
+        for name in (*ON_CLOCK, *OFF_CLOCK)
+    ]
+    names = dict.fromkeys(name for bar in bars for name in bar.seconds.asides)
+    asides = [
+        _Part(name, colour, [bar.seconds.asides.get(name, 0.0) for bar in bars], True)
+        for name, colour in zip(names, cycle(ASIDE_COLOURS), strict=False)
+    ]
+    return [part for part in (*phases, *asides) if any(seconds > 0 for seconds in part.seconds)]
+
+
+def _draw_phases(view: Overview, bars: tuple[PhaseBar, ...]) -> go.Figure:
     traces = [
         go.Bar(
             y=[style.html_safe(bar.label) for bar in bars],
-            x=[getattr(bar.seconds, phase) for bar in bars],
+            x=part.seconds,
             orientation="h",
-            name=PHASES[phase][0] + (" (off the clock)" if phase in OFF_CLOCK else ""),
-            marker={"color": PHASES[phase][1], "pattern": {"shape": "/" if phase in OFF_CLOCK else ""}},
+            name=style.html_safe(part.name) + (" (off the clock)" if part.is_off_clock else ""),
+            marker={"color": part.colour, "pattern": {"shape": "/" if part.is_off_clock else ""}},
             hovertemplate="%{x:.3g} s<extra>%{fullData.name}</extra>",
         )
-        for phase in (*ON_CLOCK, *OFF_CLOCK)
-        if any(getattr(bar.seconds, phase) > 0 for bar in bars)
+        for part in _parts(view, bars)
     ]
     seconds, trial = ("seconds", "trial") if all(b.trials == 1 for b in bars) else ("mean seconds per trial", "")
     return style.new_figure(
@@ -282,7 +313,9 @@ def _draw_phases(_: Overview, bars: tuple[PhaseBar, ...]) -> go.Figure:
     )
 
 
-def _say_phases(_: Overview, bars: tuple[PhaseBar, ...]) -> str:
+def _say_phases(view: Overview, bars: tuple[PhaseBar, ...]) -> str:
+    if not view.knows_pruning:
+        return _say_own_phases(_parts(view, bars), bars)
     on_clock = sum(bar.trials * bar.seconds.on_clock for bar in bars) or 1.0
     step, data, pruning = (
         sum(bar.trials * getattr(bar.seconds, name) for bar in bars) / on_clock for name in ("step", "data", "pruning")
@@ -291,6 +324,17 @@ def _say_phases(_: Overview, bars: tuple[PhaseBar, ...]) -> str:
         f"Of the time on the clock {step:.0%} are steps, {data:.0%} batches; choosing samples, with what that needs "
         f"before and after, which pruning must earn back, takes {pruning:.2%}."
     )
+
+
+def _say_own_phases(parts: Sequence[_Part], bars: tuple[PhaseBar, ...]) -> str:
+    trials = [bar.trials for bar in bars]
+    on_clock = sum(bar.trials * bar.seconds.on_clock for bar in bars)
+    off_clock = {part.name: float(np.dot(trials, part.seconds)) for part in parts if part.is_off_clock}
+    text = f"On the clock were {format_duration(on_clock)}, off it {format_duration(sum(off_clock.values()))}"
+    if not off_clock:
+        return f"{text}."
+    longest = max(off_clock, key=lambda name: off_clock[name])
+    return f"{text}, most of it {longest} ({format_duration(off_clock[longest])})."
 
 
 phases = Figure(
@@ -355,6 +399,7 @@ pruning = Figure(
     values=pruning_done,
     draw=_draw_pruning,
     say=_say_pruning,
+    is_of_pruning=True,
 )
 
 

@@ -34,7 +34,7 @@ class Growth(NamedTuple):
 
 
 class VolumeHistory(NamedTuple):
-    """Each trial that made the hypervolume grow, and the last one; against a reference of (seconds, accuracy)."""
+    """Each trial that made the hypervolume grow, and the last one; against a reference of (seconds, value)."""
 
     steps: tuple[Growth, ...]
     reference: tuple[float, float]
@@ -43,47 +43,58 @@ class VolumeHistory(NamedTuple):
 def hypervolume_history(view: Overview) -> VolumeHistory:
     """Return how the hypervolume grew in order of completion.
 
-    The reference is that of `front`: 1.1 times the slowest trial, at accuracy 0.
+    The reference is that of `front`: 1.1 times the slowest trial, at accuracy 0 or beyond the worst of other values.
+    Trials beyond the limits of the study add nothing to it but their seconds.
+
+    Raises:
+        NothingToDraw: where none is within the limits of the study.
     """
-    reference = hypervolume_reference([(float(view.seconds.max()), 0.0)])
+    assert view.best  # or there is nothing to draw
+    objective = view.words.objective
+    points = list(zip(*(each[view.is_within_limits].tolist() for each in (view.seconds, view.scores)), strict=True))
+    reference = hypervolume_reference(points, is_share=objective.is_accuracy)
     in_order = sorted(view.trials, key=lambda trial: (trial.completed_at or "", trial.number))
     front: list[tuple[float, float]] = []
     steps: list[Growth] = []
     compute_seconds = volume = 0.0
-    for count, point in enumerate(map(objectives, in_order), start=1):
-        compute_seconds += point[0]
-        gain = _join(front, point, reference)
+    for count, trial in enumerate(in_order, start=1):
+        seconds, _ = objectives(trial)
+        compute_seconds += seconds
+        gain = _join(front, (seconds, view.score(trial)), reference) if view.aim.allows(trial) else 0.0
         volume += gain
         if gain > 0 or count == len(in_order):
             steps.append(Growth(count, compute_seconds, volume))
-    return VolumeHistory(tuple(steps), reference)
+    return VolumeHistory(tuple(steps), (reference[0], objective.score(reference[1])))
 
 
 def _join(front: list[tuple[float, float]], point: tuple[float, float], reference: tuple[float, float]) -> float:
-    """Put a point into a front (fastest first) and return the area that it adds; those it beats leave."""
-    seconds, accuracy = point
+    """Put a point of (seconds, score) into a front (fastest first) and return the area that it adds.
+
+    Those it beats leave the front.
+    """
+    seconds, score = point
     place = bisect_right(front, point)
     level = front[place - 1][1] if place else reference[1]
-    if accuracy <= level:
+    if score <= level:
         return 0.0
     area, left = 0.0, seconds
-    while place < len(front) and front[place][1] <= accuracy:
-        beaten_seconds, beaten_accuracy = front.pop(place)
-        area += (beaten_seconds - left) * (accuracy - level)
-        left, level = beaten_seconds, beaten_accuracy
+    while place < len(front) and front[place][1] <= score:
+        beaten_seconds, beaten_score = front.pop(place)
+        area += (beaten_seconds - left) * (score - level)
+        left, level = beaten_seconds, beaten_score
     right = front[place][0] if place < len(front) else reference[0]
-    # A point as fast as a less accurate one before it takes its place.
+    # A point as fast as a worse one before it takes its place.
     if place and front[place - 1][0] == seconds:
         front.pop(place - 1)
         place -= 1
     front.insert(place, point)
-    return area + (right - left) * (accuracy - level)
+    return area + (right - left) * (score - level)
 
 
-def _draw_hypervolume(_: Overview, history: VolumeHistory) -> go.Figure:
+def _draw_hypervolume(view: Overview, history: VolumeHistory) -> go.Figure:
     trials, seconds, volume = zip(*history.steps, strict=True)
     looks = {"mode": "lines+markers", "line": {"color": FRONT, "shape": "hv"}, "marker": {"size": 5}}
-    unit = {"title": {"text": "hypervolume (s × accuracy)"}, "rangemode": "tozero"}
+    unit = {"title": {"text": html_safe(f"hypervolume (s × {view.words.label})")}, "rangemode": "tozero"}
     return new_figure(
         "Hypervolume of the front",
         [go.Scatter(x=trials, y=volume, **looks), go.Scatter(x=seconds, y=volume, xaxis="x2", yaxis="y2", **looks)],
@@ -97,12 +108,12 @@ def _draw_hypervolume(_: Overview, history: VolumeHistory) -> go.Figure:
     )
 
 
-def _say_hypervolume(_: Overview, history: VolumeHistory) -> str:
-    last = history.steps[-1]
+def _say_hypervolume(view: Overview, history: VolumeHistory) -> str:
+    last, label = history.steps[-1], view.words.label
     enough = next(step for step in history.steps if step.volume >= 0.95 * last.volume)
-    seconds, accuracy = history.reference
+    seconds, worst = history.reference
     return (
-        f"{last.volume:.4g} seconds × accuracy against {format_duration(seconds)} and accuracy {accuracy:g}; 95% of it "
+        f"{last.volume:.4g} seconds × {label} against {format_duration(seconds)} and {label} {worst:.4g}; 95% of it "
         f"was there after {counted(enough.trials, 'trial')} of {last.trials:,} and "
         f"{format_duration(enough.compute_seconds)} of training."
     )
@@ -111,7 +122,8 @@ def _say_hypervolume(_: Overview, history: VolumeHistory) -> str:
 hypervolume = Figure(
     name="hypervolume",
     title="How the search went",
-    guide="Hypervolume is the area below the front, up to the reference point. It grows when a trial joins the front.",
+    guide="Hypervolume is the area {beyond} the front, up to the reference point. It grows when a trial joins the "
+    "front.",
     values=hypervolume_history,
     draw=_draw_hypervolume,
     say=_say_hypervolume,
@@ -137,7 +149,7 @@ class Importances:
 
 
 def importances(view: Overview) -> Importances:
-    """Return how much each searched parameter matters for time and for accuracy.
+    """Return how much each searched parameter matters for time and for the objective.
 
     Permutation importance (Breiman 2001) of a random forest, on trials that the forest was not fitted to: five folds
     that keep repeats of a configuration together. Time is predicted by its logarithm.
@@ -158,8 +170,8 @@ def importances(view: Overview) -> Importances:
         raise NothingToDraw(f"{count} configurations are finished: {fewest}")
     inputs = np.column_stack([np.nan_to_num(axis.codes(trials), nan=-1.0) for axis in view.axes])
     of_time = _importance("training time", inputs, np.log(np.maximum(view.seconds[chosen], 1e-9)), groups)
-    of_accuracy = _importance("accuracy", inputs, view.accuracy[chosen], groups)
-    return Importances(view.axes, (of_time, of_accuracy), len(trials))
+    of_objective = _importance(view.words.label, inputs, view.values[chosen], groups)
+    return Importances(view.axes, (of_time, of_objective), len(trials))
 
 
 def _importance(objective: str, inputs: np.ndarray, target: np.ndarray, groups: np.ndarray) -> Importance:
@@ -188,7 +200,7 @@ def _importance(objective: str, inputs: np.ndarray, target: np.ndarray, groups: 
 def _draw_importance(_: Overview, values: Importances) -> go.Figure:
     labels = [html_safe(axis.label) for axis in values.axes]
     traces = [
-        go.Bar(y=labels, x=list(each.shares), orientation="h", name=each.objective, marker={"color": colour})
+        go.Bar(y=labels, x=list(each.shares), orientation="h", name=html_safe(each.objective), marker={"color": colour})
         for each, colour in zip(values.objectives, CATEGORY_COLOURS, strict=False)
     ]
     return new_figure(

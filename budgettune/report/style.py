@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 
 from budgettune.records import TrialRecord
 from budgettune.report.axes import ABSENT, FigureAxis, Groups, value_text
-from budgettune.report.view import Overview, objectives
+from budgettune.report.view import Overview, measure_texts, objectives
 
 # Okabe and Ito (2008), without the yellow, which is too pale for a white page.
 BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
@@ -26,6 +26,7 @@ SEQUENTIAL = [[0.0, "#2b6cc4"], [0.5, "#1f9a8a"], [1.0, "#b58900"]]
 SYMBOLS = ("triangle-up", "square", "pentagon", "hexagon", "octagon", "circle")
 """More vertices for larger models, as in the paper."""
 MOST_GROUPS = len(SYMBOLS)
+BEYOND_LIMITS = {"symbol": "x-thin", "size": 8, "line": {"width": 1.5, "color": GREY}}
 MANY_TRIALS = 1_000
 """From here on markers are small and see-through."""
 SHARE = {"tickformat": ".3~p"}
@@ -86,11 +87,11 @@ def time_axis(
     return {**heading, "type": "log", "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks], **more}
 
 
-def accuracy_axis(view: Overview, title: str = "test accuracy", **more: Any) -> dict[str, Any]:
-    # Around a single value plotly would draw an axis from -20% to 180%.
-    is_share = view.accuracy.min() >= 0 and view.accuracy.max() <= 1
-    ends = {"minallowed": -0.02, "maxallowed": 1.02} if is_share else {}
-    return {"title": {"text": title}, "tickformat": ".4~p", **ends, **more}
+def value_axis(view: Overview, prefix: str = "", **more: Any) -> dict[str, Any]:
+    """Return an axis of the objective's values, with its name behind a prefix."""
+    # Around a single share plotly would draw an axis from -20% to 180%.
+    ends = view.words.ends if view.values.min() >= 0 and view.values.max() <= 1 else {}
+    return {"title": {"text": html_safe(f"{prefix}{view.words.axis_title}")}, **view.words.ticks, **ends, **more}
 
 
 def param_axis(axis: FigureAxis, **more: Any) -> dict[str, Any]:
@@ -117,12 +118,17 @@ def in_unit(view: Overview, seconds: np.ndarray | Sequence[float]) -> np.ndarray
     return np.asarray(np.asarray(seconds, dtype=float) / view.unit.seconds, dtype=np.float32)
 
 
-def hover_text(trial: TrialRecord, axes: Sequence[FigureAxis]) -> str:
-    params = [html_safe(f"{axis.label} {value_text(trial.params.get(axis.name))}") for axis in axes]
+def hover_text(trial: TrialRecord, view: Overview) -> str:
+    params = [
+        html_safe(f"{axis.label} {value_text(trial.params[axis.name])}")
+        for axis in view.axes
+        if axis.name in trial.params
+    ]
+    measures = [html_safe(f"{name} {text}") for name, text in measure_texts(trial, view.aim).items()]
     kept = "" if trial.keep_fraction is None else f"kept {trial.keep_fraction:.0%}, "
     epochs = "" if trial.epochs is None else f"{trial.epochs} epochs, "
     return "<br>".join(
-        [f"trial {trial.number}", *params, f"{kept}{epochs}clock {html_safe(trial.status or 'unverified')}"]
+        [f"trial {trial.number}", *params, *measures, f"{kept}{epochs}clock {html_safe(trial.status or 'unverified')}"]
     )
 
 
@@ -142,14 +148,17 @@ def trial_markers(
 ) -> list[Any]:
     """Return traces of trials: shape by group, colour by the view's colour axis, hollow where the clock was disturbed.
 
+    Trials beyond the limits of the study are thin grey crosses, whatever their group.
+
     Drawn are the chosen indices of the view's trials; x and y are of all, in the units of their axes.
     """
     disturbed = np.array([trial.status == "disturbed" for trial in view.trials], dtype=bool)
     codes = None if view.colour is None else view.colour.codes(view.trials).astype(np.float32)
     many = len(view.trials) > MANY_TRIALS
+    within, beyond = chosen[view.is_within_limits[chosen]], chosen[~view.is_within_limits[chosen]]
     traces = []
     for group, is_hollow in ((g, h) for g in range(len(groups.labels)) for h in (False, True)):
-        some = chosen[(groups.members[chosen] == group) & (disturbed[chosen] == is_hollow)]
+        some = within[(groups.members[within] == group) & (disturbed[within] == is_hollow)]
         if not len(some):
             continue
         marker = {
@@ -159,9 +168,13 @@ def trial_markers(
             "line": {"width": 2 if is_hollow else 0 if many else 1, **({} if is_hollow else {"color": GREY})},
             **({"color": BLUE} if codes is None else {"color": codes[some], "coloraxis": "coloraxis"}),
         }
-        texts = [hover_text(view.trials[index], view.axes) for index in some]
+        texts = [hover_text(view.trials[index], view) for index in some]
         look = {"marker": marker, "legendgroup": f"group{group}", "showlegend": False, **more}
         traces.append(scatter(x[some], y[some], texts, meta="trials", **look))
+    if len(beyond):
+        texts = [hover_text(view.trials[index], view) for index in beyond]
+        look = {"marker": BEYOND_LIMITS, "legendgroup": "beyond", "showlegend": False, **more}
+        traces.append(scatter(x[beyond], y[beyond], texts, meta="trials", **look))
     return traces
 
 
@@ -181,10 +194,13 @@ def marker_legend(view: Overview, groups: Groups) -> list[Any]:
     if any(trial.status == "disturbed" for trial in view.trials):
         entries.append(("hollow: disturbed clock", "circle-open", 9, "hollow"))
     point = {"x": [None], "y": [None], "mode": "markers"}
-    return [
+    legend = [
         go.Scatter(point, marker={"symbol": mark, "size": size, "color": GREY}, name=html_safe(text), legendgroup=group)
         for text, mark, size, group in entries
     ]
+    if not view.is_within_limits.all():
+        legend.append(go.Scatter(point, marker=BEYOND_LIMITS, name="cross: beyond a limit", legendgroup="beyond"))
+    return legend
 
 
 def front_line(view: Overview, trials: Sequence[TrialRecord], **more: Any) -> Any:

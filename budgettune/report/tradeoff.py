@@ -23,6 +23,7 @@ from budgettune.report.view import (
     shown_indices,
     summary,
 )
+from budgettune.report.wording import Wording
 from budgettune.text import format_duration
 
 LABEL_BOX = (0.075, 0.05)
@@ -41,49 +42,55 @@ def _sample_sentence(view: Overview, most: int) -> str:
 
 
 def _draw_answer(view: Overview, points: np.ndarray) -> go.Figure:
-    seconds, accuracy = style.in_unit(view, points[:, 0]), points[:, 1]
+    seconds, values = style.in_unit(view, points[:, 0]), points[:, 1]
     stairs = style.scatter(
         [*seconds.tolist(), 1.1 * float(seconds[-1])],
-        [*accuracy.tolist(), float(accuracy[-1])],
+        [*values.tolist(), float(values[-1])],
         mode="lines",
         line={"color": style.FRONT, "width": 3, "shape": "hv"},
     )
-    texts = [summary(trial) for trial in view.answers]
-    marks = style.scatter(seconds, accuracy, texts, marker={"size": 9, "color": style.FRONT}).update(hoverinfo="text")
+    texts = [summary(trial, view.words) for trial in view.answers]
+    marks = style.scatter(seconds, values, texts, marker={"size": 9, "color": style.FRONT}).update(hoverinfo="text")
     budget = style.scatter([], [], mode="lines", line={"color": style.GREY, "dash": "dash"}, meta="budget")
     chosen = style.scatter([], [], marker={"size": 16, "color": style.BLUE, "symbol": "circle"}, meta="chosen")
     return style.new_figure(
-        "Best accuracy within a budget",
+        f"Best {view.words.label} within a budget",
         [stairs, budget, chosen, marks],
         height=340,
         showlegend=False,
         xaxis=style.time_axis(view, "budget of training time"),
-        yaxis=style.accuracy_axis(view, "best test accuracy"),
+        yaxis=style.value_axis(view, "best "),
     )
 
 
 def _say_answer(view: Overview, points: np.ndarray) -> str:
-    text = f"The most accurate of all: {summary(view.answers[-1])}."
+    text = f"The {view.words.most} of all: {summary(view.best, view.words)}."
     within = np.flatnonzero(points[:, 0] <= points[-1, 0] / 2)
     if len(within):
         half = within[-1]
-        text += f" Half of that time buys {points[half, 1]:.2%} (trial {view.answers[half].number})."
+        text += f" Half of that time buys {view.words.said(points[half, 1])} (trial {view.answers[half].number})."
     return text
+
+
+def _answer_points(view: Overview) -> np.ndarray:
+    """Return seconds and value of each answer: float64 of shape (answers, 2)."""
+    assert view.best  # or there is nothing to draw
+    return np.array([objectives(trial) for trial in view.answers])
 
 
 answer = Figure(
     name="answer",
     title="What should I train?",
-    guide="The staircase is the best accuracy that a finished trial reached within each budget of training time.",
-    values=lambda view: np.array([objectives(trial) for trial in view.answers]),
+    guide="The staircase is the best {label} that a finished trial reached within each budget of training time.",
+    values=_answer_points,
     draw=_draw_answer,
     say=_say_answer,
 )
 
 
 def _draw_front(view: Overview, groups: Groups) -> go.Figure:
-    """Return every trial by time and accuracy with the Pareto front (the paper's Figure 1)."""
-    x, y = style.in_unit(view, view.seconds), view.accuracy.astype(np.float32)
+    """Return every trial by time and objective with the Pareto front (the paper's Figure 1)."""
+    x, y = style.in_unit(view, view.seconds), view.values.astype(np.float32)
     traces = [
         style.front_line(view, view.front),
         *style.trial_markers(view, groups, shown_indices(view, MOST_IN_FRONT), x, y),
@@ -95,14 +102,16 @@ def _draw_front(view: Overview, groups: Groups) -> go.Figure:
         labels = style.scatter(
             x[beside], y[beside], mode="markers+text", marker={"size": 12, "opacity": 0}, meta="labels"
         )
-        labels.update(text=texts, textposition="top left", textfont={"size": 11}, showlegend=False, cliponaxis=False)
+        labels.update(
+            text=texts, textposition=view.words.beside, textfont={"size": 11}, showlegend=False, cliponaxis=False
+        )
         traces.append(labels)
     return style.new_figure(
-        "Training time against test accuracy",
+        f"Training time against {view.words.objective.name}",
         traces,
         height=520,
         xaxis=style.time_axis(view),
-        yaxis=style.accuracy_axis(view),
+        yaxis=style.value_axis(view),
         **style.colour_axis(view.colour),
     )
 
@@ -110,13 +119,14 @@ def _draw_front(view: Overview, groups: Groups) -> go.Figure:
 def label_indices(view: Overview) -> list[int]:
     """Return the trials beside which a text fits, those of the front first; the others keep theirs for hovering.
 
-    The text stands above and to the left of its point, where no trial of the front has a neighbour.
+    The text stands on the better side and to the left of its point, where no trial of the front has a neighbour.
     """
     x = _unit_interval(np.log(view.seconds) if view.time_is_log else view.seconds)
-    y = _unit_interval(view.accuracy)
+    y = _unit_interval(view.scores)
     width, height = LABEL_BOX
     chosen: list[int] = []
-    for index in sorted(range(len(x)), key=lambda index: not view.is_on_front[index])[:MOST_LABELS]:
+    labelled = [index for index, trial in enumerate(view.trials) if view.label and view.label.name in trial.params]
+    for index in sorted(labelled, key=lambda index: not view.is_on_front[index])[:MOST_LABELS]:
         hides_a_point = ((x > x[index] - width) & (x < x[index]) & (y > y[index]) & (y < y[index] + height)).any()
         hides_a_text = any(abs(x[index] - x[other]) < width and abs(y[index] - y[other]) < height for other in chosen)
         if not hides_a_point and not hides_a_text:
@@ -131,11 +141,17 @@ def _unit_interval(values: np.ndarray) -> np.ndarray:
 
 def _say_front(view: Overview, _: Groups) -> str:
     if len(view.trials) == 1:
-        return f"One trial is finished, {summary(view.trials[0])}: a front needs more."
-    count = len(view.front)
+        return f"One trial is finished, {summary(view.trials[0], view.words)}: a front needs more."
+    words, count = view.words, len(view.front)
     text = f"{count} of {len(view.trials):,} trials {'is' if count == 1 else 'are'} on the front: no other one is both "
-    text += f"faster and more accurate. The fastest is {summary(view.front[0])}"
-    text += f"; the most accurate {summary(view.answers[-1])}." if count > 1 else "."
+    text += f"faster and {words.more}."
+    text += f" The fastest is {summary(view.front[0], words)}" if count else ""
+    text += f"; the {words.most} {summary(view.best, words)}." if count > 1 else "." if count else ""
+    beyond = int((~view.is_within_limits).sum())
+    if beyond:
+        limits = ", ".join(f"{name} {limit:g}" for name, limit in view.aim.limits.items())
+        were = "trial is" if beyond == 1 else "trials are"
+        text += f" {beyond:,} {were} beyond the limits of the study ({limits}), and so not on the front (thin crosses)."
     if view.label:
         text += f" Beside markers, where there is room: {view.label.label}."
     disturbed = sum(trial.status == "disturbed" for trial in view.trials)
@@ -147,9 +163,9 @@ def _say_front(view: Overview, _: Groups) -> str:
 
 front = Figure(
     name="front",
-    title="Every trial: time against accuracy",
-    guide="One marker per finished trial; up and to the left is better. The red staircase is the Pareto front: for "
-    "every trial below it, some other one is at least as fast and more accurate. Hover over a marker, or tap it, for "
+    title="Every trial: time against {label}",
+    guide="One marker per finished trial; {side} and to the left is better. The red staircase is the Pareto front: for "
+    "every trial {beyond} it, some other one is at least as fast and {more}. Hover over a marker, or tap it, for "
     "its details.",
     values=lambda view: grouped(view.marker, view.trials, style.MOST_GROUPS),
     draw=_draw_front,
@@ -164,15 +180,15 @@ def _panels(view: Overview) -> Groups:
 
 
 def _draw_panels(view: Overview, split: Groups) -> go.Figure:
-    """Return a panel of time and accuracy for each value of the marker's parameter (the paper's Figures 2 to 7)."""
+    """Return a panel of time and objective for each value of the marker's parameter (the paper's Figures 2 to 7)."""
     shapes = grouped(view.label, view.trials, style.MOST_GROUPS)
-    x, y = style.in_unit(view, view.seconds), view.accuracy.astype(np.float32)
+    x, y = style.in_unit(view, view.seconds), view.values.astype(np.float32)
     shown = shown_indices(view, MOST_IN_OTHERS)
     faint = {"color": style.GREY, "width": 1.5, "dash": "dot", "shape": "hv"}
     traces: list[Any] = [*style.marker_legend(view, shapes)]
     for panel in range(len(split.labels)):
         place = {"xaxis": style.axis_id("x", panel + 1), "yaxis": style.axis_id("y", panel + 1)}
-        own = pareto_front(view.trials[index] for index in split.indices(panel))
+        own = pareto_front((view.trials[index] for index in split.indices(panel)), view.aim)
         traces += [
             style.front_line(view, view.front, showlegend=panel == 0, name="front of all", line=faint, **place),
             style.front_line(view, own, showlegend=panel == 0, name="front of the panel", **place),
@@ -180,7 +196,7 @@ def _draw_panels(view: Overview, split: Groups) -> go.Figure:
         ]
     titles = [style.html_safe(f"{split.axis.label if split.axis else ''} {label}") for label in split.labels]
     return style.new_figure(
-        "Time and accuracy by panel", traces, **_grid(view, titles), **style.colour_axis(view.colour)
+        f"Time and {view.words.label} by panel", traces, **_grid(view, titles), **style.colour_axis(view.colour)
     )
 
 
@@ -203,14 +219,14 @@ def _grid(view: Overview, titles: list[str]) -> dict[str, Any]:
     }
     for place in range(1, count + 1):
         layout[f"xaxis{place}"] = style.time_axis(view) | ({} if place == 1 else {"matches": "x"})
-        layout[f"yaxis{place}"] = style.accuracy_axis(view) | ({} if place == 1 else {"matches": "y"})
+        layout[f"yaxis{place}"] = style.value_axis(view) | ({} if place == 1 else {"matches": "y"})
     return layout
 
 
 def _say_panels(view: Overview, split: Groups) -> str:
     counts = Counter(split.members[view.is_on_front].tolist())
     name = split.axis.label if split.axis else ""
-    *first, last = [f"{counts[group]} from {name} {split.labels[group]}" for group in sorted(counts)]
+    *first, last = [f"{counts[group]} from {name} {split.labels[group]}" for group in sorted(counts)] or ["no trial"]
     parts = f"{', '.join(first)} and {last}" if first else last
     return f"The front of {len(view.front)} takes {parts}." + _sample_sentence(view, MOST_IN_OTHERS)
 
@@ -294,22 +310,23 @@ times = Figure(
 
 
 @dataclass(frozen=True)
-class AccuracyMap:
-    """Mean accuracy of the trials in each cell of two parameters, NaN where there is none."""
+class ValueMap:
+    """Mean objective of the trials in each cell of two parameters, NaN where there is none."""
 
     across: Groups
     down: Groups
     mean: np.ndarray  # shape (rows, columns), of (groups of `down`, groups of `across`)
     count: np.ndarray  # trials in each cell, the same shape
 
-    def best(self) -> tuple[str, str, float]:
-        """Return the labels (across, down) of the most accurate cell, and its mean accuracy."""
-        row, column = np.unravel_index(np.nanargmax(self.mean), self.mean.shape)
+    def best(self, words: Wording) -> tuple[str, str, float]:
+        """Return the labels (across, down) of the best cell, and its mean."""
+        scores = -self.mean if words.is_less_better else self.mean
+        row, column = np.unravel_index(np.nanargmax(scores), scores.shape)
         return self.across.labels[column], self.down.labels[row], float(self.mean[row, column])
 
 
-def accuracy_map(view: Overview) -> AccuracyMap:
-    """Return mean accuracy over the parameters of marker and colour.
+def value_map(view: Overview) -> ValueMap:
+    """Return the mean objective over the parameters of marker and colour.
 
     Raises:
         NothingToDraw: where fewer than two parameters varied.
@@ -320,23 +337,24 @@ def accuracy_map(view: Overview) -> AccuracyMap:
     shape = (len(down.labels), len(across.labels))
     place = down.members * shape[1] + across.members
     count = np.bincount(place, minlength=shape[0] * shape[1]).reshape(shape)
-    total = np.bincount(place, weights=view.accuracy, minlength=shape[0] * shape[1]).reshape(shape)
+    total = np.bincount(place, weights=view.values, minlength=shape[0] * shape[1]).reshape(shape)
     with np.errstate(invalid="ignore"):
-        return AccuracyMap(across, down, total / count, count)
+        return ValueMap(across, down, total / count, count)
 
 
-def _draw_accuracies(_: Overview, cells: AccuracyMap) -> go.Figure:
+def _draw_accuracies(view: Overview, cells: ValueMap) -> go.Figure:
     """Return the map (the paper's Figure 9)."""
     heat = go.Heatmap(
         z=[[None if math.isnan(mean) else mean for mean in row] for row in cells.mean.tolist()],
         x=[style.html_safe(label) for label in cells.across.labels],
         y=[style.html_safe(label) for label in cells.down.labels],
         text=[
-            [f"{mean:.1%}<br>n={count}" if count else "" for mean, count in zip(*row, strict=True)]
+            [f"{view.words.text(mean, 1)}<br>n={count}" if count else "" for mean, count in zip(*row, strict=True)]
             for row in zip(cells.mean, cells.count, strict=True)
         ],
         texttemplate="%{text}",
         colorscale="Viridis",
+        reversescale=view.words.is_less_better or None,
         showscale=False,
         xgap=2,
         ygap=2,
@@ -346,21 +364,22 @@ def _draw_accuracies(_: Overview, cells: AccuracyMap) -> go.Figure:
         {"type": "category", "title": {"text": style.html_safe(groups.axis.label if groups.axis else "")}}
         for groups in (cells.across, cells.down)
     )
-    return style.new_figure("Accuracy by parameter", [heat], xaxis=xaxis, yaxis=yaxis)
+    return style.new_figure(f"{view.words.heading} by parameter", [heat], xaxis=xaxis, yaxis=yaxis)
 
 
-def _say_accuracies(_: Overview, cells: AccuracyMap) -> str:
-    across, down, mean = cells.best()
+def _say_accuracies(view: Overview, cells: ValueMap) -> str:
+    across, down, mean = cells.best(view.words)
     sides = ((cells.across, across), (cells.down, down))
     names = [f"{groups.axis.label} {label}" for groups, label in sides if groups.axis]
-    return f"Most accurate on average: {' with '.join(names)}, {mean:.2%}."
+    most = view.words.most.capitalize()
+    return f"{most} on average: {' with '.join(names)}, {view.words.said(mean)}."
 
 
 accuracies = Figure(
     name="accuracies",
-    title="What gives accuracy",
-    guide="Each cell has the mean accuracy of its trials, whatever their other parameters, and how many they are.",
-    values=accuracy_map,
+    title="What {gives} {label}",
+    guide="Each cell has the mean {label} of its trials, whatever their other parameters, and how many they are.",
+    values=value_map,
     draw=_draw_accuracies,
     say=_say_accuracies,
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Generic, Literal, NamedTuple, TypeVar, cast
 
@@ -13,7 +13,9 @@ import numpy as np
 from budgettune.errors import NothingToDraw, UsageError
 from budgettune.records import TrialRecord
 from budgettune.report.axes import FigureAxis, Search, searched_axes, value_text
+from budgettune.report.wording import Wording
 from budgettune.spec.documents import full_key
+from budgettune.spec.objective import Aim
 from budgettune.spec.tables import SCALE_KEYS
 from budgettune.study.pareto import undominated
 from budgettune.text import format_duration
@@ -39,11 +41,14 @@ class Overview:
     """The finished trials of one kind of machine, and what every figure asks of them first."""
 
     trials: tuple[TrialRecord, ...]  # by number
-    front: tuple[TrialRecord, ...]  # those that no other beats in both time and accuracy, fastest first
+    front: tuple[
+        TrialRecord, ...
+    ]  # within the limits of the study, beaten by none in time and objective, fastest first
     axes: tuple[FigureAxis, ...]
     colour: FigureAxis | None  # parameter shown as colour: the prune rate, where it is searched
     marker: FigureAxis | None  # parameter shown as marker and panel: the scale of the model, where it is searched
     label: FigureAxis | None  # parameter written beside a point: the batch size, where it is searched
+    aim: Aim = field(default_factory=Aim)
 
     @cached_property
     def seconds(self) -> np.ndarray:
@@ -51,9 +56,45 @@ class Overview:
         return np.array([objectives(trial)[0] for trial in self.trials])
 
     @cached_property
-    def accuracy(self) -> np.ndarray:
-        """Test accuracy of each trial in [0, 1]: float64 of shape (trials,)."""
+    def values(self) -> np.ndarray:
+        """The objective of each trial, usually its test accuracy in [0, 1]: float64 of shape (trials,)."""
         return np.array([objectives(trial)[1] for trial in self.trials])
+
+    @cached_property
+    def scores(self) -> np.ndarray:
+        """The same so that more is better."""
+        return -self.values if self.words.is_less_better else self.values
+
+    @cached_property
+    def words(self) -> Wording:
+        """How the objective is spoken of and drawn."""
+        return Wording(self.aim.objective)
+
+    @cached_property
+    def is_within_limits(self) -> np.ndarray:
+        """Whether each trial is within the limits of the study: bool of shape (trials,)."""
+        return np.array([self.aim.allows(trial) for trial in self.trials])
+
+    @cached_property
+    def knows_pruning(self) -> bool:
+        """Whether some trial tells which share of the samples it kept: code of your own does not."""
+        return any(trial.keep_fraction is not None for trial in self.trials)
+
+    def score(self, trial: TrialRecord) -> float:
+        """Return the objective of one trial so that more is better."""
+        return self.aim.objective.score(objectives(trial)[1])
+
+    @property
+    def best(self) -> TrialRecord:
+        """The best of all trials.
+
+        Raises:
+            NothingToDraw: where none is within the limits of the study.
+        """
+        if not self.front:
+            limits = ", ".join(f"{name} {limit:g}" for name, limit in self.aim.limits.items())
+            raise NothingToDraw(f"No finished trial is within the limits of the study ({limits}).")
+        return self.answers[-1]
 
     @cached_property
     def is_on_front(self) -> np.ndarray:
@@ -98,22 +139,25 @@ class Figure(Generic[Subject, Values]):
     """
 
     name: str  # as `--figure` and `budgettune.report.figures` have it
-    title: str  # its heading on the page
-    guide: str  # how to read it, for somebody who has never seen one
+    title: str  # its heading on the page, with names of `Wording.of` in braces
+    guide: str  # how to read it, for somebody who has never seen one, likewise
     values: Callable[[Subject], Values]  # what it shows; raises NothingToDraw where the subject does not hold it
     draw: Callable[[Subject, Values], go.Figure]
     say: Callable[[Subject, Values], str]  # a sentence or two
     about: Literal["trials", "forecast", "stopping"] = "trials"
+    is_of_pruning: bool = False  # and so on no page of code of your own
 
-    def __call__(self, subject: Records | Subject, search: Search | None = None) -> go.Figure:
+    def __call__(self, subject: Records | Subject, search: Search | None = None, aim: Aim | None = None) -> go.Figure:
         """Return the plotly figure of trials (finished or not, of one kind of machine), or of what else this is about.
+
+        `search` and `aim` are of the study's spec: which ranges are logarithmic, what trials are judged by.
 
         Raises:
             NothingToDraw: where the subject does not hold what the figure shows.
             UsageError: where times of several kinds of machine would be mixed.
         """
         if self.about == "trials":
-            subject = overview(cast("Records", subject), search)
+            subject = overview(cast("Records", subject), search, aim)
         known = cast("Subject", subject)
         return self.draw(known, self.values(known))
 
@@ -124,8 +168,8 @@ def unit_for(most_seconds: float) -> TimeUnit:
 
 
 def objectives(trial: TrialRecord) -> tuple[float, float]:
-    """Return the seconds and the accuracy; the trial must be finished."""
-    return cast("float", trial.train_seconds), cast("float", trial.test_accuracy)
+    """Return the seconds and the objective's value, usually the accuracy; the trial must be finished."""
+    return cast("float", trial.train_seconds), cast("float", trial.value)
 
 
 def configuration_key(trial: TrialRecord) -> str:
@@ -162,10 +206,11 @@ def of_machine(trials: Iterable[TrialRecord], device_name: str) -> tuple[TrialRe
     return chosen
 
 
-def overview(records: Records, search: Search | None = None) -> Overview:
+def overview(records: Records, search: Search | None = None, aim: Aim | None = None) -> Overview:
     """Return what figures start from; an overview is returned as it is.
 
-    Where the search space of the spec is known, it says which ranges are logarithmic.
+    Where the search space of the spec is known, it says which ranges are logarithmic; what the study wants is the usual
+    where it is not told.
 
     Raises:
         NothingToDraw: where no trial is finished.
@@ -182,15 +227,15 @@ def overview(records: Records, search: Search | None = None) -> Overview:
             f"these times come from {len(kinds)} kinds of machine ({'; '.join(kinds)}): "
             f"choose one with report.of_machine(records, NAME)"
         )
-    axes = searched_axes(trials, search)
-    return Overview(trials, pareto_front(trials), axes, *_parts(axes))
+    axes, aim = searched_axes(trials, search), aim or Aim()
+    return Overview(trials, pareto_front(trials, aim), axes, *_parts(axes), aim)
 
 
-def pareto_front(trials: Iterable[TrialRecord]) -> tuple[TrialRecord, ...]:
-    """Return those of finished trials that no other beats in both time and accuracy, fastest first."""
-    trials = tuple(trials)
+def pareto_front(trials: Iterable[TrialRecord], aim: Aim) -> tuple[TrialRecord, ...]:
+    """Return those of finished trials within the limits that no other beats in time and objective, fastest first."""
+    trials = tuple(trial for trial in trials if aim.allows(trial))
     points = ((*objectives(trial), trial.number, index) for index, trial in enumerate(trials))
-    rows = sorted((seconds, -accuracy, number, index) for seconds, accuracy, number, index in points)
+    rows = sorted((seconds, -aim.objective.score(value), number, index) for seconds, value, number, index in points)
     return tuple(trials[row[3]] for row in undominated(rows))
 
 
@@ -214,12 +259,22 @@ def _parts(axes: Sequence[FigureAxis]) -> tuple[FigureAxis | None, FigureAxis | 
 
 
 def params_text(trial: TrialRecord, axes: Sequence[FigureAxis]) -> str:
-    return ", ".join(f"{axis.label} {value_text(trial.params.get(axis.name))}" for axis in axes)
+    return ", ".join(
+        f"{axis.label} {value_text(trial.params[axis.name])}" for axis in axes if axis.name in trial.params
+    )
 
 
-def summary(trial: TrialRecord) -> str:
-    seconds, accuracy = objectives(trial)
-    return f"trial {trial.number}: {accuracy:.2%} in {format_duration(seconds)}"
+def measure_texts(trial: TrialRecord, aim: Aim) -> dict[str, str]:
+    """Return the further numbers of a trial by name, with the limit where one is beyond it."""
+    numbers = {**trial.measures, **aim.told(trial)}
+    texts = {name: "not told" if number is None else value_text(number) for name, number in numbers.items()}
+    beyond = (name for name, excess in zip(aim.limits, aim.excesses(trial), strict=True) if excess > 0)
+    return texts | {name: f"{texts[name]} (limit {aim.limits[name]:g})" for name in beyond}
+
+
+def summary(trial: TrialRecord, words: Wording) -> str:
+    seconds, value = objectives(trial)
+    return f"trial {trial.number}: {words.said(value)} in {format_duration(seconds)}"
 
 
 def counted(number: int, thing: str) -> str:

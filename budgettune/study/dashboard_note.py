@@ -38,11 +38,20 @@ def study_note(spec: StudySpec) -> str:
     choosing = "" if is_own else "choosing samples is on the clock, "
     return (
         f"**Training time against {objective.name}**: `train_seconds` (less is better; {choosing}"
-        f"evaluation off it) and `{objective.key}` ({better} is better).\n\n"
+        f"evaluation off it) and `{objective.key}` ({better} is better).{_code_and_limits(spec)}\n\n"
         f"{searched}\n\n{points}, {each}.\n\n"
         f"### How to read it\n\n{how_to_read}\n\n"
         f"### The study file\n\n```toml\n{_study_file(put_together(spec.to_document()))}\n```\n"
     )
+
+
+def _code_and_limits(spec: StudySpec) -> str:
+    """Return in sentences what code of people's own trains, and which numbers have limits; nothing where none."""
+    train, limits = spec.train, spec.aim.limits
+    code = f"`{train.loop}`" if train.loop else f"the command `{shlex.join(train.command or ())}`"
+    trained = f" Trained by {code}." if train.is_own_code else ""
+    listed = ", ".join(f"`{name}` at most {limit:g}" for name, limit in limits.items())
+    return f"{trained} Trials beyond a limit are no answers: {listed}." if limits else trained
 
 
 def axis_text(spec: StudySpec, key: str) -> str:

@@ -14,6 +14,7 @@ from budgettune.dashboard import figures as live_figures
 from budgettune.dashboard.figures import LiveFigures
 from budgettune.dashboard.live_storage import LiveStorage
 from budgettune.dashboard.shared_view import RefreshPace, SharedViews
+from budgettune.spec.objective import Aim
 from budgettune.storage.connection import open_storage
 from budgettune.study.handle import create_study
 from tests.support.studies import RESULT, SPEC
@@ -189,7 +190,7 @@ def test_a_view_answers_what_optuna_dashboard_answers(sqlite_url):
 # --- Figures -----------------------------------------------------------------------------------------------------
 
 
-def front(records):
+def front(records, aim):
     """Return one figure: time against accuracy of every complete trial."""
     done = [record for record in records if record.state == "COMPLETE"]
     x, y = [record.train_seconds for record in done], [record.test_accuracy for record in done]
@@ -228,13 +229,13 @@ def figures(now, monkeypatch):
     monkeypatch.setattr(live_figures, "PATIENCE_SECONDS", 20.0)
     made = []
 
-    def make(records):
+    def make(records, aim):
         made.append(len(records))
         return [go.Figure(layout={"title": str(len(records))})]
 
     def around(records):
         pace = lambda: RefreshPace(shortest_seconds=10.0, clock=lambda: now[0])  # noqa: E731
-        return LiveFigures(lambda study_id: records, make, pace=pace)
+        return LiveFigures(lambda study_id: (records, Aim()), make, pace=pace)
 
     return around, made
 
@@ -257,14 +258,14 @@ def test_figures_are_made_again_only_for_new_finished_trials_and_not_too_often(f
 
 def test_a_figure_that_fails_is_logged_and_leaves_the_page_standing(now, caplog, monkeypatch):
     monkeypatch.setattr(live_figures, "PATIENCE_SECONDS", 20.0)
-    live = LiveFigures(lambda study_id: ["one"], lambda records: 1 / 0)
+    live = LiveFigures(lambda study_id: (["one"], Aim()), lambda records, aim: 1 / 0)
     assert live.of(7, 1) == []
     assert "figures of study 7 could not be made" in caplog.text
 
 
 def test_a_slow_figure_keeps_no_page_waiting():
     go_on = threading.Event()
-    live = LiveFigures(lambda study_id: ["one"], lambda records: go_on.wait(20) and [])
+    live = LiveFigures(lambda study_id: (["one"], Aim()), lambda records, aim: go_on.wait(20) and [])
     assert live.of(1, 1) == []
     assert not go_on.is_set()
     go_on.set()

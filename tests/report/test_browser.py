@@ -156,12 +156,12 @@ def test_a_typed_budget_is_answered_with_the_configuration_and_marked(page):
     middle = BEST[len(BEST) // 2]
     page.locator("input[type=number]").fill(f"{middle.seconds + 1e-6:.6f}")
     text = page.locator(".result").inner_text()
-    assert f"{middle.accuracy:.2%} in {format_duration(middle.seconds)}: trial {middle.number}" in text
+    assert f"{middle.text} in {format_duration(middle.seconds)}: trial {middle.number}" in text
     assert middle.command in text
     facts = dict(zip(page.locator("dt").all_inner_texts(), page.locator("dd").all_inner_texts(), strict=True))
     assert facts == dict(middle.facts)
     chosen = page.evaluate("document.querySelector('.plot').data.find(trace => trace.meta === 'chosen').y")
-    assert chosen == [pytest.approx(middle.accuracy)]
+    assert chosen == [pytest.approx(middle.value)]
     page.locator("input[type=number]").fill("-1")
     assert "above zero" in page.locator(".result").inner_text()
 

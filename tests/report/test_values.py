@@ -16,7 +16,7 @@ from budgettune.report.axes import grouped, searched_axes
 from budgettune.report.page import answers, contents, front_rows
 from budgettune.report.runs import MOST_BARS, MOST_CURVES, curves_of, phase_bars, pruning_done, repeat_spreads
 from budgettune.report.search import hypervolume_history, importances
-from budgettune.report.tradeoff import accuracy_map, label_indices
+from budgettune.report.tradeoff import label_indices, value_map
 from budgettune.report.view import finished, of_machine, overview, shown_indices
 from budgettune.spec.axes import RangeSpec
 from budgettune.storage.answers import best_under_budget
@@ -199,7 +199,7 @@ def test_labels_hide_neither_points_nor_each_other():
     chosen = label_indices(view)
     assert chosen
     x = (view.seconds - view.seconds.min()) / np.ptp(view.seconds)
-    y = (view.accuracy - view.accuracy.min()) / np.ptp(view.accuracy)
+    y = (view.values - view.values.min()) / np.ptp(view.values)
     for index in chosen:
         inside = (x > x[index] - 0.07) & (x < x[index]) & (y > y[index]) & (y < y[index] + 0.04)
         assert not inside.any()
@@ -221,7 +221,7 @@ def test_the_front_of_curves_is_what_no_point_on_any_curve_beats():
     values = curves_of(overview(records))
     points = {(e.train_seconds, e.accuracy, record.number, e.epoch) for record in records for e in record.curve}
     best = {p for p in points if not any(q[0] <= p[0] and q[1] >= p[1] and q[:2] != p[:2] for q in points)}
-    assert {(p.seconds, p.accuracy, p.number, p.epoch) for p in values.front} == best
+    assert {(p.seconds, p.value, p.number, p.epoch) for p in values.front} == best
     assert values.total == 60
     assert len(values.best) + len(values.others) == MOST_CURVES
     ends = {overview(records).front[0].number, overview(records).front[-1].number}
@@ -231,7 +231,7 @@ def test_the_front_of_curves_is_what_no_point_on_any_curve_beats():
 def test_curves_without_points_on_the_way_say_what_would_bring_them():
     last_only = EpochRecord(epoch=3, train_seconds=1.0, steps=1, samples=1, loss=1.0, value=0.5)
     with pytest.raises(NothingToDraw, match="evaluate_every"):
-        curves_of(overview([trial(curve=(last_only,))]))
+        curves_of(overview([trial(curve=(last_only,), keep_fraction=1.0)]))
 
 
 def test_bars_are_trials_or_means_of_groups():
@@ -250,8 +250,8 @@ def test_spread_is_the_mean_and_deviation_over_repeats():
     records = [replace(record, params={"x": record.number // 3}) for record in make_records(9, repeats=3)]
     found = {spread.label: spread for spread in repeat_spreads(overview(records))}
     accuracy = [record.test_accuracy for record in records[:3]]
-    assert found["x 0"].accuracy == pytest.approx(statistics.fmean(accuracy))
-    assert found["x 0"].accuracy_deviation == pytest.approx(statistics.stdev(accuracy))
+    assert found["x 0"].value == pytest.approx(statistics.fmean(accuracy))
+    assert found["x 0"].value_deviation == pytest.approx(statistics.stdev(accuracy))
     assert [spread.repeats for spread in found.values()] == [3, 3, 3]
     assert sorted(map(len, overview(records).configurations.values())) == [3, 3, 3]
     with pytest.raises(NothingToDraw, match="--repeats 3"):
@@ -306,11 +306,12 @@ def test_importance_wants_enough_configurations():
 
 def test_cells_of_the_map_are_means():
     records = make_records(60)
-    cells = accuracy_map(overview(records))
+    view = overview(records)
+    cells = value_map(view)
     assert cells.count.sum() == 60
     chosen = [r.test_accuracy for r in records if r.params["scale"] == 1.0 and r.params["prune_rate"] == 0.3]
     assert cells.mean[3, 0] == pytest.approx(statistics.fmean(chosen))
-    across, _, mean = cells.best()
+    across, _, mean = cells.best(view.words)
     assert (across, mean) == ("1.4", pytest.approx(np.nanmax(cells.mean)))
 
 
