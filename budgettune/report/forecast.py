@@ -285,7 +285,7 @@ def _draw_predicted(forecast: StudyForecast, checks: Checks) -> go.Figure:
 def _say_predicted(forecast: StudyForecast, checks: Checks) -> str:
     words = forecast.view.words
     shares = [abs(one.prediction.seconds / one.seconds - 1) for one in checks]
-    off = [abs(one.prediction.accuracy - one.value) for one in checks]
+    off = [abs(one.prediction.value - one.value) for one in checks]
     return (
         f"{counted(len(checks), 'trial')} were held out, a fifth of the configurations at a time. Times were off by "
         f"{np.median(shares):.1%} in the middle and by {np.quantile(shares, 0.95):.1%} in one of twenty, "

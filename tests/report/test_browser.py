@@ -16,6 +16,7 @@ from budgettune.report.figures import FIGURES
 from budgettune.report.page import answers, build_page, contents
 from budgettune.report.view import overview
 from budgettune.text import format_duration
+from tests.report.test_objective import LESS, own_records
 
 pytestmark = pytest.mark.browser
 
@@ -50,9 +51,10 @@ def browser():
 
 
 @contextmanager
-def visit(browser, file, records, **settings):
+def visit(browser, file, records, aim=None, **settings):
     """Open a study's page offline; fail where the browser complains of an error or something asks the network."""
-    file.write_text(build_page(contents("study", records, PAPER_SEARCH)), encoding="utf-8")
+    search = PAPER_SEARCH if aim is None else None
+    file.write_text(build_page(contents("study", records, search, aim=aim)), encoding="utf-8")
     complaints = []
     context = browser.new_context(offline=True, **settings)
     context.set_default_timeout(PATIENCE_MS)
@@ -220,6 +222,27 @@ def test_machines_are_shown_one_at_a_time_and_hostile_names_do_not_run(browser, 
         assert not page.locator("#machine0").is_visible()
         assert page.locator("img").count() == 0
         assert page.title() == "study: training time and accuracy"
+
+
+def test_an_objective_that_is_minimised_is_named_marked_and_fits_a_phone(browser, tmp_path):
+    records = [replace(r, measures={"memory": 10 * r.train_seconds}) for r in own_records()]
+    aim = replace(LESS, limits={"memory": 800.0})
+    found = answers(overview(records, aim=aim), "study")
+    with visit(browser, tmp_path / "page.html", records, aim, viewport=PHONE) as phone:
+        draw_all(phone)
+        assert phone.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
+        for answer in (found[0], found[-1]):
+            phone.locator("input[type=number]").fill(f"{answer.seconds + 1e-6:.6f}")
+            headline = phone.locator(".result .headline").inner_text()
+            assert (
+                headline
+                == f"bits per byte {answer.value:.4g} in {format_duration(answer.seconds)}: trial {answer.number}"
+            )
+            chosen = phone.evaluate("document.querySelector('.plot').data.find(trace => trace.meta === 'chosen').y")
+            assert chosen == [pytest.approx(answer.value)]
+        assert phone.locator("[data-figure=machine0-front] .ytitle").text_content() == "bits per byte (less is better)"
+        assert phone.title() == "study: training time and bits per byte"
+        assert phone.evaluate(COVERED) == []
 
 
 def test_a_study_without_trials_opens_too(browser, tmp_path):

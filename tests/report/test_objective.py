@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from benchmarks.support.synthetic import BOX, make_records
+from budgettune import api
 from budgettune.errors import NothingToDraw
 from budgettune.records import EpochRecord, MachineInfo, PhaseSeconds, TrialRecord
-from budgettune.report import front_figures
+from budgettune.report import front_figures, picture
 from budgettune.report.figures import FIGURES, draw
 from budgettune.report.page import answers, build_page, contents, front_rows
 from budgettune.report.runs import curves_of, phase_bars, repeat_spreads
@@ -20,7 +21,9 @@ from budgettune.report.view import overview
 from budgettune.report.wording import Wording
 from budgettune.spec.objective import Aim, ObjectiveSpec
 from budgettune.study.pareto import hypervolume
+from budgettune.text import format_duration
 from tests.report.test_page import Elements
+from tests.support.mirrored import mirrored_pair
 
 NAME = "bits per byte"
 LESS = Aim(objective=ObjectiveSpec(name=NAME, direction="minimize"))
@@ -180,6 +183,14 @@ def test_the_dashboards_front_is_that_of_the_objective(pair):
     assert figure.layout.title.text == f"Training time against {NAME}"
 
 
+@pytest.mark.browser
+def test_a_picture_names_the_objective(pair):
+    pytest.importorskip("kaleido", reason="pip install 'budgettune[pictures]' and a Chromium run this test")
+    drawing = picture(draw("front", pair[0]), "svg").decode()
+    assert f"{NAME} (less is better)" in drawing
+    assert "accuracy" not in drawing
+
+
 # --- Limits ---------------------------------------------------------------------------------------------------------
 
 
@@ -310,3 +321,29 @@ def test_an_objective_beyond_shares_and_a_single_value_are_drawn():
     one = TrialRecord(number=0, state="COMPLETE", params={}, train_seconds=1.0, value=-1234.5678)
     page = page_of([one], MORE)
     assert f"trial 0: {NAME} -1235 in 1.0s" in " ".join(page.words)
+
+
+# --- From a database ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("limits", [{}, {"memory": {"limit": 1200}}])
+def test_the_reports_of_mirrored_studies_give_the_same_answers_as_best(tmp_path, limits):
+    with mirrored_pair(lambda name: f"sqlite:///{tmp_path / name}.db", constraints=limits) as pair:
+        pages = []
+        for study in pair:
+            api.write_report(study, tmp_path / "page.html")
+            pages.append(Elements((tmp_path / "page.html").read_text(encoding="utf-8")))
+        front = [record.number for record in api.pareto_front(pair[0])]
+        volume, reference = api.hypervolume_of(pair[0])
+    found = [page.data["page-data"]["views"]["machine0"]["answers"] for page in pages]
+    assert [one["number"] for one in found[0]] == front == [one["number"] for one in found[1]]
+    assert [one["value"] for one in found[0]] == [-one["value"] for one in found[1]]
+    assert ("beyond the limits" in " ".join(pages[0].words)) == bool(limits)
+    said = f"{volume:.4g} seconds × validation loss against "
+    assert all(f"{said}{format_duration(reference[0])}" in " ".join(page.words) for page in pages)
+    expected = [page.data["machine0-recommended"]["data"] for page in pages]
+    assert "accura" not in json.dumps(expected)
+    assert [trace.get("name") for trace in expected[0]] == [trace.get("name") for trace in expected[1]]
+    lines = [next(trace for trace in traces if trace["name"] == "recommended") for traces in expected]
+    assert lines[0]["hovertext"] == lines[1]["hovertext"]  # the same configurations, for as many epochs
+    assert lines[0]["y"] == pytest.approx([-value for value in lines[1]["y"]])

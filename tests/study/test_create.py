@@ -93,6 +93,24 @@ def test_the_study_file_in_a_studys_note_makes_the_same_study():
     assert list(again.search) == list(axes)
 
 
+def test_a_studys_note_names_the_objective_the_limits_and_the_code_that_trains():
+    own = {
+        "objective": {"name": "bits per byte", "direction": "minimize"},
+        "constraints": {"joules": {"limit": 50}, "memory_mb": {"limit": 8e3}},
+        "search": {"params.lr": [0.1, 0.2]},
+    }
+    loop = study_note(StudySpec.from_document({"name": "own", "train": {"loop": "mine:train"}, **own}))
+    assert loop.startswith("**Training time against bits per byte**: ")
+    assert "`bits_per_byte` (less is better). Trained by `mine:train`." in loop
+    assert "Trials beyond a limit are no answers: `joules` at most 50, `memory_mb` at most 8000." in loop
+    command = ["python", "train.py", "--lr", "{lr}"]
+    note = study_note(StudySpec.from_document({"name": "own", "train": {"command": command}, **own}))
+    assert "Trained by the command `python train.py --lr '{lr}'`." in note
+    usual = study_note(grid())
+    assert "Trained by" not in usual
+    assert "limit" not in usual
+
+
 def test_a_study_of_a_newer_budgettune_is_refused_by_name_and_still_listed(study):
     with writing(study.engine) as connection:
         connection.execute(sa.text("UPDATE study_user_attributes SET value_json = '{\"warp\": 9}'"))
