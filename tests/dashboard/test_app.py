@@ -159,9 +159,8 @@ def test_a_study_of_own_code_names_its_objective_its_direction_its_limits_and_it
             assert beyond == {r.number for r in trial_records(study.engine, 1) if r.measures["memory"] > 1200}
             [figure] = [json.loads(each["graph_object"]) for each in detail["plotly_graph_objects"]]
             assert figure["layout"]["yaxis"]["title"]["text"].startswith("validation loss")
-            [crosses] = [
-                each for each in figure["data"] if each["marker"].get("symbol") == "x-thin" and each["hovertext"]
-            ]
+            drawn = [each for each in figure["data"] if each.get("meta") == "trials"]
+            [crosses] = [each for each in drawn if each["marker"]["symbol"] == "x-thin"]
             assert len(crosses["hovertext"]) == len(beyond)
             numbers.append([trial["number"] for trial in detail["best_trials"]])
     assert numbers[0] == numbers[1]
