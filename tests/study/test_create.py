@@ -108,7 +108,7 @@ def test_a_studys_note_names_the_objective_the_limits_and_the_code_that_trains()
     assert "Trained by the command `python train.py --lr '{lr}'`." in note
     usual = study_note(grid())
     assert "Trained by" not in usual
-    assert "limit" not in usual
+    assert "beyond a limit" not in usual
 
 
 def test_a_study_of_a_newer_budgettune_is_refused_by_name_and_still_listed(study):
