@@ -28,12 +28,9 @@ from budgettune.dashboard.app import (
 )
 from budgettune.dashboard.passwords import Lockout, Passwords
 from budgettune.errors import StorageError, UsageError
-from budgettune.report import front_figures
 from budgettune.spec.study_spec import StudySpec
 from budgettune.storage.connection import open_storage
-from budgettune.storage.trials import trial_records
 from budgettune.study.handle import create_study
-from tests.support.mirrored import mirrored_pair
 
 METRICS = ["train_seconds", "test_accuracy"]
 HTPASSWD = "$2y$05$6fMYN8hUQHsOW4EeeOZB0.h.xwmVuyTjFFNPgscVnb69ayg7rk6Y6"  # of pa:ss, as htpasswd -nB writes it
@@ -137,33 +134,6 @@ def test_a_study_of_ours_has_its_objectives_named_and_a_note_with_its_file(sqlit
     assert "| `train.lr` | 0.0001 to 0.01, log scale |" in note
     assert "budgettune best 'mine | '" in note
     assert StudySpec.from_toml(note.partition("```toml\n")[2].partition("```")[0]) == spec
-
-
-def test_a_study_of_own_code_names_its_objective_its_direction_its_limits_and_its_code(tmp_path):
-    numbers = []
-    limits = {"memory": {"limit": 1200}}
-    with mirrored_pair(lambda name: f"sqlite:///{tmp_path / name}.db", constraints=limits) as pair:
-        for study in pair:
-            with served(make_app(study.url, figures=front_figures)) as client:
-                assert client("GET", f"/api/studies/{study.study_id}") == 200
-                detail = client.json()
-            direction, better = study.spec.objective.direction, "less" if study is pair[0] else "more"
-            assert detail["objective_names"] == ["train_seconds", "validation_loss"]
-            assert detail["directions"] == ["minimize", direction]
-            assert f"`validation_loss` ({better} is better)" in detail["note"]["body"]
-            assert "Trained by `mine:train`. Trials beyond a limit are no answers: `memory` at most 1200." in str(
-                detail
-            )
-            assert "accuracy" not in detail["note"]["body"]
-            beyond = {trial["number"] for trial in detail["trials"] if trial["constraints"][0] > 0}
-            assert beyond == {r.number for r in trial_records(study.engine, 1) if r.measures["memory"] > 1200}
-            [figure] = [json.loads(each["graph_object"]) for each in detail["plotly_graph_objects"]]
-            assert figure["layout"]["yaxis"]["title"]["text"].startswith("validation loss")
-            drawn = [each for each in figure["data"] if each.get("meta") == "trials"]
-            [crosses] = [each for each in drawn if each["marker"]["symbol"] == "x-thin"]
-            assert len(crosses["hovertext"]) == len(beyond)
-            numbers.append([trial["number"] for trial in detail["best_trials"]])
-    assert numbers[0] == numbers[1]
 
 
 def test_new_trials_appear_while_it_runs(tmp_path):

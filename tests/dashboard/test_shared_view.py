@@ -14,9 +14,12 @@ from budgettune.dashboard import figures as live_figures
 from budgettune.dashboard.figures import LiveFigures
 from budgettune.dashboard.live_storage import LiveStorage
 from budgettune.dashboard.shared_view import RefreshPace, SharedViews
+from budgettune.report import front_figures
 from budgettune.spec.objective import Aim
 from budgettune.storage.connection import open_storage
+from budgettune.storage.trials import trial_records
 from budgettune.study.handle import create_study
+from tests.support.mirrored import mirrored_pair
 from tests.support.studies import RESULT, SPEC
 
 
@@ -216,6 +219,33 @@ def test_our_figures_stand_on_the_page_of_our_studies_and_nothing_is_written(sql
     assert figure["data"][0]["x"] == [2.0, 2.0]
     assert shown(app, foreign._study_id) == []
     assert optunas.get_study_system_attrs(study.study_id) == before
+
+
+def test_a_study_of_own_code_names_its_objective_its_direction_its_limits_and_its_code(tmp_path, monkeypatch):
+    monkeypatch.setattr(live_figures, "PATIENCE_SECONDS", 60.0)
+    numbers = []
+    limits = {"memory": {"limit": 1200}}
+    with mirrored_pair(lambda name: f"sqlite:///{tmp_path / name}.db", constraints=limits) as pair:
+        for study in pair:
+            app = _unguarded(dashboard.make_app(study.url, figures=front_figures))
+            detail = poll(app, "after=0", f"/api/studies/{study.study_id}")[1]
+            direction, better = study.spec.objective.direction, "less" if study is pair[0] else "more"
+            assert detail["objective_names"] == ["train_seconds", "validation_loss"]
+            assert detail["directions"] == ["minimize", direction]
+            assert f"`validation_loss` ({better} is better)" in detail["note"]["body"]
+            assert "Trained by `mine:train`. Trials beyond a limit are no answers: `memory` at most 1200." in str(
+                detail
+            )
+            assert "accuracy" not in detail["note"]["body"]
+            beyond = {trial["number"] for trial in detail["trials"] if trial["constraints"][0] > 0}
+            assert beyond == {r.number for r in trial_records(study.engine, 1) if r.measures["memory"] > 1200}
+            [figure] = [json.loads(each["graph_object"]) for each in detail["plotly_graph_objects"]]
+            assert figure["layout"]["yaxis"]["title"]["text"].startswith("validation loss")
+            drawn = [each for each in figure["data"] if each.get("meta") == "trials"]
+            [crosses] = [each for each in drawn if each["marker"]["symbol"] == "x-thin"]
+            assert len(crosses["hovertext"]) == len(beyond)
+            numbers.append([trial["number"] for trial in detail["best_trials"]])
+    assert numbers[0] == numbers[1]
 
 
 def _unguarded(app):
