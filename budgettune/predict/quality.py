@@ -60,8 +60,10 @@ OWN_BENDS = (-0.6, 0.0, 0.5, 1.2, 2.5)
 OWN_SMOOTH = (0.1, 0.3, 0.8)
 NARROW = (1.0, 2.0)
 SCHEDULES = ("constant", "linear", "cosine")
-SEED_SCALES = (0.01, 0.06, 0.3, 1.0)
-"""Of own training code, what is tried beside or in place of the above; of the variance between seeds, a factor."""
+SEED_SCALES = (0.04, 0.3, 1.5, 6.0)
+SAME_CURVE = (0.5, 0.8, 0.95)
+"""Of own training code, what is tried beside or in place of the above; of the variance between seeds, a factor, and the
+correlation of its effect on points of one curve."""
 USUAL_SPREAD = 0.35  # deviation between trials, in the logit, that all deviations here are meant for
 
 MOST_LEARNT = 250
@@ -153,14 +155,16 @@ class _Observations:
     helpers: Floats  # float64[n], factor on the deviation of early points, 0 for final ones
     trials: Ints  # int64[n]
     finals: NDArray[np.bool_]  # bool[n]
+    alike: float = SAME_TRIAL  # correlation of the seed's effect on points of one curve
 
     def first(self, count: int) -> _Observations:
         some = np.arange(min(count, len(self.values)))
-        return _Observations(*(getattr(self, name)[some] for name in self.__dataclass_fields__))
+        names = [name for name in self.__dataclass_fields__ if name != "alike"]
+        return replace(self, **{name: getattr(self, name)[some] for name in names})
 
     def noise(self, helper: float) -> Floats:
         """Return the covariance of the points' noise, helper being its deviation for early points: float64[n, n]."""
-        shared = SAME_TRIAL * np.sqrt(np.outer(self.seeds, self.seeds))
+        shared = self.alike * np.sqrt(np.outer(self.seeds, self.seeds))
         noise: Floats = shared * (self.trials[:, None] == self.trials[None, :])
         noise[np.diag_indices_from(noise)] = self.seeds + (helper * self.helpers) ** 2
         return noise
@@ -270,8 +274,9 @@ class QualityModel:
         found = []
         for schedule in SCHEDULES:
             points = self._points(schedule)
-            for scale, helper in product(scales, HELPERS if schedule != "constant" else HELPERS[:1]):
-                scaled = replace(points, seeds=scale * points.seeds)
+            helpers = HELPERS if schedule != "constant" else HELPERS[:1]
+            for scale, helper, alike in product(scales, helpers, SAME_CURVE):
+                scaled = replace(points, seeds=scale * points.seeds, alike=alike)
                 some = scaled.first(MOST_SEARCHED)
                 shapes = self._shapes_of(points, is_rough=True)
                 rough = Average([self._posterior(some, _Fit(points, some, helper, shape)) for shape in shapes])

@@ -163,7 +163,7 @@ def test_axes_of_lists_and_axes_that_depend_on_others_are_answered():
         point = {"params.optimizer": chance.choice(["sgd", "adam", "lion"]), "params.width": chance.choice([32, 64])}
         if point["params.optimizer"] == "sgd":
             point["params.momentum"] = chance.uniform(0.5, 0.99)
-        trial = world.trial(number, point)
+        trial = world.trial(number, point, number)
         worse = 1.0 if point["params.optimizer"] == "adam" else 1.3
         curve = tuple(replace(epoch, value=worse * epoch.value) for epoch in trial.curve)
         trials.append(replace(trial, value=worse * trial.value, curve=curve))
