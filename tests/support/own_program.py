@@ -4,6 +4,7 @@ import argparse
 import os
 import signal
 import time
+from pathlib import Path
 
 from budgettune import Trial
 
@@ -11,7 +12,7 @@ parser = argparse.ArgumentParser()
 parser.add_argument("--how", default="")
 how = parser.parse_args().how
 trial = Trial.current({"x": 1.0}, epochs=3)
-x, at = trial.params["x"], 0.0
+x, at = trial.params["x"], trial.restored or 0.0
 
 for epoch in trial.epochs():
     with trial.clock():
@@ -35,8 +36,8 @@ for epoch in trial.epochs():
             raise SystemExit(3)
         if how == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
-        if how == "hang":
-            if "MARKER" in os.environ:
-                open(os.environ["MARKER"], "w").close()  # noqa: PTH123
+        if how == "hang" and not (marker := Path(os.environ["MARKER"])).exists():
+            marker.touch()
             time.sleep(600)
     trial.report(distance=abs(x - at))
+    trial.save(at)

@@ -15,13 +15,20 @@ from budgettune.spec.study_spec import StudySpec
 from budgettune.storage.trials import trial_records
 from budgettune.study.handle import create_study
 from budgettune.worker.loop import run_worker
-from budgettune.worker.options import WorkerOptions
+from budgettune.worker.options import Listener, WorkerOptions
 from tests.support.processes import command, wait_until
+from tests.support.studies import let_lease_run_out
 
 HERE = Path(__file__).parents[1] / "support"
 DESCENT = f"sh {HERE / 'descent.sh'}"
 PROGRAM = f"python {HERE / 'own_program.py'}"
-OPTIONS = WorkerOptions(device="cpu", threads=1, poll_seconds=0.05, allow_command=frozenset([DESCENT, PROGRAM]))
+OPTIONS = WorkerOptions(
+    device="cpu",
+    threads=1,
+    poll_seconds=0.05,
+    checkpoint_every_seconds=0.0,
+    allow_command=frozenset([DESCENT, PROGRAM]),
+)
 SHELL = {
     "name": "descent",
     "train": {"command": [*DESCENT.split(), "{lr}", "{epochs}"], "epochs": 3},
@@ -82,7 +89,8 @@ def test_a_python_program_fills_a_study(storage_url):
         ("hang", "timeout", "took longer than 3.0s: allow more with --trial-timeout, or less work"),
     ],
 )
-def test_what_became_of_a_program_stands_in_its_row(sqlite_url, how, kind, message):
+def test_what_became_of_a_program_stands_in_its_row(sqlite_url, tmp_path, monkeypatch, how, kind, message):
+    monkeypatch.setenv("MARKER", str(tmp_path / "hangs"))
     study = make(sqlite_url, PYTHON, params={"how": how}, search={"params.x": [1.0]}, sampler={"max_attempts": 1})
     options = WorkerOptions(**{**vars(OPTIONS), "trial_timeout_seconds": 3.0 if how == "hang" else None})
     summary = run_worker(sqlite_url, study.name, options)
@@ -109,9 +117,11 @@ def programs(folder):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_a_worker_that_is_stopped_hands_back_and_leaves_nothing_running(storage_url, number, tmp_path):
+def test_a_worker_that_is_stopped_leaves_nothing_running_and_another_goes_on(
+    storage_url, number, tmp_path, monkeypatch
+):
     study = make(storage_url, PYTHON, params={"how": "hang"}, search={"params.x": [1.0]})
-    words = ("--device", "cpu", "--allow-command", PROGRAM)
+    words = ("--device", "cpu", "--allow-command", PROGRAM, "--checkpoint-every", "0s")
     with command(storage_url, *words, BT_MARK=str(tmp_path), MARKER=str(tmp_path / "hangs")) as worker:
         wait_until((tmp_path / "hangs").exists)
         assert len(programs(tmp_path)) > 1
@@ -120,10 +130,20 @@ def test_a_worker_that_is_stopped_hands_back_and_leaves_nothing_running(storage_
     wait_until(lambda: not programs(tmp_path), 20)
     states = [record.state for record in records(study)]
     if number == signal.SIGKILL:
-        assert states == ["RUNNING"]  # until its lease is over
+        assert states == ["RUNNING"]
+        let_lease_run_out(study)
+        study.reconcile()
     else:
         assert worker.returncode == 128 + number, said
         assert states.count("WAITING") == 1
+    monkeypatch.setenv("MARKER", str(tmp_path / "hangs"))
+    seen, listener = [], Listener()
+    listener.epoch = lambda claim, spec, record: seen.append(record.epoch)
+    assert run_worker(storage_url, study.name, OPTIONS, listener=listener).completed == 1
+    assert seen == [1, 2]
+    assert study.verify().whole
+    (record,) = (record for record in records(study) if record.state == "COMPLETE")
+    assert record.value == pytest.approx(0.9**15, rel=1e-12)
 
 
 def test_what_a_program_computes_is_not_taken_for_the_work_of_others():
