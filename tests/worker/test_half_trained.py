@@ -1,6 +1,5 @@
 """Trials that are cut off go on where they were, in another worker; which file is whose, and when it goes."""
 
-import itertools
 import random
 import signal
 import time
@@ -21,6 +20,7 @@ from tests.support.studies import RESULT, let_lease_run_out
 from tests.trial.test_checkpoint import half
 
 OPTIONS = WorkerOptions(device="cpu", threads=1, poll_seconds=0.05, checkpoint_every_seconds=0.0)
+STORMS = 6
 TINY = ["train.epochs=5", "train.batch_size=128", "clock.warmup_steps=1", "prune_rate=0.3"]
 
 
@@ -197,15 +197,11 @@ def test_a_worker_is_told_on_the_command_line(run):
 def test_a_storm_of_kills_and_stops_ends_in_the_weights_of_an_uninterrupted_study(storage_url, tmp_path):
     """Workers of two boxes are stopped and killed as they work; every trial ends with the weights it would have had."""
     search = '{scale = [1.0, 1.2], "pruning.strategy" = ["random", "infobatch", "selective-backprop"]}'
-    study = make(storage_url, "train.epochs=40", "sampler.max_attempts=50", search=search)
+    study = make(storage_url, "train.epochs=20", "sampler.max_attempts=50", search=search)
     shared, chance = tmp_path / "shared", random.Random(1)
     words = (study.name, "--checkpoints", str(shared), "--checkpoint-every", "0s", "--device", "cpu")
     boxes = [{"BUDGETTUNE_SPOOL": str(tmp_path / name)} for name in ("one", "other")]
-    deadline = time.monotonic() + 500
-    for number in itertools.count():
-        if study.is_finished():
-            break
-        assert time.monotonic() < deadline, study.counts()
+    for number in range(STORMS):
         kept = {path.name: path.stat().st_mtime_ns for path in shared.glob("*.half")}
         workers = [command(storage_url, *words, **box) for box in boxes]
         try:
@@ -218,6 +214,7 @@ def test_a_storm_of_kills_and_stops_ends_in_the_weights_of_an_uninterrupted_stud
         assert not any("Traceback" in text for text in said), said
         let_lease_run_out(study)
         study.reconcile()
+    run_worker(study.url, study.name, WorkerOptions(**{**vars(OPTIONS), "checkpoints": str(shared)}))
     assert study.verify().whole
     assert study.counts()["COMPLETE"] == 6
     assert sum(bool(kept["details"].get("resumed")) for _, kept in completed(study)) >= 3
