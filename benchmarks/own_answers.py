@@ -170,20 +170,20 @@ METHODS: dict[str, Method] = {
 def spec_of(name: str, folder: Path, root: str | None, quick: bool) -> StudySpec:
     """Return the spec of one of the studies, its pictures written below a folder."""
     if name == "resnet10t":
-        train, test = (300, 200) if quick else (1_200, 800)
+        train, test = (300, 200) if quick else (800, 1_000)
         write_pictures(folder / "pictures", root, train, test)
         spec = StudySpec.from_document(
             {
                 "name": name,
-                "data": {"name": "folder", "root": str(folder / "pictures")},
+                "data": {"name": "folder", "root": str(folder / "pictures"), "image_size": 16},
                 "model": {"name": "timm:resnet10t"},
-                "train": {"epochs": 3},
+                "train": {"epochs": 5},
                 "pruning": {"strategy": "random"},
                 "search": {
-                    "train.lr": {"low": 3e-4, "high": 1e-2, "log": True},
+                    "train.lr": {"low": 2e-4, "high": 4e-3, "log": True},
                     "train.batch_size": [32, 64, 128],
                     "prune_rate": [0.0, 0.3],
-                    "train.epochs": [2, 3, 4],
+                    "train.epochs": [3, 5, 8],
                 },
                 "sampler": {"name": "random", "trials": 16},
             }

@@ -204,6 +204,24 @@ def test_axes_that_depend_on_others_are_predicted_where_they_are_active(ranges):
     assert all(spec.is_complete(one.params) for one in candidate_workloads(Workloads(spec, []), []))
 
 
+def test_a_model_by_name_is_answered_from_its_measured_steps():
+    axes = {"batch_size": [32, 64, 128, 256], "prune_rate": [0.0, 0.3], "train.lr": [1e-3, 3e-3]}
+    world = World(simulated_spec(**axes))
+    spec = world.spec.with_overrides(["model.name=timm:resnet10t"])
+    ran = [
+        cell
+        for cell in spec.cells()
+        if cell["batch_size"] != 32 and (cell["train.lr"] > 2e-3 or not cell["prune_rate"])
+    ]
+    trials = [world.trial(number, cell) for number, cell in enumerate(ran)]
+    answer = recommend(spec, trials, Ask(3.0))
+    assert answer.choice.step_is_measured
+    assert answer.choice.params["batch_size"] != 32
+    assert "batch_size 32 never ran: 4 configurations without a measured step are left out" in " ".join(answer.notes)
+    later = world.trial(99, answer.choice.params | {"train.epochs": answer.choice.epochs}, 7)
+    assert answer.choice.seconds_low < later.train_seconds < answer.choice.seconds_high
+
+
 # --- Asked for on a real study --------------------------------------------------------------------------------------
 
 
