@@ -326,7 +326,8 @@ def promise_line(answer: Recommendation) -> str:
 
 
 def settings_text(params: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {shown(value)}" for name, value in params.items()) or "the study's settings"
+    named = ((name.removeprefix("params."), shown(value)) for name, value in params.items())
+    return ", ".join(f"{name} {value}" for name, value in named) or "the study's settings"
 
 
 def expected_text(objective: ObjectiveSpec, prediction: Prediction) -> str:
