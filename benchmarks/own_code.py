@@ -21,8 +21,9 @@ from typing import Any
 
 from budgettune.records import MachineInfo
 from budgettune.trial.program import run_program
+from budgettune.trial.terms import Outside, Terms
 from budgettune.trial.told import ToldTrial
-from budgettune.trial.trial import Outside, Terms, Trial
+from budgettune.trial.trial import Trial
 
 MACHINE = MachineInfo(hostname="box", device="cpu", device_name="cpu", threads=1)
 KINDS = ("bare loop", "loop", "command")

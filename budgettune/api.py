@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from budgettune.spec.objective import Aim
     from budgettune.study.front import Certainty
     from budgettune.study.handle import StudyHandle
-    from budgettune.trial.trial import Trained, Trial
+    from budgettune.trial.terms import Trained
+    from budgettune.trial.trial import Trial
     from budgettune.worker.options import WorkerOptions, WorkerSummary
 
     AnyStudy = StudyHandle | str | None

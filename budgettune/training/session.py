@@ -30,7 +30,7 @@ from budgettune.training.device import Device, pick_device
 from budgettune.training.group import Group
 from budgettune.training.team import Team, follow
 from budgettune.training.trainer import train
-from budgettune.trial.trial import Trained
+from budgettune.trial.terms import Trained
 
 
 @dataclass

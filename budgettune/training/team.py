@@ -46,7 +46,7 @@ from budgettune.text import warn_once
 from budgettune.training.device import Device
 from budgettune.training.group import ANSWER_SECONDS, Group, using_threads
 from budgettune.training.trainer import train
-from budgettune.trial.trial import Trained
+from budgettune.trial.terms import Trained
 
 logger = logging.getLogger(__name__)
 

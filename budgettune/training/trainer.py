@@ -37,7 +37,7 @@ from budgettune.trial.accelerator import weights_sha256
 from budgettune.trial.checkpoint import NOWHERE, Checkpoint, HalfTrained, parts_of
 from budgettune.trial.schedule import BudgetProgress, EpochProgress, Progress, learning_rate
 from budgettune.trial.stopwatch import Stopwatch
-from budgettune.trial.trial import Trained
+from budgettune.trial.terms import Trained
 
 logger = logging.getLogger(__name__)
 

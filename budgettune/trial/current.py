@@ -17,7 +17,8 @@ from budgettune.records import EpochRecord
 from budgettune.spec.objective import ObjectiveSpec
 from budgettune.text import format_duration
 from budgettune.trial.checkpoint import NOWHERE, Checkpoint, HalfTrained
-from budgettune.trial.trial import Outside, Terms, Trial, _Epoch
+from budgettune.trial.terms import Outside, Terms
+from budgettune.trial.trial import Trial, _Epoch
 
 FOLDER_VARIABLE = "BUDGETTUNE_TRIAL"
 TERMS_FILE, SAY_PIPE, HEAR_PIPE = "trial.json", "say", "hear"

@@ -29,8 +29,8 @@ from budgettune.errors import Interrupted, OutOfMemory, ProgramFailed, SpecError
 from budgettune.machine import procfs
 from budgettune.text import as_written, shortened
 from budgettune.trial.current import FOLDER_VARIABLE, HEAR_PIPE, RESTORED_FILE, SAY_PIPE, write_terms
+from budgettune.trial.terms import Terms
 from budgettune.trial.told import ToldTrial
-from budgettune.trial.trial import Terms
 
 POLL_SECONDS = 0.1
 GRACE_SECONDS = 5.0  # from the request to end to the end by force

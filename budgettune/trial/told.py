@@ -13,7 +13,8 @@ from budgettune.errors import TrialMisused
 from budgettune.records import MachineInfo, TrialResult
 from budgettune.text import as_written, shortened
 from budgettune.trial.checkpoint import NOWHERE, Checkpoint
-from budgettune.trial.trial import Outside, Terms, Trial
+from budgettune.trial.terms import Outside, Terms
+from budgettune.trial.trial import Trial
 
 AHEAD_SECONDS = 0.001  # that a line's `at` may be later than its arrival: a clock is read in steps
 KINDS = ("clock", "aside", "report", "epoch", "describe", "save")

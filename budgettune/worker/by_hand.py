@@ -16,7 +16,8 @@ from budgettune.records import Claim
 from budgettune.spec.trust import Trust
 from budgettune.study.handle import StudyHandle
 from budgettune.text import one_line
-from budgettune.trial.trial import Outside, Terms, Trial
+from budgettune.trial.terms import Outside, Terms
+from budgettune.trial.trial import Trial
 from budgettune.worker.early_stop_judge import judge_of
 from budgettune.worker.half_trained import HalfTrainedFolder
 from budgettune.worker.loop import failure_of, foreign_machine

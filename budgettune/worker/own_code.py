@@ -30,8 +30,9 @@ from budgettune.study.handle import StudyHandle
 from budgettune.text import message_of
 from budgettune.trial.checkpoint import NOWHERE, Checkpoint
 from budgettune.trial.program import run_program, worded
+from budgettune.trial.terms import ALONE, Outside, Terms, Trained
 from budgettune.trial.told import ToldTrial
-from budgettune.trial.trial import ALONE, Outside, Terms, Trained, Trial
+from budgettune.trial.trial import Trial
 from budgettune.worker.options import Ranks, WorkerOptions
 
 

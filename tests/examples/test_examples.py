@@ -73,7 +73,7 @@ def test_scikit_learn_trains_without_torch(tmp_path):
 
 def test_a_gpt_goes_on_where_it_was_cut_off_with_the_same_weights(tmp_path):
     pytest.importorskip("torch")
-    from budgettune.worker.own_code import Outside
+    from budgettune.trial.terms import Outside
 
     spec = small("char_gpt").with_overrides(["train.epochs=3"])
     params = {"params.batch_size": 4}

@@ -10,7 +10,7 @@ from budgettune.errors import UsageError
 from budgettune.records import TrialResult
 from budgettune.spec.study_spec import StudySpec
 from budgettune.training.session import prepare_process, save_model
-from budgettune.trial.trial import Trained
+from budgettune.trial.terms import Trained
 from tests.support.studies import RESULT
 
 SPEC = StudySpec.from_document({"name": "ours"})

@@ -21,8 +21,8 @@ from budgettune.machine import procfs
 from budgettune.records import MachineInfo
 from budgettune.trial.checkpoint import NOWHERE, Checkpoint
 from budgettune.trial.program import run_program, worded
+from budgettune.trial.terms import Outside, Terms
 from budgettune.trial.told import ToldTrial
-from budgettune.trial.trial import Outside, Terms
 from tests.support.processes import wait_until
 
 MACHINE = MachineInfo(hostname="box", device="cpu", device_name="cpu", threads=1)

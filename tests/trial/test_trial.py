@@ -8,7 +8,8 @@ from budgettune.errors import Interrupted, NonFiniteLoss, TrialMisused
 from budgettune.machine.fingerprint import fingerprint
 from budgettune.spec.objective import ObjectiveSpec
 from budgettune.trial.checkpoint import NOWHERE, Checkpoint
-from budgettune.trial.trial import ALONE, Outside, Terms, Trial
+from budgettune.trial.terms import ALONE, Outside, Terms
+from budgettune.trial.trial import Trial
 
 MACHINE = fingerprint(device="cpu", threads=1)
 BITS = ObjectiveSpec(name="bits per byte", direction="minimize")

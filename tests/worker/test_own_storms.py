@@ -40,9 +40,7 @@ def ended(study):
         record.cell: (record.value, record.measures, [point.value for point in record.curve], kept["weights_sha256"])
         for record in trial_records(study.engine, study.study_id, states=["COMPLETE"])
         for kept in [
-            storage.get_trial(
-                storage.get_trial_id_from_study_id_trial_number(study.study_id, record.number)
-            ).user_attrs
+            storage.get_trial(storage.get_trial_id_from_study_id_trial_number(study.study_id, record.number)).user_attrs
         ]
     }
 
