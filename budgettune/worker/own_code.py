@@ -35,6 +35,9 @@ from budgettune.trial.told import ToldTrial
 from budgettune.trial.trial import Trial
 from budgettune.worker.options import Ranks, WorkerOptions
 
+SECRETS = ("BUDGETTUNE_STORAGE", "OPTUNA_STORAGE", "BUDGETTUNE_DASHBOARD_PASSWORD", "PGPASSWORD")
+"""Variables that no program of a study gets: it needs no database, and may print its environment."""
+
 
 def save_own(path: str | Path, trained: Trained, spec: StudySpec, params: Mapping[str, Any]) -> None:
     """Write state, spec, params and result as a pickle of plain values and of whatever the code has saved.
@@ -199,14 +202,15 @@ class OwnCode:
         terms = Terms.of(config, seed, device)
         values = {**terms.params, "seed": seed, "device": device, "processes": machine.processes}
         values |= {"epochs": terms.epochs, "budget_seconds": terms.budget_seconds}
-        counts = dict.fromkeys(THREAD_VARIABLES, str(machine.threads))
+        environment = {name: value for name, value in os.environ.items() if name not in SECRETS}
+        environment |= dict.fromkeys(THREAD_VARIABLES, str(machine.threads)) | {"CUDA_VISIBLE_DEVICES": visible}
         trial = ToldTrial(terms, outside, checkpoint)
         with watched(self.witness(), trial, machine) as finish:
             run_program(
                 trial,
                 worded(command, values),
                 terms,
-                environment={**os.environ, **counts, "CUDA_VISIBLE_DEVICES": visible},
+                environment=environment,
                 should_stop=outside.should_stop,
             )
         return finish()

@@ -16,6 +16,8 @@ from budgettune.storage.trials import trial_records
 from budgettune.study.handle import create_study
 from budgettune.worker.loop import run_worker
 from budgettune.worker.options import Listener, WorkerOptions
+from budgettune.worker.own_code import SECRETS
+from budgettune.worker.spool import default_folder
 from tests.support.processes import command, wait_until
 from tests.support.studies import let_lease_run_out
 
@@ -99,6 +101,18 @@ def test_what_became_of_a_program_stands_in_its_row(sqlite_url, tmp_path, monkey
     assert record.failure == f"{kind}: {message}"
 
 
+def test_a_program_does_not_get_the_passwords_of_its_worker(sqlite_url, tmp_path, monkeypatch):
+    for name in SECRETS:
+        monkeypatch.setenv(name, "hidden")
+    monkeypatch.setenv("WANTED", "seen")
+    command = ["sh", "-c", f"env >{tmp_path / 'environment'}"]
+    train, search = {"command": command, "epochs": 1}, {"params.lr": [0.1]}
+    study = make(sqlite_url, SHELL, train=train, search=search, sampler={"max_attempts": 1})
+    run_worker(sqlite_url, study.name, replace(OPTIONS, allow_command=frozenset([shlex.join(command)])))
+    told = (tmp_path / "environment").read_text()
+    assert "WANTED=seen" in told and "hidden" not in told
+
+
 def test_a_command_that_is_not_allowed_runs_nowhere(sqlite_url):
     study = make(sqlite_url, PYTHON)
     with pytest.raises(UsageError, match="--allow-command"):
@@ -124,6 +138,7 @@ def test_a_worker_that_is_stopped_leaves_nothing_running_and_another_goes_on(
     words = ("--device", "cpu", "--allow-command", PROGRAM, "--checkpoint-every", "0s")
     with command(storage_url, *words, BT_MARK=str(tmp_path), MARKER=str(tmp_path / "hangs")) as worker:
         wait_until((tmp_path / "hangs").exists)
+        wait_until(lambda: list((default_folder() / "half-trained").glob("*.half")))  # the worker may be writing yet
         assert len(programs(tmp_path)) > 1
         worker.send_signal(number)
         _, said = worker.communicate(timeout=60)
