@@ -34,7 +34,7 @@ from budgettune.trial.told import ToldTrial
 
 POLL_SECONDS = 0.1
 GRACE_SECONDS = 5.0  # from the request to end to the end by force
-MOST_BYTES = 2**20  # of a line
+MOST_BYTES = 2**20  # of a line; a pipe holds no more, so that one reading empties it
 LAST_LINES = 60  # of standard error, in which the reason of a failure is looked for
 
 # The program takes the place of this shell, whose child waits for the worker's end of a pipe to be closed. That one
@@ -188,20 +188,19 @@ class _Program:
 
     def _take_in(self) -> None:
         """Take in the lines that have arrived."""
-        while True:
-            try:
-                part = os.read(self._say, 2**16)
-            except BlockingIOError:
-                return
-            arrived = time.monotonic()  # after reading, or a line may say a later moment
-            *lines, self._half_line = (self._half_line + part).split(b"\n")
-            for line in lines:
-                if line.strip() and not self._trial.is_past:
-                    answer = self._trial.hear(line, arrived)
-                    if answer is not None:
-                        self._answer(answer)
-            if len(self._half_line) > MOST_BYTES:
-                raise TrialMisused(f"the program said {MOST_BYTES} bytes without an end of line: write one JSON a line")
+        try:
+            part = os.read(self._say, MOST_BYTES)
+        except BlockingIOError:
+            return
+        arrived = time.monotonic()  # after reading, or a line may say a later moment
+        *lines, self._half_line = (self._half_line + part).split(b"\n")
+        for line in lines:
+            if line.strip() and not self._trial.is_past:
+                answer = self._trial.hear(line, arrived)
+                if answer is not None:
+                    self._answer(answer)
+        if len(self._half_line) > MOST_BYTES:
+            raise TrialMisused(f"the program said {MOST_BYTES} bytes without an end of line: write one JSON a line")
 
     def _answer(self, words: Mapping[str, Any]) -> None:
         """Put an answer where the program may read it, in place of one that it has not read."""
@@ -210,15 +209,16 @@ class _Program:
         os.write(self._hear, json.dumps(words).encode() + b"\n")
 
     def _copy(self, output: int) -> bool:
-        """Pass on what the program printed; return whether more may come."""
-        while True:
-            try:
-                part = os.read(output, 2**16)
-            except BlockingIOError:
-                return True
-            self._outputs[output].write(part)
-            if not part:
-                return False
+        """Pass on what the program has printed; return whether more may come.
+
+        Not until nothing is left: one that prints without an end would never be told to stop.
+        """
+        try:
+            part = os.read(output, MOST_BYTES)
+        except BlockingIOError:
+            return True
+        self._outputs[output].write(part)
+        return bool(part)
 
     def _end(self) -> None:
         """Ask all that still runs to end, and after a while make it."""

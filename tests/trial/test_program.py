@@ -141,7 +141,7 @@ def test_a_program_runs_by_hand_too(tmp_path):
 
 
 def test_a_deadline_ends_both_kinds():
-    loop = f"while :; do {EPOCH} sleep 0.01; case $answer in *false*) exit 0 ;; esac; done"
+    loop = f"while :; do {EPOCH} sleep 0.01; case $answer in *'\"go_on\": false'*) exit 0 ;; esac; done"
     shell_result = shell(
         loop.replace('; say \'{"clock": "stop"', '; sleep 0.1; say \'{"clock": "stop"'), its=terms(budget_seconds=0.5)
     )
@@ -288,6 +288,12 @@ def test_a_stop_ends_all_that_was_started(mark, tmp_path):
     with pytest.raises(Interrupted):
         shell(HARD.format(begun), should_stop=begun.exists)
     wait_until(lambda: not left(mark), 10)
+
+
+def test_one_that_prints_without_an_end_is_told_to_stop():
+    asked = iter([False] * 3)
+    with pytest.raises(Interrupted):
+        shell("yes", should_stop=lambda: next(asked, True))
 
 
 def test_what_a_program_leaves_behind_ends_with_it(mark):
