@@ -101,7 +101,7 @@ def read(content: bytes) -> dict[str, Any]:
 
 def half_trained(checkpoint: Checkpoint, group: Alone) -> HalfTrained | None:
     """Return what is kept of a trial that was cut off, with its state as `restore` takes it."""
-    half = checkpoint.load() if group.rank == 0 else None
+    half = checkpoint.load(bytes_only=True) if group.rank == 0 else None
     try:
         state = read(half.state) if half else None
     except Exception as error:  # whatever is wrong with it
@@ -109,7 +109,7 @@ def half_trained(checkpoint: Checkpoint, group: Alone) -> HalfTrained | None:
         half = None
     if group.size > 1:
         content = group.content(half.to_bytes() if half else None)
-        half = None if content is None else HalfTrained.from_bytes(content)
+        half = None if content is None else HalfTrained.from_bytes(content, bytes_only=True)
         state = read(half.state) if half else None
     return None if half is None else replace(half, state=state)
 

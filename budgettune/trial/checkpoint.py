@@ -79,8 +79,11 @@ class HalfTrained:
         return b"%b %08x\n%b%b" % (FORMAT, zlib.crc32(state, zlib.crc32(text)), text, state)
 
     @classmethod
-    def from_bytes(cls, content: bytes, identity: str = "") -> Self:
-        """Return what `to_bytes` gave, or raise any error where it did not, or of another identity."""
+    def from_bytes(cls, content: bytes, identity: str = "", *, bytes_only: bool = False) -> Self:
+        """Return what `to_bytes` gave, or raise any error where it did not, or of another identity.
+
+        With `bytes_only` nothing is unpickled: a state that is no bytes is an error, too.
+        """
         first, _, rest = content.partition(b"\n")
         if not first.startswith(FORMAT + b" "):
             raise ValueError("another version's, or not a half-trained trial")
@@ -91,6 +94,8 @@ class HalfTrained:
         if facts.pop("identity") != identity:
             raise ValueError("of another study, configuration, seed or kind of machine")
         is_plain, _ = facts.pop("is_plain"), facts.pop("state")
+        if bytes_only and not is_plain:
+            raise ValueError("a pickle, and the built-in training reads none")
         curve = tuple(EpochRecord(**record) for record in facts.pop("curve"))
         if not curve:
             raise ValueError("it has no epoch")
@@ -181,14 +186,17 @@ class Checkpoint:
             self._cost_seconds = self._saved_at - self._asked_at
         return True
 
-    def load(self) -> HalfTrained | None:
-        """Return what was kept; None where nothing is, or nothing that can be used, which is said."""
+    def load(self, *, bytes_only: bool = False) -> HalfTrained | None:
+        """Return what was kept; None where nothing is, or nothing that can be used, which is said.
+
+        `bytes_only` is as in `HalfTrained.from_bytes`.
+        """
         if self.path is None:
             return None
         try:
             with self.path.open("rb") as file:
                 _check_owner(file, self.path.parent, is_shared=self.is_shared)
-                return HalfTrained.from_bytes(file.read(), self.identity)
+                return HalfTrained.from_bytes(file.read(), self.identity, bytes_only=bytes_only)
         except _OTHERS:
             return None
         except Exception as error:  # unpickling may raise anything

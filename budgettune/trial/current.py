@@ -134,7 +134,7 @@ class _Sent(Checkpoint):
         self._line.may_save = False
         return True
 
-    def load(self) -> HalfTrained | None:
+    def load(self, *, bytes_only: bool = False) -> HalfTrained | None:
         done = json.loads((self._folder / TERMS_FILE).read_text(encoding="utf-8"))["done"]
         if not done:
             return None

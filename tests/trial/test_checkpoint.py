@@ -152,6 +152,16 @@ def test_code_of_the_user_s_own_comes_back_as_it_was(place):
     assert Trap.sprung.is_set()  # so that the tests above show something
 
 
+def test_who_asks_for_bytes_runs_no_code(place, caplog):
+    place.save(half(state=Trap()))
+    Trap.sprung.clear()
+    assert place.load(bytes_only=True) is None
+    assert not Trap.sprung.is_set()
+    assert "a pickle" in caplog.text
+    place.save(half())
+    assert place.load(bytes_only=True) == half()
+
+
 def test_a_state_that_cannot_be_unpickled_is_no_error(place, caplog, monkeypatch):
     place.save(half(state={"code": half}))
 
