@@ -192,6 +192,7 @@ def recommend(
     device: str = "auto",
     threads: int | None = None,
     allow_import: Collection[str] = (),
+    allow_command: Collection[str] = (),
     say: Callable[[str], None] = lambda line: None,
     storage: str | None = None,
 ) -> Recommendation:
@@ -205,6 +206,7 @@ def recommend(
         device: to probe on: auto, cpu, cuda or cuda:N.
         threads: of the CPU, to probe with; None for every usable core, or what OMP_NUM_THREADS says.
         allow_import: packages that own training code may come from, where it is probed.
+        allow_command: what a program of the study's own may begin with, where it is probed.
         say: told what a probe does, a line at a time.
         storage: database URL, where study is not a handle.
 
@@ -226,7 +228,7 @@ def recommend(
             from budgettune.worker.options import WorkerOptions
             from budgettune.worker.own_code import OwnCode
 
-            trust = Trust.of_database(handle.url, allow_import)
+            trust = Trust.of_database(handle.url, allow_import, commands=allow_command)
             trainer = OwnCode(WorkerOptions(device=device, threads=threads), trust)
             trainer.probe(handle, limit, say=say)
             here = trainer.machine(spec).key
@@ -336,7 +338,7 @@ def limits_note(
     count = answers.left_out_count(engine, study_id, device_name=kind, clean_only=clean_only)
     if not count:
         return None
-    limits = ", ".join(f"{name} {limit:g}" for name, limit in aim_of(study, storage=storage).limits.items())
+    limits = aim_of(study, storage=storage).limits_text
     trials_are = "1 finished trial is" if count == 1 else f"{count} finished trials are"
     return f"{trials_are} left out: beyond the limits of the study ({limits}), or silent about what is limited"
 

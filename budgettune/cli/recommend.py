@@ -49,12 +49,13 @@ def recommend(
     device: options.Device = "auto",
     threads: options.Threads = None,
     allow_import: options.AllowImport = None,
+    allow_command: options.AllowCommand = None,
     form: options.FormatOption = Format.table,
     storage: options.Storage = None,
     debug: options.Debug = False,
 ) -> None:
     """Say what to train within a budget, also what never ran, with predicted time and accuracy."""
-    from budgettune.spec.trust import allowed_packages
+    from budgettune.spec.trust import allowed_commands, allowed_packages
 
     answer = api.recommend(
         study,
@@ -65,6 +66,7 @@ def recommend(
         device=device,
         threads=threads,
         allow_import=allowed_packages(allow_import),
+        allow_command=allowed_commands(allow_command),
         say=say,
         storage=storage,
     )

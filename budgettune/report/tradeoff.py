@@ -149,9 +149,9 @@ def _say_front(view: Overview, _: Groups) -> str:
     text += f"; the {words.most} {summary(view.best, words)}." if count > 1 else "." if count else ""
     beyond = int((~view.is_within_limits).sum())
     if beyond:
-        limits = ", ".join(f"{name} {limit:g}" for name, limit in view.aim.limits.items())
         were = "trial is" if beyond == 1 else "trials are"
-        text += f" {beyond:,} {were} beyond the limits of the study ({limits}), and so not on the front (thin crosses)."
+        text += f" {beyond:,} {were} beyond the limits of the study ({view.aim.limits_text}), and so not on the front "
+        text += "(thin crosses)."
     if view.label:
         text += f" Beside markers, where there is room: {view.label.label}."
     disturbed = sum(trial.status == "disturbed" for trial in view.trials)

@@ -41,9 +41,7 @@ class Overview:
     """The finished trials of one kind of machine, and what every figure asks of them first."""
 
     trials: tuple[TrialRecord, ...]  # by number
-    front: tuple[
-        TrialRecord, ...
-    ]  # within the limits of the study, beaten by none in time and objective, fastest first
+    front: tuple[TrialRecord, ...]  # within the study's limits, and beaten by none in both objectives; fastest first
     axes: tuple[FigureAxis, ...]
     colour: FigureAxis | None  # parameter shown as colour: the prune rate, where it is searched
     marker: FigureAxis | None  # parameter shown as marker and panel: the scale of the model, where it is searched
@@ -92,8 +90,7 @@ class Overview:
             NothingToDraw: where none is within the limits of the study.
         """
         if not self.front:
-            limits = ", ".join(f"{name} {limit:g}" for name, limit in self.aim.limits.items())
-            raise NothingToDraw(f"No finished trial is within the limits of the study ({limits}).")
+            raise NothingToDraw(f"No finished trial is within the limits of the study ({self.aim.limits_text}).")
         return self.answers[-1]
 
     @cached_property

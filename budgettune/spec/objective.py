@@ -128,6 +128,11 @@ class Aim:
         known = {"peak_memory_mb": trial.peak_memory_mb} | dict(trial.measures)
         return {name: known.get(name) for name in self.limits}
 
+    @property
+    def limits_text(self) -> str:
+        """The limits within a sentence, by name."""
+        return ", ".join(f"{name} {limit:g}" for name, limit in self.limits.items())
+
     def allows(self, trial: Measured) -> bool:
         """Whether a trial tells all that is limited, and is within the limits."""
         return all(excess <= 0 for excess in self.excesses(trial))

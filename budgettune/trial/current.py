@@ -104,11 +104,13 @@ class Line:
 class Printed:
     """In place of the pipes, where a program was started by hand."""
 
+    _seconds = _began = 0.0  # on the clock, and when it started
+
     def say(self, **words: Any) -> None:
-        if "clock" in words and words["clock"] == "start":
+        if words.get("clock") == "start":
             self._began = words["at"]
         elif "clock" in words:
-            self._seconds = getattr(self, "_seconds", 0.0) + words["at"] - self._began
+            self._seconds += words["at"] - self._began
 
     def report(self, words: Mapping[str, float]) -> bool:
         said = ", ".join(f"{name} {value:.6g}" for name, value in words.items())

@@ -27,8 +27,7 @@ class ToldTrial(Trial):
 
     Attributes:
         folder: that a file lies in which the program names without one.
-        is_over: whether the program was told to end.
-        is_past: whether it went on all the same.
+        is_past: whether the program was told to end, and went on all the same.
     """
 
     def __init__(self, terms: Terms, outside: Outside, checkpoint: Checkpoint = NOWHERE) -> None:
@@ -39,7 +38,7 @@ class ToldTrial(Trial):
         self._segment_began = 0.0  # on the clock
         self._aside: tuple[str, AbstractContextManager[None]] | None = None
         self._lines = 0
-        self.is_over = self.is_past = False
+        self.is_past = False
 
     def hear(self, line: bytes, arrived: float) -> dict[str, Any] | None:
         """Take in a line that arrived at a second of the monotonic clock; return the answer to it, None for none.
@@ -54,16 +53,15 @@ class ToldTrial(Trial):
             if not isinstance(told, dict):
                 raise ValueError("no object")
         except ValueError:
-            text = line.decode(errors="replace").strip()
-            raise TrialMisused(f"{self._line(text)} is no JSON object: write one line for each thing said") from None
+            raise TrialMisused(f"{self._line(line)} is no JSON object: write one line for each thing said") from None
         kind = next((kind for kind in KINDS if kind in told), None)
         if kind is None:
-            raise TrialMisused(f"{self._line(line.decode().strip())} says none of {', '.join(KINDS)}")
+            raise TrialMisused(f"{self._line(line)} says none of {', '.join(KINDS)}")
         self._now = self._moment(told.get("at", arrived), arrived)
         try:
             return getattr(self, f"_hear_{kind}")(told)  # type: ignore[no-any-return]
         except (TypeError, ValueError, KeyError, AttributeError) as error:
-            raise TrialMisused(f"{self._line(line.decode().strip())} cannot be read: {error}") from None
+            raise TrialMisused(f"{self._line(line)} cannot be read: {error}") from None
 
     def result(self, machine: MachineInfo, status: str = "unverified", evidence: Mapping[str, Any] = {}) -> TrialResult:
         if not self._lines:
@@ -72,7 +70,7 @@ class ToldTrial(Trial):
                 "in any other language it writes lines to $BUDGETTUNE_TRIAL/say"
             )
         if self._segment is not None:
-            raise TrialMisused(f'the program ended while its clock ran: say {{"clock": "stop"}} before{self._after()}')
+            raise TrialMisused('the program ended while its clock ran: say {"clock": "stop"} before')
         if self._epoch is not None and not self._epoch.has_run:
             self._epoch = None
         if not self._curve and self._epoch is None:
@@ -93,7 +91,7 @@ class ToldTrial(Trial):
                 raise self._misuse("the clock runs already")
             if self._aside is not None:
                 raise self._misuse(f"the clock starts inside of {self._aside[0]!r}, which is off the clock")
-            self.is_past = self.is_over
+            self.is_past = self._epoch is None and self._is_over
             if self.is_past:
                 return
             if self._epoch is None:
@@ -144,9 +142,9 @@ class ToldTrial(Trial):
         self._ready_to_end()
         self.report(**measures)
         self._end_epoch()
-        self.is_over = self._is_over
-        may_save = not self.is_over and self._checkpoint.is_due()
-        return {"go_on": not self.is_over, "train_seconds": self._watch.elapsed(), "save": may_save}
+        goes_on = not self._is_over
+        may_save = goes_on and self._checkpoint.is_due()
+        return {"go_on": goes_on, "train_seconds": self._watch.elapsed(), "save": may_save}
 
     def _hear_save(self, told: dict[str, Any]) -> None:
         if self._epoch is not None or not self._curve:
@@ -169,7 +167,6 @@ class ToldTrial(Trial):
             raise self._misuse('an epoch begins with its clock, and ends with a report or {"epoch": "end"}')
         self._ready_to_end()
         self._end_epoch()
-        self.is_over = self._is_over
 
     def _hear_describe(self, told: dict[str, Any]) -> None:
         if not isinstance(told["describe"], dict):
@@ -197,8 +194,5 @@ class ToldTrial(Trial):
     def _misuse(self, text: str) -> TrialMisused:
         return self._misused(f"line {self._lines} that the program said: {text}")
 
-    def _line(self, text: str) -> str:
-        return f"line {self._lines} that the program said, {shortened(text)!r},"
-
-    def _after(self) -> str:
-        return f" (after line {self._lines})"
+    def _line(self, line: bytes) -> str:
+        return f"line {self._lines} that the program said, {shortened(line.decode(errors='replace').strip())!r},"

@@ -3,6 +3,7 @@
 import json
 import re
 import sqlite3
+from pathlib import Path
 
 import pytest
 
@@ -87,3 +88,17 @@ def test_an_epoch_of_what_never_ran_is_probed_and_nothing_else_is_kept(run):
     assert len(probes) == len(re.findall(r"probe \d+ of", err)) > 0
     assert all(probe.ms_mean > 5 * 8 for probe in probes)
     assert "without a measured step" not in text
+
+
+def test_an_epoch_of_a_program_is_probed_where_it_is_allowed(run, monkeypatch):
+    program = Path(__file__).parents[1] / "support" / "own_program.py"
+    monkeypatch.setenv("PYTHONPATH", str(program.parents[2]))
+    train, search = {"command": ["python", str(program)], "epochs": 3}, {"params.x": [1.0]}
+    document = {**SPEC, "name": "program", "train": train, "search": search}
+    study = api.create_study(StudySpec.from_document(document))
+    ask = ("recommend", "program", "--budget", "1s", "--probe", "1m", "--device", "cpu", "--threads", "1")
+    assert "--allow-command" in run(*ask)[2]
+    assert not read_probes(study.engine, study.study_id)
+    run(*ask, "--allow-command", f"python {program}")
+    ((probe,),) = read_probes(study.engine, study.study_id).values()
+    assert probe.ms_mean > 0

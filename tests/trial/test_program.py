@@ -390,7 +390,7 @@ def test_a_program_goes_on_with_what_an_earlier_one_has_saved(tmp_path, start, p
     result = start(program, its=terms(epochs=4), checkpoint=checkpoint, on_epoch=seen.append)
     assert [record.epoch for record in seen] == [2, 3]
     assert (result.epochs, len(result.curve), result.weights_sha256) == (4, 4, weights)
-    assert result.train_seconds > kept.elapsed_seconds
+    assert result.train_seconds >= kept.elapsed_seconds  # two lines may arrive together
 
 
 def test_saving_within_an_epoch_is_misuse():
