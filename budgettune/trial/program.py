@@ -51,7 +51,9 @@ exec "$@" </dev/null 3<&-
 """
 
 _OWN_ERROR = re.compile(r"budgettune\.errors\.(\w+): (.*)")
-_FULL = re.compile(r"\bMemoryError\b|OutOfMemoryError|std::bad_alloc|CUDA out of memory|Cannot allocate memory")
+_FULL = re.compile(
+    r"\bMemoryError\b|OutOfMemoryError|RESOURCE_EXHAUSTED|std::bad_alloc|CUDA out of memory|Cannot allocate memory"
+)
 _ERROR = re.compile(r"(?:\[rank\d+\]: *)?(?!\S*ChildFailedError)([\w.]*(?:Error|Exception|Interrupt)\b.*)")
 
 

@@ -110,8 +110,8 @@ class Trial:
         self._usual_steps = half.curve[-1].steps
         self._watch.go_on(half.elapsed_seconds, half.seconds)
         self._asides, self._facts = dict(half.state["asides"]), dict(half.state["facts"])
-        heard = [record.value is not None and self._outside.ends_early(record) for record in half.curve]
-        self._is_ended = heard[-1]
+        # The stopping rule hears of all earlier epochs; what it said of them before the last was not followed then.
+        self._is_ended = [each.value is not None and self._outside.ends_early(each) for each in half.curve][-1]
         return half.state["state"]
 
     # --- the loop ---------------------------------------------------------------------------------------------------
@@ -145,7 +145,7 @@ class Trial:
             raise self._misused("trial.clock() inside trial.clock(): the clock runs already")
         if epoch.record is not None:
             raise self._misused("the clock runs after trial.report(): report once, at the end of an epoch")
-        self._name_time()
+        self._charge_off_clock()
         epoch.has_run = True
         try:
             with self._watch.running():
@@ -173,8 +173,7 @@ class Trial:
         now = self._clock()
         seconds, self._last_step_at = now - self._last_step_at, now
         self._count(1, samples, loss, (seconds,))
-        if self._outside.should_stop():
-            self._ask_to_go_on()
+        self._stop_if_asked()
         return self.budget_seconds is None or not self._progress.is_over(epoch.number)
 
     @property
@@ -208,7 +207,7 @@ class Trial:
             raise self._misused("trial.report() inside trial.clock(): evaluate after the clock, or it is charged")
         if epoch.record is not None:
             raise self._misused(f"trial.report() twice in epoch {epoch.number}: report once, at the end of an epoch")
-        self._name_time()
+        self._charge_off_clock()
         numbers = {name: self._number(name, value) for name, value in measures.items()}
         value = self._taken_objective(numbers)
         epoch.record = replace(self._record(epoch), value=value, measures=numbers)
@@ -224,7 +223,7 @@ class Trial:
         """
         if self._is_running:
             raise self._misused(f"trial.aside({name!r}) inside trial.clock(): what the clock counts is on it")
-        self._name_time()
+        self._charge_off_clock()
         self._off_since = None
         self._accelerator.synchronize()
         began = self._clock()
@@ -339,7 +338,7 @@ class Trial:
         return self._epoch
 
     def _begin_epoch(self) -> int:
-        self._ask_to_go_on()
+        self._stop_if_asked()
         self._epoch = _Epoch(len(self._curve))
         return self._epoch.number
 
@@ -358,14 +357,12 @@ class Trial:
             epoch.loss_sum = epoch.loss_sum + (loss.detach() if hasattr(loss, "detach") else loss) * weight
             epoch.losses += weight
 
-    def _ask_to_go_on(self) -> None:
+    def _stop_if_asked(self) -> None:
         if self._outside.should_stop():
             raise Interrupted(f"told to stop in epoch {len(self._curve)}: the configuration can be run again")
 
     def _end_epoch(self) -> None:
         epoch = self._open_epoch("the end of an epoch")
-        if not epoch.has_run:
-            raise self._misused(f"the clock never ran in epoch {epoch.number}: train inside `with trial.clock():`")
         if epoch.record is None:
             epoch.record = self._record(epoch)
             self._outside.on_epoch(epoch.record)
@@ -381,7 +378,7 @@ class Trial:
         return self._is_ended or (bool(self._curve) and self._progress.is_over(len(self._curve)))
 
     def _keep(self) -> None:
-        self._name_time()
+        self._charge_off_clock()
         with self._watch.phase("checkpoint"):
             self._checkpoint.save(
                 HalfTrained(
@@ -409,7 +406,7 @@ class Trial:
             loss=loss,
         )
 
-    def _name_time(self) -> None:
+    def _charge_off_clock(self) -> None:
         """Charge the time off the clock since the last border to its phase."""
         now = self._clock()
         if self._off_since is not None:

@@ -247,13 +247,14 @@ def watched(witness: Witness, trial: Trial, machine: MachineInfo) -> Iterator[Ca
 
 @contextmanager
 def memory_named() -> Iterator[None]:
-    """Raise an error of full memory, of Python or of torch, as OutOfMemory."""
+    """Raise an error of full memory, of Python, torch or JAX, as OutOfMemory."""
     try:
         yield
     except BudgetTuneError:
         raise
     except Exception as error:
-        if isinstance(error, MemoryError) or type(error).__name__ in ("OutOfMemoryError", "XlaRuntimeOutOfMemory"):
+        is_named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+        if is_named or str(error).startswith("RESOURCE_EXHAUSTED"):  # torch's, and JAX's
             said = str(error).splitlines()[0] if str(error) else "no memory is left"
             raise OutOfMemory(f"{type(error).__name__}: {said}") from None
         raise

@@ -220,6 +220,11 @@ def test_numbers_that_are_none_are_told_apart():
         ("sh -c 'kill -TERM $$'; exit $?", ProgramFailed, "sh ended with exit status 143, which stands for SIGTERM"),
         ("echo 'URL postgresql://a:secret@b/c' >&2; exit 1", ProgramFailed, r"URL postgresql://a:\*\*\*@b/c"),
         ("printf 'half a line' >&2; exit 1", ProgramFailed, "half a line"),
+        (
+            "echo 'XlaRuntimeError: RESOURCE_EXHAUSTED: Out of memory' >&2; exit 1",
+            OutOfMemory,
+            "for want of memory: Xla",
+        ),
     ],
 )
 def test_how_a_program_failed(script, error, message):

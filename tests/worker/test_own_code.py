@@ -7,12 +7,13 @@ import sys
 import pytest
 
 from budgettune import api
-from budgettune.errors import BudgetTuneError, SpecError, UsageError
+from budgettune.errors import BudgetTuneError, OutOfMemory, SpecError, UsageError
 from budgettune.spec.study_spec import StudySpec
 from budgettune.storage.trials import trial_records
 from budgettune.study.handle import create_study
 from budgettune.worker.loop import run_worker
 from budgettune.worker.options import WorkerOptions
+from budgettune.worker.own_code import memory_named
 from tests.support.processes import command, wait_until
 
 OPTIONS = WorkerOptions(device="cpu", poll_seconds=0.05, allow_import=frozenset(["tests"]))
@@ -79,6 +80,14 @@ def test_what_goes_wrong_is_told_apart_and_uses_up_attempts(tmp_path, how, kind,
     assert run_worker(url, study.name, OPTIONS).failed == 2
     assert [record.failure for record in records(study)] == [f"{kind}: {message}"] * 2
     assert len(study.verify().given_up) == 1
+
+
+def test_full_memory_has_one_name_whoever_finds_it():
+    for error in (MemoryError(), RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes")):
+        with pytest.raises(OutOfMemory, match=type(error).__name__), memory_named():
+            raise error
+    with pytest.raises(RuntimeError), memory_named():
+        raise RuntimeError("no RESOURCE_EXHAUSTED")
 
 
 def test_a_worker_does_not_go_on_for_ever_with_code_that_is_misused(tmp_path):
