@@ -19,10 +19,17 @@ from budgettune.errors import UsageError
 from budgettune.records import TrialRecord
 from budgettune.spec.study_spec import StudySpec, load_spec
 from budgettune.spec.tables import library_of
-from budgettune.storage import answers, studies
+from budgettune.storage import answers
 from budgettune.storage import trials as stored_trials
 from budgettune.storage.connection import open_engine, reading
-from budgettune.storage.studies import ANY_MACHINE, comparable_machine_key, find_study, machine_keys, read_probes
+from budgettune.storage.studies import (
+    ANY_MACHINE,
+    comparable_machine_key,
+    find_study,
+    machine_keys,
+    read_aim,
+    read_probes,
+)
 from budgettune.storage.url import storage_url
 from budgettune.study import pareto
 from budgettune.text import parse_duration
@@ -298,7 +305,7 @@ def hypervolume_of(
     engine, study_id = locate(study, storage)
     kind = comparable_machine_key(engine, study_id, device_name)
     points = answers.score_points(engine, study_id, device_name=kind, clean_only=clean_only)
-    objective = aim_of(study, storage=storage).objective
+    objective = read_aim(engine, study_id).objective
     worst_seconds, worst_score = pareto.hypervolume_reference(points, is_share=objective.is_accuracy)
     return pareto.hypervolume(points, (worst_seconds, worst_score)), (worst_seconds, objective.score(worst_score))
 
@@ -314,19 +321,17 @@ def certainty(
         return None
     from budgettune.study.front import certainty_of
 
-    objective = aim_of(study, storage=storage).objective
+    objective = read_aim(engine, study_id).objective
     sure = certainty_of(results, is_share=objective.is_accuracy)
     if sure is None or objective.direction == "maximize":
         return sure
-    intervals = {cell: (-high, -low) for cell, (low, high) in sure.accuracy_intervals.items()}
-    return replace(sure, accuracy_intervals=intervals)
+    intervals = {cell: (-high, -low) for cell, (low, high) in sure.intervals.items()}
+    return replace(sure, intervals=intervals)
 
 
 def aim_of(study: AnyStudy = None, *, storage: str | None = None) -> Aim:
     """Return what a study wants of its trials beside few seconds: its objective, and the limits of its constraints."""
-    engine, study_id = locate(study, storage)
-    with reading(engine) as connection:
-        return studies.aim_of(connection, study_id)
+    return read_aim(*locate(study, storage))
 
 
 def limits_note(
@@ -338,7 +343,7 @@ def limits_note(
     count = answers.left_out_count(engine, study_id, device_name=kind, clean_only=clean_only)
     if not count:
         return None
-    limits = aim_of(study, storage=storage).limits_text
+    limits = read_aim(engine, study_id).limits_text
     trials_are = "1 finished trial is" if count == 1 else f"{count} finished trials are"
     return f"{trials_are} left out: beyond the limits of the study ({limits}), or silent about what is limited"
 

@@ -80,8 +80,8 @@ def test_the_front_its_hypervolume_and_its_certainty_are_the_same(pair):
     sure, other = map(api.certainty, pair)
     assert sure.front_chances == pytest.approx(other.front_chances)
     assert any(0.0 < chance < 1.0 for chance in sure.front_chances.values())
-    for cell, (low, high) in sure.accuracy_intervals.items():
-        assert (low, high) == pytest.approx(tuple(-end for end in reversed(other.accuracy_intervals[cell])))
+    for cell, (low, high) in sure.intervals.items():
+        assert (low, high) == pytest.approx(tuple(-end for end in reversed(other.intervals[cell])))
         own = [one.value for one in api.trial_records(pair[0]) if one.cell == cell]
         assert low < sum(own) / len(own) < high
 

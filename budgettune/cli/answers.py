@@ -58,7 +58,7 @@ def best(
 
 def _over_seeds(sure: Certainty | None, record: TrialRecord, form: Format, objective: ObjectiveSpec) -> dict[str, Any]:
     """Return the 95% interval of the mean over seeds of a trial's configuration, where repeats tell it."""
-    interval = None if sure is None or record.cell is None else sure.accuracy_intervals.get(record.cell)
+    interval = None if sure is None or record.cell is None else sure.intervals.get(record.cell)
     if form is not Format.table:
         key = "accuracy" if objective.is_accuracy else objective.key
         return dict(zip((f"{key}_low", f"{key}_high"), interval or (None, None), strict=True))

@@ -15,7 +15,7 @@ from budgettune.errors import NothingToDraw
 from budgettune.records import OFF_CLOCK, ON_CLOCK, PhaseSeconds, StoppingNote, TrialRecord
 from budgettune.report import style
 from budgettune.report.axes import grouped, is_number
-from budgettune.report.view import Figure, Overview, counted, objectives, params_text, unit_for
+from budgettune.report.view import Figure, Overview, counted, objectives, param_texts, unit_for
 from budgettune.spec.documents import full_key
 from budgettune.study.early_stop import summary_of_notes
 from budgettune.study.pareto import undominated
@@ -163,7 +163,7 @@ def repeat_spreads(view: Overview) -> tuple[RepeatSpread, ...]:
         if len(trials) > 1:
             seconds, reached = zip(*map(objectives, trials), strict=True)
             times, values = ((statistics.fmean(some), statistics.stdev(some)) for some in (seconds, reached))
-            spreads.append(RepeatSpread(params_text(trials[0], view.axes), len(trials), *times, *values))
+            spreads.append(RepeatSpread(", ".join(param_texts(trials[0], view.axes)), len(trials), *times, *values))
     if not spreads:
         raise NothingToDraw(
             "Every configuration ran once, so nothing tells how much of a difference is chance: "

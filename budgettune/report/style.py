@@ -10,8 +10,8 @@ import numpy as np
 import plotly.graph_objects as go
 
 from budgettune.records import TrialRecord
-from budgettune.report.axes import ABSENT, FigureAxis, Groups, value_text
-from budgettune.report.view import Overview, measure_texts, objectives
+from budgettune.report.axes import ABSENT, FigureAxis, Groups
+from budgettune.report.view import Overview, measure_texts, objectives, param_texts
 
 # Okabe and Ito (2008), without the yellow, which is too pale for a white page.
 BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
@@ -119,16 +119,12 @@ def in_unit(view: Overview, seconds: np.ndarray | Sequence[float]) -> np.ndarray
 
 
 def hover_text(trial: TrialRecord, view: Overview) -> str:
-    params = [
-        html_safe(f"{axis.label} {value_text(trial.params[axis.name])}")
-        for axis in view.axes
-        if axis.name in trial.params
-    ]
-    measures = [html_safe(f"{name} {text}") for name, text in measure_texts(trial, view.aim).items()]
+    measures = (f"{name} {text}" for name, text in measure_texts(trial, view.aim).items())
+    told = map(html_safe, (*param_texts(trial, view.axes), *measures))
     kept = "" if trial.keep_fraction is None else f"kept {trial.keep_fraction:.0%}, "
     epochs = "" if trial.epochs is None else f"{trial.epochs} epochs, "
     return "<br>".join(
-        [f"trial {trial.number}", *params, *measures, f"{kept}{epochs}clock {html_safe(trial.status or 'unverified')}"]
+        [f"trial {trial.number}", *told, f"{kept}{epochs}clock {html_safe(trial.status or 'unverified')}"]
     )
 
 

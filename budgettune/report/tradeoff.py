@@ -74,7 +74,7 @@ def _say_answer(view: Overview, points: np.ndarray) -> str:
 
 def _answer_points(view: Overview) -> np.ndarray:
     """Return seconds and value of each answer: float64 of shape (answers, 2)."""
-    assert view.best  # or there is nothing to draw
+    view.check_limits()
     return np.array([objectives(trial) for trial in view.answers])
 
 

@@ -89,9 +89,13 @@ class Overview:
         Raises:
             NothingToDraw: where none is within the limits of the study.
         """
+        self.check_limits()
+        return self.answers[-1]
+
+    def check_limits(self) -> None:
+        """Raise NothingToDraw where no trial is within the limits of the study."""
         if not self.front:
             raise NothingToDraw(f"No finished trial is within the limits of the study ({self.aim.limits_text}).")
-        return self.answers[-1]
 
     @cached_property
     def is_on_front(self) -> np.ndarray:
@@ -255,10 +259,9 @@ def _parts(axes: Sequence[FigureAxis]) -> tuple[FigureAxis | None, FigureAxis | 
     return (colour, marker, label) if marker else (colour, label, None)
 
 
-def params_text(trial: TrialRecord, axes: Sequence[FigureAxis]) -> str:
-    return ", ".join(
-        f"{axis.label} {value_text(trial.params[axis.name])}" for axis in axes if axis.name in trial.params
-    )
+def param_texts(trial: TrialRecord, axes: Sequence[FigureAxis]) -> list[str]:
+    """Return the settings of a trial by label, without those that are inactive there."""
+    return [f"{axis.label} {value_text(trial.params[axis.name])}" for axis in axes if axis.name in trial.params]
 
 
 def measure_texts(trial: TrialRecord, aim: Aim) -> dict[str, str]:

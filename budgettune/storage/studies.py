@@ -109,6 +109,12 @@ def aim_of(connection: sa.Connection, study_id: int) -> Aim:
     return Aim.of(study_attribute(connection, study_id, SPEC_ATTRIBUTE))
 
 
+def read_aim(engine: sa.Engine, study_id: int) -> Aim:
+    """As `aim_of`, by a connection of its own."""
+    with reading(engine) as connection:
+        return aim_of(connection, study_id)
+
+
 class _Told(NamedTuple):
     """What a trial tells that may be limited."""
 

@@ -12,10 +12,9 @@ from typing import Any, BinaryIO
 
 from budgettune.errors import BudgetTuneError, UsageError
 from budgettune.files import replacing
-from budgettune.spec.objective import Aim
 from budgettune.storage.answers import measure_names, param_names
-from budgettune.storage.connection import Engine, reading
-from budgettune.storage.studies import aim_of
+from budgettune.storage.connection import Engine
+from budgettune.storage.studies import read_aim
 from budgettune.storage.trials import record_batches
 from budgettune.storage.writes import json_text
 from budgettune.text import csv_safe
@@ -37,7 +36,7 @@ def export(engine: Engine, study_id: int, format: str, out: str | Path | None = 
 
 def _flat_rows(engine: Engine, study_id: int) -> tuple[list[str], Iterator[dict[str, Any]]]:
     """Return the columns and the rows of a table of all trials, their texts fit for a terminal and for any encoding."""
-    params, measures, aim = param_names(engine, study_id), measure_names(engine, study_id), _aim(engine, study_id)
+    params, measures, aim = param_names(engine, study_id), measure_names(engine, study_id), read_aim(engine, study_id)
     columns = {column: csv_safe(column) for column in aim.columns(params, measures)}
     rows = (
         {columns[column]: csv_safe(value) for column, value in aim.flat_row(record, params, measures).items()}
@@ -45,11 +44,6 @@ def _flat_rows(engine: Engine, study_id: int) -> tuple[list[str], Iterator[dict[
         for record in records
     )
     return list(columns.values()), rows
-
-
-def _aim(engine: Engine, study_id: int) -> Aim:
-    with reading(engine) as connection:
-        return aim_of(connection, study_id)
 
 
 def _write_csv(engine: Engine, study_id: int, file: BinaryIO) -> None:
@@ -63,7 +57,7 @@ def _write_csv(engine: Engine, study_id: int, file: BinaryIO) -> None:
 
 
 def _write_json(engine: Engine, study_id: int, file: BinaryIO) -> None:
-    separator, objective = "[\n", _aim(engine, study_id).objective
+    separator, objective = "[\n", read_aim(engine, study_id).objective
     for records in record_batches(engine, study_id):
         for record in records:
             file.write((separator + json_text(objective.renamed(record.to_json()))).encode())

@@ -74,7 +74,7 @@ class Certainty:
     """How sure a study's answers are, by cell, in the mean over all seeds."""
 
     front_chances: Mapping[int, float]  # of no other cell being both faster and more accurate
-    accuracy_intervals: Mapping[int, tuple[float, float]]  # of 95%
+    intervals: Mapping[int, tuple[float, float]]  # of 95%, of accuracy or another score over all seeds
 
 
 Results = Mapping[int, Sequence[tuple[float, float]]]  # seconds and accuracy, or score, of each repeat, by cell
@@ -93,7 +93,7 @@ def certainty_of(results: Results, *, is_share: bool = True) -> Certainty | None
     each = {cell: accuracy_interval(mean, noise.accuracy[cell], bounds=bounds) for cell, mean in means.items()}
     intervals = {cell: (unit * low, unit * high) for cell, (low, high) in each.items()}
     chances = {cell: chance.chance for cell, chance in estimate_front_chances(means, noise, bounds).items()}
-    return Certainty(front_chances=chances, accuracy_intervals=intervals)
+    return Certainty(front_chances=chances, intervals=intervals)
 
 
 def _in_units(results: Results, is_share: bool) -> tuple[Results, float]:
