@@ -20,6 +20,7 @@ from budgettune.records import StepProbe, TrialRecord
 from budgettune.spec.objective import ObjectiveSpec
 from budgettune.spec.study_spec import StudySpec
 
+MANY_IMAGES = 10**9  # so that an expected accuracy keeps its place
 LEAST_GAIN = 0.0005  # in accuracy, from which a next trial is worth naming
 LEAST_GAIN_SHARE = 0.01  # the same of other objectives, in deviations between trials
 
@@ -199,19 +200,21 @@ class Candidates:
         """Return the run whose result is worth most to the answer, None where that is next to nothing.
 
         The worth is the knowledge gradient (Frazier, Powell and Dayanik 2008) of one more trial, each run by itself:
-        how much better the best of what is known is expected to be.
+        how much better the best of what is known is expected to be. It is reckoned on the line, and told in scores of
+        the rival's size: at a hopeless run's own place, a loss of thousands, a little doubt would be worth thousands.
         """
         if len(self.runs) == 1:
             return None
-        means, variances = self.expected, self._forecasts.variances
-        learnt = self._forecasts.line.slopes(means) * variances / np.sqrt(variances + self._forecasts.seeds)
-        rivals = np.full(len(means), means[self.best])
-        rivals[self.best] = np.delete(means, self.best).max()
+        line, variances = self._forecasts.line, self._forecasts.variances
+        learnt = variances / np.sqrt(variances + self._forecasts.seeds)
+        scores = np.full(len(self.runs), self.expected[self.best])
+        scores[self.best] = np.delete(self.expected, self.best).max()
+        means, rivals = ([line.place(each, MANY_IMAGES) for each in some] for some in (self.expected, scores))
         # How far a normal variable is expected to pass a rival that is so far away from its mean.
-        scaled = np.abs(means - rivals) / np.maximum(learnt, 1e-12)
+        scaled = np.abs(np.subtract(means, rivals)) / np.maximum(learnt, 1e-12)
         density = np.exp(-0.5 * scaled**2) / math.sqrt(2 * math.pi)
         beyond = np.array([_NORMAL.cdf(-value) for value in scaled])
-        gains = learnt * (density - scaled * beyond)
+        gains = line.slopes(scores) * learnt * (density - scaled * beyond)
         index = int(np.argmax(gains))
         if gains[index] < self.least_gain:
             return None

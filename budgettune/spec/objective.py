@@ -22,7 +22,8 @@ def key_of(name: str) -> str:
 
 
 def _name(value: Any) -> Any:
-    if not isinstance(value, str) or not key_of(value).isidentifier() or len(value) > 60:
+    is_text = isinstance(value, str) and value.isprintable() and len(value) <= 60
+    if not is_text or not key_of(value).isidentifier():
         raise ValueError("must be a name of letters, digits and spaces, such as validation loss")
     if key_of(value) in TAKEN_KEYS:
         raise ValueError("is what every trial has beside it: take another name")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from budgettune.errors import SpecError
 from budgettune.spec.conditions import condition_text
 from budgettune.spec.faults import nearest
+from budgettune.spec.objective import TAKEN_KEYS
 from budgettune.spec.tables import Scalar
 from budgettune.text import as_written, shortened
 
@@ -50,6 +51,8 @@ def check_own_code(spec: StudySpec) -> None:
         if not name.isidentifier() or name in TOLD:
             place = "params" if name in spec.params else "constraints"
             raise SpecError(f"{place}.{shortened(name)}: {WORD}")
+    if taken := next((name for name in spec.constraints if name in TAKEN_KEYS and name not in MEASURED), None):
+        raise SpecError(f"constraints.{taken}: is what every trial has beside it: report it by another name")
     if spec.objective.key in spec.constraints:
         raise SpecError(f"constraints.{spec.objective.key}: is the objective: take another number")
     absent = {

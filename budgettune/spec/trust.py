@@ -60,7 +60,7 @@ def contained() -> Iterator[None]:
     """Run a study's code inside: its `sys.exit` (argparse calls it) is an error, and signals that it takes come back.
 
     Raises:
-        RuntimeError: where it asked the process to end.
+        RuntimeError: where it asked the process to end, or raised what is no Exception (as extensions in Rust panic).
     """
     takes = threading.current_thread() is threading.main_thread()
     before = {number: signal.getsignal(number) for number in _STOPPING} if takes else {}
@@ -70,6 +70,10 @@ def contained() -> Iterator[None]:
         if type(error) is not SystemExit:  # of a command that a signal ends
             raise
         raise RuntimeError(f"it called sys.exit({error.code!r})") from error
+    except (Exception, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        raise RuntimeError(f"{type(error).__name__}: {error}") from error
     finally:
         for number, handler in before.items():
             if signal.getsignal(number) is not handler:

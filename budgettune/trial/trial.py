@@ -5,6 +5,7 @@ It imports neither torch nor a database: whoever runs the trial says by `Outside
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from array import array
@@ -16,7 +17,8 @@ from types import MappingProxyType
 from typing import Any
 
 from budgettune.errors import Interrupted, NonFiniteLoss, TrialFailed, TrialMisused
-from budgettune.records import EpochRecord, MachineInfo, PhaseSeconds, TrialResult
+from budgettune.records import EpochRecord, MachineInfo, PhaseSeconds, TrialResult, finite_number
+from budgettune.text import shortened
 from budgettune.trial.accelerator import Accelerator, weights_sha256
 from budgettune.trial.checkpoint import NOWHERE, Checkpoint, HalfTrained, parts_of
 from budgettune.trial.schedule import BudgetProgress, EpochProgress, Progress
@@ -25,6 +27,7 @@ from budgettune.trial.terms import ALONE, Outside, Terms
 
 FACTS = ("parameters", "multiply_adds", "precision", "weights_sha256", "peak_memory_mb")
 """What `Trial.describe` may say that a trial's row has a column for."""
+TEXTS = ("precision", "weights_sha256")  # and the others are numbers
 
 
 @dataclass
@@ -254,7 +257,11 @@ class Trial:
         """Tell facts of the model: those in `FACTS`, which people sort by, and any other that JSON can hold.
 
         Of a torch module the parameters are counted, and its weights are hashed.
+
+        Raises:
+            TrialMisused: where a fact is none that JSON can hold, or is no number where a column wants one.
         """
+        facts = {name: self._fact(name, fact) for name, fact in facts.items()}
         if model is not None:
             self._facts["parameters"] = sum(parameter.numel() for parameter in model.parameters())
             self._facts["weights_sha256"] = weights_sha256(model)
@@ -325,12 +332,26 @@ class Trial:
         """Return a reported value as a float, whatever library it comes from."""
         try:
             number = float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise self._misused(f"trial.report({name}=…): {type(value).__name__} is no number") from None
         if not math.isfinite(number):
             self.failure = NonFiniteLoss(f"the code reports {name} = {number}")
             raise self.failure
         return number
+
+    def _fact(self, name: str, fact: Any) -> Any:
+        """Return a fact as JSON holds it; numbers of numpy and torch become Python's."""
+        try:
+            fact = json.loads(json.dumps(fact, default=lambda value: value.item(), allow_nan=False))
+        except (TypeError, ValueError, AttributeError, RuntimeError):
+            raise self._misused(
+                f"trial.describe({name}=…): {type(fact).__name__} is nothing that JSON can hold"
+            ) from None
+        is_right = isinstance(fact, str) if name in TEXTS else finite_number(fact) is not None
+        if name in FACTS and fact is not None and not is_right:
+            wanted = "text" if name in TEXTS else "a number"
+            raise self._misused(f"trial.describe({name}={shortened(repr(fact))}): must be {wanted}")
+        return fact
 
     def _open_epoch(self, call: str) -> _Epoch:
         if self._epoch is None:

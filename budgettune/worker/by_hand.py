@@ -16,6 +16,7 @@ from budgettune.records import Claim
 from budgettune.spec.trust import Trust
 from budgettune.study.handle import StudyHandle
 from budgettune.text import one_line
+from budgettune.trial.checkpoint import Checkpoint
 from budgettune.trial.terms import Outside, Terms
 from budgettune.trial.trial import Trial
 from budgettune.worker.early_stop_judge import judge_of
@@ -61,7 +62,7 @@ def trials(study: StudyHandle, options: WorkerOptions) -> Iterator[Trial]:
                         yield trial
                 except GeneratorExit:  # the loop was left, perhaps with all that it wanted
                     was_left = True
-                    if _settled(study, claim, trial, sys._getframe(1), heard):
+                    if _settled(study, claim, trial, checkpoint, sys._getframe(1), heard):
                         return
                 caught = trial.failure
                 try:
@@ -88,7 +89,14 @@ def _claim(study: StudyHandle, options: WorkerOptions) -> Claim | None:
     return claim
 
 
-def _settled(study: StudyHandle, claim: Claim, trial: Trial, frame: FrameType, heard: threading.Event) -> bool:
+def _settled(
+    study: StudyHandle,
+    claim: Claim,
+    trial: Trial,
+    checkpoint: Checkpoint,
+    frame: FrameType,
+    heard: threading.Event,
+) -> bool:
     """Record why a loop was left in a trial; return false where the trial is whole, and its result counts."""
     traceback, error = _leaving(frame)
     error = error or trial.failure
@@ -98,10 +106,10 @@ def _settled(study: StudyHandle, claim: Claim, trial: Trial, frame: FrameType, h
         study.hand_back(claim, "its loop was left")
     elif isinstance(error, (KeyboardInterrupt, SystemExit, Interrupted)) or (error is None and heard.is_set()):
         study.hand_back(claim)
-    elif isinstance(error, Exception):
-        study.fail(claim, *failure_of(error))
     else:
-        study.fail(claim, "error", f"an exception left the loop {_place(traceback)}")
+        unknown = ("error", f"an exception left the loop {_place(traceback)}")
+        study.fail(claim, *(failure_of(error) if isinstance(error, Exception) else unknown))
+        checkpoint.forget()
     return True
 
 

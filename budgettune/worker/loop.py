@@ -377,7 +377,7 @@ class _Worker:
             self.extras += 1
             self.listener.failed(claim, "kept as an extra: another worker's result counts for its cell")
         else:
-            self._note_failure(study, claim, "its time or its accuracy is not a finite number")
+            self._note_failure(study, claim, f"its time or its {study.spec.objective.label} is not a finite number")
 
     def _leave_device(self, study: StudyHandle, claim: Claim, error: Exception) -> NoReturn:
         """End the worker, whose next trials would all fail.

@@ -9,6 +9,7 @@ import random
 import re
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -185,7 +186,7 @@ class OwnCode:
         with _threads(self._threads):
             function = self._function(config.train.loop or "")
             trial = Trial(Terms.of(config, seed, self.device), outside, checkpoint=checkpoint)
-            with watched(self.witness(), trial, self._machine) as finish, contained(), memory_named():
+            with watched(self.witness(), trial, self._machine) as finish, contained(), _left_as_found(), memory_named():
                 _start_chance(seed)
                 function(trial)
             result, saved = finish(), trial.saved
@@ -258,6 +259,28 @@ def memory_named() -> Iterator[None]:
             said = str(error).splitlines()[0] if str(error) else "no memory is left"
             raise OutOfMemory(f"{type(error).__name__}: {said}") from None
         raise
+
+
+@contextmanager
+def _left_as_found() -> Iterator[None]:
+    """Put back what code changes of the process, so that the next trial begins as this one did."""
+    folder, variables, streams = Path.cwd(), dict(os.environ), (sys.stdout, sys.stderr)
+    torch = sys.modules.get("torch")
+    usual = torch and (torch.get_default_dtype(), torch.is_grad_enabled(), torch.are_deterministic_algorithms_enabled())
+    try:
+        with warnings.catch_warnings():
+            yield
+    finally:
+        os.chdir(folder)
+        for name in os.environ.keys() - variables.keys():
+            del os.environ[name]
+        os.environ.update(variables)
+        sys.stdout, sys.stderr = streams
+        if (torch := sys.modules.get("torch")) is not None:
+            kind, has_gradients, is_deterministic = usual or (torch.float32, True, False)
+            torch.set_default_dtype(kind)
+            torch.set_grad_enabled(has_gradients)
+            torch.use_deterministic_algorithms(is_deterministic)
 
 
 def _start_chance(seed: int) -> None:

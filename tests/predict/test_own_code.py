@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 from budgettune.errors import UsageError
+from budgettune.predict.curves import Line
 from budgettune.predict.held_out import coverage, held_out
 from budgettune.predict.measured_time import Pace
 from budgettune.predict.predictor import Predictor, choice_of, prediction_of, unmeasured
+from budgettune.predict.quality import QualityForecasts
 from budgettune.predict.recommend import Ask, Candidates, recommend
 from budgettune.records import StepProbe
 from tests.support.own_world import OwnWorld, own_spec
@@ -82,6 +84,16 @@ def test_answers_beat_the_best_that_ran_and_keep_the_budget(worlds):
             kept.append(world.trial(9, {**choice.params, "train.epochs": choice.epochs}, 5).train_seconds <= budget)
     assert np.mean(regrets) < 0.7 * np.nanmean(observed)
     assert np.mean(kept) >= 0.8
+
+
+def test_no_run_is_worth_more_than_the_whole_loss_of_the_best(worlds):
+    candidates = Candidates(worlds[0][2], Ask(0.3))
+    places, variances = np.full((2, len(candidates.runs)), 1.0)
+    places[0], variances[0] = -8.0, 9.0  # of a loss of thousands, and nobody knows
+    forecasts = QualityForecasts(places, variances, np.full(len(places), 0.01), Line.LOG)
+    candidates._forecasts, candidates.expected = forecasts, forecasts.expected()
+    candidates.best = int(np.argmax(candidates.expected))
+    assert 0 < candidates.worth_knowing().gain < -candidates.expected[candidates.best]
 
 
 def test_a_study_that_minimises_and_one_that_maximises_the_negative_give_mirrored_answers():

@@ -69,6 +69,11 @@ def test_what_others_do_not_know_is_left_out_of_their_documents():
         ({"constraints": {"memory": {"limit": 1}}}, "constraints.memory: the built-in trainer measures peak_memory_mb"),
         ({**LOOP, "constraints": {"a b": {"limit": 1}}}, "constraints.a b: must be a word of letters, digits and _"),
         ({**LOOP, "constraints": {"test_accuracy": {"limit": 1}}}, "constraints.test_accuracy: is the objective: take"),
+        (
+            {**LOOP, "constraints": {"train_seconds": {"limit": 1}}},
+            "constraints.train_seconds: is what every trial has",
+        ),
+        ({**LOOP, "objective": {"name": "a\nb"}}, "objective.name: 'a\\nb' must be a name of letters"),
         ({**LOOP, "constraints": {"memory": {}}}, "constraints.memory.limit: missing: add limit = …"),
         ({**LOOP, "model": {"scale": 2.0}}, "model: is for the built-in trainer; train.loop gets what is in [params]"),
         (

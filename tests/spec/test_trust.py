@@ -151,6 +151,14 @@ def test_a_command_that_a_signal_ends_while_code_runs_ends():
         raise Left(143)
 
 
+def test_what_is_no_exception_is_an_error_of_the_code():
+    class PanicException(BaseException):
+        """As extensions in Rust raise."""
+
+    with pytest.raises(RuntimeError, match="PanicException: index out of bounds"), contained():
+        raise PanicException("index out of bounds")
+
+
 RUN = ("python", "train.py", "--lr", "{lr}")
 
 

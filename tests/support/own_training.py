@@ -2,7 +2,9 @@
 
 import os
 import signal
+import sys
 import time
+import warnings
 from pathlib import Path
 
 STEPS = 5
@@ -53,6 +55,19 @@ def stepless(trial):
         with trial.clock():
             time.sleep(0.001)
         trial.report(distance=1.0)
+
+
+def untidy(trial):
+    """Change what belongs to the process, and tell how many such changes it has found."""
+    found = [Path.cwd() == Path("/"), "UNTIDY" in os.environ, sys.stdout is None, warnings.filters[0][0] == "once"]
+    os.chdir("/")
+    os.environ["UNTIDY"] = "1"
+    sys.stdout = None
+    warnings.simplefilter("once")
+    for _ in trial.epochs():
+        with trial.clock():
+            time.sleep(0.001)
+        trial.report(distance=sum(found))
 
 
 not_a_function = 3

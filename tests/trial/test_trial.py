@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 
 from budgettune.errors import Interrupted, NonFiniteLoss, TrialMisused
@@ -95,6 +96,28 @@ def test_what_code_describes_is_in_its_columns_and_the_rest_beside_them(clock):
     trial.describe(parameters=12, kind="linear")
     result = run(trial, clock).result(MACHINE)
     assert (result.parameters, dict(result.architecture)) == (12, {"kind": "linear"})
+
+
+def test_facts_are_what_json_holds(clock):
+    trial = make(clock)
+    trial.describe(parameters=np.int64(12), peak_memory_mb=np.float32(0.5), shape=(np.int64(2), 3))
+    result = run(trial, clock).result(MACHINE)
+    assert (result.parameters, result.peak_memory_mb, dict(result.architecture)) == (12, 0.5, {"shape": [2, 3]})
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ({"kernel": object()}, r"trial\.describe\(kernel=…\): object is nothing that JSON can hold"),
+        ({"weights": np.zeros(2)}, r"trial\.describe\(weights=…\): ndarray is nothing that JSON can hold"),
+        ({"norm": math.nan}, r"trial\.describe\(norm=…\): float is nothing that JSON can hold"),
+        ({"parameters": "many"}, r"trial\.describe\(parameters='many'\): must be a number"),
+        ({"precision": 16}, r"trial\.describe\(precision=16\): must be text"),
+    ],
+)
+def test_other_facts_are_misuse(clock, facts, message):
+    with pytest.raises(TrialMisused, match=message):
+        make(clock).describe(**facts)
 
 
 @pytest.mark.parametrize("budget_seconds", [7.0, 7.4, 7.6, 9.9])
@@ -237,6 +260,7 @@ def said(trial):
             body(tick, said, objective=BITS),
             "trial.report() tells accuracy, and the study's objective is bits per byte: ",
         ),
+        (body(tick, lambda trial: trial.report(accuracy=10**400)), "trial.report(accuracy=…): int is no number"),
         (body(tick, lambda trial: trial.report(accuracy="x")), "trial.report(accuracy=…): str is no number"),
         (
             body(tick, lambda trial: next(trial.epochs())),

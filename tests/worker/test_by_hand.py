@@ -10,6 +10,8 @@ import pytest
 import budgettune as bt
 from budgettune.errors import TrialMisused, UsageError
 from budgettune.spec.study_spec import StudySpec
+from budgettune.worker.by_hand import trials
+from budgettune.worker.options import WorkerOptions
 from tests.support.processes import wait_until
 
 SPEC = {"name": "hand", "train": {"loop": "nobody:calls", "epochs": 2}, "search": {"params.x": [1, 2, 3]}}
@@ -56,6 +58,25 @@ def test_an_exception_fails_the_trial_and_says_where(study):
     assert failed.state == "FAIL"
     assert "no such optimizer" in failed.failure
     assert states(study).count(("WAITING", "")) == 3  # its cell was queued again
+
+
+def test_what_was_saved_of_a_trial_that_fails_is_forgotten(storage_url, tmp_path):
+    study = bt.create_study(StudySpec.from_document({**SPEC, "search": {}}), storage=storage_url)
+    options = WorkerOptions(device="cpu", checkpoints=str(tmp_path / "half"), checkpoint_every_seconds=0)
+    for trial in trials(study, options):
+        epochs = trial.epochs()
+        next(epochs)
+        with trial.clock():
+            trial.step(1)
+        trial.report(accuracy=0.5)
+        trial.save("half")
+        next(epochs)
+        break  # handed back
+    assert len(list((tmp_path / "half").iterdir())) == 1
+    with pytest.raises(ValueError, match="wrong"):
+        for _ in trials(study, options):
+            raise ValueError("wrong")
+    assert not list((tmp_path / "half").iterdir())
 
 
 def test_what_the_trial_itself_raised_is_the_reason_though_code_caught_it(study):

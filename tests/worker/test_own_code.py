@@ -90,6 +90,13 @@ def test_full_memory_has_one_name_whoever_finds_it():
         raise RuntimeError("no RESOURCE_EXHAUSTED")
 
 
+def test_what_code_changes_of_the_process_is_gone_before_the_next_trial(tmp_path):
+    url = f"sqlite:///{tmp_path / 'own.db'}"
+    study = make(url, train={"loop": "tests.support.own_training:untidy", "epochs": 1})
+    assert run_worker(url, study.name, OPTIONS).completed == 3
+    assert [record.value for record in records(study)] == [0, 0, 0]
+
+
 def test_a_worker_does_not_go_on_for_ever_with_code_that_is_misused(tmp_path):
     url = f"sqlite:///{tmp_path / 'own.db'}"
     make(url, train={"loop": "tests.support.own_training:nothing", "epochs": 1})
