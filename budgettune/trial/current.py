@@ -94,7 +94,7 @@ class Line:
         heard = b""
         while not heard.endswith(b"\n"):
             if not (part := os.read(self._hear, 4096)):
-                raise TrialMisused("the worker that started this program is gone")
+                raise TrialMisused("the worker that started this program is gone: another one will run the trial again")
             heard += part
         answer = json.loads(heard.splitlines()[-1])
         self.may_save = answer["save"]

@@ -12,11 +12,13 @@ from budgettune import api
 from budgettune.errors import BudgetTuneError, UsageError
 from budgettune.machine import procfs
 from budgettune.spec.study_spec import StudySpec
+from budgettune.spec.trust import Trust
 from budgettune.storage.trials import trial_records
 from budgettune.study.handle import create_study
+from budgettune.trial.checkpoint import Checkpoint
 from budgettune.worker.loop import run_worker
 from budgettune.worker.options import Listener, WorkerOptions
-from budgettune.worker.own_code import SECRETS
+from budgettune.worker.own_code import SECRETS, OwnCode
 from budgettune.worker.spool import default_folder
 from tests.support.processes import command, wait_until
 from tests.support.studies import let_lease_run_out
@@ -165,6 +167,15 @@ def test_what_a_program_computes_is_not_taken_for_the_work_of_others():
     spec = StudySpec.from_document({**PYTHON, "params": {"how": "compute", "x": 1.0}, "search": {}})
     evidence = api.train(spec, {}, allow_command=[PROGRAM], device="cpu").result.evidence
     assert evidence["own_cores"] * evidence["seconds"] > 0.7
+
+
+def test_a_program_that_still_runs_is_not_taken_for_the_work_of_others(tmp_path):
+    spec = StudySpec.from_document({**PYTHON, "params": {"how": "compute", "x": 1.0}, "search": {}})
+    place = Checkpoint(tmp_path / "half", "mine", every_seconds=0)
+    OwnCode(OPTIONS, Trust(commands=[PROGRAM])).trained(spec, {}, 0, checkpoint=place)
+    kept = place.load()
+    assert kept.status == "unverified"
+    assert kept.evidence["reasons"] == ["the program still ran: who used the cores is not known"]
 
 
 @pytest.mark.slow
