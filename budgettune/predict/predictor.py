@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import math
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -15,6 +16,7 @@ from budgettune.predict.curves import points_of
 from budgettune.predict.measured_time import MeasuredSteps
 from budgettune.predict.quality import QualityForecasts, QualityModel
 from budgettune.predict.run_time import TimeModel, WorkloadTime
+from budgettune.predict.search_axes import SearchAxis, search_axes
 from budgettune.predict.workload import Workload, Workloads
 from budgettune.records import StepProbe, TrialRecord
 from budgettune.spec.axes import RangeSpec, value_at
@@ -208,7 +210,8 @@ def choice_of(predictor: Predictor) -> Choice:
     """Return the configurations whose time is measured, or follows from a formula, within the limits of the study.
 
     Where no formula tells times, these are the steps that were timed, each with all that changes no time. Where trials
-    went beyond a limit of the study, so will what runs the same steps.
+    went beyond a limit of the study, so will what runs the same steps; where only some of those did, what is nearest to
+    them: a limited number may depend on settings that change no time.
     """
     workloads, steps, records = predictor.workloads, predictor.time_model.steps, predictor.records
     found, left_out = (
@@ -216,13 +219,27 @@ def choice_of(predictor: Predictor) -> Choice:
         if isinstance(steps, MeasuredSteps)
         else (candidate_workloads(workloads, records), [])
     )
-    over = [record for record in predictor.finished if not workloads.spec.aim.allows(record)]
-    beyond = {steps.key_of(workloads.of(record.params)) for record in over}
-    allowed = [workload for workload in found if steps.key_of(workload) not in beyond]
+    axes, aim = search_axes(workloads.spec), workloads.spec.aim
+    ran: defaultdict[Any, list[tuple[list[float], bool]]] = defaultdict(list)  # places, and whether within the limits
+    for record in predictor.finished:
+        ran[steps.key_of(workloads.of(record.params))].append((_place(axes, record.params), aim.allows(record)))
+
+    def is_within(workload: Workload) -> bool:
+        same = ran.get(steps.key_of(workload), [])
+        if len({is_allowed for _, is_allowed in same}) < 2:
+            return all(is_allowed for _, is_allowed in same)
+        place = _place(axes, workload.params)
+        return min(same, key=lambda one: math.dist(place, one[0]))[1]
+
+    allowed = [workload for workload in found if is_within(workload)]
     if len(allowed) < len(found):
         limits = ", ".join(workloads.spec.constraints)
         left_out.append(f"{len(found) - len(allowed)} configurations are left out: their trials went beyond {limits}")
     return Choice(tuple(predictor.time_model.of(allowed)) if allowed else (), tuple(left_out))
+
+
+def _place(axes: Sequence[SearchAxis], params: Mapping[str, Any]) -> list[float]:
+    return [place for axis in axes for place in axis.places(params.get(axis.name))]
 
 
 def _with_measured_steps(

@@ -184,6 +184,16 @@ def test_axes_of_lists_and_axes_that_depend_on_others_are_answered():
     assert "params.momentum" not in answer.choice.params
 
 
+def test_a_limit_of_what_changes_no_time_leaves_out_what_is_near_to_those_beyond_it():
+    spec = own_spec(constraints={"rate": {"limit": 0.01}})
+    trials = [
+        replace(trial, measures={"rate": trial.params["params.lr"]}) for trial in OwnWorld(spec, seed=2).drawn(24)
+    ]
+    answer = recommend(spec, trials, Ask(0.5))
+    assert answer.choice.params["params.lr"] < 0.013
+    assert any("went beyond rate" in note for note in answer.notes)
+
+
 def test_what_goes_beyond_a_limit_is_not_recommended():
     spec = own_spec(constraints={"memory": {"limit": 700.0}})
     world = OwnWorld(spec, seed=2)
