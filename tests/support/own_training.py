@@ -40,8 +40,10 @@ def misbehave(trial, how):
         trial.step()
     if how == "exit":
         raise SystemExit(3)
-    if how == "kill once" and not (marker := Path(os.environ["MARKER"] + str(trial.seed))).exists():
+    if how == "die once" and not (marker := Path(os.environ["MARKER"] + str(trial.seed))).exists():
         marker.touch()
+        if trial.seed % 2:
+            raise MemoryError
         os.kill(os.getpid(), signal.SIGKILL)
 
 
