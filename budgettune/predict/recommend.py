@@ -103,8 +103,9 @@ class Recommendation:
         if self.observed is not None:
             names = ("number", "params", "epochs", "train_seconds", "test_accuracy")
             document["observed"] = objective.renamed({name: getattr(self.observed, name) for name in names})
-        if objective.is_accuracy:
-            document["basis"]["seed_points"] = self.basis.seed_points
+        if objective.is_accuracy:  # as ever, in points
+            named = {"seed_deviation": ("seed_points", self.basis.seed_points)}
+            document["basis"] = dict(named.get(key, (key, value)) for key, value in document["basis"].items())
         return document
 
 

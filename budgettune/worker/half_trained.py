@@ -13,7 +13,7 @@ from budgettune.records import Claim, Slot
 from budgettune.storage.studies import all_studies
 from budgettune.storage.trials import trial_records
 from budgettune.study.handle import StudyHandle
-from budgettune.text import variable, warn_once
+from budgettune.text import variable
 from budgettune.trial.checkpoint import NOWHERE, Checkpoint, identity_of
 from budgettune.worker.spool import default_folder, storage_identity
 
@@ -41,8 +41,7 @@ class HalfTrainedFolder:
         """Return where a trial is kept: by its slot, so that the next try finds it, on a machine of the same kind."""
         if self.every_seconds is None:
             return NOWHERE
-        if (path := self._path(study, claim)) is None:
-            warn_once(logger, "half-trained trials are not kept: there is no home folder: name one with --checkpoints")
+        if (path := self._path(study, claim)) is None:  # no home folder, as the spool says
             return NOWHERE
         identity = identity_of(study.spec, claim.params, claim.seed, machine_key)
         return Checkpoint(path, identity, every_seconds=self.every_seconds, is_shared=self.is_shared)

@@ -38,7 +38,7 @@ from budgettune.trial.checkpoint import Checkpoint
 from budgettune.trial.stopwatch import undisturbed
 from budgettune.worker.early_stop_judge import TrialJudge, judge_of
 from budgettune.worker.half_trained import HalfTrainedFolder
-from budgettune.worker.options import Listener, Ranks, WorkerOptions, WorkerSummary
+from budgettune.worker.options import Listener, Ranks, WorkerOptions, WorkerSummary, gpu_of
 from budgettune.worker.own_code import OwnCode
 from budgettune.worker.signals import StopFlag
 from budgettune.worker.spool import Spool
@@ -135,6 +135,7 @@ class _Worker:
 
     def run(self) -> WorkerSummary:
         parse_url(self.url)  # one that cannot be read is not waited for
+        gpu_of(self.options.device)
         self.half_trained = HalfTrainedFolder(self.options.checkpoints, self.options.checkpoint_every_seconds)
         self.trust = Trust.of_database(
             self.url, self.options.allow_import, self.options.allow_root, self.options.allow_command

@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, NamedTuple
 
+from budgettune.errors import UsageError
 from budgettune.records import Claim, EpochRecord, TrialResult
 
 if TYPE_CHECKING:
     from budgettune.spec.study_spec import StudySpec
     from budgettune.study.handle import StudyHandle
+
+
+def gpu_of(device: str) -> int | None:
+    """Return which GPU a name asks for, None for the CPU, or for whatever is there.
+
+    Raises:
+        UsageError: where the name is none of auto, cpu, cuda and cuda:N.
+    """
+    match = re.fullmatch(r"auto|cpu|cuda(?::(\d+))?", device)
+    if match is None:
+        raise UsageError(f"device {device!r} is unknown: use auto, cpu, cuda or cuda:N")
+    return int(match[1] or 0) if device.startswith("cuda") else None
 
 
 @dataclass(frozen=True, kw_only=True)

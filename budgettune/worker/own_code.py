@@ -6,7 +6,6 @@ import gc
 import os
 import pickle
 import random
-import re
 import sys
 import time
 import warnings
@@ -34,7 +33,7 @@ from budgettune.trial.program import run_program, worded
 from budgettune.trial.terms import ALONE, Outside, Terms, Trained
 from budgettune.trial.told import ToldTrial
 from budgettune.trial.trial import Trial
-from budgettune.worker.options import Ranks, WorkerOptions
+from budgettune.worker.options import Ranks, WorkerOptions, gpu_of
 
 SECRETS = ("BUDGETTUNE_STORAGE", "OPTUNA_STORAGE", "BUDGETTUNE_DASHBOARD_PASSWORD", "PGPASSWORD")
 """Variables that no program of a study gets: it needs no database, and may print its environment."""
@@ -327,11 +326,8 @@ def _visible(device: str, processes: int) -> tuple[str, str]:
 
 def _pick(name: str) -> tuple[str, str | None, str | None]:
     """Return the device that an option stands for, with its name and its UUID where it is a GPU."""
-    match = re.fullmatch(r"auto|cpu|cuda(?::(\d+))?", name)
-    if match is None:
-        raise UsageError(f"device {name!r} is unknown: use auto, cpu, cuda or cuda:N")
+    index = gpu_of(name) or 0
     gpus = [] if name == "cpu" else named_gpus()
-    index = int(match[1] or 0)
     if index < len(gpus):
         return f"cuda:{index}", *gpus[index]
     if name.startswith("cuda"):
