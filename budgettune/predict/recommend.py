@@ -134,14 +134,15 @@ def recommend(
         for record in predictor.timed
         if (record.train_seconds or math.inf) <= ask.budget_seconds and spec.aim.allows(record)
     ]
-    quality, steps = predictor.quality_model, predictor.time_model.steps
+    observed = max(in_time, key=lambda record: spec.objective.score(record.value or 0.0), default=None)
+    choice, quality, steps = candidates.prediction(best), predictor.quality_model, predictor.time_model.steps
     return Recommendation(
         study=spec.name,
         budget_seconds=ask.budget_seconds,
         confidence=ask.confidence,
         device_name=predictor.device_name,
-        choice=candidates.prediction(best),
-        observed=max(in_time, key=lambda record: spec.objective.score(record.value or 0.0), default=None),
+        choice=choice,
+        observed=observed,
         extrapolated=tuple(_extrapolations(predictor, *candidates.runs[best])),
         next_trial=candidates.worth_knowing(),
         basis=Basis(
@@ -157,7 +158,11 @@ def recommend(
             value_factor=quality.calibration,
             least_gain=candidates.least_gain,
         ),
-        notes=(*_notes(predictor, *candidates.runs[best]), *candidates.left_out),
+        notes=(
+            *_notes(predictor, *candidates.runs[best]),
+            *_better(spec.objective, observed, choice),
+            *candidates.left_out,
+        ),
         objective=spec.objective,
     )
 
@@ -234,6 +239,17 @@ def _extrapolations(predictor: Predictor, time: WorkloadTime, epochs: int) -> It
         yield f"{told}; trials of {trained} epochs ran"
     if not time.is_measured:
         yield f"the step ({workload.step}) was never timed"
+
+
+def _better(objective: ObjectiveSpec, observed: TrialRecord | None, choice: Prediction) -> Iterator[str]:
+    """Yield a sentence where a trial is better than all that is likely of the choice, which uses up the time."""
+    most = max(objective.score(choice.value_low), objective.score(choice.value_high))
+    if observed is not None and observed.value is not None and objective.score(observed.value) > most:
+        trained = "epoch" if len(observed.curve) == 1 else "epochs"
+        yield (
+            f"trial {observed.number} is better, with {len(observed.curve)} {trained}: "
+            f"answers use up the time, and training for longer may make {objective.label} worse"
+        )
 
 
 def _notes(predictor: Predictor, time: WorkloadTime, epochs: int) -> Iterator[str]:

@@ -194,6 +194,17 @@ def test_a_limit_of_what_changes_no_time_leaves_out_what_is_near_to_those_beyond
     assert any("went beyond rate" in note for note in answer.notes)
 
 
+def test_where_longer_training_is_worse_the_better_trial_is_named():
+    world = OwnWorld(own_spec(), seed=2)
+    trials = []
+    for trial in world.drawn(16):
+        curve = tuple(replace(point, value=point.value * 1.5 ** (2 * point.epoch)) for point in trial.curve)
+        trials.append(replace(trial, value=curve[-1].value, curve=curve))
+    notes = recommend(world.spec, trials, Ask(3.0)).notes
+    assert any("is better, with" in note and "answers use up the time" in note for note in notes)
+    assert not any("answers use up" in note for note in recommend(world.spec, world.drawn(16), Ask(3.0)).notes)
+
+
 def test_what_goes_beyond_a_limit_is_not_recommended():
     spec = own_spec(constraints={"memory": {"limit": 700.0}})
     world = OwnWorld(spec, seed=2)
