@@ -75,6 +75,7 @@ def compare(
     """Compare pruning strategies at equal training time, against full data and random subsets."""
     from budgettune.comparison import run
     from budgettune.comparison.show import sentences, table_rows, write_figure
+    from budgettune.spec.own_code import built_in_only
     from budgettune.spec.study_spec import load_spec
     from budgettune.spec.trust import allowed_packages
 
@@ -82,7 +83,7 @@ def compare(
         try:
             with stop.interrupting():
                 comparison = run.compare(
-                    load_spec(spec).with_overrides(sets or []),
+                    built_in_only(load_spec(spec).with_overrides(sets or [])),
                     budgets or (),
                     seeds=seeds,
                     strategies=[

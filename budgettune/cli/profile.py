@@ -50,13 +50,14 @@ def profile(
     debug: options.Debug = False,
 ) -> None:
     """Time a step of every scale and batch size, and look into those that fall off a kernel cliff."""
+    from budgettune.spec.own_code import built_in_only
     from budgettune.spec.study_spec import load_spec
     from budgettune.spec.trust import Trust, allowed_packages
     from budgettune.training.profile.profiler import profile as run_profile
 
     with err.status("probing") as status:
         report = run_profile(
-            load_spec(spec).with_overrides(sets or []),
+            built_in_only(load_spec(spec).with_overrides(sets or [])),
             device=device,
             threads=threads,
             rounds=rounds,

@@ -64,6 +64,19 @@ def check_own_code(spec: StudySpec) -> None:
     _check_command(train.command or (), known, absent)
 
 
+def built_in_only(spec: StudySpec) -> StudySpec:
+    """Return a spec that the built-in trainer trains.
+
+    Raises:
+        SpecError: where code of its own does.
+    """
+    if spec.train.is_own_code:
+        raise SpecError(
+            f"study {spec.name!r} trains code of its own, and this is about the built-in trainer: name another"
+        )
+    return spec
+
+
 def _check_command(command: Sequence[str], known: Collection[str], absent: Mapping[str, str]) -> None:
     """Refuse names in braces that stand for nothing, or (with where they do not) for nothing in some trials."""
     for part in command:

@@ -405,7 +405,8 @@ class _Worker:
     def _record_failure(self, study: StudyHandle, claim: Claim, error: Exception) -> None:
         expected = isinstance(error, BudgetTuneError) and not isinstance(error, (TrialMisused, ProgramFailed))
         kind, message = failure_of(error)
-        if not expected and not isinstance(error, ProgramFailed):  # that one has printed its own lines
+        is_told = isinstance(error, BudgetTuneError) and study.spec.train.command is not None
+        if not expected and not is_told:  # a program has printed its own lines
             logger.exception("trial %d failed", claim.number)
         study.fail(claim, kind, message)
         if not isinstance(error, (DeviceLost, ProcessLost)):  # which are no fault of the trial's

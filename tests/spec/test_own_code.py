@@ -3,6 +3,7 @@
 import pytest
 
 from budgettune.errors import SpecError
+from budgettune.spec.own_code import built_in_only
 from budgettune.spec.study_spec import StudySpec
 
 LOOP = {"train": {"loop": "mine:train", "epochs": 3}}
@@ -98,3 +99,10 @@ def test_what_others_do_not_know_is_left_out_of_their_documents():
 )
 def test_what_cannot_work_is_refused_in_one_sentence(document, message):
     assert complaint(document).startswith(message)
+
+
+def test_what_is_about_the_built_in_trainer_takes_no_own_code():
+    spec = StudySpec.from_document({"name": "a"})
+    assert built_in_only(spec) is spec
+    with pytest.raises(SpecError, match="study 'b' trains code of its own, and this is about the built-in trainer"):
+        built_in_only(StudySpec.from_document({"name": "b", **LOOP}))
