@@ -37,8 +37,6 @@ LEAST_PROGRESS = 0.45
 HELPERS_AT = (0.5, 0.7, 0.85)
 """Progress of the points that are taken from each curve beside its last, where it has points near."""
 
-EVERY_HELPER_AT = (0.1, 0.2, 0.35, *HELPERS_AT)
-"""The same where points of a curve are as good as the ends of shorter runs."""
 
 UNKNOWN_TEST_IMAGES = 1_000
 TINY = 1e-12  # size of a loss, at least

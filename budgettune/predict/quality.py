@@ -67,7 +67,6 @@ correlation of its effect on points of one curve."""
 USUAL_SPREAD = 0.35  # deviation between trials, in the logit, that all deviations here are meant for
 
 MOST_LEARNT = 250
-MOST_POINTS = 1_000  # of own training code, with all helpers
 """Trials to learn from; of more, a fixed chance draws so many."""
 MOST_SEARCHED = 160  # points that deviations and shapes are chosen on
 SAME_TRIAL = 0.5  # correlation of the seed's effect on two points of one curve

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from string import Formatter
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ OWN_CODE_TABLES = ("data", "model", "pruning")  # of the built-in trainer; and o
 OWN_CODE_TRAIN_KEYS = ("loop", "command", "epochs", "budget")
 MEASURED = ("peak_memory_mb",)  # numbers that the built-in trainer measures and a study may limit
 TOLD = ("seed", "device", "epochs", "budget_seconds", "processes")  # names in train.command beside the params
+PLAIN_FORMAT = re.compile(r"[<>=^+\- #0,_]*\d{0,2}(\.\d{1,2})?[a-zA-Z%]?")
 WORD = f"must be a word of letters, digits and _, and none of {', '.join(TOLD)}"
 
 
@@ -81,9 +83,15 @@ def _check_command(command: Sequence[str], known: Collection[str], absent: Mappi
     """Refuse names in braces that stand for nothing, or (with where they do not) for nothing in some trials."""
     for part in command:
         try:
-            names = [name for _, name, _, _ in Formatter().parse(part) if name is not None]
+            fields = [(name, form or "") for _, name, form, _ in Formatter().parse(part) if name is not None]
         except ValueError as error:
             raise SpecError(f"train.command: {as_written(part)}: {error}: write {{{{ and }}}} for braces") from None
+        names = [name for name, _ in fields]
+        if wide := next((form for _, form in fields if not PLAIN_FORMAT.fullmatch(form)), None):
+            raise SpecError(
+                f"train.command: {as_written(part)}: the format {shortened(wide)} is none, or wider than 99: "
+                f"write for example {{lr:.3g}}"
+            )
         if unknown := next((name for name in names if name not in known), None):
             listed = ", ".join(sorted(known))
             raise SpecError(

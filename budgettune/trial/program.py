@@ -137,14 +137,19 @@ class _Program:
         # Held open at both ends: nobody waits for a program that closes its own, or that never opens it.
         self._say = os.open(self._folder / SAY_PIPE, os.O_RDWR | os.O_NONBLOCK)
         self._hear = os.open(self._folder / HEAR_PIPE, os.O_RDWR | os.O_NONBLOCK)
-        self._process = subprocess.Popen(
-            ["/bin/sh", "-c", _LAUNCHER, str(self._folder), *self._words],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=self._environment,
-            start_new_session=True,
-        )
+        try:
+            self._process = subprocess.Popen(
+                ["/bin/sh", "-c", _LAUNCHER, str(self._folder), *self._words],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=self._environment,
+                start_new_session=True,
+            )
+        except BaseException:  # such as arguments that are too long
+            os.close(self._say)
+            os.close(self._hear)
+            raise
         self._outputs = {
             _descriptor(self._process.stdout): _Copied(lambda: sys.stdout),
             _descriptor(self._process.stderr): (errors_printed := _Copied(lambda: sys.stderr)),

@@ -53,6 +53,10 @@ def test_what_others_do_not_know_is_left_out_of_their_documents():
             {"train": {"command": ["a", "{"]}},
             "train.command: '{': Single '{' encountered in format string: write {{ and",
         ),
+        (
+            {"train": {"command": ["{lr:>999999999}"]}, "params": {"lr": 1}},
+            "train.command: '{lr:>999999999}': the",
+        ),
         ({"params": {"lr": 1}}, "params: are for code of your own: name it in train.loop or train.command"),
         (
             {"objective": {"name": "loss"}},
