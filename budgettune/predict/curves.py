@@ -40,6 +40,7 @@ HELPERS_AT = (0.5, 0.7, 0.85)
 
 UNKNOWN_TEST_IMAGES = 1_000
 TINY = 1e-12  # size of a loss, at least
+MOST_TAIL = 2.0  # variance of a log that counts for a mean: beyond, it is that of a tail which nobody has seen
 
 AREAS: Mapping[str, Callable[[float], float]] = {
     "constant": lambda progress: progress,
@@ -92,7 +93,7 @@ class Line(Enum):
         """Return the mean score of normal places."""
         if self is Line.LOGIT:  # the logistic function against a normal one: MacKay (1992), equation 10
             return self.scores(places / np.sqrt(1 + np.pi / 8 * variances))
-        return self.scores(places - variances / 2) if self is Line.LOG else places
+        return self.scores(places - np.minimum(variances, MOST_TAIL) / 2) if self is Line.LOG else places
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -264,3 +264,10 @@ def test_neither_torch_nor_optuna_is_loaded():
         "assert not {'torch', 'optuna', 'sklearn'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_mean_loss_lies_within_its_interval_however_little_is_known():
+    places, variances = np.zeros(4), np.array([0.01, 1.0, 10.0, 100.0])
+    means = Line.LOG.means(places, variances)
+    assert np.all(means >= Line.LOG.scores(places - 1.645 * np.sqrt(variances)))
+    assert means[1] == pytest.approx(-np.exp(0.5))
