@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from budgettune.errors import NothingFits, UsageError
+from budgettune.predict.curves import Line
 from budgettune.predict.measured_time import MeasuredSteps
 from budgettune.predict.predictor import LONGEST_FACTOR, Prediction, Predictor, prediction_of
 from budgettune.predict.regression import on_one_thread
@@ -20,7 +21,6 @@ from budgettune.records import StepProbe, TrialRecord
 from budgettune.spec.objective import ObjectiveSpec
 from budgettune.spec.study_spec import StudySpec
 
-MANY_IMAGES = 10**9  # so that an expected accuracy keeps its place
 LEAST_GAIN = 0.0005  # in accuracy, from which a next trial is worth naming
 LEAST_GAIN_SHARE = 0.01  # the same of other objectives, in deviations between trials
 
@@ -206,21 +206,23 @@ class Candidates:
         """Return the run whose result is worth most to the answer, None where that is next to nothing.
 
         The worth is the knowledge gradient (Frazier, Powell and Dayanik 2008) of one more trial, each run by itself:
-        how much better the best of what is known is expected to be. It is reckoned on the line, and told in scores of
-        the rival's size: at a hopeless run's own place, a loss of thousands, a little doubt would be worth thousands.
+        how much better the best of what is known is expected to be. A loss counts at most at the size of its rival's:
+        at a hopeless run's own place, a loss of thousands, a little doubt would be worth thousands.
         """
         if len(self.runs) == 1:
             return None
-        line, variances = self._forecasts.line, self._forecasts.variances
-        learnt = variances / np.sqrt(variances + self._forecasts.seeds)
-        scores = np.full(len(self.runs), self.expected[self.best])
-        scores[self.best] = np.delete(self.expected, self.best).max()
-        means, rivals = ([line.place(each, MANY_IMAGES) for each in some] for some in (self.expected, scores))
+        line, means, variances = self._forecasts.line, self.expected, self._forecasts.variances
+        rivals = np.full(len(means), means[self.best])
+        rivals[self.best] = np.delete(means, self.best).max()
+        slopes = line.slopes(means)
+        if line is Line.LOG:
+            slopes = np.minimum(slopes, line.slopes(rivals))
+        learnt = slopes * variances / np.sqrt(variances + self._forecasts.seeds)
         # How far a normal variable is expected to pass a rival that is so far away from its mean.
-        scaled = np.abs(np.subtract(means, rivals)) / np.maximum(learnt, 1e-12)
+        scaled = np.abs(means - rivals) / np.maximum(learnt, 1e-12)
         density = np.exp(-0.5 * scaled**2) / math.sqrt(2 * math.pi)
         beyond = np.array([_NORMAL.cdf(-value) for value in scaled])
-        gains = line.slopes(scores) * learnt * (density - scaled * beyond)
+        gains = learnt * (density - scaled * beyond)
         index = int(np.argmax(gains))
         if gains[index] < self.least_gain:
             return None

@@ -305,14 +305,18 @@ def _free() -> None:
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
     """Have libraries compute with so many threads: those that are loaded, and those that the code loads."""
-    for name in THREAD_VARIABLES:
-        os.environ.setdefault(name, str(count))
+    unset = [name for name in THREAD_VARIABLES if name not in os.environ]
+    os.environ.update(dict.fromkeys(unset, str(count)))
     if (torch := sys.modules.get("torch")) is not None:
         torch.set_num_threads(count)
     from threadpoolctl import threadpool_limits
 
-    with threadpool_limits(count):
-        yield
+    try:
+        with threadpool_limits(count):
+            yield
+    finally:
+        for name in unset:
+            os.environ.pop(name, None)
 
 
 def _visible(device: str, processes: int) -> tuple[str, str]:
