@@ -14,6 +14,9 @@ from benchmarks.support import common
 from benchmarks.support.traffic import Traffic
 from budgettune.spec.pruning import STRATEGIES
 
+pytestmark = pytest.mark.slow
+
+
 TINY = ["--data", "digits", "--images", "200", "--batch-size", "50", "--blocks", "1", "--rounds", "1"]
 
 

@@ -10,6 +10,8 @@ from benchmarks import predict
 from benchmarks.support import own_table
 from tests.support.simulated import MACHINE, World, simulated_spec
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def table():

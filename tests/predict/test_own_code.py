@@ -55,6 +55,7 @@ def test_the_axes_that_change_no_time_are_learnt(worlds):
         assert {axis.name for axis in predictor.time_model.steps.axes} == {"params.width", "params.batch"}
 
 
+@pytest.mark.slow
 def test_intervals_of_what_was_timed_hold_at_lengths_and_rates_that_never_ran(worlds):
     in_time, in_value = [], []
     for world, _, predictor in worlds:
@@ -240,6 +241,7 @@ def test_points_within_curves_help_only_as_far_as_the_evidence_goes(worlds):
         assert (predictor.quality_model.schedule == "constant") != world.anneals
 
 
+@pytest.mark.slow
 def test_held_out_trials_lie_where_they_should():
     places = []
     for seed in range(3):

@@ -20,6 +20,9 @@ from budgettune.training.session import save_model
 from budgettune.training.trainer import train
 from budgettune.trial.accelerator import weights_sha256
 
+pytestmark = pytest.mark.slow
+
+
 TORCHVISION = (
     "resnet18",
     "mobilenet_v3_small",
