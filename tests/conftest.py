@@ -25,10 +25,10 @@ settings.load_profile("budgettune")
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leave out what takes minutes, unless -m names it."""
-    for marker in ("chaos", "slow"):
+    """Leave out what takes minutes, or a cluster, unless -m names it."""
+    for marker in ("chaos", "slow", "slurm", "ray", "pgbouncer"):
         if marker not in config.getoption("markexpr"):
-            skip = pytest.mark.skip(reason=f"takes a minute or more: run it with `pytest -m {marker}`")
+            skip = pytest.mark.skip(reason=f"is run by `pytest -m {marker}`")
             for item in items:
                 if marker in item.keywords:
                     item.add_marker(skip)

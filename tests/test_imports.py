@@ -29,7 +29,7 @@ LIGHT = {
     "budgettune.storage.answers": "torch optuna",
     "budgettune.study.front": "torch optuna",
     "budgettune.training.trainer": "optuna sqlalchemy PIL torchvision sklearn scipy rich",
-    "budgettune.worker.fleet": "torch optuna",
+    "budgettune.worker.processes": "torch optuna",
 }
 """Modules, and the packages that importing them does not load."""
 

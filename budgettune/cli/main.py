@@ -18,7 +18,7 @@ from rich.markup import escape
 
 import budgettune
 from budgettune import api
-from budgettune.cli import answers, compare, options, profile, recommend, study, train
+from budgettune.cli import answers, compare, fleet, options, profile, recommend, study, train
 from budgettune.cli.output import (
     Format,
     err,
@@ -48,7 +48,7 @@ app = typer.Typer(
     "Exit status: 0 done, 1 error, 2 wrong usage, 129, 130 and 143 stopped by a signal.",
 )
 app.add_typer(study.app, name="study", rich_help_panel=options.STUDIES)
-for module in (answers, recommend, train, compare, profile):
+for module in (answers, recommend, train, compare, profile, fleet):
     app.add_typer(module.app)
 
 
@@ -142,7 +142,7 @@ def worker(
     SIGUSR1 lets it finish, then ends the worker.
     """
     from budgettune.spec.trust import allowed_commands, allowed_packages, allowed_roots
-    from budgettune.worker import fleet
+    from budgettune.worker.processes import members_here, run_members, worker_command
 
     chosen = WorkerOptions(
         device=device,
@@ -159,14 +159,14 @@ def worker(
         checkpoints=checkpoints,
         checkpoint_every_seconds=None if checkpoint_every == math.inf else checkpoint_every,
     )
-    members = fleet.members_here(chosen, processes)
+    members = members_here(chosen, processes)
     if members:
         url = storage_url(storage)
         if parse_url(url).get_backend_name() == "sqlite" and not wait:  # a server may come up while children try again
             open_engine(url)
-        command = fleet.worker_command(study, drain=drain, debug=debug)
+        command = worker_command(study, drain=drain, debug=debug)
         with StopFlag() as stop:
-            raise typer.Exit(fleet.run_fleet(members, command, url, stop, say=say))
+            raise typer.Exit(run_members(members, command, url, stop, say=say))
     summary = _work(study, chosen, storage, drain=drain)
     if summary.follows:
         return
@@ -268,8 +268,8 @@ def _work(study: str | None, chosen: WorkerOptions, storage: str | None, *, drai
         NothingTrained: where all that was tried failed, or other machines alone may train what is open.
     """
     from budgettune.cli.live import TerminalProgress
-    from budgettune.worker.fleet import FRUITLESS_STATUS
     from budgettune.worker.loop import run_worker
+    from budgettune.worker.processes import FRUITLESS_STATUS
     from budgettune.worker.watchdog import HUNG_STATUS
 
     progress = TerminalProgress(err)

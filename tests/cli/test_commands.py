@@ -254,9 +254,11 @@ def test_debug_shows_the_traceback(run, monkeypatch):
 
 
 def test_the_processes_of_a_fleet_are_debugged_where_their_parent_is(run, monkeypatch):
-    from budgettune.worker import fleet
+    from budgettune.worker import processes
 
-    monkeypatch.setattr(fleet, "run_fleet", lambda members, command, *_, **__: print(command(members[0], 0.0)) or 0)
+    monkeypatch.setattr(
+        processes, "run_members", lambda members, command, *_, **__: print(command(members[0], 0.0)) or 0
+    )
     assert "'--debug'" in run("worker", "--processes", 2, "--wait", "--debug")[1]
     assert "'--debug'" not in run("worker", "--processes", 2, "--wait")[1]
 

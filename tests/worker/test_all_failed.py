@@ -11,10 +11,10 @@ from budgettune.spec.study_spec import load_spec
 from budgettune.storage.connection import writing
 from budgettune.storage.schema import TABLES_OF_A_TRIAL, trials
 from budgettune.study.handle import create_study, delete_study, load_study
-from budgettune.worker import fleet
-from budgettune.worker.fleet import FRUITLESS_STATUS, after_end, run_fleet
+from budgettune.worker import processes
 from budgettune.worker.loop import run_worker
 from budgettune.worker.options import Listener, WorkerOptions
+from budgettune.worker.processes import FRUITLESS_STATUS, after_end, run_members
 from budgettune.worker.signals import ORDERS_VARIABLE, StopFlag
 from tests.support.permissions import read_only
 from tests.support.studies import result
@@ -103,7 +103,7 @@ def test_the_child_of_a_fleet_is_not_started_again_for_a_study_that_is_not_there
 
 @pytest.mark.parametrize("url", ["sqlite:////nowhere/none.db", "mysql://anna:secret@host/db", "postgresql://a:b@h:x/d"])
 def test_a_fleet_whose_database_cannot_be_starts_no_child(url, run, monkeypatch):
-    monkeypatch.setattr(fleet, "run_fleet", lambda *_, **__: pytest.fail("children were started"))
+    monkeypatch.setattr(processes, "run_members", lambda *_, **__: pytest.fail("children were started"))
     status, out, err = run("worker", "--device", "cpu", "--processes", "2", "--storage", url)
     assert (status, out) == (1, "")
     assert err.startswith("error: ") and "secret" not in err and len(err.splitlines()) == 1
@@ -111,12 +111,12 @@ def test_a_fleet_whose_database_cannot_be_starts_no_child(url, run, monkeypatch)
 
 @pytest.mark.parametrize(("statuses", "whole"), [([3, 3], 1), ([3, 0], 0), ([0, 0], 0), ([2, 3], 1)])
 def test_a_fleet_fails_where_no_child_trained_anything(statuses, whole):
-    members = [fleet.Member(str(status), WorkerOptions()) for status in statuses]
+    members = [processes.Member(str(status), WorkerOptions()) for status in statuses]
 
     def command(member, _):
         return [sys.executable, "-S", "-c", f"raise SystemExit({member.name})"]
 
-    assert run_fleet(members, command, "sqlite:///none.db", StopFlag(), say=lambda line: None) == whole
+    assert run_members(members, command, "sqlite:///none.db", StopFlag(), say=lambda line: None) == whole
 
 
 def test_studies_of_other_machines_alone_are_no_success(sqlite_url, run):

@@ -14,9 +14,9 @@ from budgettune.errors import UsageError
 from budgettune.machine import procfs
 from budgettune.spec.study_spec import load_spec
 from budgettune.study.handle import create_study
-from budgettune.worker.fleet import members_here, plan_fleet
 from budgettune.worker.loop import run_worker
 from budgettune.worker.options import Listener, Ranks, WorkerOptions
+from budgettune.worker.processes import members_here, plan_members
 from tests.support.processes import command, wait_until
 from tests.support.studies import records
 from tests.training.test_team import Plain
@@ -140,7 +140,7 @@ def test_torchrun_starts_the_processes_of_a_trial(study):
     ],
 )
 def test_a_fleet_gives_each_worker_the_gpus_of_a_trial(gpus, each, expected):
-    members = plan_fleet(WorkerOptions(gpus_per_trial=each), None, list(gpus), cores=8)
+    members = plan_members(WorkerOptions(gpus_per_trial=each), None, list(gpus), cores=8)
     assert [member.environment["CUDA_VISIBLE_DEVICES"] for member in members] == expected
     assert all(member.options.gpus_per_trial == each for member in members)
     assert all(f"--gpus-per-trial {each}" in " ".join(member.options.words()) for member in members)
@@ -148,13 +148,13 @@ def test_a_fleet_gives_each_worker_the_gpus_of_a_trial(gpus, each, expected):
 
 def test_a_trial_cannot_have_more_gpus_than_there_are():
     with pytest.raises(UsageError, match="--gpus-per-trial 4: this box has 2"):
-        plan_fleet(WorkerOptions(gpus_per_trial=4), None, ["0", "1"], cores=8)
+        plan_members(WorkerOptions(gpus_per_trial=4), None, ["0", "1"], cores=8)
     with pytest.raises(UsageError, match="a GPU takes one worker"):
-        plan_fleet(WorkerOptions(gpus_per_trial=2), 2, ["0", "1"], cores=8)
+        plan_members(WorkerOptions(gpus_per_trial=2), 2, ["0", "1"], cores=8)
 
 
 def test_workers_on_a_cpu_may_train_each_trial_by_several_processes():
-    members = plan_fleet(WorkerOptions(gpus_per_trial=2, device="cpu"), 2, [], cores=8)
+    members = plan_members(WorkerOptions(gpus_per_trial=2, device="cpu"), 2, [], cores=8)
     assert [member.options.threads for member in members] == [4, 4]
 
 

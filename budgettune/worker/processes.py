@@ -1,4 +1,4 @@
-"""Fleets: a worker process per GPU, or as many as asked for on the CPU, started again when they die.
+"""Workers of one box: a process per GPU, or as many as asked for on the CPU, started again when they die.
 
 The parent loads neither torch nor Optuna. Children take their orders on standard input, whose end tells them that the
 parent is gone; the database's URL goes to them through the environment, because everybody may read a command line.
@@ -40,7 +40,7 @@ WorkerCommand = Callable[["Member", float], list[str]]
 
 @dataclass(frozen=True)
 class Member:
-    """One place in a fleet."""
+    """One worker among several."""
 
     name: str  # in front of each line that its process prints
     options: WorkerOptions
@@ -69,10 +69,10 @@ def after_end(status: int, lived_seconds: float, early_deaths: int) -> Aftermath
     return Aftermath("restart", deaths, min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2 ** max(0, deaths - 1)))
 
 
-def plan_fleet(
+def plan_members(
     options: WorkerOptions, processes: int | None, gpus: Sequence[str], cores: int, most_threads: int | None = None
 ) -> list[Member]:
-    """Return the members of a fleet; none where one worker in this process will do.
+    """Return the workers that a box is to have; none where one worker in this process will do.
 
     The trials of the options, and the cores, are shared out; no process gets more threads than `most_threads`.
     Processes None means one per GPU (or per so many GPUs as a trial takes), or one on the CPU; GPUs are named as
@@ -110,7 +110,7 @@ def plan_fleet(
 
 
 def members_here(options: WorkerOptions, processes: int | None) -> list[Member]:
-    """Return the members of a fleet on this box; GPUs are counted only where the answer depends on them."""
+    """Return the workers that this box is to have; GPUs are counted only where the answer depends on them."""
     if (ranks := Ranks.of_torchrun()) is not None:
         if processes not in (None, 1) or options.gpus_per_trial not in (None, ranks.size):
             raise UsageError(
@@ -119,7 +119,7 @@ def members_here(options: WorkerOptions, processes: int | None) -> list[Member]:
         return []
     asks = options.device == "auto" and processes != 1
     gpus = visible_gpus() if asks else []
-    members = plan_fleet(options, processes, gpus, usable_cores(), default_threads())
+    members = plan_members(options, processes, gpus, usable_cores(), default_threads())
     if asks and members and (note := missing_gpus(len(gpus))):  # a worker alone says it itself
         warn_once(logger, note)
     return members
@@ -215,7 +215,7 @@ class Child:
             self._say(f"{self.member.name}: given up after status {status}: {self.last_line or 'it said nothing'}")
 
 
-def run_fleet(
+def run_members(
     members: Sequence[Member],
     command: WorkerCommand,
     url: str,
@@ -224,7 +224,7 @@ def run_fleet(
     say: Callable[[str], object],
     clock: Callable[[], float] = time.monotonic,
 ) -> int:
-    """Run a worker per member until all have ended, and return the exit status of the whole.
+    """Run a process per member until all have ended, and return the exit status of the whole.
 
     A stop is passed on to the children; a second signal kills them. `say` takes their lines, each behind its name.
 

@@ -1,4 +1,4 @@
-"""Fleets: what follows from a death, who gets which device, and real processes that die, stop and finish."""
+"""Workers of one box: what follows from a death, who gets which device, and real processes that die, stop and finish."""
 
 import os
 import signal
@@ -13,10 +13,10 @@ from budgettune.machine import gpu
 from budgettune.spec.study_spec import load_spec
 from budgettune.study.handle import create_study
 from budgettune.text import warn_once
-from budgettune.worker import fleet
+from budgettune.worker import processes as module
 from budgettune.worker import signals as stopping
-from budgettune.worker.fleet import Aftermath, Member, after_end, plan_fleet, run_fleet
 from budgettune.worker.options import WorkerOptions
+from budgettune.worker.processes import Aftermath, Member, after_end, plan_members, run_members
 from budgettune.worker.signals import StopFlag
 
 CPU = WorkerOptions(device="cpu")
@@ -33,7 +33,7 @@ def test_a_death_is_followed_by_a_longer_and_longer_pause_until_the_fifth_early_
 
 
 def test_each_gpu_gets_one_process_that_sees_it_alone():
-    members = plan_fleet(WorkerOptions(trials=3), None, ["0", "GPU-b"], cores=9)
+    members = plan_members(WorkerOptions(trials=3), None, ["0", "GPU-b"], cores=9)
     assert [member.environment for member in members] == [
         {"CUDA_VISIBLE_DEVICES": "0"},
         {"CUDA_VISIBLE_DEVICES": "GPU-b"},
@@ -46,24 +46,24 @@ def test_each_gpu_gets_one_process_that_sees_it_alone():
 
 def test_instances_of_a_gpu_get_a_process_each():
     gpus = ["MIG-c7384736-a75d-5afc-978f-d2f1294409fd", "MIG-a28ad590-3fda-56dd-84fc-0a0b96edc58d"]
-    members = plan_fleet(WorkerOptions(), None, gpus, cores=8)
+    members = plan_members(WorkerOptions(), None, gpus, cores=8)
     assert [member.environment["CUDA_VISIBLE_DEVICES"] for member in members] == gpus
     assert [member.name for member in members] == ["gpu MIG-c7384736", "gpu MIG-a28ad590"]
 
 
 def test_cores_are_shared_out_on_the_cpu_unless_threads_are_given():
-    assert [m.options.threads for m in plan_fleet(CPU, 3, [], cores=2)] == [1, 1, 1]
-    assert [m.options.threads for m in plan_fleet(WorkerOptions(threads=5), 2, [], cores=8)] == [5, 5]
-    assert [m.options.threads for m in plan_fleet(CPU, 2, [], cores=8, most_threads=1)] == [1, 1]  # OMP_NUM_THREADS=1
-    assert plan_fleet(CPU, None, ["0", "1"], cores=8) == plan_fleet(WorkerOptions(), 1, ["0", "1"], cores=8) == []
+    assert [m.options.threads for m in plan_members(CPU, 3, [], cores=2)] == [1, 1, 1]
+    assert [m.options.threads for m in plan_members(WorkerOptions(threads=5), 2, [], cores=8)] == [5, 5]
+    assert [m.options.threads for m in plan_members(CPU, 2, [], cores=8, most_threads=1)] == [1, 1]  # OMP_NUM_THREADS=1
+    assert plan_members(CPU, None, ["0", "1"], cores=8) == plan_members(WorkerOptions(), 1, ["0", "1"], cores=8) == []
     for device, gpus in (("cuda", ["0"]), ("auto", ["0", "1"])):
         with pytest.raises(UsageError, match="--device cpu"):
-            plan_fleet(WorkerOptions(device=device), 3, gpus, cores=8)
+            plan_members(WorkerOptions(device=device), 3, gpus, cores=8)
 
 
 def test_the_command_line_holds_every_option_and_no_url():
     options = WorkerOptions(device="cpu", threads=2, timeout_seconds=10, wait=True, allow_import=frozenset(["mine"]))
-    words = fleet.worker_command("s", drain=True, debug=False)(Member("a", options), 4.0)
+    words = module.worker_command("s", drain=True, debug=False)(Member("a", options), 4.0)
     text = " ".join(words[3:])
     assert text == "worker --device cpu --threads 2 --timeout 6.0 --wait --allow-import mine --drain -- s"
 
@@ -76,12 +76,12 @@ def run(scripts, stop=None):
     def command(member, seconds_gone):
         return [sys.executable, "-c", scripts[member.name]]
 
-    status = run_fleet(members, command, "sqlite:///secret.db", stop or StopFlag(), say=lines.append)
+    status = run_members(members, command, "sqlite:///secret.db", stop or StopFlag(), say=lines.append)
     return status, lines
 
 
 def test_a_child_that_keeps_dying_is_given_up_with_its_last_line_and_the_others_go_on(monkeypatch):
-    monkeypatch.setattr(fleet, "FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(module, "FIRST_PAUSE_SECONDS", 0.01)
     status, lines = run({"bad": "raise SystemExit('no such thing')", "good": "print('did it')"})
     assert status == 0
     assert "good: did it" in lines
@@ -129,9 +129,9 @@ def test_two_processes_of_the_real_command_finish_a_study(sqlite_url, tmp_path, 
     overrides = ["train.epochs=1", "pruning.strategy=random", search, "clock.warmup_steps=1"]
     study = create_study(load_spec("digits").with_overrides(overrides), sqlite_url)
     lines = []
-    members = plan_fleet(CPU, 2, [], cores=2)
-    command = fleet.worker_command(study.name, drain=False, debug=False)
-    assert run_fleet(members, command, sqlite_url, StopFlag(), say=lines.append) == 0, lines
+    members = plan_members(CPU, 2, [], cores=2)
+    command = module.worker_command(study.name, drain=False, debug=False)
+    assert run_members(members, command, sqlite_url, StopFlag(), say=lines.append) == 0, lines
     assert study.verify().whole
     assert {line.partition(":")[0] for line in lines} == {"worker 0", "worker 1"}
 
@@ -141,7 +141,7 @@ def test_gpus_that_are_named_and_not_here_start_no_children_for_them(processes, 
     warn_once.cache_clear()
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     monkeypatch.setattr(gpu, "torch_gpu_count", lambda: 0)
-    members = fleet.members_here(WorkerOptions(), processes)
+    members = module.members_here(WorkerOptions(), processes)
     assert [member.options.device for member in members] == ["cpu"] * (processes or 0)
     # A worker alone says it itself, when it picks its device.
     assert ("CUDA_VISIBLE_DEVICES names 2 GPUs" in caplog.text) == bool(processes)

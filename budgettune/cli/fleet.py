@@ -1,0 +1,73 @@
+"""`budgettune fleet`: workers on a cluster, started by one command."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from budgettune.cli import options
+from budgettune.cli.output import say
+from budgettune.errors import UsageError
+from budgettune.storage.url import storage_url
+from budgettune.worker.signals import StopFlag
+
+app = typer.Typer()
+Engine = StrEnum("Engine", ["slurm", "ray"])
+
+
+@app.command(
+    rich_help_panel=options.STUDIES,
+    context_settings={**options.HELP, "allow_extra_args": True},
+    epilog=options.examples(
+        "fleet mine --on slurm --workers 8 --gpus 1 --cpus 4 --time 8h",
+        "fleet mine --on slurm --workers 8 --gpus 1 --print > job.sh",
+        "fleet mine --on ray --workers 8 --gpus 1 -- --allow-import mynets",
+    ),
+)
+def fleet(
+    context: typer.Context,
+    study: Annotated[str, typer.Argument(metavar="STUDY", help="Its name.", autocompletion=options.studies_beginning)],
+    engine: Annotated[Engine, typer.Option("--on", help="What starts, places and restarts the workers.")],
+    workers: Annotated[int, typer.Option("--workers", min=1, metavar="N", help="How many, at most.")] = 1,
+    gpus: Annotated[int, typer.Option("--gpus", min=0, metavar="N", help="GPUs of each worker.")] = 0,
+    cpus: Annotated[int, typer.Option("--cpus", min=1, metavar="N", help="CPU cores of each worker.")] = 1,
+    time: Annotated[float | None, options.lasting("--time", help="Time limit of each worker, such as 8h.")] = None,
+    print_only: Annotated[
+        bool, options.switch("--print", help="Print what would be given to the engine, and end.")
+    ] = False,
+    address: Annotated[
+        str | None,
+        typer.Option("--address", metavar="HOST:PORT", help="Of a Ray cluster; else $RAY_ADDRESS, or the one here."),
+    ] = None,
+    storage: options.Storage = None,
+    debug: options.Debug = False,
+) -> None:
+    """Start workers of a study on a cluster; what stands behind -- goes to each of them.
+
+    On Slurm this submits an array and ends. On Ray it stays and shows the workers' lines; Ctrl-C hands their trials back.
+    """
+    from budgettune.fleet.plan import FleetPlan, require_server
+
+    url = storage_url(storage)
+    require_server(url)
+    plan = FleetPlan(
+        study=study, url=url, workers=workers, gpus=gpus, cpus=cpus, time_seconds=time, worker_words=tuple(context.args)
+    )
+    if engine is Engine.slurm:
+        from budgettune.fleet import slurm
+
+        if address is not None:
+            raise UsageError("--address is Ray's: Slurm's is in its slurm.conf")
+        if print_only:
+            typer.echo(slurm.script(plan), nl=False)
+        else:
+            say(slurm.submit(plan))
+        return
+    from budgettune.fleet import ray_tasks
+
+    if print_only:
+        raise UsageError("--print is for Slurm: Ray takes tasks from this program, and no script")
+    with StopFlag() as stop:
+        raise typer.Exit(ray_tasks.run(plan, address, stop, say=say))
