@@ -24,7 +24,7 @@ demo: install
 test: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-# What `make test` leaves out: a browser, real images, minutes of breaking things. What is missing is skipped by name.
+# What `make test` leaves out: what takes long, a browser, real images, minutes of breaking things. What is missing is skipped by name.
 test-all: install
 	$(BIN)/python -m pip install --quiet --editable '.[browser,parquet,pictures]' || echo 'no Playwright, pandas or kaleido: tests skipped'
 	BUDGETTUNE_FASHION_MNIST=$(wildcard $(FASHION)) \

@@ -25,8 +25,8 @@ settings.load_profile("budgettune")
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leave out what takes minutes, or a cluster, unless -m names it."""
-    for marker in ("chaos", "slow", "slurm", "ray", "pgbouncer"):
+    """Leave out what takes long, or a browser or a cluster, unless -m names it."""
+    for marker in ("browser", "chaos", "slow", "slurm", "ray", "pgbouncer"):
         if marker not in config.getoption("markexpr"):
             skip = pytest.mark.skip(reason=f"is run by `pytest -m {marker}`")
             for item in items:

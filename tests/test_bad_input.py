@@ -407,6 +407,7 @@ def spoil(file, changes):
 
 @given(CHANGES)
 @settings(max_examples=25)
+@pytest.mark.slow
 def test_whatever_others_wrote_is_answered_or_complained_of_and_other_studies_stay(pristine, scratch, changes):
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         file = Path(shutil.copy(pristine, folder))

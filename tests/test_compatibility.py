@@ -198,6 +198,7 @@ def test_spool_files_are_read_and_say_no_less_when_written():
 
 
 @pytest.mark.parametrize(("key", "late"), [("delivered", False), ("delivered_late", True)])
+@pytest.mark.slow
 def test_a_worker_delivers_an_old_spool_file(fresh, key, late):
     assert_same(answers.plain(answers.delivery(fresh, late=late)), EXPECTED[key])
     assert list(fresh.spool.glob("*.json")) == []

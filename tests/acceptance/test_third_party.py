@@ -33,6 +33,7 @@ def optuna_command(*words):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_optunas_command_line_shows_our_trials_and_our_front(study):
     words = ("--storage", study.url, "--study-name", study.name, "-f", "json")
     trials = json.loads(optuna_command("trials", *words))

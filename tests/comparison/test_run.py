@@ -250,6 +250,7 @@ def test_a_comparison_ends_where_its_gpu_is_lost_and_keeps_what_ran(quiet, tmp_p
     assert len(compare(SPEC, [0.05], seeds=2, strategies=["full"], out=out, resume=True).runs) == 4
 
 
+@pytest.mark.slow
 def test_processes_of_a_run_learn_the_same_wrong_labels():
     """Unequal weights would be an error, and labels of their own would make them so."""
     found = compare(SPEC.with_overrides(["train.processes=2"]), [0.2], seeds=2, strategies=["full"], shuffle_labels=0.5)
@@ -335,6 +336,7 @@ def wait_for_runs(path, count):
     return read_comparison(path).runs
 
 
+@pytest.mark.slow
 def test_an_interrupted_comparison_goes_on_where_it_stopped(quiet, tmp_path):
     out = tmp_path / "c.json"
     words = ["--budget", "0.4s", "--seeds", "2", "--strategies", "full", *sets(), "--out", str(out)]

@@ -50,6 +50,9 @@ PARSED_ONLY = {
 RAN_BEFORE = {"predicting.md", "reading-the-report.md", "timing.md", "troubleshooting.md"}
 """Pages that begin with a finished study `digits`."""
 
+TAKE_LONG = {"gpu.md", "searching.md", "your-model.md", "your-strategy.md", "your-training.md"}
+"""Pages that train for ten seconds and more."""
+
 MEASURED = re.compile(r"\d(?:s|%)")
 VALUE = re.compile(r"(?:\d[\d.,]*(?:ms|[smhd](?![a-z]))?)+%?")
 
@@ -131,7 +134,11 @@ def make_photos(folder):
                 Image.fromarray(pixels).save(folder / part / name / f"{number}.png")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=names(PAGES))
+def sometimes_slow(page):
+    return pytest.param(page, id=page.name, marks=[pytest.mark.slow] if page.name in TAKE_LONG else [])
+
+
+@pytest.mark.parametrize("page", map(sometimes_slow, PAGES))
 def test_a_page_works_from_top_to_bottom(page, follow, digits, tmp_path):
     if page.name == "your-data.md":
         make_photos(tmp_path / "photos")

@@ -40,6 +40,7 @@ def small(name):
 
 
 @pytest.mark.parametrize("name", list(SMALL))
+@pytest.mark.slow
 def test_an_example_is_a_study_that_learns(name, tmp_path):
     study = create_study(small(name), f"sqlite:///{tmp_path / 'study.db'}")
     assert run_worker(study.url, study.name, WorkerOptions(device="cpu", allow_import=frozenset([name]))).failed == 0
@@ -57,6 +58,7 @@ def test_the_page_shows_the_example_as_it_is():
         assert text.split("\n", 1)[1].strip() in (EXAMPLES / file).read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_scikit_learn_trains_without_torch(tmp_path):
     url = f"sqlite:///{tmp_path / 'study.db'}"
     create_study(small("digits_sgd"), url)

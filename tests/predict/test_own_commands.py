@@ -47,6 +47,7 @@ def run(run, real, tmp_path, monkeypatch):
     return run
 
 
+@pytest.mark.slow
 def test_the_answer_is_in_the_words_and_units_of_its_objective(run):
     status, text, _ = run("recommend", "--budget", "0.2s")
     assert status == 0
@@ -74,6 +75,7 @@ def test_training_the_answer_ends_within_a_step_of_the_budget(run, tmp_path):
     assert abs(result.train_seconds - 0.25) < 0.0045 + 3 * result.step_ms_median / 1e3
 
 
+@pytest.mark.slow
 def test_an_epoch_of_what_never_ran_is_probed_and_nothing_else_is_kept(run):
     study = api.create_study(StudySpec.from_document({**SPEC, "name": "wider", "search": WIDER}))
     options = WorkerOptions(device="cpu", threads=1, trials=8, allow_import=frozenset(["tests"]))

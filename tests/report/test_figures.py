@@ -180,6 +180,7 @@ ODD_RECORDS = st.builds(
 
 @given(st.lists(ODD_RECORDS, max_size=15))
 @settings(max_examples=40)
+@pytest.mark.slow
 def test_whatever_a_database_holds_becomes_a_page(records):
     page = build_page(contents("odd", records))
     assert page.count("<script") == page.count("</script>")
@@ -214,6 +215,7 @@ def test_a_picture_without_what_it_needs_says_what_that_is(monkeypatch):
 
 @pytest.mark.browser
 @pytest.mark.parametrize(("form", "beginning"), [("png", b"\x89PNG"), ("svg", b"<svg")])
+@pytest.mark.slow
 def test_a_picture_is_one(form, beginning):
     pytest.importorskip("kaleido", reason="pip install 'budgettune[pictures]' and a Chromium run this test")
     assert picture(figures.front(make_records(3)), form).startswith(beginning)

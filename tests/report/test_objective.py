@@ -184,6 +184,7 @@ def test_the_dashboards_front_is_that_of_the_objective(pair):
 
 
 @pytest.mark.browser
+@pytest.mark.slow
 def test_a_picture_names_the_objective(pair):
     pytest.importorskip("kaleido", reason="pip install 'budgettune[pictures]' and a Chromium run this test")
     drawing = picture(draw("front", pair[0]), "svg").decode()
@@ -327,6 +328,7 @@ def test_an_objective_beyond_shares_and_a_single_value_are_drawn():
 
 
 @pytest.mark.parametrize("limits", [{}, {"memory": {"limit": 1200}}])
+@pytest.mark.slow
 def test_the_reports_of_mirrored_studies_give_the_same_answers_as_best(tmp_path, limits):
     with mirrored_pair(lambda name: f"sqlite:///{tmp_path / name}.db", constraints=limits) as pair:
         pages = []

@@ -322,6 +322,7 @@ def test_an_error_under_a_lock_comes_through_and_frees_it(storage_url):
 OPEN = "import sys; from budgettune.storage.connection import open_engine; open_engine(sys.argv[1], create=True)"
 
 
+@pytest.mark.slow
 def test_several_processes_may_make_the_tables_at_once(storage_url):
     processes = [subprocess.Popen([sys.executable, "-W", "error", "-c", OPEN, storage_url]) for _ in range(4)]
     assert [process.wait(timeout=60) for process in processes] == [0] * 4

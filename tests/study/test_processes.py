@@ -5,6 +5,8 @@ import os
 import signal
 import time
 
+import pytest
+
 from budgettune.study.handle import create_study, load_study
 from tests.support.studies import grid, records, result, sampled, work_off
 
@@ -49,6 +51,7 @@ def run_at_once(target, url, count):
     return answers
 
 
+@pytest.mark.slow
 def test_four_processes_share_a_grid_and_run_every_cell_once(storage_url):
     with create_study(grid(search=EIGHTY), storage_url) as study:
         shares = run_at_once(claim_all, storage_url, 4)
@@ -65,6 +68,7 @@ def test_two_processes_share_a_sampled_study_without_overshoot_or_repetition(sto
         assert study.verify().whole
 
 
+@pytest.mark.slow
 def test_eight_processes_that_create_the_same_study_make_one(storage_url):
     assert len(set(run_at_once(create_at_once, storage_url, 8))) == 1
     with load_study(storage_url) as study:

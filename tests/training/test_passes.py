@@ -209,6 +209,7 @@ class TestBudget:
         assert result.curve[-1].accuracy is not None
 
     @pytest.mark.parametrize("name", [name for name in STRATEGIES if strategy_class(name).needs_model])
+    @pytest.mark.slow
     def test_every_strategy_that_looks_at_the_model_keeps_the_budget(self, spec, data, clock, name):
         result = run(spec, data, name, "prune_rate=0.3", "train.budget=6", clock=clock)
         assert abs(result.train_seconds - 6) < 0.5

@@ -144,6 +144,7 @@ def test_parts_cover_a_batch_and_differ_by_one_sample_at_most(size):
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.slow
 def test_every_strategy_trains_in_two_processes_with_equal_weights(strategy, run, tmp_path):
     scores = tmp_path / "scores.csv"
     scores.write_text("index,score\n" + "".join(f"{i},{i % 7}\n" for i in range(203)))
@@ -239,6 +240,7 @@ def test_a_loss_that_is_not_finite_ends_all_alike(run, team):
         ("value", 0, ValueError, "no such thing"),
     ],
 )
+@pytest.mark.slow
 def test_what_fails_in_one_process_fails_the_trial_with_its_reason_and_they_go_on(
     error, process, kind, message, run, team
 ):
@@ -251,6 +253,7 @@ def test_what_fails_in_one_process_fails_the_trial_with_its_reason_and_they_go_o
     assert pids(team) == before
 
 
+@pytest.mark.slow
 def test_an_unexpected_error_of_another_process_shows_its_own_lines(run, team, capfd):
     team.close()  # the next process writes where this test looks
     with pytest.raises(RuntimeError, match="no such thing"):
@@ -266,6 +269,7 @@ def test_a_process_that_is_killed_fails_the_trial_and_the_next_one_has_another(r
     assert run().result.epochs == 3
 
 
+@pytest.mark.slow
 def test_a_process_that_hangs_fails_the_trial_and_the_next_one_has_another(run, team, monkeypatch):
     assert run().result.epochs == 3
     team._part()  # a group keeps the patience that it was made with
@@ -329,6 +333,7 @@ def test_nobody_stands_by_where_one_process_trains(run, team):
     assert pids(team) == []
 
 
+@pytest.mark.slow
 def test_a_last_batch_of_fewer_samples_than_processes_is_trained_by_all(team):
     """Last among those that train: another number of processes is another team."""
     few = [*network("Plain"), "data.train_size=102"]
@@ -340,6 +345,7 @@ def test_a_last_batch_of_fewer_samples_than_processes_is_trained_by_all(team):
     assert difference(three.model, alone.model) < 1e-5
 
 
+@pytest.mark.slow
 def test_a_part_of_one_image_that_batch_norm_cannot_learn_from_is_named(run):
     with pytest.raises(SpecError, match="take at least 4, and keep at least 4 images in every epoch"):
         run(*network("Normalised"), "train.batch_size=3", "clock.warmup_steps=0")

@@ -307,6 +307,7 @@ def test_a_model_that_holds_itself_is_gone_when_the_next_trial_begins(spec, data
         gc.enable()
 
 
+@pytest.mark.slow
 def test_every_network_of_a_process_is_compiled_for_its_own_batch_shapes(spec, data, monkeypatch):
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     graphs = []

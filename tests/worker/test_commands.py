@@ -72,6 +72,7 @@ def test_a_program_of_the_shell_fills_a_study(storage_url):
     assert fast.parameters is None and fast.train_seconds == pytest.approx(fast.phases.on_clock)
 
 
+@pytest.mark.slow
 def test_a_python_program_fills_a_study(storage_url):
     study = make(storage_url, PYTHON)
     summary = run_worker(storage_url, study.name, OPTIONS)
@@ -93,6 +94,7 @@ def test_a_python_program_fills_a_study(storage_url):
         ("hang", "timeout", "took longer than 3.0s: allow more with --trial-timeout, or less work"),
     ],
 )
+@pytest.mark.slow
 def test_what_became_of_a_program_stands_in_its_row(sqlite_url, tmp_path, monkeypatch, how, kind, message):
     monkeypatch.setenv("MARKER", str(tmp_path / "hangs"))
     study = make(sqlite_url, PYTHON, params={"how": how}, search={"params.x": [1.0]}, sampler={"max_attempts": 1})
@@ -133,6 +135,7 @@ def programs(folder):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+@pytest.mark.slow
 def test_a_worker_that_is_stopped_leaves_nothing_running_and_another_goes_on(
     storage_url, number, tmp_path, monkeypatch
 ):

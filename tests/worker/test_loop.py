@@ -301,6 +301,7 @@ def test_sampled_studies_end_at_their_number_of_points_without_repeating_one(sql
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.slow
 def test_a_signal_hands_the_cell_back_and_ends_the_worker_soon(storage_url, number, status):
     study = make(storage_url, "train.epochs=100000")
     worker = command(storage_url)
@@ -314,6 +315,7 @@ def test_a_signal_hands_the_cell_back_and_ends_the_worker_soon(storage_url, numb
     worker.stderr.close()
 
 
+@pytest.mark.slow
 def test_two_workers_share_a_study_and_no_cell_runs_twice(storage_url):
     study = make(storage_url, "search={scale = [1.0, 2.0], prune_rate = [0, 0.2, 0.5], batch_size = [200, 256]}")
     workers = [command(storage_url) for _ in range(2)]

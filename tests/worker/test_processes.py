@@ -123,6 +123,7 @@ def test_a_child_stops_when_its_parent_is_gone(monkeypatch):
     assert stop.cuts_short
 
 
+@pytest.mark.slow
 def test_two_processes_of_the_real_command_finish_a_study(sqlite_url, tmp_path, monkeypatch):
     monkeypatch.setenv("BUDGETTUNE_SPOOL", str(tmp_path / "spool"))
     search = "search={scale = [1.0], prune_rate = [0, 0.5]}"

@@ -96,6 +96,7 @@ def test_a_killed_follower_fails_the_trial_with_its_reason_and_the_worker_goes_o
 
 @needs_proc
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.slow
 def test_a_worker_that_is_told_to_end_or_killed_leaves_no_follower(study, number, tmp_path):
     handle, mark = study(*MARKED), tmp_path / "mark"
     with command(handle.url, "--device", "cpu", "--allow-import", "tests", MARK=str(mark)) as worker:

@@ -156,6 +156,7 @@ def test_what_is_inactive_has_no_position_and_lies_as_far_from_all_values():
     assert np.linalg.norm(lacking - one) == pytest.approx(np.linalg.norm(lacking - other)) == pytest.approx(0.5)
 
 
+@pytest.mark.slow
 def test_it_finds_a_larger_hypervolume_in_the_same_seconds_than_random_search():
     def volume_within(study, seconds):
         spent, costs, gains = 0.0, [], []
