@@ -46,7 +46,7 @@ def fleet(
 ) -> None:
     """Start workers of a study on a cluster; what stands behind -- goes to each of them.
 
-    On Slurm this submits an array and ends. On Ray it stays and shows the workers' lines; Ctrl-C hands their trials back.
+    On Slurm this submits an array and ends. On Ray it stays and shows the workers' lines; Ctrl-C hands trials back.
     """
     from budgettune.fleet.plan import FleetPlan, require_server
 

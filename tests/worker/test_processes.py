@@ -1,4 +1,4 @@
-"""Workers of one box: what follows from a death, who gets which device, and real processes that die, stop and finish."""
+"""Workers of one box: what follows from a death, who gets which device; real processes die, stop and finish."""
 
 import os
 import signal
