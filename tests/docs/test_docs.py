@@ -138,7 +138,7 @@ def sometimes_slow(page):
     return pytest.param(page, id=page.name, marks=[pytest.mark.slow] if page.name in TAKE_LONG else [])
 
 
-@pytest.mark.parametrize("page", map(sometimes_slow, PAGES))
+@pytest.mark.parametrize("page", [sometimes_slow(page) for page in PAGES])
 def test_a_page_works_from_top_to_bottom(page, follow, digits, tmp_path):
     if page.name == "your-data.md":
         make_photos(tmp_path / "photos")
