@@ -22,6 +22,7 @@ from budgettune.spec.tables import library_of
 from budgettune.storage import answers
 from budgettune.storage import trials as stored_trials
 from budgettune.storage.connection import open_engine, reading
+from budgettune.storage.patience import READING_PATIENCE_SECONDS, asking_again
 from budgettune.storage.studies import (
     ANY_MACHINE,
     comparable_machine_key,
@@ -98,7 +99,7 @@ def load_study(name: str | None = None, *, storage: str | None = None) -> StudyH
     """
     from budgettune.study import handle
 
-    return handle.load_study(storage_url(storage), name)
+    return asking_again(lambda: handle.load_study(storage_url(storage), name), READING_PATIENCE_SECONDS)
 
 
 def run_worker(
@@ -426,5 +427,9 @@ def locate(study: AnyStudy, storage: str | None) -> tuple[Any, int]:
     """Return the engine and the id of a study."""
     if study is not None and not isinstance(study, str):
         return study.engine, study.study_id
-    engine = open_engine(storage_url(storage))
-    return engine, find_study(engine, study).study_id
+
+    def found() -> tuple[Any, int]:
+        engine = open_engine(storage_url(storage))
+        return engine, find_study(engine, study).study_id
+
+    return asking_again(found, READING_PATIENCE_SECONDS)

@@ -5,7 +5,7 @@ BudgetTuneError                 say what is wrong and what to do next, in one li
 ├── SpecError                   a study file or an override that cannot work
 ├── DataError                   an image set that is missing, damaged or of the wrong shape
 ├── StorageError                a database that cannot be reached or is not ours
-│   ├── StorageBusy             a database that has no connection left, or is starting: asking again helps
+│   ├── StorageBusy             a database that cannot serve just now: no connection left, starting, locked by others
 │   ├── StorageReadOnly         an SQLite file that this user may only read: asking again does not help
 │   ├── StudyNotFound
 │   └── StudyExists
@@ -61,7 +61,7 @@ class StorageError(BudgetTuneError):
 
 
 class StorageBusy(StorageError):
-    """A database that is there and cannot serve just now, such as one without a connection left: asking again helps."""
+    """A database that did nothing and may in a moment: it has no connection left, it starts, others hold its locks."""
 
 
 class StorageReadOnly(StorageError):

@@ -12,17 +12,18 @@ import re
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, ref
 
 import sqlalchemy as sa
 from sqlalchemy import Engine, event
 
 from budgettune.errors import StorageError
 from budgettune.storage.driver_errors import is_busy, translated
+from budgettune.storage.patience import shortened_by_chance
 from budgettune.storage.sqlite_file import SqliteConnection, sqlite_file, was_disturbed
 from budgettune.storage.sqlite_file import tune as tune_sqlite
 from budgettune.storage.url import parse_url, shown
@@ -39,13 +40,21 @@ BUSY_TIMEOUT_SECONDS = 60
 CONNECT_TIMEOUT_SECONDS = 10
 NETWORK_TIMEOUT_MS = 60_000
 GIVING_BACK_SECONDS = (0.05, 0.1, 0.2, 0.4)  # a server takes a moment to see that a connection was closed
-POSTGRESQL_SESSION = (
-    # Optuna's heartbeats are CURRENT_TIMESTAMP in a column without time zone: all boxes must mean the same one.
-    "SET TIME ZONE 'UTC'",
-    # A process that is stopped in the middle of a transaction must not stop all others with its locks.
-    f"SET idle_in_transaction_session_timeout = '{BUSY_TIMEOUT_SECONDS}s'",
-    f"SET lock_timeout = '{BUSY_TIMEOUT_SECONDS}s'",
+UNUSED_SECONDS = 0.2
+"""For which a server's connection that nobody uses stays open: the next statement of a claim or a result comes sooner.
+
+A worker that trains for hours sends a sign of life every ten seconds, and so holds a connection for a fiftieth of them.
+"""
+POSTGRESQL_TRANSACTION = "; ".join(
+    (
+        # Optuna's heartbeats are CURRENT_TIMESTAMP in a column without time zone: all boxes must mean the same one.
+        "SET LOCAL TIME ZONE 'UTC'",
+        # A process that is stopped in the middle of a transaction must not stop all others with its locks.
+        f"SET LOCAL idle_in_transaction_session_timeout = '{BUSY_TIMEOUT_SECONDS}s'",
+        f"SET LOCAL lock_timeout = '{BUSY_TIMEOUT_SECONDS}s'",
+    )
 )
+"""What holds for each of our transactions, and not for the session: a pooler lends one session to many programs."""
 
 
 @contextmanager
@@ -74,7 +83,7 @@ def _engine_options(url: sa.URL, poolclass: type[sa.Pool] | None = None) -> dict
     connect_args: dict[str, Any] = {"prepare_threshold": None} if url.drivername == "postgresql+psycopg" else {}
     defaults = {"connect_timeout": CONNECT_TIMEOUT_SECONDS, "tcp_user_timeout": NETWORK_TIMEOUT_MS}
     connect_args |= {name: value for name, value in defaults.items() if name not in url.query}
-    pool = pool or {"pool_pre_ping": True, "pool_size": 2, "max_overflow": 3}
+    pool = pool or {"pool_pre_ping": True, "pool_size": 1, "max_overflow": 4}
     return {"connect_args": connect_args, **pool}
 
 
@@ -98,8 +107,9 @@ _servers_lock = threading.Lock()
 
 def _forget_connections() -> None:
     """In a forked child: leave the parent's connections to the parent."""
-    for engine in _servers.values():
+    for engine, idle in list(_tuned_servers.items()):
         engine.dispose(close=False)
+        idle.forget_thread()
 
 
 if hasattr(os, "register_at_fork"):
@@ -134,7 +144,9 @@ def _tuned(engine: Engine, *, read_only: bool = False) -> Engine:
     else:
         event.listen(engine, "connect", _on_postgresql_connect)
         event.listen(engine, "do_connect", _connect_to_postgresql)
-        _tuned_servers.add(engine)
+        event.listen(engine, "begin", _on_postgresql_begin)
+        _tuned_servers[engine] = idle = _UnusedConnections(engine)
+        event.listen(engine, "checkin", idle.note)
     if read_only:
         # Per transaction on PostgreSQL: a setting of the session would reach others through a pooler.
         engine.update_execution_options(budgettune_read=True, postgresql_readonly=True)
@@ -142,7 +154,39 @@ def _tuned(engine: Engine, *, read_only: bool = False) -> Engine:
     return engine
 
 
-_tuned_servers: WeakSet[Engine] = WeakSet()
+class _UnusedConnections:
+    """Closes the connections of a server that nobody has used for a moment, from a thread that lives as long."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = ref(engine)
+        self._used_at = 0.0
+        self.forget_thread()
+
+    def forget_thread(self) -> None:
+        self._lock = threading.Lock()
+        self._is_watched = False
+
+    def note(self, *_: object) -> None:
+        """Note that a connection has just been given back."""
+        with self._lock:
+            self._used_at = time.monotonic()
+            if not self._is_watched:
+                with suppress(RuntimeError):  # the process ends, or may have no thread more: they stay open
+                    threading.Thread(target=self._close, name="unused-connections", daemon=True).start()
+                    self._is_watched = True
+
+    def _close(self) -> None:
+        while True:
+            time.sleep(max(0.0, self._used_at + UNUSED_SECONDS - time.monotonic()))
+            with self._lock:
+                if self._used_at + UNUSED_SECONDS <= time.monotonic():
+                    self._is_watched = False
+                    break
+        if (engine := self._engine()) is not None:
+            engine.pool.dispose()  # only what nobody uses; the pool goes on
+
+
+_tuned_servers: WeakKeyDictionary[Engine, _UnusedConnections] = WeakKeyDictionary()
 
 
 def _connect_to_postgresql(
@@ -157,16 +201,27 @@ def _connect_to_postgresql(
                 raise
         for engine in list(_tuned_servers):
             engine.pool.dispose()  # only what nobody uses; the pool goes on
-        time.sleep(pause_seconds)
+        time.sleep(shortened_by_chance(pause_seconds))
     return dialect.connect(*arguments, **options)
 
 
 def _on_postgresql_connect(connection: DBAPIConnection, _record: object) -> None:
-    cursor = connection.cursor()
-    for statement in POSTGRESQL_SESSION:
-        cursor.execute(statement)
-    cursor.close()
-    connection.commit()
+    if _begins_by_itself(connection):
+        connection.autocommit = True  # else it would send a BEGIN of its own before ours
+
+
+def _on_postgresql_begin(connection: sa.Connection) -> None:
+    """Begin a transaction with all that holds for it, in one message."""
+    driver: Any = connection.connection.driver_connection
+    begin = ""
+    if _begins_by_itself(driver):
+        begin = "BEGIN READ ONLY; " if driver.read_only else "BEGIN; "
+    connection.exec_driver_sql(begin + POSTGRESQL_TRANSACTION)
+
+
+def _begins_by_itself(connection: object) -> bool:
+    """Whether we tell a driver's connection when a transaction begins; others do so unasked at the first statement."""
+    return type(connection).__module__.partition(".")[0] == "psycopg"
 
 
 def open_engine(url: str, *, create: bool = False) -> sa.Engine:

@@ -15,7 +15,7 @@ _NONE_LEFT = "the server has no connection left"
 _NONE_LEFT_IN_POOLER = f"{_NONE_LEFT}: raise the limits of the pooler before it (max_client_conn, pool_size)"
 
 # A pattern in the driver's message (lower case) -> what is wrong, and what to do. The first match counts.
-_BUSY = (  # no connection came about, and one may in a moment
+_BUSY = (  # nothing was done, and may be in a moment: no connection came about, or others hold what it needs
     ("connections for role", f"{_NONE_LEFT} for this user: raise its limit (ALTER ROLE … CONNECTION LIMIT)"),
     (
         "connections for database",
@@ -27,10 +27,14 @@ _BUSY = (  # no connection came about, and one may in a moment
     ("no more connections allowed", _NONE_LEFT_IN_POOLER),  # PgBouncer
     ("query_wait_timeout", _NONE_LEFT_IN_POOLER),
     ("max client", _NONE_LEFT_IN_POOLER),  # Supavisor: max clients reached, Max client connections reached
+    ("server_login_retry", "the pooler cannot reach the server behind it: is that up, with connections left?"),
     ("queuepool limit", "this process uses all the connections that it may have: try again in a moment"),
     ("starting up", "the server is starting: try again in a moment"),
     ("not yet accepting connections", "the server is starting: try again in a moment"),
     ("recovery mode", "the server is recovering: try again in a moment"),
+    ("lock timeout", "another process holds the study's rows for too long: stop it, or try again"),
+    ("deadlock detected", "others change the same rows: try again in a moment"),
+    ("could not serialize access", "others change the same rows: try again in a moment"),
 )
 _READ_ONLY = (
     (
@@ -66,7 +70,6 @@ _REMEDIES = (
     ("file is encrypted", "not a database file: name another file, or remove this one"),
     ("disk image is malformed", "the file is damaged: restore it from a copy, or export with `sqlite3 FILE .recover`"),
     ("disk i/o error", "the disk cannot be read or written: check its space and health"),
-    ("lock timeout", "another process holds the study's rows for too long: stop it, or try again"),
     ("idle-in-transaction timeout", "this process paused in the middle of a transaction: try again"),
     ("database is locked", "another process keeps the file locked: stop it, or use PostgreSQL for many workers"),
     ("no such table", "holds no Optuna tables: make them with `budgettune study create`"),
@@ -90,7 +93,7 @@ def translated(url: str) -> Iterator[None]:
 
 
 def is_busy(error: BaseException) -> bool:
-    """Whether a driver's error says that there is no connection left, or none yet."""
+    """Whether a driver's error says that nothing was done, and that asking again helps."""
     return any(re.search(part, str(error).lower()) for part, _ in _BUSY)
 
 

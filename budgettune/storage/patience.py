@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
@@ -15,19 +16,34 @@ T = TypeVar("T")
 
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 30.0
+READING_PATIENCE_SECONDS = 20.0  # of a command that somebody waits for
+
+_random = random.SystemRandom().random  # never that of the process, which a trial may have seeded
 
 
-def pauses(patience_seconds: float, clock: Callable[[], float] = time.monotonic) -> Iterator[float]:
+def shortened_by_chance(pause_seconds: float, chance: Callable[[], float] = _random) -> float:
+    """Return a pause made shorter by up to a half, so that hundreds who were refused at once do not come back at once.
+
+    Args:
+        pause_seconds: at most.
+        chance: gives a number from 0 to 1.
+    """
+    return pause_seconds * (1.0 - chance() / 2.0)
+
+
+def pauses(
+    patience_seconds: float, clock: Callable[[], float] = time.monotonic, chance: Callable[[], float] = _random
+) -> Iterator[float]:
     """Yield longer and longer pauses in seconds, until patience is over; it begins with the first pause."""
     deadline, pause_seconds = clock() + patience_seconds, FIRST_PAUSE_SECONDS
     while clock() < deadline:
-        yield pause_seconds
+        yield shortened_by_chance(pause_seconds, chance)
         pause_seconds = min(2 * pause_seconds, LONGEST_PAUSE_SECONDS)
 
 
 def say_again_in(pause_seconds: float, error: Exception) -> None:
     """Tell the user that a database is asked again, and why."""
-    logger.warning("asking the database again in %g s: %s", pause_seconds, error)
+    logger.warning("asking the database again in %.1f s: %s", pause_seconds, error)
 
 
 def asking_again(call: Callable[[], T], patience_seconds: float) -> T:

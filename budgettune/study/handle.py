@@ -14,14 +14,14 @@ from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
-from budgettune.errors import BudgetTuneError, NotSearched, SpecError, StudyExists, StudyNotFound
+from budgettune.errors import BudgetTuneError, NotSearched, SpecError, StorageBusy, StudyExists, StudyNotFound
 from budgettune.records import HANDED_BACK, Claim, Slot, SlotRow, TrialResult, trial_attributes
 from budgettune.spec.study_spec import StudySpec
 from budgettune.storage import slots, transactions
 from budgettune.storage.answers import state_counts
 from budgettune.storage.connection import Engine, open_engine, open_storage, reading
 from budgettune.storage.driver_errors import translated
-from budgettune.storage.patience import asking_again
+from budgettune.storage.patience import READING_PATIENCE_SECONDS, asking_again
 from budgettune.storage.studies import find_study, machines, own_machine_key
 from budgettune.storage.transactions import Reconciled
 from budgettune.storage.trials import stopping_notes, trial_records
@@ -43,6 +43,7 @@ logger = logging.getLogger(__name__)
 
 LEASE_SECONDS = 60.0
 CREATE_PATIENCE_SECONDS = 60.0  # for which a busy database is asked again
+FAIL_PATIENCE_SECONDS = 20.0  # the same, to say that a trial has failed: whoever stops a worker waits for it
 LONGEST_MESSAGE = 2_000  # characters of a failure that a row keeps
 
 
@@ -101,8 +102,12 @@ def delete_study(url: str, name: str) -> None:
     Raises:
         StudyNotFound: where there is no such study of ours.
     """
-    engine = open_engine(url)
-    transactions.delete_study(engine, find_study(engine, name).study_id)
+
+    def delete() -> None:
+        engine = open_engine(url)
+        transactions.delete_study(engine, find_study(engine, name).study_id)
+
+    asking_again(delete, READING_PATIENCE_SECONDS)
 
 
 class StudyHandle:
@@ -227,9 +232,13 @@ class StudyHandle:
         """
         attempts = self.spec.sampler.max_attempts
         message = redact(message[: 2 * LONGEST_MESSAGE])[:LONGEST_MESSAGE]
-        return transactions.record_failure(
-            self.engine, self.study_id, claim, failure_kind, message, attempts, keeps_params=keeps_params
-        )
+
+        def record() -> bool:
+            return transactions.record_failure(
+                self.engine, self.study_id, claim, failure_kind, message, attempts, keeps_params=keeps_params
+            )
+
+        return asking_again(record, FAIL_PATIENCE_SECONDS)
 
     def hand_back(self, claim: Claim, why: str = "told to stop") -> bool:
         """Queue the cell of a trial that ends for no fault of its own; this uses up no attempt."""
@@ -345,7 +354,8 @@ class StudyHandle:
             return self._draw(around_draws)
         except BaseException as error:
             message = f"{type(error).__name__}: {error}"
-            failure_kind = HANDED_BACK if isinstance(error, KeyboardInterrupt) else "sampler"
+            is_no_fault = isinstance(error, (KeyboardInterrupt, StorageBusy))
+            failure_kind = HANDED_BACK if is_no_fault else "sampler"
             self.fail(reserved, failure_kind, message, keeps_params=False)
             if isinstance(error, BudgetTuneError) or not isinstance(error, Exception):
                 raise

@@ -13,6 +13,7 @@ from budgettune.records import MachineInfo, TrialRecord
 from budgettune.spec.study_spec import StudySpec
 from budgettune.storage.answers import score_points, state_counts
 from budgettune.storage.connection import Engine, open_engine, reading
+from budgettune.storage.patience import READING_PATIENCE_SECONDS, asking_again
 from budgettune.storage.slots import slot_rows
 from budgettune.storage.studies import StudyRow, all_studies, machine_keys
 from budgettune.study.ledger import GivenUp, Ledger
@@ -101,9 +102,13 @@ def _read(row: StudyRow) -> tuple[StudySpec | None, str | None]:
 
 def list_studies(url: str) -> list[StudySummary]:
     """Return every study in order of creation, with its state and an estimate of the time left."""
-    engine = open_engine(url)
-    rows = [row for row in all_studies(engine) if row.spec_json is not None]
-    return [summary_of(engine, row.study_id, row.name, *_read(row)) for row in rows]
+
+    def summaries() -> list[StudySummary]:
+        engine = open_engine(url)
+        rows = [row for row in all_studies(engine) if row.spec_json is not None]
+        return [summary_of(engine, row.study_id, row.name, *_read(row)) for row in rows]
+
+    return asking_again(summaries, READING_PATIENCE_SECONDS)
 
 
 def trials_per_hour(latest: Sequence[TrialRecord]) -> float | None:

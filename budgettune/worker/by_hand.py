@@ -14,6 +14,7 @@ from types import FrameType, TracebackType
 from budgettune.errors import Interrupted, TrialFailed, UsageError
 from budgettune.records import Claim
 from budgettune.spec.trust import Trust
+from budgettune.storage.patience import asking_again
 from budgettune.study.handle import StudyHandle
 from budgettune.text import one_line
 from budgettune.trial.checkpoint import Checkpoint
@@ -50,7 +51,7 @@ def trials(study: StudyHandle, options: WorkerOptions) -> Iterator[Trial]:
     spool.deliver_all(study.url)
     judging = judge_of(study, None if options.allow_mixed else machine.key)
     with _hearing_ctrl_c() as heard:
-        while (claim := _claim(study, options)) is not None:
+        while (claim := asking_again(lambda: _claim(study, options), options.patience_seconds)) is not None:
             config, judge = study.spec.resolve(claim.params), judging(claim)
             outside = Outside(ends_early=judge.ends_early if judge else lambda record: False)
             checkpoint = half_trained.of(study, claim, machine.key)

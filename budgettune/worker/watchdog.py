@@ -12,8 +12,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Self
 
-from budgettune.errors import TrialTimeout
+from budgettune.errors import StorageBusy, TrialTimeout
 from budgettune.records import Claim
+from budgettune.storage.patience import shortened_by_chance
 from budgettune.study.handle import StudyHandle
 from budgettune.text import format_duration
 
@@ -42,11 +43,15 @@ class Heartbeat:
 
     def _run(self) -> None:
         while not self._done.is_set():
+            # Workers that were started together do not beat together.
+            pause_seconds = shortened_by_chance(self._interval_seconds)
             try:
                 self._beat()
             except Exception as error:  # whatever it is, the next beat may get through
                 logger.warning("heartbeat not recorded: %s", error)
-            self._done.wait(self._interval_seconds)
+                if isinstance(error, StorageBusy):
+                    pause_seconds /= 4
+            self._done.wait(pause_seconds)
 
 
 def leave_hung(

@@ -8,13 +8,15 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 
+from budgettune import api
 from budgettune.errors import StorageBusy, StorageError
 from budgettune.spec.study_spec import load_spec
 from budgettune.storage import patience
 from budgettune.storage.connection import open_engine, reading
 from budgettune.storage.driver_errors import storage_error, translated
 from budgettune.storage.patience import asking_again, pauses
-from budgettune.study.handle import create_study, load_study
+from budgettune.study.handle import create_study, delete_study, load_study
+from budgettune.study.summary import list_studies
 from budgettune.worker.loop import run_worker
 from budgettune.worker.options import WorkerOptions
 from budgettune.worker.signals import StopFlag
@@ -99,8 +101,28 @@ def test_study_create_asks_again_until_a_connection_is_free(limited_url, held, s
     monkeypatch.setattr(patience, "time", let_go)
     study = create_study(spec, limited_url)
     assert study.counts()["WAITING"] == (4 if spec.sampler.name == "grid" else 0)
-    assert "asking the database again in 0.5 s" in caplog.text
+    assert "asking the database again in 0." in caplog.text
     assert "the server has no connection left for this user: raise its limit" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda url: api.load_study("study", storage=url).name,
+        lambda url: api.best_under_budget("study", "1h", storage=url)[0].number,
+        lambda url: list_studies(url)[0].name,
+        lambda url: delete_study(url, "study"),
+    ],
+    ids=["show", "best", "list", "delete"],
+)
+def test_commands_that_answer_ask_again_too(limited_url, monkeypatch, caplog, ask):
+    with create_study(grid(), limited_url) as study:
+        study.complete(study.claim(), result())
+    held = [psycopg.connect(limited_url) for _ in range(2)]
+    let_go = SimpleNamespace(sleep=lambda seconds: [connection.close() for connection in held])
+    monkeypatch.setattr(patience, "time", let_go)
+    assert ask(limited_url) in ("study", 0, None)
+    assert "asking the database again" in caplog.text
 
 
 def test_study_create_says_so_where_no_connection_comes_free(limited_url, held, monkeypatch):
@@ -145,7 +167,7 @@ def test_a_worker_asks_again_from_its_first_moment_on(limited_url, caplog):
 
 def test_pauses_grow_until_patience_is_over():
     clock = iter([0, 0, 1, 2, 3, 4, 5, 6, 11]).__next__
-    assert list(pauses(10, clock)) == [0.5, 1, 2, 4, 8, 16, 30]
+    assert list(pauses(10, clock, chance=lambda: 0.0)) == [0.5, 1, 2, 4, 8, 16, 30]
 
 
 def test_only_a_busy_database_is_asked_again(monkeypatch):

@@ -121,9 +121,7 @@ def test_work_goes_on_where_no_setting_of_a_session_survives(postgresql_url):
         connection.execute(f"ALTER DATABASE {connection.info.dbname} SET timezone = 'Asia/Tokyo'")
 
     def forget(connection, *_):
-        connection.autocommit = True
         connection.execute("DISCARD ALL")
-        connection.autocommit = False
 
     with (
         create_study(grid(max_attempts=9), postgresql_url) as study,
@@ -133,7 +131,8 @@ def test_work_goes_on_where_no_setting_of_a_session_survives(postgresql_url):
             engine.dispose()
             sa.event.listen(engine, "checkout", forget)
         with reading(study.engine) as connection:
-            assert connection.execute(sa.text("SHOW TIME ZONE")).scalar() == "Asia/Tokyo"
+            assert connection.execute(sa.text("SHOW TIME ZONE")).scalar() == "UTC"
+            assert connection.execute(sa.text("SHOW lock_timeout")).scalar() == "1min"
         claim = study.claim()
         assert study.heartbeat(claim.trial_id)
         assert study.reconcile().lost == 0

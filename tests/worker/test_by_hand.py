@@ -4,11 +4,12 @@ import os
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 import budgettune as bt
-from budgettune.errors import TrialMisused, UsageError
+from budgettune.errors import StorageBusy, TrialMisused, UsageError
 from budgettune.spec.study_spec import StudySpec
 from budgettune.worker.by_hand import trials
 from budgettune.worker.options import WorkerOptions
@@ -150,5 +151,20 @@ def test_ctrl_c_hands_back_and_a_kill_is_lost_after_the_lease(study, storage_url
         assert states(study)[0] == ("RUNNING", "")
         wait_until(lambda: study.reconcile(lease_seconds=1.0).lost == 1)
     for trial in bt.trials(study, device="cpu"):
+        train(trial)
+    assert study.verify().whole
+
+
+def test_a_server_without_a_connection_left_is_asked_again(study, monkeypatch):
+    claim, answers = type(study).claim, iter([StorageBusy("no connection left")])
+
+    def refused_once(self, *more):
+        for error in answers:
+            raise error
+        return claim(self, *more)
+
+    monkeypatch.setattr(type(study), "claim", refused_once)
+    monkeypatch.setattr("budgettune.storage.patience.time", SimpleNamespace(sleep=lambda seconds: None))
+    for trial in trials(study, WorkerOptions(device="cpu", trials=None)):
         train(trial)
     assert study.verify().whole

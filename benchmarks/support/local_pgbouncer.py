@@ -1,0 +1,116 @@
+"""A PgBouncer of our own before a PostgreSQL server, for tests and benchmarks: Debian's package `pgbouncer`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+START_SECONDS = 30.0
+PORTS = 5  # another program may take one that was free
+
+# As docs/many-boxes.md has it, but for the addresses and for who may come in.
+CONFIG: Mapping[str, str] = {
+    "pool_mode": "transaction",
+    "default_pool_size": "8",
+    "max_client_conn": "5000",
+    "listen_addr": "127.0.0.1",
+    "unix_socket_dir": "",
+    "auth_type": "any",
+    "admin_users": "postgres",
+    "log_connections": "0",
+    "log_disconnections": "0",
+}
+
+
+def program() -> str | None:
+    """Return the path of the installed `pgbouncer`, None where there is none."""
+    return shutil.which("pgbouncer", path=os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin")))
+
+
+@contextmanager
+def pooled(server_url: str, *, forced_user: bool = True, **settings: str) -> Iterator[str]:
+    """Start a PgBouncer before a server, yield the URL of the same database through it, and stop it.
+
+    Args:
+        server_url: of a local server, by its socket's folder.
+        forced_user: everybody is the user of the server's URL; else users come as whom they say.
+        settings: of the section `[pgbouncer]`, beside `CONFIG`.
+
+    Raises:
+        FileNotFoundError: where it is not installed.
+        RuntimeError: where it does not start, with what it said.
+    """
+    executable = program()
+    if executable is None:
+        raise FileNotFoundError("pgbouncer is not installed")
+    as_other = []
+    if os.geteuid() == 0:  # which it refuses to run as; the server's own user may use the socket
+        owner = _socket_folder(server_url).stat()
+        as_other = ["setpriv", f"--reuid={owner.st_uid}", f"--regid={owner.st_gid}", "--clear-groups"]
+    with tempfile.TemporaryDirectory(prefix="budgettune-pgbouncer-", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        for attempt in range(PORTS):
+            port = _free_port()
+            file, log = folder / "pgbouncer.ini", folder / f"log-{attempt}"
+            file.write_text(_config(server_url, port, CONFIG | settings, forced_user=forced_user))
+            with log.open("wb") as output:
+                process = subprocess.Popen([*as_other, executable, str(file)], stdout=output, stderr=output)
+            try:
+                if _answers(process, port):
+                    yield _through(server_url, port)
+                    return
+            finally:
+                process.terminate()
+                process.wait(10)
+        raise RuntimeError(f"pgbouncer does not start: {log.read_text(errors='replace')[-1_000:]}")
+
+
+def _config(server_url: str, port: int, settings: Mapping[str, str], *, forced_user: bool) -> str:
+    parts, host = urlsplit(server_url), _socket_folder(server_url)
+    user = f" user={parts.username}" if forced_user else ""
+    lines = [f"{name} = {value}" for name, value in settings.items()]
+    return "\n".join(
+        [
+            "[databases]",
+            f"* = host={host} port={parts.port or 5432}{user}",
+            "[pgbouncer]",
+            f"listen_port = {port}",
+            *lines,
+        ]
+    )
+
+
+def _socket_folder(server_url: str) -> Path:
+    return Path(parse_qs(urlsplit(server_url).query)["host"][0])
+
+
+def _through(server_url: str, port: int) -> str:
+    parts = urlsplit(server_url)
+    return f"postgresql://{parts.username}@127.0.0.1:{port}{parts.path}"
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _answers(process: subprocess.Popen[bytes], port: int) -> bool:
+    """Wait until it takes connections; false where it has ended instead."""
+    deadline = time.monotonic() + START_SECONDS
+    while process.poll() is None and time.monotonic() < deadline:
+        try:
+            with socket.create_connection(("127.0.0.1", port), timeout=1):
+                return process.poll() is None
+        except OSError:
+            time.sleep(0.05)
+    return False
