@@ -92,12 +92,21 @@ def worker(
         int | None, typer.Option("--trials", min=1, metavar="N", help="End after that many trials.")
     ] = None,
     timeout: Annotated[
-        float | None, options.lasting("--timeout", help="Begin no trial after that, such as 2h.")
+        float | None,
+        typer.Option(
+            "--timeout",
+            parser=options.duration_or_none,
+            metavar="DURATION",
+            help="Begin no trial after that, such as 2h.",
+        ),
     ] = None,
     trial_timeout: Annotated[
         float | None, options.lasting("--trial-timeout", help="End a trial that takes longer, as failed.")
     ] = None,
     wait: Annotated[bool, options.switch("--wait", help="Stay for studies and trials that come later.")] = False,
+    leave: Annotated[
+        bool, options.switch("--leave", help="End as soon as nothing is open, though others still train.")
+    ] = False,
     drain: Annotated[
         bool, options.switch("--drain", help="When told to stop, finish the running trial first.")
     ] = False,
@@ -149,9 +158,10 @@ def worker(
         threads=threads,
         gpus_per_trial=gpus_per_trial,
         trials=trials,
-        timeout_seconds=timeout,
+        timeout_seconds=None if timeout == math.inf else timeout,
         trial_timeout_seconds=trial_timeout,
         wait=wait,
+        leave=leave,
         allow_import=allowed_packages(allow_import),
         allow_command=allowed_commands(allow_command),
         allow_root=allowed_roots(allow_root),
@@ -170,6 +180,8 @@ def worker(
     summary = _work(study, chosen, storage, drain=drain)
     if summary.follows:
         return
+    if summary.note:
+        say(summary.note)
     why = f"; why some failed: {_show_command(summary)}" if summary.failed else ""
     say(f"{summary.completed} trials completed, {summary.failed} failed. Next: budgettune front{why}")
 

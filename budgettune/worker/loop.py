@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -46,6 +48,9 @@ from budgettune.worker.watchdog import Heartbeat, TrialLimit, leave_hung
 
 logger = logging.getLogger(__name__)
 
+LONGEST_POLLS = 15.0  # first pauses of an idle worker that its longest one takes: half a minute
+LONGEST_POLLS_OF_A_FILE = 3.0  # the same where the database is a file, whose workers are the few of one box
+POLL_SPREAD = 0.2  # share of a pause by which it is longer or shorter, so that a fleet does not ask as one
 # Unexpected failures after which a worker blames itself or the study's code, and stops using up attempts.
 FAILURES_IN_A_ROW = 5
 NO_ANSWER = "answers this process no more"  # by which a slot's rows tell that a device was lost with it
@@ -60,6 +65,21 @@ def foreign_machine(study: StudyHandle, own_key: str, allow_mixed: bool) -> str 
         f"study {study.name!r} takes its times on {machine_key}, and this worker is {own_key}: run it on "
         f"such a machine (--threads tells how many of a CPU's), or mix their times knowingly with --allow-mixed"
     )
+
+
+def idle_pauses(
+    poll_seconds: float, longest_seconds: float, chance: Callable[[], float] = random.random
+) -> Iterator[float]:
+    """Yield the pauses between the looks of a worker that has nothing to do: each twice as long, to a longest one.
+
+    So a worker hears late that something came open, or that all is over, by no more than about the time that it has
+    waited already: where trials are short it looks often, and a fleet that waits for one long trial asks seldom. Each
+    pause is spread by a fifth; `chance` gives numbers from 0 to 1.
+    """
+    pause_seconds = poll_seconds
+    while True:
+        yield pause_seconds * (1 + POLL_SPREAD * (2 * chance() - 1))
+        pause_seconds = min(2 * pause_seconds, longest_seconds)
 
 
 class Trainer(Protocol):
@@ -97,7 +117,8 @@ def run_worker(
 ) -> WorkerSummary:
     """Work on a study, or on every open study in order of creation, until nothing is left.
 
-    Trials that run elsewhere count as something left: should their worker die, their cells come back.
+    Trials that run elsewhere count as something left, but for a worker that is to `leave`: should their worker die,
+    their cells come back.
 
     Raises:
         StudyNotFound: where the study is not there and `wait` is off.
@@ -132,6 +153,9 @@ class _Worker:
     _troubled: dict[str, None] = field(default_factory=dict)
     _has_answered: bool = False
     _waits: Iterator[float] | None = None
+    _idle: Iterator[float] | None = None
+    _began: float = field(default_factory=time.monotonic)
+    _note: str = ""
 
     def run(self) -> WorkerSummary:
         parse_url(self.url)  # one that cannot be read is not waited for
@@ -165,8 +189,7 @@ class _Worker:
         return self._trainers[kind]
 
     def _until_nothing_is_left(self) -> WorkerSummary:
-        began = time.monotonic()
-        while not self.stop.is_set and not self._is_spent(time.monotonic() - began):
+        while not self.stop.is_set and not self._is_spent():
             try:
                 if not self._round():
                     break
@@ -180,6 +203,7 @@ class _Worker:
             extras=self.extras,
             troubled=tuple(self._troubled),
             left_out=self._left_out,
+            note=self._note,
         )
 
     def _round(self) -> bool:
@@ -187,24 +211,34 @@ class _Worker:
         studies = self._studies()
         work = next(((study, claim) for study in studies if (claim := self._claim(study)) is not None), None)
         if work is not None:
+            self._idle = None
             self._work_on(*work)
         elif self.spool.deliver_all(self.url):
-            return True  # what is open has changed
-        elif not self.options.wait and all(study.is_finished() for study in studies):
+            self._idle = None  # what is open has changed
+        elif self.options.leave or (not self.options.wait and all(study.is_finished() for study in studies)):
             self._look_back(studies)
             return False
         else:
-            self.stop.wait(self.options.poll_seconds)
+            self._idle = self._idle or self._pauses()
+            self.stop.wait(max(0.0, min(next(self._idle), self._seconds_left())))
         return True
 
+    def _pauses(self) -> Iterator[float]:
+        is_file = parse_url(self.url).get_backend_name() == "sqlite"
+        polls, poll_seconds = LONGEST_POLLS_OF_A_FILE if is_file else LONGEST_POLLS, self.options.poll_seconds
+        return idle_pauses(poll_seconds, polls * poll_seconds)
+
     def _look_back(self, studies: Sequence[StudyHandle]) -> None:
-        """Note which studies hold nothing but failures, and which are open to others only."""
+        """Note which studies hold nothing but failures, which are open to others only, and what others still train."""
         for study in studies:
             if study.holds_only_failures():
                 self._troubled[study.name] = None
             if note := study.foreign_note():
                 logger.warning("%s", note)
         self._left_out = tuple(name for name in self._refused if not self._handles[name].is_finished())
+        if self.options.leave and (running := sum(study.counts()["RUNNING"] for study in studies)):
+            trials = "1 trial runs" if running == 1 else f"{running} trials run"
+            self._note = f"nothing is open; {trials} elsewhere"
 
     def _wait_for_database(self, error: StorageError) -> None:
         """Wait a little for a database that is busy, or answered before; else, or with patience over, raise."""
@@ -217,10 +251,14 @@ class _Worker:
         say_again_in(pause_seconds, error)
         self.stop.wait(pause_seconds)
 
-    def _is_spent(self, seconds: float) -> bool:
-        trials, timeout_seconds = self.options.trials, self.options.timeout_seconds
+    def _is_spent(self) -> bool:
         done = self.completed + self.failed + self.extras
-        return (trials is not None and done >= trials) or (timeout_seconds is not None and seconds >= timeout_seconds)
+        return (self.options.trials is not None and done >= self.options.trials) or self._seconds_left() <= 0
+
+    def _seconds_left(self) -> float:
+        """Return how long trials may still begin."""
+        timeout_seconds = self.options.timeout_seconds
+        return math.inf if timeout_seconds is None else timeout_seconds - (time.monotonic() - self._began)
 
     def _studies(self) -> list[StudyHandle]:
         """Return the studies to serve, in order of creation."""

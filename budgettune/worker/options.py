@@ -40,12 +40,13 @@ class WorkerOptions:
         timeout_seconds: begin no trial after that; None for no limit.
         trial_timeout_seconds: end a trial that takes longer, as failed; None for no limit.
         wait: stay for studies and trials that come later.
+        leave: end as soon as nothing is open, though others still train.
         allow_import: packages that code named by a study may come from.
         allow_command: words that a command named by a study may begin with, as for a shell: `python train.py`.
         allow_root: folders whose files a study may name; None for any where the database is a file of this box, and
             only what lies below the working folder where it is a server.
         allow_mixed: work on studies whose times come from another kind of machine.
-        poll_seconds: between looks at the database while idle.
+        poll_seconds: between the first looks at the database while idle; later ones are further apart.
         heartbeat_seconds: between signs of life.
         lease_seconds: without a sign of life after which a trial counts as lost.
         patience_seconds: for which a database that answered before and stopped to, or is busy, is asked again.
@@ -61,6 +62,7 @@ class WorkerOptions:
     timeout_seconds: float | None = None
     trial_timeout_seconds: float | None = None
     wait: bool = False
+    leave: bool = False
     allow_import: frozenset[str] = frozenset()
     allow_command: frozenset[str] = frozenset()
     allow_root: frozenset[str] | None = None
@@ -72,6 +74,10 @@ class WorkerOptions:
     hang_grace_seconds: float = 30.0
     checkpoints: str | None = None
     checkpoint_every_seconds: float | None = 30.0
+
+    def __post_init__(self) -> None:
+        if self.wait and self.leave:
+            raise UsageError("--wait stays where nothing is open, and --leave goes: give one of them")
 
     def words(self) -> list[str]:
         """Return the options of `budgettune worker` that ask for what differs from the defaults."""
@@ -99,6 +105,7 @@ class WorkerSummary:
         troubled: studies in which a trial failed here, or in which every trial had failed before.
         left_out: open studies whose times come from another kind of machine.
         follows: whether torchrun started this process to train with another one, which is the worker.
+        note: why it ended although its studies are not finished, for people; empty where there is nothing to say.
     """
 
     completed: int
@@ -108,6 +115,7 @@ class WorkerSummary:
     troubled: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
     follows: bool = False
+    note: str = ""
 
     @property
     def is_fruitless(self) -> bool:

@@ -215,7 +215,7 @@ def test_cells_that_were_given_up_are_shown_and_can_be_queued_again(run):
         (["study", "create", "digits", "--grid", "--sampler", "tpe"], 2, "exclude each other"),
         (["best", "--budget", "1m"], 1, "study create"),
         (["best", "--budget", "soon"], 2, "not a duration"),
-        (["worker", "--timeout", "0"], 2, "not above zero"),
+        (["worker", "--trial-timeout", "0"], 2, "not above zero"),
         (["worker", "--device", "tpu"], 1, "use auto, cpu, cuda"),
         (["worker"], 1, "study create"),
         (["nonsense"], 2, "No such command"),

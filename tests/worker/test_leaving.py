@@ -1,0 +1,180 @@
+"""Workers that have nothing to do: when they look again, and when they go."""
+
+import math
+import random
+from dataclasses import replace
+from itertools import islice, pairwise
+
+import pytest
+
+from budgettune.errors import UsageError
+from budgettune.spec.study_spec import StudySpec
+from budgettune.study.handle import create_study
+from budgettune.worker.loop import POLL_SPREAD, idle_pauses, run_worker
+from budgettune.worker.options import WorkerOptions
+from budgettune.worker.own_code import OwnCode
+from budgettune.worker.signals import StopFlag
+from budgettune.worker.spool import Spool
+from tests.support.studies import let_lease_run_out, result
+
+OPTIONS = WorkerOptions(device="cpu", allow_import=frozenset(["tests"]))
+LEAVING = replace(OPTIONS, leave=True)
+SPEC = {
+    "name": "own",
+    "train": {"loop": "tests.support.own_training:train", "epochs": 1},
+    "params": {"x": 1.0},
+    "search": {"params.x": [1.0, 2.0, 4.0]},
+    "objective": {"name": "distance", "direction": "minimize"},
+}
+
+
+def make(url, **tables):
+    return create_study(StudySpec.from_document({**SPEC, **tables}), url)
+
+
+class Waits(StopFlag):
+    """A clock that runs only while a worker waits, and stops it after so many seconds."""
+
+    def __init__(self, seconds):
+        super().__init__()
+        self.waited, self._seconds = [], seconds
+
+    def wait(self, seconds=None):
+        self.waited.append(seconds)
+        if sum(self.waited) >= self._seconds:
+            self.request()
+        return self.is_set
+
+
+def test_an_idle_worker_leaves_though_others_still_train(storage_url):
+    study = make(storage_url)
+    elsewhere = study.claim()
+    summary = run_worker(storage_url, study.name, LEAVING)
+    assert (summary.completed, summary.failed) == (2, 0)
+    assert summary.note == "nothing is open; 1 trial runs elsewhere"
+    assert study.heartbeat(elsewhere.trial_id)
+    study.claim()
+    assert not study.is_finished()
+
+
+def test_without_being_told_so_it_stays(sqlite_url):
+    study = make(sqlite_url)
+    study.claim()
+    stop = Waits(seconds=100)
+    assert run_worker(sqlite_url, study.name, OPTIONS, stop=stop).completed == 2
+    assert sum(stop.waited) >= 100
+
+
+def test_who_leaves_looks_for_lost_trials_once_more(storage_url):
+    study = make(storage_url)
+    study.claim()
+    let_lease_run_out(study)
+    summary = run_worker(storage_url, study.name, LEAVING)
+    assert (summary.completed, summary.note) == (3, "")
+    assert study.verify().whole
+
+
+def test_who_leaves_delivers_first_what_the_box_still_holds(sqlite_url):
+    study = make(sqlite_url, search={"params.x": [1.0]})
+    claim = study.claim()
+    box = OwnCode(LEAVING, None).machine(study.spec)
+    Spool().keep(study, claim, replace(result(), machine=box))
+    assert run_worker(sqlite_url, study.name, LEAVING).note == ""
+    assert study.verify().whole
+
+
+@pytest.mark.parametrize("end", [{"trials": 2}, {"trials": 9, "total": "1h"}, {"trials": 2, "repeats": "auto"}])
+def test_it_leaves_a_sampled_study_that_may_yet_ask_for_more(sqlite_url, end):
+    ranges = {"params.x": {"low": 1.0, "high": 2.0}}
+    study = make(sqlite_url, search=ranges, sampler={"name": "random", **end})
+    for _ in range(study.spec.sampler.trials - 1):
+        study.claim()
+    summary = run_worker(sqlite_url, study.name, LEAVING)
+    assert summary.completed >= 1
+    assert summary.note.startswith("nothing is open; ")
+
+
+def test_the_command_says_why_it_ends_and_ends_well(run, sqlite_url):
+    study = make(sqlite_url)
+    study.claim()
+    study.claim()
+    status, _, said = run("worker", "--leave", "--device", "cpu", "--allow-import", "tests")
+    assert status == 0
+    assert "nothing is open; 2 trials run elsewhere\n1 trials completed, 0 failed." in said
+
+
+def test_to_stay_and_to_leave_are_not_both_asked_for(run):
+    with pytest.raises(UsageError, match="--wait stays where nothing is open, and --leave goes"):
+        WorkerOptions(wait=True, leave=True)
+    status, _, said = run("worker", "--wait", "--leave")
+    assert status == 1
+    assert "give one of them" in said
+
+
+def test_the_command_takes_a_time_limit_of_nothing(run, sqlite_url):
+    study = make(sqlite_url)
+    assert run("worker", "--timeout", "0s", "--allow-import", "tests")[0] == 0
+    assert study.counts()["WAITING"] == 3
+
+
+# --- how often an idle worker looks -----------------------------------------------------------------------------------
+
+
+def test_pauses_double_to_the_longest_and_are_spread():
+    middle = list(islice(idle_pauses(2.0, 30.0, lambda: 0.5), 7))
+    assert middle == [2.0, 4.0, 8.0, 16.0, 30.0, 30.0, 30.0]
+    ends = [next(idle_pauses(2.0, 30.0, lambda end=end: end)) for end in (0.0, 1.0)]
+    assert ends == pytest.approx([2.0 * (1 - POLL_SPREAD), 2.0 * (1 + POLL_SPREAD)])
+    chance = random.Random(0)
+    fleet = [list(islice(idle_pauses(2.0, 30.0, chance.random), 9)) for _ in range(20)]
+    assert len({sum(pauses) for pauses in fleet}) == 20
+
+
+def test_no_pause_is_much_longer_than_the_wait_so_far():
+    pauses = list(islice(idle_pauses(2.0, math.inf, lambda: 0.5), 12))
+    waited = 0.0
+    for before, pause in pairwise(pauses):
+        waited += before
+        assert pause <= waited + 2.0
+
+
+def test_idle_workers_ask_a_server_a_tenth_as_often(postgresql_url):
+    study, seconds = make(postgresql_url, search={"params.x": [1.0]}), 1_800
+    study.claim()
+    stop = Waits(seconds)
+    run_worker(postgresql_url, study.name, OPTIONS, stop=stop)
+    assert len(stop.waited) <= seconds / OPTIONS.poll_seconds / 10
+
+
+def test_on_a_file_no_worker_waits_longer_than_some_seconds(sqlite_url):
+    study = make(sqlite_url, search={"params.x": [1.0]})
+    study.claim()
+    stop = Waits(600)
+    run_worker(sqlite_url, study.name, OPTIONS, stop=stop)
+    assert max(stop.waited) <= 3 * OPTIONS.poll_seconds * (1 + POLL_SPREAD)
+
+
+def test_an_idle_worker_waits_no_longer_than_its_time_limit(sqlite_url):
+    study = make(sqlite_url, search={"params.x": [1.0]})
+    study.claim()
+    stop = Waits(600)
+    run_worker(sqlite_url, study.name, replace(OPTIONS, timeout_seconds=0.1), stop=stop)
+    assert max(stop.waited) <= 0.1
+
+
+def test_a_trial_begins_the_count_of_pauses_anew(sqlite_url):
+    study = make(sqlite_url, search={"params.x": [1.0]})
+    claim = study.claim()
+
+    class HandsBack(Waits):
+        def wait(self, seconds=None):
+            over = super().wait(seconds)
+            if len(self.waited) == 4:
+                study.hand_back(claim)
+                other = make(sqlite_url, name="other", search={"params.x": [1.0]})
+                other.claim()
+            return over
+
+    stop = HandsBack(60)
+    assert run_worker(sqlite_url, None, OPTIONS, stop=stop).completed == 1
+    assert stop.waited[4] < stop.waited[3]
