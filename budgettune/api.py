@@ -36,6 +36,7 @@ from budgettune.study import pareto
 from budgettune.text import parse_duration
 
 if TYPE_CHECKING:
+    from budgettune.predict.predictor import Predictor
     from budgettune.predict.recommend import Recommendation
     from budgettune.spec.objective import Aim
     from budgettune.study.front import Certainty
@@ -223,8 +224,7 @@ def recommend(
         UsageError: where too little has finished to predict what never ran, or nothing was timed on that kind of
             machine.
     """
-    from budgettune.predict.recommend import Ask
-    from budgettune.predict.recommend import recommend as answer
+    from budgettune.predict.recommend import Ask, answer
 
     ask = Ask(_budget_seconds(budget), confidence)
     handle = load_study(study, storage=storage) if study is None or isinstance(study, str) else study
@@ -245,9 +245,22 @@ def recommend(
 
             here = probe_here(engine, study_id, spec, limit_seconds=limit, device=device, threads=threads, say=say)
         device_name = device_name or here
+    return answer(predictor(handle, device_name), ask)
+
+
+def predictor(study: StudyHandle, device_name: str | None = None) -> Predictor:
+    """Return what answers for a study as it is now: what `recommend` asks, which may be asked of budget after budget.
+
+    Raises:
+        UsageError: where too little has finished to predict what never ran, or nothing was timed on that kind of
+            machine.
+    """
+    from budgettune.predict.predictor import Predictor
+
+    engine, study_id = study.engine, study.study_id
     device_name = device_name or comparable_machine_key(engine, study_id)
     records = stored_trials.trial_records(engine, study_id)
-    return answer(spec, records, ask, device_name=device_name, probes=read_probes(engine, study_id))
+    return Predictor(study.spec, records, device_name=device_name, probes=read_probes(engine, study_id))
 
 
 def recommended(study: StudyHandle, budget: str | float) -> tuple[Recommendation, dict[str, Any]]:

@@ -7,6 +7,7 @@ BudgetTuneError                 say what is wrong and what to do next, in one li
 ├── StorageError                a database that cannot be reached or is not ours
 │   ├── StorageBusy             a database that cannot serve just now: no connection left, starting, locked by others
 │   ├── StorageReadOnly         an SQLite file that this user may only read: asking again does not help
+│   ├── SpecUnreadable          a study that another version wrote
 │   ├── StudyNotFound
 │   └── StudyExists
 ├── NothingWithinBudget         no finished trial trains within the budget
@@ -70,6 +71,10 @@ class StorageReadOnly(StorageError):
 
 class StudyNotFound(StorageError):
     """There is no study of that name, or no single study to pick."""
+
+
+class SpecUnreadable(StorageError):
+    """A study whose file this budgettune cannot read: another version wrote it."""
 
 
 class StudyExists(StorageError):

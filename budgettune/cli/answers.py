@@ -17,14 +17,13 @@ from budgettune.cli.output import (
     print_trials,
     say,
     say_figures,
-    trial_document,
     warn,
 )
 from budgettune.records import TrialRecord
+from budgettune.web import documents
 
 if TYPE_CHECKING:
-    from budgettune.spec.objective import ObjectiveSpec
-    from budgettune.study.front import Certainty
+    from budgettune.web.documents import TrialsAnswer
 
 app = typer.Typer()
 
@@ -47,29 +46,30 @@ def best(
     debug: options.Debug = False,
 ) -> None:
     """Show the best trials whose training fits a budget: the most accurate, or by the study's own objective."""
-    kind, note = api.machines(study, device_name=device_name, storage=storage)
-    records = api.best_under_budget(study, budget, top=top, device_name=kind, clean_only=clean_only, storage=storage)
-    sure = api.certainty(study, device_name=kind, clean_only=clean_only, storage=storage)
-    aim = api.aim_of(study, storage=storage)
-    warn(note)
-    warn(api.limits_note(study, device_name=kind, clean_only=clean_only, storage=storage))
-    print_trials(records, form, aim, also=lambda record: _over_seeds(sure, record, form, aim.objective))
+    answer = documents.best(study, budget, top=top, device_name=device_name, clean_only=clean_only, storage=storage)
+    _warn(answer)
+    if form is Format.json:
+        print_json(documents.best_document(answer))
+        return
+    print_trials(answer.records, form, answer.aim, also=lambda record: _over_seeds(answer, record, form))
 
 
-def _over_seeds(sure: Certainty | None, record: TrialRecord, form: Format, objective: ObjectiveSpec) -> dict[str, Any]:
-    """Return the 95% interval of the mean over seeds of a trial's configuration, where repeats tell it."""
-    interval = None if sure is None or record.cell is None else sure.intervals.get(record.cell)
+def _warn(answer: TrialsAnswer) -> None:
+    for note in answer.notes:
+        warn(note)
+
+
+def _over_seeds(answer: TrialsAnswer, record: TrialRecord, form: Format) -> dict[str, Any]:
     if form is not Format.table:
-        key = "accuracy" if objective.is_accuracy else objective.key
-        return dict(zip((f"{key}_low", f"{key}_high"), interval or (None, None), strict=True))
-    return {} if interval is None else {"over seeds (95%)": " to ".join(map(objective.text, interval))}
+        return answer.interval_document(record)
+    interval = answer.over_seeds(record)
+    return {} if interval is None else {"over seeds (95%)": " to ".join(map(answer.aim.objective.text, interval))}
 
 
-def _chance_on_front(sure: Certainty | None, record: TrialRecord, form: Format) -> dict[str, Any]:
-    """Return how likely it is that nothing beats a trial's configuration in the mean over seeds."""
-    chance = None if sure is None or record.cell is None else sure.front_chances.get(record.cell)
+def _chance_on_front(answer: TrialsAnswer, record: TrialRecord, form: Format) -> dict[str, Any]:
     if form is not Format.table:
-        return {"front_chance": chance}
+        return answer.chance_document(record)
+    chance = answer.chance_on_front(record)
     return {} if chance is None else {"on front": f"{chance:.0%}"}
 
 
@@ -83,20 +83,14 @@ def front(
     debug: options.Debug = False,
 ) -> None:
     """Show the Pareto front of time and accuracy (or the study's own objective), and its hypervolume."""
-    kind, note = api.machines(study, device_name=device_name, storage=storage)
-    records = api.pareto_front(study, device_name=kind, clean_only=clean_only, storage=storage)
-    volume, reference = api.hypervolume_of(study, device_name=kind, clean_only=clean_only, storage=storage)
-    sure = api.certainty(study, device_name=kind, clean_only=clean_only, storage=storage)
-    aim = api.aim_of(study, storage=storage)
-    warn(note)
-    warn(api.limits_note(study, device_name=kind, clean_only=clean_only, storage=storage))
+    answer, volume = documents.front(study, device_name=device_name, clean_only=clean_only, storage=storage)
+    _warn(answer)
     if form is Format.json:
-        documents = [{**trial_document(each, aim), **_chance_on_front(sure, each, form)} for each in records]
-        print_json({"front": documents, "hypervolume": volume, "reference": reference})
+        print_json(documents.front_document(answer, volume))
         return
-    print_trials(records, form, aim, also=lambda record: _chance_on_front(sure, record, form))
-    if form is Format.table and records:
-        say_figures(hypervolume_line(volume, reference, aim))
+    print_trials(answer.records, form, answer.aim, also=lambda record: _chance_on_front(answer, record, form))
+    if form is Format.table and answer.records:
+        say_figures(hypervolume_line(*volume, answer.aim))
     elif form is Format.table:
         say("no trial to show has finished: `budgettune study show` says how the study stands")
 

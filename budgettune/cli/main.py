@@ -213,13 +213,18 @@ def dashboard(
             help="Proxy whose X-Forwarded-For names visitors, or *; else $BUDGETTUNE_DASHBOARD_PROXY.",
         ),
     ] = None,
+    prefix: Annotated[
+        str,
+        typer.Option("--prefix", metavar="PATH", help="Path under which a proxy in front shows all of it, as /tune."),
+    ] = "",
     allow_write: Annotated[bool, options.switch("--allow-write", help="Let visitors change and delete.")] = False,
     storage: options.Storage = None,
     debug: options.Debug = False,
 ) -> None:
-    """Serve optuna-dashboard with our figures, read-only unless told otherwise."""
+    """Serve optuna-dashboard, and under /answers the report of each study as it is now; read-only."""
     from budgettune.dashboard.app import serve
     from budgettune.report import front_figures
+    from budgettune.web.app import Answers
 
     url = storage_url(storage)
     with StopFlag() as stop:
@@ -231,7 +236,11 @@ def dashboard(
             allow_write=allow_write,
             trusted_proxy=trusted_proxy,
             figures=front_figures,
-            ready=lambda address: say(f"Dashboard of {shown(parse_url(url))} on {address} (Ctrl-C ends it)"),
+            answers=Answers,
+            prefix=prefix,
+            ready=lambda address: say(
+                f"Dashboard of {shown(parse_url(url))} on {address} (Ctrl-C ends it); answers on {address}answers"
+            ),
             until=stop.wait,
         )
     leave_if_stopped(stop.signal_number)

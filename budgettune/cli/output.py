@@ -5,7 +5,6 @@ from __future__ import annotations
 import codecs
 import csv
 import io
-import json
 import math
 import os
 import re
@@ -22,10 +21,10 @@ from rich.console import Console, RenderableType
 from rich.status import Status
 from rich.text import Text
 
-from budgettune.records import RECORD_COLUMNS, TrialRecord
+from budgettune.records import TrialRecord
 from budgettune.spec.objective import Aim
-from budgettune.storage.writes import finite
 from budgettune.text import csv_safe, format_duration, one_line, printable, short_names
+from budgettune.web.documents import json_text
 
 if TYPE_CHECKING:
     from budgettune.predict.predictor import Prediction
@@ -250,7 +249,7 @@ def _is_number(value: Any) -> bool:
 
 def print_json(value: Any) -> None:
     """Print one JSON document, and nothing else, to standard output."""
-    sys.stdout.write(json.dumps(finite(value), indent=2, default=list) + "\n")
+    sys.stdout.write(json_text(value))
 
 
 def shown(value: Any) -> str:
@@ -282,13 +281,6 @@ def trial_rows(records: Sequence[TrialRecord], aim: Aim | None = None) -> list[d
     ]
 
 
-def trial_document(record: TrialRecord, aim: Aim | None = None) -> dict[str, Any]:
-    """Return one trial as a JSON object with its params, and what else it measured, in objects of their own."""
-    columns = (aim or Aim()).objective.renamed({name: getattr(record, name) for name in RECORD_COLUMNS})
-    measures = {"measures": dict(record.measures)} if record.measures else {}
-    return columns | {"params": dict(record.params)} | measures
-
-
 def print_trials(
     records: Sequence[TrialRecord],
     form: Format,
@@ -297,12 +289,9 @@ def print_trials(
     title: str | None = None,
     also: Callable[[TrialRecord], Mapping[str, Any]] = lambda record: {},
 ) -> None:
-    """Print trials, one a row, with what else is known of each."""
-    if form is Format.json:
-        print_json([{**trial_document(record, aim), **also(record)} for record in records])
-    else:
-        rows = trial_rows(records, aim) if form is Format.table else _flat_rows(records, aim or Aim())
-        print_rows([{**row, **also(record)} for row, record in zip(rows, records, strict=True)], form, title=title)
+    """Print trials, one a row, as a table or CSV, with what else is known of each."""
+    rows = trial_rows(records, aim) if form is Format.table else _flat_rows(records, aim or Aim())
+    print_rows([{**row, **also(record)} for row, record in zip(rows, records, strict=True)], form, title=title)
 
 
 def _flat_rows(records: Sequence[TrialRecord], aim: Aim) -> list[dict[str, Any]]:

@@ -25,6 +25,7 @@ from budgettune.cli.output import (
 from budgettune.errors import UsageError
 from budgettune.storage.url import storage_url
 from budgettune.text import format_duration
+from budgettune.web.documents import show_document, summary_document
 from budgettune.worker.signals import StopFlag
 
 if TYPE_CHECKING:
@@ -140,17 +141,10 @@ def study_show(
             live.watch(handle, out, every, stop)
         leave_if_stopped(stop.signal_number)
         return
-    summary, stopping = handle.summary(), handle.early_stops()
     if form is Format.json:
-        print_json(
-            {
-                **_values(summary, form),
-                "given_up": [vars(one) for one in summary.given_up],
-                "stopping": None if stopping is None else vars(stopping),
-                "spec": handle.spec.to_document(),
-            }
-        )
+        print_json(show_document(handle))
         return
+    summary, stopping = handle.summary(), handle.early_stops()
     if summary.failure is not None and form is Format.table:
         say(f"no trial has finished; the latest failed: {summary.failure}", out)
     _print_summaries([summary], form)
@@ -251,7 +245,7 @@ def _print_summaries(summaries: Sequence[StudySummary], form: Format) -> None:
 
 def _values(summary: StudySummary, form: Format) -> dict[str, Any]:
     """Return what programs get of a study, in CSV without anything nested."""
-    values = {key: value for key, value in vars(summary).items() if key != "given_up"}
+    values = summary_document(summary)
     if form is Format.json:
         return values
     counts = {**summary.states, "foreign": sum(summary.foreign.values())}

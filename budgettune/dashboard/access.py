@@ -21,12 +21,15 @@ if TYPE_CHECKING:
 
 READING = ("GET", "HEAD", "OPTIONS")
 WRITING = ("POST", "PUT", "PATCH", "DELETE")
-# What optuna-dashboard's page needs to read. A list of what is allowed, so that a route which a later version adds
-# (artifacts, migration, a profiler) stays shut until somebody has looked at it.
+# What optuna-dashboard's page needs to read, and answers of ours. A list of what is allowed, so that a route which a
+# later version adds (artifacts, migration, a profiler) stays shut until somebody has looked at it.
 READABLE = re.compile(
     r"/|/dashboard(/.*)?|/favicon\.ico|/static/.+|/csv/\d+|/api/meta|/api/studies"
     r"|/api/studies/\d+(/param_importances|/plot/\w+)?"
+    r"|/answers(/.+)?|/api/answers(/.+)?|/answers-static/[\w.]+"
 )
+ANSWERS = re.compile(r"/(api/)?answers(-static)?(/.*)?")
+"""What is only read, whoever asks: it says itself how."""
 LARGEST_CREDENTIALS = 4_096
 SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -47,6 +50,7 @@ class _Refused(Exception):
     def __init__(self, status: str, reason: str, **headers: str) -> None:
         super().__init__(reason)
         self.status = status
+        self.kind = status.partition(" ")[2].lower().replace(" ", "-")  # a word for programs
         self.headers = [(name.replace("_", "-"), value) for name, value in headers.items()]
 
 
@@ -69,12 +73,14 @@ class Guard:
             # repr and one_line keep control characters of a hostile path or proxy out of the log.
             request = f"{environ['REQUEST_METHOD'][:10]!r} {environ.get('PATH_INFO', '')[:200]!r}"
             log.warning("refused %s from %s: %s", request, one_line(environ.get("REMOTE_ADDR", "")[:64]), refused)
-            return _answer(environ, start, refused.status, {"reason": str(refused)}, refused.headers)
+            return _answer(
+                environ, start, refused.status, {"kind": refused.kind, "reason": str(refused)}, refused.headers
+            )
         environ.setdefault("HTTP_ACCEPT_ENCODING", "")  # optuna-dashboard fails on a request without it
         return self.app(environ, start)
 
     def _check(self, environ: WSGIEnvironment) -> None:
-        path = environ.get("PATH_INFO", "")
+        path = _path_of(environ)
         if ".." in path.split("/") or "\\" in path or not path.isprintable():
             raise _Refused("400 Bad Request", "there is no such path")
         if self.passwords is None:
@@ -85,6 +91,8 @@ class Guard:
         if method in READING:
             if not READABLE.fullmatch(path.rstrip("/") or "/"):
                 raise _Refused("404 Not Found", "there is no such page")
+        elif ANSWERS.fullmatch(path):
+            raise _Refused("405 Method Not Allowed", "answers are read: ask with GET", Allow=", ".join(READING))
         elif method not in WRITING:
             raise _Refused("405 Method Not Allowed", "unknown method", Allow=", ".join(READING))
         elif not self.allow_write:
@@ -106,6 +114,15 @@ class Guard:
         if credentials is None or not passwords.check(*credentials):
             self.lockout.failed(address)
             raise _Refused("401 Unauthorized", "wrong user or password", WWW_Authenticate=challenge)
+
+
+def _path_of(environ: WSGIEnvironment) -> str:
+    """Return the path as text: names of studies in it may be of any language."""
+    try:
+        path: str = environ.get("PATH_INFO", "")
+        return path.encode("latin-1").decode()  # WSGI hands bytes over as Latin-1
+    except UnicodeError:
+        raise _Refused("400 Bad Request", "there is no such path") from None
 
 
 def _credentials(header: str) -> tuple[str, str] | None:

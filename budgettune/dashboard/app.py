@@ -11,7 +11,7 @@ import ipaddress
 import logging
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -21,9 +21,10 @@ from waitress import create_server, wasyncore
 from waitress.channel import HTTPChannel
 from waitress.task import ErrorTask
 
-from budgettune.dashboard.access import Guard, is_loopback_address
+from budgettune.dashboard.access import ANSWERS, Guard, is_loopback_address
 from budgettune.dashboard.figures import FigureMaker, LiveFigures
 from budgettune.dashboard.passwords import Lockout, Passwords
+from budgettune.dashboard.prefix import Prefixed, checked_prefix
 from budgettune.dashboard.shared_view import SharedViews
 from budgettune.errors import UsageError
 from budgettune.records import TrialRecord
@@ -34,7 +35,9 @@ from budgettune.storage.trials import parse_json, trial_records
 from budgettune.text import one_line, variable
 
 if TYPE_CHECKING:
-    from _typeshed.wsgi import WSGIApplication
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+    AnswersMaker = Callable[[str, str, bool], WSGIApplication]
 
 PASSWORD_VARIABLE = "BUDGETTUNE_DASHBOARD_PASSWORD"
 PROXY_VARIABLE = "BUDGETTUNE_DASHBOARD_PROXY"
@@ -56,6 +59,8 @@ def make_app(
     allow_write: bool = False,
     lockout: Lockout | None = None,
     figures: FigureMaker | None = None,
+    answers: AnswersMaker | None = None,
+    prefix: str = "",
 ) -> WSGIApplication:
     """Return the guarded dashboard of a database as a WSGI callable, for a server of your own.
 
@@ -66,9 +71,13 @@ def make_app(
         lockout: one of its own where None.
         figures: from the trials of a study of ours (without curves, phases and machines) and what it wants of them to
             plotly figures, which its page shows among its own and which follow the study.
+        answers: makes what answers under `/answers` and `/api/answers`, from the URL of the storage, the prefix, and
+            whether there are passwords.
+        prefix: path under which browsers see all of it, such as /tune; your server hands it over as SCRIPT_NAME.
 
     Raises:
         StorageError: where there is no such database, or it is not ours.
+        UsageError: where the prefix is no path.
     """
     import optuna_dashboard
 
@@ -76,9 +85,25 @@ def make_app(
 
     storage = open_storage(url, read_only=not allow_write)
     ours = None if figures is None else LiveFigures(partial(_records, url), figures).of
-    views = SharedViews(optuna_dashboard.wsgi(LiveStorage(storage)), ours)
+    app: WSGIApplication = SharedViews(optuna_dashboard.wsgi(LiveStorage(storage)), ours)
+    if prefix := checked_prefix(prefix):
+        app = prefixed = Prefixed(app, prefix, Path(optuna_dashboard.__file__).parent)
+        if not prefixed.is_possible:
+            log.warning("this version of optuna-dashboard works at the root of a name only: its page is left out")
+    if answers is not None:
+        app = _mounted(answers(url, prefix, passwords is not None), app)
     lockout = Lockout() if lockout is None else lockout
-    return Guard(app=views, passwords=passwords, allow_write=allow_write, lockout=lockout)
+    return Guard(app=app, passwords=passwords, allow_write=allow_write, lockout=lockout)
+
+
+def _mounted(answers: WSGIApplication, app: WSGIApplication) -> WSGIApplication:
+    """Return a callable that asks one for answers, and the other for all else."""
+
+    def both(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        is_ours = ANSWERS.fullmatch(environ.get("PATH_INFO", ""))
+        return (answers if is_ours else app)(environ, start_response)
+
+    return both
 
 
 def _records(url: str, study_id: int) -> tuple[list[TrialRecord], Aim]:
@@ -99,6 +124,8 @@ def serve(
     allow_write: bool = False,
     trusted_proxy: str | None = None,
     figures: FigureMaker | None = None,
+    answers: AnswersMaker | None = None,
+    prefix: str = "",
     ready: Callable[[str], object] = lambda address: None,
     until: Callable[[], object] | None = None,
 ) -> None:
@@ -113,6 +140,8 @@ def serve(
         trusted_proxy: address of a proxy that says in X-Forwarded-For who visits, `*` for whoever connects; else from
             the variable BUDGETTUNE_DASHBOARD_PROXY.
         figures: as for `make_app`.
+        answers: likewise.
+        prefix: path under which browsers see the dashboard; a proxy in front may keep it or take it away.
         ready: told the address of the page.
         until: returns when the dashboard is to end; never where None.
 
@@ -127,8 +156,8 @@ def serve(
             f"{PASSWORD_VARIABLE}, or stay on 127.0.0.1"
         )
     proxy = _proxy_address(trusted_proxy or variable(PROXY_VARIABLE))
-    app = make_app(url, passwords=passwords, allow_write=allow_write, figures=figures)
-    with listen(app, host, port, trusted_proxy=proxy) as address:
+    app = make_app(url, passwords=passwords, allow_write=allow_write, figures=figures, answers=answers, prefix=prefix)
+    with listen(app, host, port, trusted_proxy=proxy, prefix=prefix) as address:
         ready(address)
         (until or threading.Event().wait)()
 
@@ -166,8 +195,12 @@ def _proxy_address(text: str | None) -> str | None:
 
 
 @contextmanager
-def listen(app: WSGIApplication, host: str, port: int, *, trusted_proxy: str | None = None) -> Iterator[str]:
+def listen(
+    app: WSGIApplication, host: str, port: int, *, trusted_proxy: str | None = None, prefix: str = ""
+) -> Iterator[str]:
     """Answer requests to a WSGI callable in threads of their own; yield the address.
+
+    Paths work with the prefix and without it: a proxy in front may keep it or take it away.
 
     Raises:
         UsageError: where the address cannot be had.
@@ -189,6 +222,7 @@ def listen(app: WSGIApplication, host: str, port: int, *, trusted_proxy: str | N
         log_socket_errors=False,  # visitors who leave are none of the operator's business
         asyncore_use_poll=True,
         trusted_proxy=trusted_proxy,
+        url_prefix=checked_prefix(prefix),
         **from_proxy,
     )
     server.channel_class = _Connection
@@ -199,7 +233,7 @@ def listen(app: WSGIApplication, host: str, port: int, *, trusted_proxy: str | N
     thread.start()
     shown = f"[{host}]" if ":" in host else host or "localhost"
     try:
-        yield f"http://{shown}:{listener.getsockname()[1]}/"
+        yield f"http://{shown}:{listener.getsockname()[1]}{checked_prefix(prefix)}/"
     finally:
         server.trigger.pull_trigger(partial(wasyncore.close_all, channels))  # in the thread, which then ends
         thread.join()

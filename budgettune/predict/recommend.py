@@ -109,7 +109,6 @@ class Recommendation:
         return document
 
 
-@on_one_thread
 def recommend(
     spec: StudySpec,
     records: Sequence[TrialRecord],
@@ -126,8 +125,18 @@ def recommend(
         UsageError: where too little has finished, or nothing was timed on that kind of machine.
         NothingFits: where not even one epoch of anything is likely to end in time.
     """
-    predictor = Predictor(spec, records, device_name=device_name, probes=probes)
-    candidates = Candidates(predictor, ask)
+    return answer(Predictor(spec, records, device_name=device_name, probes=probes), ask)
+
+
+@on_one_thread
+def answer(predictor: Predictor, ask: Ask) -> Recommendation:
+    """Return the same from a predictor, which learns at its first answer and is asked again at little cost.
+
+    Raises:
+        UsageError: where nothing was timed, or nothing of the study is left to choose from.
+        NothingFits: where not even one epoch of anything is likely to end in time.
+    """
+    spec, candidates = predictor.workloads.spec, Candidates(predictor, ask)
     best = candidates.best
     in_time = [
         record

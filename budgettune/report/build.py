@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from budgettune.errors import BudgetTuneError, NothingToDraw, StorageError, UsageError
+from budgettune.errors import BudgetTuneError, NothingToDraw, StorageError, StudyNotFound, UsageError
 from budgettune.report.figures import FIGURES, draw
 from budgettune.report.forecast import StudyForecast, forecast
-from budgettune.report.page import build_page, contents
+from budgettune.report.page import Contents, Served, build_page, contents
 from budgettune.report.view import Overview
 from budgettune.spec.objective import Aim
 from budgettune.storage.studies import ANY_MACHINE, all_studies, read_probes
@@ -42,7 +44,41 @@ def write_report(
     """
     if (figure is None) != (format == "html"):
         raise UsageError("--figure NAME goes with --format png or svg, and they with it; the page has all figures")
-    study = next(row for row in all_studies(engine) if row.study_id == study_id)
+    report = _report(engine, study_id, device_name=device_name, clean_only=clean_only)
+    values = report.contents
+    if figure is None:
+        document = build_page(values, forecast=report.ahead, budget_seconds=budget_seconds).encode()
+    elif len(values.views) > 1 or values.left_out:
+        kinds = "; ".join(row["machine"] for row in values.machines)
+        raise UsageError(f"times of several kinds of machine share no figure: choose one with --device-name: {kinds}")
+    elif not values.views:
+        raise NothingToDraw("no trial is finished yet: run `budgettune worker` first")
+    else:
+        view = values.views[0]
+        of = report.ahead(view) if figure in FIGURES and FIGURES[figure].about == "forecast" else None
+        document = picture(draw(figure, view, of=of, notes=values.stopping), format)
+    with opened(out) as file:
+        file.write(document)
+
+
+def served_page(engine: Engine, study_id: int, served: Served) -> str:
+    """Return the page of a study as it is now, for a server that brings it what it asks for."""
+    report = _report(engine, study_id)
+    return build_page(report.contents, forecast=report.ahead, served=served)
+
+
+@dataclass(frozen=True)
+class _Report:
+    """What a report is made from."""
+
+    contents: Contents
+    ahead: Callable[[Overview], StudyForecast]
+
+
+def _report(engine: Engine, study_id: int, *, device_name: str | None = None, clean_only: bool = False) -> _Report:
+    study = next((row for row in all_studies(engine) if row.study_id == study_id), None)
+    if study is None:
+        raise StudyNotFound("the study is gone")
     try:
         spec = study.read_spec()
     except (StorageError, ValueError):  # of another version: trials can be drawn all the same
@@ -60,19 +96,7 @@ def write_report(
     def ahead(view: Overview) -> StudyForecast:
         return forecast(view, spec, learnt_from, probes)
 
-    if figure is None:
-        document = build_page(values, forecast=ahead, budget_seconds=budget_seconds).encode()
-    elif len(values.views) > 1 or values.left_out:
-        kinds = "; ".join(row["machine"] for row in values.machines)
-        raise UsageError(f"times of several kinds of machine share no figure: choose one with --device-name: {kinds}")
-    elif not values.views:
-        raise NothingToDraw("no trial is finished yet: run `budgettune worker` first")
-    else:
-        view = values.views[0]
-        of = ahead(view) if figure in FIGURES and FIGURES[figure].about == "forecast" else None
-        document = picture(draw(figure, view, of=of, notes=notes), format)
-    with opened(out) as file:
-        file.write(document)
+    return _Report(values, ahead)
 
 
 def picture(figure: Any, format: str) -> bytes:  # noqa: A002

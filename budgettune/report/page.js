@@ -1,6 +1,6 @@
 "use strict";
 // Figures are drawn when they come near the window, in the colours that the reader's system asks for.
-const page = JSON.parse(document.getElementById("page-data").textContent);
+let page = JSON.parse(document.getElementById("page-data").textContent);
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const narrow = matchMedia("(max-width: 640px)");
 const touch = matchMedia("(pointer: coarse)");
@@ -47,7 +47,8 @@ function fitted(plot) {
   if (isPrinting) layout.width = PAPER_WIDTH;
   const more = moreLegendRows(shownInLegend(plot.figure.data), layout.width ?? plot.clientWidth);
   if (!narrow.matches) layout.height += LEGEND_ROW_HEIGHT * more;
-  return { ...layout, template: template(), autosize: !isPrinting, dragmode: touch.matches ? false : "zoom" };
+  // What the reader has zoomed into stays when the figure is drawn with newer trials.
+  return { ...layout, uirevision: true, template: template(), autosize: !isPrinting, dragmode: touch.matches ? false : "zoom" };
 }
 
 function shownTraces(plot) {
@@ -56,10 +57,10 @@ function shownTraces(plot) {
 }
 
 // Drawn anew where the width or the colours change: plotly.js 4.1 misplaces a colour scale that it turns.
-function drawAnew(plot) {
+function drawAnew(plot, put = Plotly.newPlot) {
   const without = ["select2d", "lasso2d", "autoScale2d"];
   const config = { responsive: true, displaylogo: false, modeBarButtonsToRemove: without };
-  return Plotly.newPlot(plot, shownTraces(plot), fitted(plot), config).then(() => {
+  return put(plot, shownTraces(plot), fitted(plot), config).then(() => {
     plot.style.minHeight = "";
     plot.isDrawn = true;
     plot.dispatchEvent(new CustomEvent("drawn"));
@@ -76,7 +77,7 @@ function read(plot) {
 function draw(plot) {
   if (plot.figure) return null;
   read(plot);
-  return drawAnew(plot);
+  return drawAnew(plot, plot.isDrawn ? Plotly.react : Plotly.newPlot);
 }
 
 // One figure after the other, so that the page answers in between.
@@ -85,24 +86,24 @@ function drawLater(plot) {
   drawing = drawing.then(() => draw(plot)).catch(console.error).then(nextFrame);
 }
 
-const plots = [...document.querySelectorAll(".plot")];
+const allPlots = () => [...document.querySelectorAll(".plot")];
 const near = new IntersectionObserver(
   (entries) => entries.filter((entry) => entry.isIntersecting).forEach((entry) => drawLater(entry.target)),
   { rootMargin: "200px" },
 );
-const redraw = () => plots.filter((plot) => plot.figure).forEach(drawAnew);
+const redraw = () => allPlots().filter((plot) => plot.figure).forEach((plot) => drawAnew(plot));
 dark.addEventListener("change", redraw);
 narrow.addEventListener("change", redraw);
 // On paper every figure is there, dark on white, and as wide as paper is.
 function forPaper(isOn) {
   isPrinting = isOn;
-  plots.filter((plot) => plot.offsetParent).forEach(read);
+  allPlots().filter((plot) => plot.offsetParent).forEach(read);
   redraw();
 }
 addEventListener("beforeprint", () => forPaper(true));
 addEventListener("afterprint", () => forPaper(false));
 // This script runs before plotly's own, so that the answer below need not wait for it.
-addEventListener("DOMContentLoaded", () => plots.forEach((plot) => near.observe(plot)));
+addEventListener("DOMContentLoaded", () => allPlots().forEach((plot) => near.observe(plot)));
 
 // --- The answer at each budget --------------------------------------------------------------------------------------
 
@@ -170,37 +171,55 @@ function markChoice(plot, view, budget) {
 }
 
 function startBudget(form) {
-  const view = page.views[form.dataset.view];
+  const view = () => page.views[form.dataset.view]; // a newer one where the page was renewed
   const [field, slider] = form.querySelectorAll("input");
   const section = form.parentElement;
   const result = section.querySelector(".result");
   const plot = section.querySelector(".plot");
-  const ratio = view.high / view.low;
+  const ratio = () => view().high / view().low;
 
   function show() {
     const budget = field.valueAsNumber;
-    result.replaceChildren(...answerParts(view.answers, budget).filter(Boolean));
+    result.replaceChildren(...answerParts(view().answers, budget).filter(Boolean));
     slider.setAttribute("aria-valuetext", duration(budget || 0));
-    if (budget > 0) markChoice(plot, view, budget);
+    if (budget > 0) markChoice(plot, view(), budget);
   }
   function place(budget) {
-    slider.value = Math.round((1000 * Math.log(Math.max(budget, view.low) / view.low)) / Math.log(ratio));
+    const low = view().low;
+    slider.value = Math.round((1000 * Math.log(Math.max(budget, low) / low)) / Math.log(ratio()));
   }
   slider.addEventListener("input", () => {
-    field.value = Number((view.low * ratio ** (slider.value / 1000)).toPrecision(3));
+    field.value = Number((view().low * ratio() ** (slider.value / 1000)).toPrecision(3));
     show();
   });
   field.addEventListener("input", () => { if (field.valueAsNumber > 0) place(field.valueAsNumber); show(); });
   form.addEventListener("submit", (event) => event.preventDefault());
+  form.addEventListener("renewed", () => { if (field.valueAsNumber > 0) place(field.valueAsNumber); show(); });
   plot.addEventListener("drawn", show);
   // Rounded up, so that the trial whose time this is still fits.
-  field.value = Math.ceil(view.budget * 1000) / 1000;
-  place(view.budget);
+  field.value = Math.ceil(view().budget * 1000) / 1000;
+  place(view().budget);
+  form.isStarted = true;
   show();
 }
 
+// Take over what stands in the page now, where it did not before: figures, answers, and where the reader was in them.
+function renew() {
+  page = JSON.parse(document.getElementById("page-data").textContent);
+  for (const plot of allPlots()) {
+    plot.figure = undefined;
+    near.unobserve(plot);
+    near.observe(plot);
+  }
+  for (const form of document.querySelectorAll(".budget")) {
+    if (form.isStarted) form.dispatchEvent(new Event("renewed"));
+    else startBudget(form);
+  }
+}
+
 document.querySelectorAll(".budget").forEach(startBudget);
-document.getElementById("machine")?.addEventListener("change", (event) => {
+document.addEventListener("change", (event) => {
+  if (event.target.id !== "machine") return;
   document.querySelectorAll(".view").forEach((view) => { view.hidden = view.id !== event.target.value; });
   dispatchEvent(new Event("resize")); // figures that were hidden take the width that the page has now
 });

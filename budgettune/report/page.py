@@ -13,7 +13,7 @@ import re
 import shlex
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cache
@@ -158,11 +158,12 @@ def _machine_facts(infos: Sequence[MachineInfo]) -> dict[str, str]:
     return {name: ", ".join(dict.fromkeys(values)) for name, values in facts.items() if any(values)}
 
 
-def _states_sentence(contents: Contents) -> str:
-    total = sum(contents.states.values())
+def states_sentence(states: Mapping[str, int], foreign: int) -> str:
+    """Return how many trials are in which state; the foreign are what another program queued or runs."""
+    total = sum(states.values())
     trials = "1 trial" if total == 1 else f"{total:,} trials"
-    counts = [f"{contents.states[state]:,} {word}" for state, word in STATES.items() if contents.states.get(state)]
-    others = f" Not counted: {contents.foreign:,} that another program queued or runs." if contents.foreign else ""
+    counts = [f"{states[state]:,} {word}" for state, word in STATES.items() if states.get(state)]
+    others = f" Not counted: {foreign:,} that another program queued or runs." if foreign else ""
     return (f"{trials}: {', '.join(counts)}." if counts else "No trials yet.") + others
 
 
@@ -258,6 +259,19 @@ def front_rows(view: Overview) -> list[dict[str, str]]:
     return rows
 
 
+@dataclass(frozen=True)
+class Served:
+    """What a page has in place of its own scripts where a server keeps it up to date.
+
+    Attributes:
+        scripts: addresses of those of `script_sources`, and of the server's own, each with the hash of its source.
+        settings: what the server's own script needs to know.
+    """
+
+    scripts: tuple[tuple[str, str], ...]
+    settings: dict[str, str]
+
+
 # --- The page -------------------------------------------------------------------------------------------------------
 
 
@@ -279,6 +293,7 @@ def build_page(
     forecast: Callable[[Overview], StudyForecast] | None = None,
     budget_seconds: float | None = None,
     now: datetime | None = None,
+    served: Served | None = None,
 ) -> str:
     """Return the page.
 
@@ -287,13 +302,14 @@ def build_page(
         forecast: returns what is predicted of what never ran, or raises NothingToDraw.
         budget_seconds: where the slider stands at first; the most accurate trial's time where None.
         now: for the footer.
+        served: where a server keeps it up to date; complete in itself where None.
     """
     views = [_view_values(f"machine{place}", view, forecast) for place, view in enumerate(contents.views)]
-    scripts = [(FOLDER / "page.js").read_text(encoding="utf-8"), _plotly_source()] if views else []
+    scripts = script_sources() if views and served is None else []
     data = {
         "templates": {"light": LIGHT, "dark": DARK},
         "views": {
-            view["key"]: _slider_data(of, contents.study, budget_seconds)
+            view["key"]: _slider_data(of, contents.study, budget_seconds) | _machine_asked_for(of, contents)
             for view, of in zip(views, contents.views, strict=True)
             if of.answers
         },
@@ -307,13 +323,14 @@ def build_page(
     environment.filters["prose"] = _prose
     return environment.get_template("page.html").render(
         contents=contents,
-        states=_states_sentence(contents),
+        states=states_sentence(contents.states, contents.foreign),
         clock=COUNTED if all(view.knows_pruning for view in contents.views) else OWN_COUNTED,
         notices=list(_notices(contents)),
         views=views,
         stopped=_card("stopping", stopping, contents.stopping, contents.words) if contents.stopping else None,
         failures=[{"trials": count, "reason": reason} for reason, count in contents.failures],
-        policy=content_policy(scripts),
+        served=served,
+        policy=content_policy(scripts) if served is None else None,  # a server sends its own
         style=Markup((FOLDER / "page.css").read_text(encoding="utf-8")),
         data=json.dumps(data, separators=(",", ":"), allow_nan=False),
         data_block=data_block,
@@ -381,6 +398,12 @@ def _slider_data(view: Overview, study: str, budget_seconds: float | None) -> di
     }
 
 
+def _machine_asked_for(view: Overview, contents: Contents) -> dict[str, str]:
+    """Return the kind of machine of a view, where a study has times of several."""
+    name = view.trials[0].device_name
+    return {"machine": name} if name and len(contents.machines) > 1 else {}
+
+
 def _prose(sentence: str) -> Markup:
     """Return a sentence as text of a page, with what stands between backticks as code."""
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(sentence))))
@@ -401,6 +424,11 @@ def content_policy(scripts: Sequence[str]) -> str:
         f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:; "
         "base-uri 'none'; form-action 'none'"
     )
+
+
+def script_sources() -> list[str]:
+    """Return the scripts of a page: its own, and plotly's."""
+    return [(FOLDER / "page.js").read_text(encoding="utf-8"), _plotly_source()]
 
 
 @cache

@@ -6,6 +6,7 @@ belongs) is left out of the answer, never an error.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -37,6 +38,18 @@ def state_counts(engine: sa.Engine, study_id: int, *, of_cells: bool = True) -> 
     with reading(engine) as connection:
         counts = {str(row[0]): int(row[1]) for row in connection.execute(query)}
     return {name: counts.get(name, 0) for name in STATES}
+
+
+def ended_mark(engine: sa.Engine, study_id: int) -> str:
+    """Return a text that is another one once a trial has ended since; what waits and runs does not change it."""
+    state = plain_text(trials.c.state)
+    columns = (state, sa.func.count(), sa.func.max(trials.c.trial_id), sa.func.max(trials.c.datetime_complete))
+    query = (
+        sa.select(*columns).where(trials.c.study_id == study_id, state.not_in(("RUNNING", "WAITING"))).group_by(state)
+    )
+    with reading(engine) as connection:
+        rows = sorted(tuple(map(str, row)) for row in connection.execute(query))
+    return hashlib.sha256(repr((study_id, rows)).encode()).hexdigest()[:16]
 
 
 def latest_trials(engine: sa.Engine, study_id: int, limit: int) -> list[TrialRecord]:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 from pydantic import OnErrorOmit, TypeAdapter
 
-from budgettune.errors import SpecError, StorageError, StudyNotFound, UsageError
+from budgettune.errors import SpecError, SpecUnreadable, StudyNotFound, UsageError
 from budgettune.records import MachineInfo, StepProbe, finite_number
 from budgettune.spec.objective import Aim
 from budgettune.spec.study_spec import StudySpec
@@ -49,13 +49,13 @@ class StudyRow:
         """Return the study file, under the name that the database has: another program may have copied the study.
 
         Raises:
-            StorageError: where this budgettune cannot read it.
+            SpecUnreadable: where this budgettune cannot read it.
         """
         try:
             spec = StudySpec.from_json(self.spec_json or "")
         except SpecError as error:
             name = shortened(repr(self.name))
-            raise StorageError(f"study {name}: {error}: open it with the budgettune that made it") from None
+            raise SpecUnreadable(f"study {name}: {error}: open it with the budgettune that made it") from None
         return spec.model_copy(update={"name": self.name})
 
 

@@ -1,0 +1,1 @@
+"""Answers over HTTP: the documents of `--format json`, and pages that follow their studies."""
