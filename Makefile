@@ -7,7 +7,7 @@ TORCH ?= torch==2.14.1 torchvision==0.29.1
 FASHION ?= /usr/share/datasets/fashion-mnist
 BIN := .venv/bin
 
-.PHONY: install demo test test-all lint format clean
+.PHONY: install demo test test-all test-clusters lint format clean
 
 install: .venv/installed
 
@@ -29,6 +29,12 @@ test-all: install
 	$(BIN)/python -m pip install --quiet --editable '.[browser,parquet,pictures]' || echo 'no Playwright, pandas or kaleido: tests skipped'
 	BUDGETTUNE_FASHION_MNIST=$(wildcard $(FASHION)) \
 		$(BIN)/python -m pytest -m 'browser or chaos or slow or fashion or cuda' --durations=10
+
+# What needs a cluster, started here: Slurm (as root), Ray and PgBouncer. What is missing is skipped by name.
+test-clusters: install
+	$(BIN)/python -m pip install --quiet --editable '.[clusters]' || echo 'no Ray or kubernetes-validate: tests skipped'
+	$(BIN)/python -m pytest tests/docs/test_stack.py
+	$(BIN)/python -m pytest -m 'slurm or ray or pgbouncer' --durations=10
 
 lint: install
 	$(BIN)/ruff check .

@@ -30,7 +30,7 @@ def pytest_collection_modifyitems(config, items):
         if marker not in config.getoption("markexpr"):
             skip = pytest.mark.skip(reason=f"is run by `pytest -m {marker}`")
             for item in items:
-                if marker in item.keywords:
+                if item.get_closest_marker(marker):
                     item.add_marker(skip)
 
 

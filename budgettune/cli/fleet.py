@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from budgettune.cli import options
-from budgettune.cli.output import say
+from budgettune.cli.output import out, say
 from budgettune.errors import UsageError
 from budgettune.storage.url import storage_url
 from budgettune.worker.signals import StopFlag
+
+if TYPE_CHECKING:
+    from budgettune.fleet.plan import FleetPlan
 
 app = typer.Typer()
 Engine = StrEnum("Engine", ["slurm", "ray"])
@@ -48,26 +51,43 @@ def fleet(
 
     On Slurm this submits an array and ends. On Ray it stays and shows the workers' lines; Ctrl-C hands trials back.
     """
-    from budgettune.fleet.plan import FleetPlan, require_server
+    from budgettune.fleet import ray_tasks, slurm
+    from budgettune.fleet.plan import FleetPlan, nothing_to_do, require_server
 
     url = storage_url(storage)
     require_server(url)
     plan = FleetPlan(
         study=study, url=url, workers=workers, gpus=gpus, cpus=cpus, time_seconds=time, worker_words=tuple(context.args)
     )
-    if engine is Engine.slurm:
-        from budgettune.fleet import slurm
-
-        if address is not None:
-            raise UsageError("--address is Ray's: Slurm's is in its slurm.conf")
-        if print_only:
-            typer.echo(slurm.script(plan), nl=False)
-        else:
-            say(slurm.submit(plan))
-        return
-    from budgettune.fleet import ray_tasks
-
+    _check_worker_words(context, plan)
+    if engine is Engine.slurm and address is not None:
+        raise UsageError("--address is Ray's: Slurm's is in its slurm.conf")
     if print_only:
-        raise UsageError("--print is for Slurm: Ray takes tasks from this program, and no script")
+        if engine is Engine.ray:
+            raise UsageError("--print is for Slurm: Ray takes tasks from this program, and no script")
+        typer.echo(slurm.script(plan), nl=False)
+        return
+    if reason := nothing_to_do(plan):
+        say(reason)
+        return
+    if engine is Engine.slurm:
+        say(slurm.submit(plan), out)
+        return
     with StopFlag() as stop:
         raise typer.Exit(ray_tasks.run(plan, address, stop, say=say))
+
+
+def _check_worker_words(context: typer.Context, plan: FleetPlan) -> None:
+    """Refuse what `budgettune worker` would refuse, before any engine is asked for anything.
+
+    Raises:
+        click.UsageError: where a word is none of a worker's.
+        UsageError: where it is the fleet's own to say.
+    """
+    worker = context.find_root().command.commands["worker"]  # type: ignore[attr-defined]
+    given = worker.make_context("budgettune worker", [*plan.worker_words]).params
+    if given["study"] is not None:
+        raise UsageError(f"{given['study']!r} is a word too many: a fleet works on one study, and options follow --")
+    for name, instead in {"storage": "--storage before the --", "timeout": "--time", "wait": "no --wait"}.items():
+        if given[name]:
+            raise UsageError(f"--{name} is not for the workers of a fleet: use {instead}")

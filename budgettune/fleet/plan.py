@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from budgettune.errors import UsageError
 from budgettune.storage.url import parse_url
+from budgettune.study.handle import load_study
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,3 +54,16 @@ def require_server(url: str) -> None:
             "a fleet's workers run on several boxes, and SQLite is for one: use PostgreSQL (--storage "
             "postgresql://USER@HOST/DATABASE), or `budgettune worker --processes N` on this box"
         )
+
+
+def nothing_to_do(plan: FleetPlan) -> str | None:
+    """Return in a sentence why no worker is needed; None where some are.
+
+    Raises:
+        StorageError: where the database does not answer, or does not hold the study.
+    """
+    with load_study(plan.url, plan.study) as study:
+        if not study.is_finished():
+            return None
+        retry = ", or again what failed: `budgettune study retry`" if study.counts()["FAIL"] else ""
+        return f"study {plan.study!r} has nothing left to train. Next: budgettune front{retry}"

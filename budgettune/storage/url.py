@@ -95,6 +95,16 @@ def without_login(url: str) -> str:
     return re.sub(r"^([^:/]*://)[^:/]*(?::[^@]*)?@", r"\1", url)
 
 
+def split_password(url: str) -> tuple[str, str | None]:
+    """Return a server's URL without its password, and the password; None where it has none."""
+    parsed = parse_url(url)
+    bare = re.sub(r"^([^:/]*://[^:/]*):[^@]*@", r"\1@", url)
+    place, mark, query = bare.partition("?")
+    options = [option for option in query.split("&") if option.partition("=")[0] not in ("password", "sslpassword")]
+    password = parsed.query.get("password", parsed.password)
+    return place + mark * bool(options) + "&".join(options), None if password is None else str(password)
+
+
 def shown(url: sa.URL) -> str:
     """Return a URL for people, without its password."""
     return redact(url.render_as_string(hide_password=True))

@@ -34,6 +34,7 @@ POLL_SECONDS = 0.1
 STOPPED = tuple(128 + number for number in SIGNALS)
 USAGE_STATUS = 2
 FRUITLESS_STATUS = 3  # of a child for whom another try would change nothing: all failed, or it cannot take part
+OUT_OF_TIME_STATUS = 4  # of a worker with --leave: its time is over, or is too short for what is open
 
 WorkerCommand = Callable[["Member", float], list[str]]
 

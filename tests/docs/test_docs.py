@@ -41,6 +41,7 @@ NOT_RUN = {
 """Beginnings of commands on pages that are run otherwise; all of them are parsed."""
 
 PARSED_ONLY = {
+    "clusters.md": "needs Slurm, Ray, Kubernetes and clouds: tests/fleet starts the first two",
     "README.md": "Fashion-MNIST and a server that does not exist; its Python is run",
     "many-boxes.md": "a server that does not exist, and a worker that waits for ever",
     "the-stack.md": "needs Docker and a registry of images: deploy/README.md says what was run",

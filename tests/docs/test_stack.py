@@ -1,9 +1,10 @@
 """The stack's files say what they should: nothing open but the dashboard, no passwords, commands that exist."""
 
 import re
-import shutil
-import subprocess
+import shlex
 import tomllib
+from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import yaml
@@ -15,7 +16,7 @@ COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES = COMPOSE["services"]
 OURS = [name for name in SERVICES if name != "database"]
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
-SLURM = ROOT / "deploy" / "slurm-array.sh"
+SKY = yaml.safe_load((ROOT / "deploy" / "sky.yaml").read_text())
 JOB = yaml.safe_load((ROOT / "deploy" / "kubernetes-job.yaml").read_text())
 POD = JOB["spec"]["template"]["spec"]
 
@@ -122,38 +123,6 @@ def test_what_the_package_is_built_from_reaches_the_image_and_nothing_else():
     assert all((ROOT / name).exists() for name in kept)
 
 
-@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash here")
-def test_the_slurm_script_is_a_script_and_its_command_exists():
-    subprocess.run(["bash", "-n", SLURM], check=True)
-    text = SLURM.read_text()
-    assert text.startswith("#!/bin/bash")
-    assert "set -euo pipefail" in text
-    options = re.findall(r"^#SBATCH (--[\w-]+)", text, re.MULTILINE)
-    assert {"--array", "--signal", "--time", "--requeue"} <= set(options)
-    command = re.search(r'^exec "\$VENV/bin/budgettune" (.+)$', text, re.MULTILINE)[1]
-    words = re.sub(r'"\$\{[^}]*\}"', "1", command).split()
-    assert parse(words) == "worker"
-
-
-@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash here")
-def test_the_slurm_script_hands_its_task_to_the_worker(tmp_path):
-    binary = tmp_path / "bin" / "budgettune"
-    binary.parent.mkdir()
-    binary.write_text('#!/bin/bash\necho "$@"; echo "spool $BUDGETTUNE_SPOOL"\n')
-    binary.chmod(0o755)
-    environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "VENV": str(tmp_path), "SLURM_CPUS_PER_TASK": "4"}
-    run = ["bash", str(SLURM), "fashion-mnist"]
-    refused = subprocess.run(run, env=environment, capture_output=True, text=True, check=False)
-    assert refused.returncode != 0
-    assert "BUDGETTUNE_STORAGE" in refused.stderr
-    environment["BUDGETTUNE_STORAGE"] = "postgresql://db/x"
-    done = subprocess.run(run, env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == [
-        "worker --threads 4 --processes 1 -- fashion-mnist",
-        f"spool {tmp_path}/.budgettune-spool",
-    ]
-
-
 def test_the_kubernetes_job_has_commands_that_exist_and_no_passwords():
     assert (JOB["apiVersion"], JOB["kind"]) == ("batch/v1", "Job")
     containers = [*POD["initContainers"], *POD["containers"]]
@@ -167,7 +136,40 @@ def test_the_kubernetes_job_has_commands_that_exist_and_no_passwords():
         assert container["securityContext"]["allowPrivilegeEscalation"] is False
 
 
-def test_a_pod_that_finds_nothing_left_ends_the_job():
-    assert "completions" not in JOB["spec"]
-    assert JOB["spec"]["parallelism"] > 1
-    assert "--wait" not in POD["containers"][0]["args"]
+def test_a_pod_that_finds_nothing_open_leaves_and_one_that_is_lost_is_replaced():
+    assert JOB["spec"]["completions"] == JOB["spec"]["parallelism"] > 1
+    assert JOB["spec"]["backoffLimit"] > 0
+    assert "--leave" in POD["containers"][0]["args"]
+    assert POD["terminationGracePeriodSeconds"] >= 30
+
+
+def with_queue(job):
+    """Return the Job with its label for Kueue, which stands in a comment, as a user writes it."""
+    text = (ROOT / "deploy" / "kubernetes-job.yaml").read_text().replace("  # labels:", "  labels:")
+    assert yaml.safe_load(text)["metadata"].pop("labels") == {"kueue.x-k8s.io/queue-name": "QUEUE"}
+    return yaml.safe_load(text)
+
+
+def with_a_wrong_key(job):
+    return {**job, "spec": {**job["spec"], "backofLimit": 20}}
+
+
+@pytest.mark.parametrize(("change", "is_valid"), [(dict, True), (with_queue, True), (with_a_wrong_key, False)])
+def test_kubernetes_takes_the_job_by_its_schema(change, is_valid):
+    kubernetes_validate = pytest.importorskip("kubernetes_validate", reason="no kubernetes-validate here")
+    newest = kubernetes_validate.latest_version()
+    with nullcontext() if is_valid else pytest.raises(kubernetes_validate.ValidationError, match="backofLimit"):
+        kubernetes_validate.validate(change(JOB), newest, strict=True)
+
+
+def test_kueue_gets_what_each_pod_asks_for():
+    assert all(container["resources"]["requests"] for container in POD["containers"])
+
+
+def test_the_file_for_skypilot_has_a_command_that_exists_and_no_password():
+    words = shlex.split(SKY["run"].replace("$STUDY", SKY["envs"]["STUDY"]))
+    assert (words[0], Path(words[1]).name) == ("exec", "budgettune")
+    assert parse(words[2:]) == "worker"
+    assert "--leave" in words
+    assert SKY["secrets"] == {"BUDGETTUNE_STORAGE": None}
+    assert set(SKY) <= {"name", "workdir", "num_nodes", "resources", "envs", "secrets", "file_mounts", "setup", "run"}
