@@ -16,18 +16,7 @@ from urllib.parse import parse_qs, urlsplit
 START_SECONDS = 30.0
 PORTS = 5  # another program may take one that was free
 
-# As docs/many-boxes.md has it, but for the addresses and for who may come in.
-CONFIG: Mapping[str, str] = {
-    "pool_mode": "transaction",
-    "default_pool_size": "8",
-    "max_client_conn": "5000",
-    "listen_addr": "127.0.0.1",
-    "unix_socket_dir": "",
-    "auth_type": "any",
-    "admin_users": "postgres",
-    "log_connections": "0",
-    "log_disconnections": "0",
-}
+CONFIG: Mapping[str, str] = {"pool_mode": "transaction", "default_pool_size": "8", "max_client_conn": "5000"}
 
 
 def program() -> str | None:
@@ -36,13 +25,15 @@ def program() -> str | None:
 
 
 @contextmanager
-def pooled(server_url: str, *, forced_user: bool = True, **settings: str) -> Iterator[str]:
+def pooled(
+    server_url: str, *, users: Mapping[str, str] | None = None, settings: Mapping[str, str] = CONFIG
+) -> Iterator[str]:
     """Start a PgBouncer before a server, yield the URL of the same database through it, and stop it.
 
     Args:
         server_url: of a local server, by its socket's folder.
-        forced_user: everybody is the user of the server's URL; else users come as whom they say.
-        settings: of the section `[pgbouncer]`, beside `CONFIG`.
+        users: who may come in, with their passwords; None for everybody, as the user of the server's URL.
+        settings: of the section `[pgbouncer]`; it listens on this box alone, whatever they say.
 
     Raises:
         FileNotFoundError: where it is not installed.
@@ -60,8 +51,11 @@ def pooled(server_url: str, *, forced_user: bool = True, **settings: str) -> Ite
         folder.chmod(0o755)
         for attempt in range(PORTS):
             port = _free_port()
-            file, log = folder / "pgbouncer.ini", folder / f"log-{attempt}"
-            file.write_text(_config(server_url, port, CONFIG | settings, forced_user=forced_user))
+            file, log, userlist = folder / "pgbouncer.ini", folder / f"log-{attempt}", folder / "userlist.txt"
+            userlist.write_text("".join(f'"{name}" "{password}"\n' for name, password in (users or {}).items()))
+            own = {"listen_addr": "127.0.0.1", "listen_port": str(port), "unix_socket_dir": ""}
+            own |= {"auth_type": "any"} if users is None else {"auth_file": str(userlist)}
+            file.write_text(_config(server_url, {**settings, **own}, forces_user=users is None))
             with log.open("wb") as output:
                 process = subprocess.Popen([*as_other, executable, str(file)], stdout=output, stderr=output)
             try:
@@ -74,19 +68,11 @@ def pooled(server_url: str, *, forced_user: bool = True, **settings: str) -> Ite
         raise RuntimeError(f"pgbouncer does not start: {log.read_text(errors='replace')[-1_000:]}")
 
 
-def _config(server_url: str, port: int, settings: Mapping[str, str], *, forced_user: bool) -> str:
-    parts, host = urlsplit(server_url), _socket_folder(server_url)
-    user = f" user={parts.username}" if forced_user else ""
-    lines = [f"{name} = {value}" for name, value in settings.items()]
-    return "\n".join(
-        [
-            "[databases]",
-            f"* = host={host} port={parts.port or 5432}{user}",
-            "[pgbouncer]",
-            f"listen_port = {port}",
-            *lines,
-        ]
-    )
+def _config(server_url: str, settings: Mapping[str, str], *, forces_user: bool) -> str:
+    parts = urlsplit(server_url)
+    user = f" user={parts.username}" if forces_user else ""
+    server = f"* = host={_socket_folder(server_url)} port={parts.port or 5432}{user}"
+    return "\n".join(["[databases]", server, "[pgbouncer]", *(f"{name} = {value}" for name, value in settings.items())])
 
 
 def _socket_folder(server_url: str) -> Path:

@@ -23,7 +23,7 @@ from sqlalchemy import Engine, event
 
 from budgettune.errors import StorageError
 from budgettune.storage.driver_errors import is_busy, translated
-from budgettune.storage.patience import shortened_by_chance
+from budgettune.storage.patience import pauses, shortened_by_chance
 from budgettune.storage.sqlite_file import SqliteConnection, sqlite_file, was_disturbed
 from budgettune.storage.sqlite_file import tune as tune_sqlite
 from budgettune.storage.url import parse_url, shown
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 SCHEMA_REVISION = "v3.2.0.a"
 """Optuna's tables as they are since 3.2; the SQL here is written for them."""
 
-LOCK_NOT_AVAILABLE = "55P03"  # PostgreSQL's code
 BUSY_TIMEOUT_SECONDS = 60
 CONNECT_TIMEOUT_SECONDS = 10
 NETWORK_TIMEOUT_MS = 60_000
@@ -385,12 +384,13 @@ def schema_lock(url: sa.URL, timeout_seconds: float = 60) -> Iterator[None]:
         return
     key = int.from_bytes(hashlib.sha256(b"budgettune/schema").digest()[:8], "big", signed=True)
     engine = _new_engine(url, sa.NullPool)
-    with translated(shown(url)), engine.begin() as connection:
-        connection.execute(sa.text(f"SET LOCAL lock_timeout = {int(timeout_seconds * 1000)}"))
-        try:
-            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(key)))
-        except sa.exc.OperationalError as error:
-            if getattr(error.orig, "sqlstate", None) != LOCK_NOT_AVAILABLE:
-                raise
-            raise busy from None
-        yield
+    waits = pauses(timeout_seconds)
+    while True:
+        with translated(shown(url)), engine.begin() as connection:
+            if connection.execute(sa.select(sa.func.pg_try_advisory_xact_lock(key))).scalar():
+                yield
+                return
+        # Whoever waits holds no connection: through a pooler the lock's holder may need the last one.
+        if (pause_seconds := next(waits, None)) is None:
+            raise busy
+        time.sleep(pause_seconds)

@@ -47,7 +47,7 @@ _REMEDIES = (
     ('role ".*" does not exist', "no such user: check the user in the URL"),
     ("does not exist", "holds no Optuna tables: make them with `budgettune study create`"),
     ("invalid connection option", "PostgreSQL has no such option: leave out what another program wants behind the ?"),
-    ("password authentication failed", "wrong user or password: check them in the URL, or PGPASSWORD"),
+    ("(password|sasl) authentication failed", "wrong user or password: check them in the URL, or PGPASSWORD"),
     ("no password supplied", "a password is needed: put it into the URL, or set PGPASSWORD"),
     ("no pg_hba.conf entry", "the server does not let this box in: ask its administrator for an entry in pg_hba.conf"),
     ("could not translate host name", "no such host: check the host name in the URL"),
