@@ -45,7 +45,8 @@ app = typer.Typer(
     help='"I have T seconds of training time. What should I train, and how sure are you?"',
     epilog="First steps: budgettune demo. Or, one by one: study create digits, worker, best --budget 5s, report.\n"
     "Durations are written 90s, 10m or 1h30m; a number alone means seconds. BUDGETTUNE_STORAGE names the database.\n"
-    "Exit status: 0 done, 1 error, 2 wrong usage, 129, 130 and 143 stopped by a signal.",
+    "Exit status: 0 done, 1 error, 2 wrong usage, 129, 130 and 143 stopped by a signal; of a worker "
+    "4: no time for what is open (--leave --timeout), 75: start it again.",
 )
 app.add_typer(study.app, name="study", rich_help_panel=options.STUDIES)
 for module in (answers, recommend, train, compare, profile, fleet):
@@ -151,7 +152,7 @@ def worker(
     SIGUSR1 lets it finish, then ends the worker.
     """
     from budgettune.spec.trust import allowed_commands, allowed_packages, allowed_roots
-    from budgettune.worker.processes import members_here, run_members, worker_command
+    from budgettune.worker.processes import OUT_OF_TIME_STATUS, members_here, run_members, worker_command
 
     chosen = WorkerOptions(
         device=device,
@@ -184,6 +185,8 @@ def worker(
         say(summary.note)
     why = f"; why some failed: {_show_command(summary)}" if summary.failed else ""
     say(f"{summary.completed} trials completed, {summary.failed} failed. Next: budgettune front{why}")
+    if summary.is_out_of_time:
+        raise typer.Exit(OUT_OF_TIME_STATUS)
 
 
 @app.command(
@@ -305,6 +308,11 @@ def _work(study: str | None, chosen: WorkerOptions, storage: str | None, *, drai
                     f"nothing was trained, every trial failed: `{_show_command(summary)}` says why"
                     if summary.troubled
                     else "nothing was trained: every open study takes its times on another kind of machine"
+                )
+            if summary.is_out_of_time and not (summary.completed or summary.failed or summary.extras):
+                given = format_duration(chosen.timeout_seconds or 0.0)
+                raise NothingTrained(
+                    f"nothing was trained: what is open takes longer than {given}: give workers more time"
                 )
         except DeviceLost as error:
             say(f"error: {error}")

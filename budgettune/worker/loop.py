@@ -204,6 +204,7 @@ class _Worker:
             troubled=tuple(self._troubled),
             left_out=self._left_out,
             note=self._note,
+            is_out_of_time=self._is_out_of_time(),
         )
 
     def _round(self) -> bool:
@@ -254,6 +255,19 @@ class _Worker:
     def _is_spent(self) -> bool:
         done = self.completed + self.failed + self.extras
         return (self.options.trials is not None and done >= self.options.trials) or self._seconds_left() <= 0
+
+    def _is_out_of_time(self) -> bool:
+        """Whether something is open, for which nothing but the time did not do; maybe also where it runs elsewhere."""
+        options = self.options
+        if not options.leave or options.timeout_seconds is None or options.trials is not None or self.stop.is_set:
+            return False
+        with suppress(StorageError):  # a new worker sees for itself
+            return any(
+                study.counts()["WAITING"] or (study.spec.sampler.name != "grid" and self._seconds_left() <= 0)
+                for study in self._handles.values()
+                if not study.is_finished()
+            )
+        return True
 
     def _seconds_left(self) -> float:
         """Return how long trials may still begin."""

@@ -106,6 +106,7 @@ class WorkerSummary:
         left_out: open studies whose times come from another kind of machine.
         follows: whether torchrun started this process to train with another one, which is the worker.
         note: why it ended although its studies are not finished, for people; empty where there is nothing to say.
+        is_out_of_time: whether one that was to `leave` went with its time over, or too short for what is open.
     """
 
     completed: int
@@ -116,6 +117,7 @@ class WorkerSummary:
     left_out: tuple[str, ...] = ()
     follows: bool = False
     note: str = ""
+    is_out_of_time: bool = False
 
     @property
     def is_fruitless(self) -> bool:

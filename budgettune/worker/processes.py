@@ -61,7 +61,8 @@ def after_end(status: int, lived_seconds: float, early_deaths: int) -> Aftermath
 
     A negative status is that of a signal that killed it.
     """
-    if status == 0 or status in STOPPED:  # nothing left to do, or somebody told this child alone to stop
+    # Nothing is left to do, or no time for it, or somebody told this child alone to stop.
+    if status in (0, OUT_OF_TIME_STATUS, *STOPPED):
         return Aftermath("done")
     # A worker that leaves with status 1 found that it cannot go on, however long that took it.
     deaths = early_deaths + 1 if lived_seconds < EARLY_SECONDS or status == 1 else 0
@@ -146,6 +147,7 @@ class Child:
         self.member = member
         self.outcome: str | None = None
         self.last_line = ""
+        self.status = 0
         self._say = say
         self._early_deaths = 0
         self._process: subprocess.Popen[bytes] | None = None
@@ -203,7 +205,7 @@ class Child:
         for pipe in (self._process.stdin, self._process.stdout) if self._process else ():
             if pipe is not None:
                 pipe.close()
-        self._process = None
+        self._process, self.status = None, status
         aftermath = after_end(status, now - self._began, self._early_deaths)
         self._early_deaths = aftermath.early_deaths
         if aftermath.action == "restart" and not is_stopping:
@@ -230,7 +232,8 @@ def run_members(
     A stop is passed on to the children; a second signal kills them. `say` takes their lines, each behind its name.
 
     Returns:
-        0 when the work is done, 128 + the signal that ended it, 1 where every child was given up.
+        0 when the work is done, 128 + the signal that ended it, 1 where every child was given up, else
+        OUT_OF_TIME_STATUS where a child left with it.
     """
     children = [Child(member, say) for member in members]
     environment = {**os.environ, "BUDGETTUNE_STORAGE": url}
@@ -254,4 +257,6 @@ def run_members(
         time.sleep(POLL_SECONDS)
     if stop.signal_number is not None:
         return 128 + stop.signal_number
-    return int(all(child.outcome == "give-up" for child in children))
+    if all(child.outcome == "give-up" for child in children):
+        return 1
+    return OUT_OF_TIME_STATUS if any(child.status == OUT_OF_TIME_STATUS for child in children) else 0

@@ -148,6 +148,16 @@ def test_scancel_hands_trials_back_and_nothing_begins_again(cluster, fleet, post
     assert all("its cell is open again" in log for log in logs(tmp_path).values())
 
 
+def test_workers_that_find_too_little_time_begin_again_with_all_of_it(cluster, fleet, postgresql_url, tmp_path):
+    study = slow_study(postgresql_url, seconds=25, cells=3, loop="unsaved")
+    job = submitted(fleet("slow", "--time", "1m", *ALLOW))
+    (task,) = cluster.wait_for_end(job).values()
+    assert (task["JobState"], task["Restarts"] >= "1") == ("COMPLETED", True), logs(tmp_path)
+    assert study.verify().whole
+    assert {record.state for record in trial_records(study.engine, study.study_id)} == {"COMPLETE"}
+    assert "told to stop" not in logs(tmp_path)["1"]
+
+
 def test_each_worker_gets_a_gpu_of_its_own(cluster, fleet, postgresql_url, tmp_path):
     study = slow_study(postgresql_url, seconds=8, epochs=4, cells=4, loop="tell_gpus")
     job = submitted(fleet("slow", "--workers", "4", "--gpus", "1", *ALLOW, "--device", "cpu", "--threads", "1"))

@@ -2,17 +2,21 @@
 
 import math
 import random
+import time
 from dataclasses import replace
 from itertools import islice, pairwise
 
 import pytest
 
+from budgettune.cli.live import TerminalProgress
 from budgettune.errors import UsageError
 from budgettune.spec.study_spec import StudySpec
 from budgettune.study.handle import create_study
+from budgettune.worker import loop
 from budgettune.worker.loop import POLL_SPREAD, idle_pauses, run_worker
-from budgettune.worker.options import WorkerOptions
+from budgettune.worker.options import Listener, WorkerOptions
 from budgettune.worker.own_code import OwnCode
+from budgettune.worker.processes import OUT_OF_TIME_STATUS
 from budgettune.worker.signals import StopFlag
 from budgettune.worker.spool import Spool
 from tests.support.studies import let_lease_run_out, result
@@ -178,3 +182,38 @@ def test_a_trial_begins_the_count_of_pauses_anew(sqlite_url):
     stop = HandsBack(60)
     assert run_worker(sqlite_url, None, OPTIONS, stop=stop).completed == 1
     assert stop.waited[4] < stop.waited[3]
+
+
+# --- without the time for what is open --------------------------------------------------------------------------------
+
+
+class Slow(Listener):
+    """Uses up a worker's time with each of its trials."""
+
+    def claimed(self, study, claim):
+        time.sleep(1.1)
+
+
+def test_who_leaves_says_whether_something_is_open_that_it_had_no_time_for(storage_url):
+    study = make(storage_url)
+    in_time = run_worker(storage_url, study.name, replace(LEAVING, timeout_seconds=600.0, trials=1))
+    assert (in_time.completed, in_time.is_out_of_time) == (1, False)  # it was asked for one
+    summary = run_worker(storage_url, study.name, replace(LEAVING, timeout_seconds=1.0), listener=Slow())
+    assert (summary.completed, summary.is_out_of_time) == (1, True)
+    assert not run_worker(storage_url, study.name, replace(OPTIONS, timeout_seconds=1e-6)).is_out_of_time
+    summary = run_worker(storage_url, study.name, replace(LEAVING, timeout_seconds=1.0), listener=Slow())
+    assert (summary.completed, summary.is_out_of_time) == (1, False)  # it was the last
+
+
+def test_the_command_tells_an_engine_to_begin_again_only_after_it_has_done_something(run, sqlite_url, monkeypatch):
+    study = make(sqlite_url)
+    words = ("worker", "--leave", "--device", "cpu", "--allow-import", "tests")
+    with monkeypatch.context() as patch:
+        patch.setattr(loop._Worker, "_claim", lambda *_: None)  # nothing that is open fits
+        status, _, said = run(*words, "--timeout", "1m")
+    assert status == 1
+    assert "nothing was trained: what is open takes longer than 1m00s: give workers more time" in said
+    monkeypatch.setattr(TerminalProgress, "claimed", Slow.claimed)
+    assert run(*words, "--timeout", "1s")[0] == OUT_OF_TIME_STATUS
+    assert study.counts()["COMPLETE"] == 1
+    assert run(*words, "--timeout", "1h")[0] == 0

@@ -16,7 +16,7 @@ from budgettune.text import warn_once
 from budgettune.worker import processes as module
 from budgettune.worker import signals as stopping
 from budgettune.worker.options import WorkerOptions
-from budgettune.worker.processes import Aftermath, Member, after_end, plan_members, run_members
+from budgettune.worker.processes import OUT_OF_TIME_STATUS, Aftermath, Member, after_end, plan_members, run_members
 from budgettune.worker.signals import StopFlag
 
 CPU = WorkerOptions(device="cpu")
@@ -29,7 +29,7 @@ def test_a_death_is_followed_by_a_longer_and_longer_pause_until_the_fifth_early_
     assert after_end(-9, 3600, 4) == Aftermath("restart", 0, 1.0)
     assert after_end(1, 3600, 4).action == "give-up"
     assert after_end(2, 1, 0).action == "give-up"
-    assert {after_end(status, 1, 0).action for status in (0, 130, 143)} == {"done"}
+    assert {after_end(status, 1, 0).action for status in (0, 130, 143, OUT_OF_TIME_STATUS)} == {"done"}
 
 
 def test_each_gpu_gets_one_process_that_sees_it_alone():
@@ -88,6 +88,11 @@ def test_a_child_that_keeps_dying_is_given_up_with_its_last_line_and_the_others_
     assert lines[-1] == "bad: given up after status 1: no such thing"
     assert sum("starts again" in line for line in lines) == 4
     assert run({"bad": "raise SystemExit(2)"})[0] == 1
+
+
+def test_a_child_that_had_no_time_for_what_is_open_is_not_started_again_and_the_whole_says_so():
+    out_of_time = f"raise SystemExit({OUT_OF_TIME_STATUS})"
+    assert run({"a": out_of_time, "b": "print('did it')"}) == (OUT_OF_TIME_STATUS, ["b: did it"])
 
 
 def test_children_get_the_url_through_the_environment():
