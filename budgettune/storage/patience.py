@@ -43,7 +43,7 @@ def pauses(
 
 def say_again_in(pause_seconds: float, error: Exception) -> None:
     """Tell the user that a database is asked again, and why."""
-    logger.warning("asking the database again in %.1f s: %s", pause_seconds, error)
+    logger.warning("asking the database again in %s s: %s", f"{pause_seconds:.1f}", error)
 
 
 def asking_again(call: Callable[[], T], patience_seconds: float) -> T:
