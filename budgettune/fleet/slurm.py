@@ -20,7 +20,7 @@ from budgettune.worker.watchdog import HUNG_STATUS
 
 LEAD_SECONDS = 120  # before the time limit, in which a trial is handed back; a sixth of short limits
 EARLY_SECONDS = 60  # by which Slurm may send the signal before it is due; a third of short limits
-WITH_PASSWORDS = ("BUDGETTUNE_STORAGE", "OPTUNA_STORAGE")  # variables that may hold one in a URL
+WITH_PASSWORDS = ("BUDGETTUNE_STORAGE", "OPTUNA_STORAGE", "BUDGETTUNE_DASHBOARD_PASSWORD")  # none of which jobs need
 
 # What sbatch says, and what it means for somebody who asked for a fleet.
 REFUSALS = {
@@ -103,7 +103,7 @@ case $status in
 esac
 if [ -n "$again" ] && [ -z "$cancelled" ]; then
     echo "job $job begins again"
-    exec scontrol requeue "$job"
+    for pause in 5 15 0; do scontrol requeue "$job" && exit; sleep "$pause"; done
 fi
 exit "$status"
 """

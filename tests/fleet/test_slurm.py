@@ -78,8 +78,10 @@ def states(tasks):
 
 def resumed(study):
     """Return the cells whose trial went on where another process had stopped."""
-    records = trial_records(study.engine, study.study_id, states=["COMPLETE"])
-    return {record.cell for record in records if (record.details or {}).get("resumed")}
+    kept = [
+        trial.user_attrs for trial in study.storage.get_all_trials(study.study_id) if trial.state.name == "COMPLETE"
+    ]
+    return {each["cell"] for each in kept if each["details"].get("resumed")}
 
 
 def test_every_cell_is_done_once_and_both_nodes_do_some(cluster, fleet, postgresql_url, tmp_path):

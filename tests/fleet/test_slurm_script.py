@@ -100,7 +100,7 @@ class Job:
         worker: bash code of what runs in place of `python -m budgettune worker`.
     """
 
-    def __init__(self, folder, worker, left="1:00", seconds=None, at_term="exit 143", **more):
+    def __init__(self, folder, worker, left="1:00", seconds=None, at_term="exit 143", requeue="", **more):
         self.folder, self.calls = folder, folder / "calls"
         self.environment = {
             "PATH": f"{folder}:/usr/bin:/bin",
@@ -111,7 +111,7 @@ class Job:
             "SLURM_ARRAY_TASK_ID": "2",
             **more,
         }
-        for name, then in {"python": worker, "squeue": f"echo {left}", "scontrol": ""}.items():
+        for name, then in {"python": worker, "squeue": f"echo {left}", "scontrol": requeue}.items():
             (folder / name).write_text(STAND_IN.format(then=then, at_term=at_term))
             (folder / name).chmod(0o755)
         text = slurm.script(plan(time_seconds=3600.0), python=str(folder / "python"))
@@ -174,6 +174,16 @@ def test_a_job_begins_again_only_where_that_helps(status, seconds, again, tmp_pa
     left, calls = Job(tmp_path, f"exit {status}", seconds=seconds).run()
     assert [call for call in calls if "scontrol" in call] == ["scontrol requeue 7_2"] * again
     assert left == (0 if again else status)
+
+
+def test_a_controller_that_is_away_for_a_moment_is_asked_again(tmp_path):
+    job = Job(tmp_path, f"exit {OUT_OF_TIME_STATUS}", requeue='[ "$(grep -c scontrol "$CALLS")" = 2 ]')
+    job.script.write_text(job.script.read_text().replace("in 5 15 0", "in 0 0 0"))
+    left, calls = job.run()
+    assert (left, calls[2:]) == (0, ["scontrol requeue 7_2"] * 2)
+    job = Job(tmp_path, f"exit {OUT_OF_TIME_STATUS}", requeue="false")
+    job.script.write_text(job.script.read_text().replace("in 5 15 0", "in 0 0 0"))
+    assert job.run()[0] == OUT_OF_TIME_STATUS
 
 
 WORKS = "for i in {1..300}; do sleep 0.1; done"
@@ -239,6 +249,7 @@ def test_the_password_goes_to_sbatch_by_its_environment_alone(sbatch, tmp_path, 
     url = f"postgresql://anna:{PASSWORD}@db.example/x"
     monkeypatch.setenv("BUDGETTUNE_STORAGE", url)
     monkeypatch.setenv("OPTUNA_STORAGE", url)
+    monkeypatch.setenv("BUDGETTUNE_DASHBOARD_PASSWORD", f"anna:{PASSWORD}")
     sbatch("echo '31;cluster'")
     said = slurm.submit(plan(url=url))
     assert "array 31: 3 workers of study 'mine'" in said
