@@ -412,6 +412,7 @@ def trial_attributes(result: TrialResult) -> dict[str, Any]:
 
 LOST = "lost"  # kind of failure of a trial whose worker gave no sign of life
 HANDED_BACK = Interrupted.failure_kind  # kind of failure that uses up no attempt
+KEPT_EPOCHS = "kept_epochs"  # user attribute of a trial: after how many epochs another process can go on with it
 TAKEN = frozenset({"WAITING", "RUNNING", "COMPLETE"})  # states in which a trial holds its slot
 
 
@@ -443,6 +444,7 @@ class SlotRow:
     late_of: int | None = None  # number of the trial whose late result this row keeps
     seconds: float = 0.0
     is_stopped: bool = False  # the study's rule ended it early, so that its slot is done
+    kept_epochs: int = 0  # after which another process could go on with it
     score: float | None = None  # of its objective, the more the better; None beyond the limits of the study
 
     @property

@@ -98,7 +98,7 @@ def worker(
             "--timeout",
             parser=options.duration_or_none,
             metavar="DURATION",
-            help="Begin no trial after that, such as 2h.",
+            help="Begin no trial after that, nor one that would outlast it and cannot be resumed.",
         ),
     ] = None,
     trial_timeout: Annotated[

@@ -52,8 +52,8 @@ def ended_mark(engine: sa.Engine, study_id: int) -> str:
     return hashlib.sha256(repr((study_id, rows)).encode()).hexdigest()[:16]
 
 
-def latest_trials(engine: sa.Engine, study_id: int, limit: int) -> list[TrialRecord]:
-    """Return the complete trials that ended last, latest first, without curve, phases and machine."""
+def latest_trials(engine: sa.Engine, study_id: int, limit: int, *, documents: bool = False) -> list[TrialRecord]:
+    """Return the complete trials that ended last, latest first; with curve, phases and machine where asked for."""
     query = (
         sa.select(trials.c.trial_id)
         .where(trials.c.study_id == study_id, trials.c.state == "COMPLETE")
@@ -61,7 +61,7 @@ def latest_trials(engine: sa.Engine, study_id: int, limit: int) -> list[TrialRec
         .limit(limit)
     )
     with reading(engine) as connection:
-        return records_of(connection, list(connection.execute(query).scalars()), documents=False)
+        return records_of(connection, list(connection.execute(query).scalars()), documents=documents)
 
 
 def param_names(engine: sa.Engine, study_id: int) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from budgettune.records import TAKEN, Slot, SlotRow, StoppingNote
+from budgettune.records import KEPT_EPOCHS, TAKEN, Slot, SlotRow, StoppingNote
 from budgettune.storage.connection import reading
 from budgettune.storage.schema import (
     is_objective,
@@ -23,10 +23,10 @@ from budgettune.storage.schema import (
     utc_in,
 )
 from budgettune.storage.studies import aim_of, allowed_trials
-from budgettune.storage.trials import failure_pair, parse_json, read_attributes, whole_number
+from budgettune.storage.trials import failure_pair, parse_json, read_attributes, read_params, whole_number
 
 LOOKED_AT = 50  # open rows, to see whether any is of a cell
-SLOT_ATTRIBUTES = ("cell", "repeat", "attempt", "failure", "extra", "late_of", "stopping")
+SLOT_ATTRIBUTES = ("cell", "repeat", "attempt", "failure", "extra", "late_of", "stopping", KEPT_EPOCHS)
 
 
 @dataclass(frozen=True)
@@ -114,6 +114,7 @@ def slot_rows(connection: sa.Connection, study_id: int) -> list[SlotRow]:
             late_of=whole_number(facts.get("late_of")),
             seconds=note.train_seconds if note is not None and is_stopped else _seconds(*times),
             is_stopped=is_stopped,
+            kept_epochs=whole_number(facts.get(KEPT_EPOCHS)) or 0,
             score=aim.objective.score(value) if value is not None and is_allowed else None,
         )
         rows.append(row)
@@ -148,3 +149,26 @@ def _seconds(on_the_clock: float | None, start: str | None, last_sign: str | Non
         return max(0.0, (datetime.fromisoformat(str(last_sign)) - datetime.fromisoformat(str(start))).total_seconds())
     except ValueError:  # it has not begun, or another tool runs it
         return 0.0
+
+
+def waiting_params(engine: sa.Engine, study_id: int, after_id: int, limit: int) -> dict[int, dict[str, Any]]:
+    """Return the params of the trials of cells that wait, by id from `after_id` on, oldest first."""
+    is_waiting = sa.and_(trials.c.study_id == study_id, trials.c.state == "WAITING", trials.c.trial_id > after_id)
+    query = sa.select(trials.c.trial_id).where(is_waiting, is_of_a_cell()).order_by(trials.c.trial_id).limit(limit)
+    with reading(engine) as connection:
+        ids = list(connection.execute(query).scalars())
+        params = read_params(connection, ids)
+        return {trial_id: params[trial_id] for trial_id in ids}
+
+
+def has_kept_epochs(engine: sa.Engine, study_id: int) -> bool:
+    """Whether a trial of a study is known to have been kept half-trained."""
+    attribute = trial_user_attributes
+    query = (
+        sa.select(attribute.c.trial_id)
+        .join(trials, trials.c.trial_id == attribute.c.trial_id)
+        .where(trials.c.study_id == study_id, attribute.c.key == KEPT_EPOCHS)
+        .limit(1)
+    )
+    with reading(engine) as connection:
+        return connection.execute(query).first() is not None

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
 
-from budgettune.records import HANDED_BACK, LOST, Claim, SlotRow
+from budgettune.records import HANDED_BACK, KEPT_EPOCHS, LOST, Claim, SlotRow
 from budgettune.spec.study_spec import StudySpec
 from budgettune.storage.connection import writing
 from budgettune.storage.schema import (
@@ -113,15 +113,19 @@ def delete_study(engine: sa.Engine, study_id: int) -> None:
 
 
 def take_waiting(
-    engine: sa.Engine, study_id: int, seed_of: Callable[[int, int], int], after_id: int = 0
+    engine: sa.Engine,
+    study_id: int,
+    seed_of: Callable[[int, int], int],
+    after_id: int = 0,
+    among: Collection[int] | None = None,
 ) -> Claim | None:
     """Turn the oldest waiting trial of a cell into a running one with its first heartbeat; None where none waits.
 
-    Trials up to the id `after_id` are known not to wait, and are not looked at. A row that lost its seed gets that of
-    `seed_of` its cell and repeat.
+    Trials up to the id `after_id` are known not to wait, and are not looked at; nor are others than those `among` some
+    ids, where they are given. A row that lost its seed gets that of `seed_of` its cell and repeat.
     """
     with writing(engine) as connection:
-        while (found := _next_waiting(connection, study_id, after_id)) is not None:
+        while (found := _next_waiting(connection, study_id, after_id, among)) is not None:
             after_id, number = found
             stored = read_attributes(connection, [after_id], CLAIM_ATTRIBUTES)[after_id]
             keys = {"attempt": 1} | {name: value for name, value in stored.items() if type(value) is int}
@@ -133,7 +137,9 @@ def take_waiting(
     return None
 
 
-def _next_waiting(connection: sa.Connection, study_id: int, after_id: int) -> tuple[int, int] | None:
+def _next_waiting(
+    connection: sa.Connection, study_id: int, after_id: int, among: Collection[int] | None = None
+) -> tuple[int, int] | None:
     """Lock the next waiting row of a cell; rows that others have locked are being taken by them."""
     query = (
         sa.select(trials.c.trial_id, trials.c.number)
@@ -143,14 +149,28 @@ def _next_waiting(connection: sa.Connection, study_id: int, after_id: int) -> tu
         .limit(1)
         .with_for_update(skip_locked=True)
     )
+    query = query if among is None else query.where(trials.c.trial_id.in_(among))
     row = connection.execute(query).first()
     return None if row is None else (row[0], row[1])
 
 
-def renew_lease(engine: sa.Engine, trial_id: int) -> bool:
-    """Record a sign of life of a running trial; false where the trial runs no longer."""
+def put_back(engine: sa.Engine, trial_id: int) -> bool:
+    """Let a running trial wait again as if nobody had claimed it; false where it runs no longer."""
     with writing(engine) as connection:
-        return beat(connection, trial_id)
+        if lock_trial(connection, trial_id) != "RUNNING":
+            return False
+        connection.execute(sa.delete(trial_heartbeats).where(trial_heartbeats.c.trial_id == trial_id))
+        set_state(connection, trial_id, "WAITING", datetime_start=None)
+        return True
+
+
+def renew_lease(engine: sa.Engine, trial_id: int, kept_epochs: int | None = None) -> bool:
+    """Record a sign of life of a running trial, and how much of it is kept; false where the trial runs no longer."""
+    with writing(engine) as connection:
+        is_running = beat(connection, trial_id)
+        if is_running and kept_epochs is not None:
+            set_attributes(connection, trial_id, {KEPT_EPOCHS: kept_epochs})
+        return is_running
 
 
 def record_result(

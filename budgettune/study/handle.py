@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cached_property
@@ -38,12 +38,14 @@ if TYPE_CHECKING:
     from budgettune.study.early_stop import EarlyStopSummary
 
 Around = Callable[[], AbstractContextManager[Any]]
+Fits = Callable[[Mapping[str, Any]], bool]
 
 logger = logging.getLogger(__name__)
 
 LEASE_SECONDS = 60.0
 CREATE_PATIENCE_SECONDS = 60.0  # for which a busy database is asked again
 FAIL_PATIENCE_SECONDS = 20.0  # the same, to say that a trial has failed: whoever stops a worker waits for it
+LOOKED_AT = (20, 500, 1_500)  # waiting trials, for some that fit into a worker's time
 LONGEST_MESSAGE = 2_000  # characters of a failure that a row keeps
 
 
@@ -159,13 +161,14 @@ class StudyHandle:
 
     # --- work -------------------------------------------------------------------------------------------------------
 
-    def claim(self, around_draws: Around = nullcontext) -> Claim | None:
+    def claim(self, around_draws: Around = nullcontext, fits: Fits | None = None) -> Claim | None:
         """Take the next open trial, drawing a new point where a sampled study has none; None where nothing is open.
 
         None may also mean that the rest is running elsewhere: ask `is_finished`, and `reconcile` now and then. A
         sampler may think for many seconds, and does so inside `around_draws()`, which may raise a KeyboardInterrupt.
+        A trial whose params `fits` says no to is left to others.
         """
-        while (claim := self._take(around_draws)) is not None:
+        while (claim := self._take(around_draws, fits)) is not None:
             if self.spec.is_complete(claim.params):
                 return claim
             # Another program's hand: it would train something else than its cell says.
@@ -173,14 +176,42 @@ class StudyHandle:
             self.reconcile()
         return None
 
-    def _take(self, around_draws: Around) -> Claim | None:
+    def _take(self, around_draws: Around, fits: Fits | None) -> Claim | None:
         if self.spec.sampler.total is not None and self._ledger().is_spent:
             return None
+        if fits is not None:
+            return self._take_fitting(around_draws, fits)
         claim = self._take_waiting()
         if claim is None and self.spec.sampler.name != "grid":
             self.reconcile()  # lost trials mislead samplers, and their points come first
             claim = self._take_waiting() or self._draw(around_draws)
         return claim
+
+    def _take_fitting(self, around_draws: Around, fits: Fits) -> Claim | None:
+        """Take a waiting trial that fits, else draw a point; one that was drawn and does not fit waits for others."""
+        after_id, passed_over = 0, False
+        for limit in LOOKED_AT:
+            waiting = slots.waiting_params(self.engine, self.study_id, after_id, limit)
+            # What is not whole is claimed, and fails.
+            fitting = [key for key, params in waiting.items() if not self.spec.is_complete(params) or fits(params)]
+            passed_over = passed_over or len(fitting) < len(waiting)
+            if fitting:
+                claim = transactions.take_waiting(
+                    self.engine, self.study_id, self.spec.trial_seed, min(fitting) - 1, fitting
+                )
+                if claim is not None:
+                    return claim
+            if len(waiting) < limit:
+                break
+            after_id = max(waiting)
+        if passed_over or self.spec.sampler.name == "grid":
+            return None
+        self.reconcile()
+        claim = self._take_waiting() or self._draw(around_draws)
+        if claim is None or not self.spec.is_complete(claim.params) or fits(claim.params):
+            return claim
+        transactions.put_back(self.engine, claim.trial_id)
+        return None
 
     def _take_waiting(self) -> Claim | None:
         # Rows never come back to waiting, but for those that another worker was about to take: `reconcile` looks again.
@@ -189,9 +220,12 @@ class StudyHandle:
             self._taken_up_to = claim.trial_id
         return claim
 
-    def heartbeat(self, trial_id: int) -> bool:
-        """Renew the lease of a running trial; false where it was taken for lost (or deleted)."""
-        return transactions.renew_lease(self.engine, trial_id)
+    def heartbeat(self, trial_id: int, kept_epochs: int | None = None) -> bool:
+        """Renew the lease of a running trial; false where it was taken for lost (or deleted).
+
+        `kept_epochs` says after which epoch another process can go on with it, where that has changed.
+        """
+        return transactions.renew_lease(self.engine, trial_id, kept_epochs)
 
     def complete(self, claim: Claim, result: TrialResult, *, allow_mixed: bool = False) -> bool:
         """Record a result; return whether it is the one that counts for its cell and repeat.

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
-from budgettune.records import Slot, SlotRow
+from budgettune.records import LOST, Slot, SlotRow
 from budgettune.spec.study_spec import StudySpec
 from budgettune.storage.writes import NewTrial
 from budgettune.text import one_line
@@ -133,8 +133,16 @@ class Ledger:
         return self._is_grid or cell in self._source
 
     def next_attempt(self, slot: Slot) -> int:
-        rows = self._rows.get(slot)
-        return rows[-1].next_attempt if rows else 1
+        """Return the number of a slot's next try.
+
+        One whose worker was lost uses up none if it was kept at a later epoch than any before it: so often that can be.
+        """
+        if not (rows := self._rows.get(slot)):
+            return 1
+        *before, last = rows
+        is_lost = last.failure is not None and last.failure[0] == LOST
+        has_moved_on = last.kept_epochs > max((row.kept_epochs for row in before), default=0)
+        return last.attempt if is_lost and has_moved_on else last.next_attempt
 
     def is_given_up(self, slot: Slot) -> bool:
         """Whether a slot failed as often as the spec allows; a draw that failed is repeated without end."""

@@ -137,6 +137,9 @@ class Checkpoint:
         every_seconds: between savings. Where they are cheap there are more.
         is_shared: whether the operator named the folder, so that files of others are read, too.
         clock: seconds, monotonic.
+
+    Attributes:
+        kept_epochs: after which the trial was kept last by this process; 0 where it was not.
     """
 
     def __init__(
@@ -149,6 +152,7 @@ class Checkpoint:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.path, self.identity, self.every_seconds, self.is_shared = path, identity, every_seconds, is_shared
+        self.kept_epochs = 0
         self._clock = clock
         self._saved_at = self._asked_at = clock()
         self._cost_seconds = SUPPOSED_SECONDS
@@ -184,6 +188,7 @@ class Checkpoint:
         finally:
             self._saved_at = self._clock()
             self._cost_seconds = self._saved_at - self._asked_at
+        self.kept_epochs = len(half.curve)
         return True
 
     def load(self, *, bytes_only: bool = False) -> HalfTrained | None:

@@ -57,7 +57,7 @@ def trials(study: StudyHandle, options: WorkerOptions) -> Iterator[Trial]:
             checkpoint = half_trained.of(study, claim, machine.key)
             trial = Trial(Terms.of(config, claim.seed, own.device, claim.number), outside, checkpoint=checkpoint)
             was_left = False
-            with Heartbeat(study, claim, options.heartbeat_seconds):
+            with Heartbeat(study, claim, options.heartbeat_seconds, checkpoint):
                 try:
                     with watched(own.witness(), trial, machine) as finish:
                         yield trial

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import time
 from contextlib import suppress
@@ -36,6 +37,14 @@ class HalfTrainedFolder:
         self.every_seconds, self.is_shared = every_seconds, named is not None
         below = default_folder()
         self.folder = below and below / "half-trained" if named is None else user_path(named, "--checkpoints")
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether trials are kept, and in a folder that this process may write to."""
+        if self.folder is None or self.every_seconds is None:
+            return False
+        there = next((each for each in (self.folder, *self.folder.parents) if each.exists()), None)
+        return there is not None and there.is_dir() and os.access(there, os.W_OK)
 
     def of(self, study: StudyHandle, claim: Claim, machine_key: str) -> Checkpoint:
         """Return where a trial is kept: by its slot, so that the next try finds it, on a machine of the same kind."""

@@ -33,9 +33,10 @@ from budgettune.spec.trust import Trust
 from budgettune.storage.patience import pauses, say_again_in
 from budgettune.storage.trials import trial_records
 from budgettune.storage.url import parse_url
-from budgettune.study.handle import StudyHandle, load_study
+from budgettune.study.durations import Outlook
+from budgettune.study.handle import Fits, StudyHandle, load_study
 from budgettune.study.summary import study_names
-from budgettune.text import warn_once
+from budgettune.text import format_duration, warn_once
 from budgettune.trial.checkpoint import Checkpoint
 from budgettune.trial.stopwatch import undisturbed
 from budgettune.worker.early_stop_judge import TrialJudge, judge_of
@@ -146,6 +147,7 @@ class _Worker:
     _in_a_row: int = 0
     _handles: dict[str, StudyHandle] = field(default_factory=dict)
     _judges: dict[int, Callable[[Claim], TrialJudge | None]] = field(default_factory=dict)
+    _outlooks: dict[int, Outlook] = field(default_factory=dict)
     _probed: set[str] = field(default_factory=set)
     _refused: set[str] = field(default_factory=set)
     _left_out: tuple[str, ...] = ()
@@ -216,6 +218,8 @@ class _Worker:
             self._work_on(*work)
         elif self.spool.deliver_all(self.url):
             self._idle = None  # what is open has changed
+        elif self._lacks_time(studies):
+            return False
         elif self.options.leave or (not self.options.wait and all(study.is_finished() for study in studies)):
             self._look_back(studies)
             return False
@@ -223,6 +227,15 @@ class _Worker:
             self._idle = self._idle or self._pauses()
             self.stop.wait(max(0.0, min(next(self._idle), self._seconds_left())))
         return True
+
+    def _lacks_time(self, studies: Sequence[StudyHandle]) -> bool:
+        """Whether trials are open that this worker has no time for; note it."""
+        outlooks = [self._outlooks[study.study_id] for study in studies if study.study_id in self._outlooks]
+        needed = [outlook.shortest_seconds for outlook in outlooks if outlook.shortest_seconds is not None]
+        if needed:
+            left, shortest = format_duration(max(0.0, self._seconds_left())), format_duration(min(needed))
+            self._note = f"nothing that is open is likely to end within the {left} left; the shortest takes {shortest}"
+        return bool(needed)
 
     def _pauses(self) -> Iterator[float]:
         is_file = parse_url(self.url).get_backend_name() == "sqlite"
@@ -318,12 +331,24 @@ class _Worker:
         if self.stop.is_set:
             return None
         with suppress(StopRequested):
-            claim = study.claim(self.stop.interrupting)
+            among = self._that_fit(study)
+            claim = study.claim(self.stop.interrupting, *among)
             if claim is None and not study.is_finished():
                 study.reconcile(self.options.lease_seconds)
-                claim = study.claim(self.stop.interrupting)
+                claim = study.claim(self.stop.interrupting, *among)
             return claim
         return None
+
+    def _that_fit(self, study: StudyHandle) -> list[Fits]:
+        """Return what tells which trials fit into the time that is left, where that is limited."""
+        if self.options.timeout_seconds is None:
+            return []
+        if study.study_id not in self._outlooks:
+            key, is_kept = self._trainer(study).machine(study.spec).key, self.half_trained.is_usable
+            self._outlooks[study.study_id] = Outlook(study, key, is_kept=is_kept)
+        outlook = self._outlooks[study.study_id]
+        outlook.look()
+        return [lambda params: outlook.fits(params, self._seconds_left())]
 
     def _probe(self, study: StudyHandle) -> None:
         """Time steps that nobody has timed, where the study asks for it, before this worker's first trial of it."""
@@ -336,9 +361,10 @@ class _Worker:
 
     def _work_on(self, study: StudyHandle, claim: Claim) -> None:
         self.listener.claimed(study, claim)
-        with Heartbeat(study, claim, self.options.heartbeat_seconds):
+        checkpoint = self.half_trained.of(study, claim, self._trainer(study).machine(study.spec).key)
+        with Heartbeat(study, claim, self.options.heartbeat_seconds, checkpoint):
             try:
-                result = self._train_in_time(study, claim)
+                result = self._train_in_time(study, claim, checkpoint)
             except (Interrupted, KeyboardInterrupt, SystemExit) as error:
                 self.stop.request()
                 study.hand_back(claim)
@@ -364,7 +390,7 @@ class _Worker:
             else:
                 self._deliver(study, claim, result)
 
-    def _train_in_time(self, study: StudyHandle, claim: Claim) -> TrialResult:
+    def _train_in_time(self, study: StudyHandle, claim: Claim, checkpoint: Checkpoint) -> TrialResult:
         options = self.options
         with (
             TrialLimit(
@@ -374,7 +400,6 @@ class _Worker:
             ) as limit,
             self.stop.interrupting(),
         ):
-            checkpoint = self.half_trained.of(study, claim, self._trainer(study).machine(study.spec).key)
             try:  # again, where the study asks for it and something disturbed the clock
                 tries, result = undisturbed(
                     study.spec,

@@ -37,7 +37,8 @@ class WorkerOptions:
         threads: of torch on the CPU, which the processes of a trial share out; None for `default_threads`.
         gpus_per_trial: processes that train a trial together, a GPU each; None for one, or what torchrun started.
         trials: end after that many; None for no limit.
-        timeout_seconds: begin no trial after that; None for no limit.
+        timeout_seconds: begin no trial after that, nor one that is predicted to outlast it and cannot be resumed; None
+            for no limit.
         trial_timeout_seconds: end a trial that takes longer, as failed; None for no limit.
         wait: stay for studies and trials that come later.
         leave: end as soon as nothing is open, though others still train.

@@ -17,6 +17,7 @@ from budgettune.records import Claim
 from budgettune.storage.patience import shortened_by_chance
 from budgettune.study.handle import StudyHandle
 from budgettune.text import format_duration
+from budgettune.trial.checkpoint import NOWHERE, Checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -25,10 +26,15 @@ RECORDING_SECONDS = 20.0  # for which the end of a hung trial may wait for the d
 
 
 class Heartbeat:
-    """Renews a trial's lease on a thread of its own; a database that does not answer is asked again later."""
+    """Renews a trial's lease on a thread of its own; a database that does not answer is asked again later.
 
-    def __init__(self, study: StudyHandle, claim: Claim, interval_seconds: float) -> None:
-        self._beat: Callable[[], object] = lambda: study.heartbeat(claim.trial_id)
+    It is told, too, how much is kept of the trial, so that one whose worker is lost need not count as a failed try.
+    """
+
+    def __init__(
+        self, study: StudyHandle, claim: Claim, interval_seconds: float, checkpoint: Checkpoint = NOWHERE
+    ) -> None:
+        self._study, self._claim, self._checkpoint, self._told_epochs = study, claim, checkpoint, 0
         self._interval_seconds = interval_seconds
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"heartbeat-{claim.number}", daemon=True)
@@ -40,6 +46,11 @@ class Heartbeat:
     def __exit__(self, *_: object) -> None:
         self._done.set()
         self._thread.join(timeout=5)
+
+    def _beat(self) -> None:
+        kept = self._checkpoint.kept_epochs
+        self._study.heartbeat(self._claim.trial_id, *([kept] if kept > self._told_epochs else []))
+        self._told_epochs = kept
 
     def _run(self) -> None:
         while not self._done.is_set():

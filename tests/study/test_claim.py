@@ -13,7 +13,7 @@ from budgettune.storage.schema import (
 )
 from budgettune.storage.trials import trial_records
 from budgettune.study.handle import create_study
-from tests.support.studies import grid, records, result, statements_of, work_off
+from tests.support.studies import grid, records, result, sampled, statements_of, work_off
 
 
 def test_each_cell_is_claimed_once_in_order_with_its_params_and_seed(study):
@@ -163,3 +163,40 @@ def test_a_second_complete_trial_of_a_cell_is_reported(study):
     assert verification.doubled == (Slot(0, 0),)
     assert not verification.whole
     assert json.loads(json.dumps(verification.to_json()))["doubled"] == [{"cell": 0, "repeat": 0}]
+
+
+def below(limit):
+    return lambda params: params["scale"] < limit
+
+
+def test_a_trial_that_does_not_fit_is_left_as_it_is(storage_url):
+    study = create_study(grid(), storage_url)
+    cells = [claim.params for claim in iter(lambda: study.claim(fits=below(1.2)), None)]
+    assert [params["scale"] for params in cells] == [1.0, 1.0]
+    assert study.counts() == {"RUNNING": 2, "COMPLETE": 0, "PRUNED": 0, "FAIL": 0, "WAITING": 2}
+    assert [claim.attempt for claim in iter(study.claim, None)] == [1, 1]
+
+
+def test_a_trial_that_fits_is_found_behind_many_that_do_not(storage_url):
+    rates = [1e-3 * (1 + index) for index in range(100)]
+    study = create_study(grid(search={"train.lr": rates}), storage_url)
+    assert study.claim(fits=lambda params: params["train.lr"] == rates[-1]).cell == 99
+    assert study.claim(fits=lambda params: params["train.lr"] == rates[-1]) is None
+    assert study.claim().cell == 0
+
+
+@pytest.mark.parametrize("repeats", [1, 2])
+def test_a_drawn_point_that_does_not_fit_waits_for_who_has_more_time(storage_url, repeats):
+    study = create_study(sampled("random", trials=3, repeats=repeats), storage_url)
+    drawn = []
+
+    def nothing(params):
+        drawn.append(params)
+        return False
+
+    assert study.claim(fits=nothing) is None
+    assert study.claim(fits=nothing) is None  # and draws no other one
+    assert study.counts() == {"RUNNING": 0, "COMPLETE": 0, "PRUNED": 0, "FAIL": 0, "WAITING": repeats}
+    claim = study.claim(fits=lambda params: True)
+    assert (claim.params, claim.cell, claim.attempt) == (drawn[0], 0, 1)
+    assert len(list(iter(study.claim, None))) == 3 * repeats - 1

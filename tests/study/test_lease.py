@@ -145,3 +145,36 @@ def test_work_goes_on_where_no_setting_of_a_session_survives(postgresql_url):
             assert each.verify().whole
         with schema_lock(parse_url(postgresql_url)):
             pass
+
+
+def kept(study, epochs):
+    """Claim a trial, keep it after so many epochs in turn, and lose its worker; return the attempt that it was."""
+    claim = study.claim()
+    for count in epochs:
+        assert study.heartbeat(claim.trial_id, count)
+    let_lease_run_out(study)
+    assert study.reconcile().lost == 1
+    return claim.attempt
+
+
+def test_a_lost_trial_that_moved_on_uses_up_no_attempt(storage_url):
+    study = create_study(grid(search={"scale": [1.0]}, max_attempts=2), storage_url)
+    assert [kept(study, epochs) for epochs in ([1, 3], [4], [], [5])] == [1, 1, 1, 2]
+    assert study.claim().attempt == 2
+    assert study.verify().given_up == ()
+
+
+def test_a_lost_trial_that_is_kept_no_further_than_before_uses_one_up(storage_url):
+    study = create_study(grid(search={"scale": [1.0]}, max_attempts=2), storage_url)
+    # Epoch 3 is reached again and again, on boxes that share no folder: that must have an end.
+    assert [kept(study, epochs) for epochs in ([3], [3], [1, 2])] == [1, 1, 2]
+    assert study.claim() is None
+    assert [failed.slot for failed in study.verify().given_up] == [Slot(0, 0)]
+
+
+def test_a_failure_of_a_trials_own_uses_one_up_however_far_it_came(storage_url):
+    study = create_study(grid(search={"scale": [1.0]}, max_attempts=2), storage_url)
+    claim = study.claim()
+    study.heartbeat(claim.trial_id, 7)
+    study.fail(claim, "error", "no such optimizer")
+    assert study.claim().attempt == 2

@@ -1,4 +1,4 @@
-"""Workers that have nothing to do: when they look again, and when they go."""
+"""Workers that have nothing to do, or no time for it: when they look again, and when they go."""
 
 import math
 import random
@@ -7,10 +7,13 @@ from dataclasses import replace
 from itertools import islice, pairwise
 
 import pytest
+import sqlalchemy as sa
 
 from budgettune.cli.live import TerminalProgress
 from budgettune.errors import UsageError
 from budgettune.spec.study_spec import StudySpec
+from budgettune.storage.connection import writing
+from budgettune.storage.schema import trials, utc_in
 from budgettune.study.handle import create_study
 from budgettune.worker import loop
 from budgettune.worker.loop import POLL_SPREAD, idle_pauses, run_worker
@@ -217,3 +220,62 @@ def test_the_command_tells_an_engine_to_begin_again_only_after_it_has_done_somet
     assert run(*words, "--timeout", "1s")[0] == OUT_OF_TIME_STATUS
     assert study.counts()["COMPLETE"] == 1
     assert run(*words, "--timeout", "1h")[0] == 0
+
+
+# --- a time limit -----------------------------------------------------------------------------------------------------
+
+
+def took(study, wall_seconds):
+    """Make all trials that have finished look as if they had begun so long before they ended."""
+    with writing(study.engine) as connection:
+        times = {"datetime_start": utc_in(-wall_seconds), "datetime_complete": utc_in()}
+        connection.execute(sa.update(trials).where(trials.c.state == "COMPLETE").values(**times))
+
+
+def test_no_trial_begins_that_would_outlast_the_time_limit(storage_url):
+    study = make(storage_url, sampler={"repeats": 2})
+    assert run_worker(storage_url, study.name, replace(OPTIONS, trials=3)).completed == 3
+    took(study, 1_000)
+    stop = Waits(60)
+    options = replace(OPTIONS, timeout_seconds=300.0, checkpoint_every_seconds=None)
+    summary = run_worker(storage_url, study.name, options, stop=stop)
+    assert summary.completed == 0
+    assert summary.note.startswith("nothing that is open is likely to end within the ")
+    assert summary.note.endswith(" left; the shortest takes 16m40s")
+    assert study.counts() == {"RUNNING": 0, "COMPLETE": 3, "PRUNED": 0, "FAIL": 0, "WAITING": 3}
+    assert stop.waited == []
+    assert run_worker(storage_url, study.name, replace(options, timeout_seconds=3_000.0)).completed == 3
+
+
+def test_a_worker_with_a_limit_that_waits_for_more_ends_all_the_same(sqlite_url):
+    study = make(sqlite_url)
+    assert run_worker(sqlite_url, study.name, replace(OPTIONS, trials=1)).completed == 1
+    took(study, 1_000)
+    options = replace(OPTIONS, wait=True, timeout_seconds=300.0, checkpoint_every_seconds=None)
+    assert run_worker(sqlite_url, None, options, stop=Waits(60)).note
+
+
+def test_what_can_be_resumed_begins_all_the_same(sqlite_url):
+    slow = {"x": 1.0, "step_seconds": 0.003}
+    study = make(sqlite_url, train={**SPEC["train"], "epochs": 30}, params=slow)
+    options = replace(OPTIONS, timeout_seconds=900.0, checkpoint_every_seconds=0.0)
+    assert run_worker(sqlite_url, study.name, replace(options, trials=1, heartbeat_seconds=0.01)).completed == 1
+    took(study, 1_000)
+    assert run_worker(sqlite_url, study.name, options).completed == 2  # the first one was seen to save
+
+
+def test_a_drawn_point_that_would_outlast_it_is_left_to_others(sqlite_url):
+    ranges = {"params.x": {"low": 1.0, "high": 2.0}}
+    study = make(sqlite_url, search=ranges, sampler={"name": "random", "trials": 4})
+    options = replace(OPTIONS, timeout_seconds=300.0, checkpoint_every_seconds=None)
+    assert run_worker(sqlite_url, study.name, replace(OPTIONS, trials=1)).completed == 1
+    took(study, 1_000)
+    for _ in range(2):
+        assert run_worker(sqlite_url, study.name, options).note
+    assert study.counts() == {"RUNNING": 0, "COMPLETE": 1, "PRUNED": 0, "FAIL": 0, "WAITING": 1}
+    assert run_worker(sqlite_url, study.name, OPTIONS).completed == 3
+
+
+def test_before_anything_has_finished_trials_begin(sqlite_url):
+    study = make(sqlite_url, search={"params.x": [1.0]})
+    assert run_worker(sqlite_url, study.name, replace(OPTIONS, timeout_seconds=100.0)).completed == 1
