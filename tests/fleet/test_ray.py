@@ -1,0 +1,206 @@
+"""A fleet on a real Ray: whole studies, lost and added nodes, GPUs, Ctrl-C, and no password anywhere."""
+
+import importlib.util
+import itertools
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import urllib.request
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple, TextIO
+
+import pytest
+
+import budgettune as bt
+from benchmarks.support import ray_cluster
+from budgettune.spec.study_spec import StudySpec
+from budgettune.study.handle import create_study
+from tests.support.naps import notes
+from tests.support.processes import wait_until
+from tests.support.studies import let_lease_run_out, records
+
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="the package ray is not installed"),
+]
+ROOT = Path(__file__).parents[2]
+PASSWORD = "s3cret-of-ray"
+NAPS = ("--allow-import", "tests")
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    with ray_cluster.running(dashboard=True, PYTHONPATH=str(ROOT)) as running:
+        running.add("second", cpus=1, gpus=1)
+        yield running
+        assert {address.removeprefix("::ffff:") for address in running.listening()} == {"127.0.0.1"}
+
+
+@pytest.fixture
+def url(postgresql_url):
+    """Return a URL with a password, which the server does not look at."""
+    return postgresql_url.replace("postgres:@", f"postgres:{PASSWORD}@")
+
+
+def nap_study(url, folder, *, cells, seconds, **params):
+    return create_study(
+        StudySpec.from_document(
+            {
+                "name": "naps",
+                "train": {"loop": "tests.support.naps:train", "epochs": 1},
+                "params": {"seconds": seconds, "notes": str(folder), **params},
+                "objective": {"name": "distance", "direction": "minimize"},
+                "search": {"params.x": list(range(cells))},
+            }
+        ),
+        url,
+    )
+
+
+@contextmanager
+def fleet(cluster, url, study, *words, program=("-m", "budgettune"), address=None):
+    """Start `budgettune fleet` on a cluster, and end it where a test has failed."""
+    log = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115
+    process = subprocess.Popen(
+        [sys.executable, *program, "fleet", study, "--on", "ray", "--address", address or cluster.address, *words],
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, **ray_cluster.ENVIRONMENT, "PYTHONPATH": str(ROOT), "BUDGETTUNE_STORAGE": url},
+    )
+    with log:
+        try:
+            yield Running(process, log)
+        finally:
+            process.kill()
+            process.wait()
+
+
+class Running(NamedTuple):
+    """A fleet that runs, and the file that it prints to."""
+
+    process: subprocess.Popen
+    log: TextIO
+
+    def said(self):
+        self.log.seek(0)
+        return re.sub(r"\x1b\[\d+m", "", self.log.read())
+
+    def ended(self, seconds=150):
+        """Wait for its end, and return its exit status and what it said."""
+        self.process.wait(timeout=seconds)
+        assert PASSWORD not in self.said()
+        return self.process.returncode, self.said()
+
+
+def assert_whole(study):
+    assert study.verify().whole
+    assert study.counts()["RUNNING"] == study.counts()["WAITING"] == 0
+
+
+def test_a_grid_of_digits_is_trained_by_workers_on_both_nodes(cluster, url):
+    study = bt.create_study("digits", storage=url, overrides=["train.epochs=2", "data.train_size=300"])
+    with fleet(cluster, url, "digits", "--workers", "2") as running:
+        status, said = running.ended()
+    assert status == 0, said
+    assert_whole(study)
+    assert len(records(study)) == 12
+    done = re.findall(r"(worker \d): (\d+) trials completed, 0 failed", said)
+    assert {name for name, _ in done} == {"worker 0", "worker 1"}
+    assert all(int(count) > 0 for _, count in done)  # a node has one CPU: one worker each
+
+
+def test_ctrl_c_hands_running_trials_back_and_the_password_is_nowhere(cluster, url, tmp_path):
+    study = nap_study(url, tmp_path, cells=4, seconds=600, lingers=5)  # Ray repeats what is not obeyed in two seconds
+    with fleet(cluster, url, "naps", "--workers", "3", "--", *NAPS) as running:
+        wait_until(lambda: len(notes(tmp_path, "began")) == 2)
+        shown = "".join(
+            urllib.request.urlopen(f"http://{cluster.dashboard}/{page}").read().decode()
+            for page in (
+                "api/jobs/",
+                "api/v0/tasks?detail=1",
+                "api/v0/workers?detail=1",
+                "api/v0/jobs?detail=1",
+                "api/v0/runtime_envs?detail=1",
+                "nodes?view=summary",
+            )
+        )
+        running.process.send_signal(signal.SIGINT)
+        status, said = running.ended()
+    assert status == 128 + signal.SIGINT, said
+    assert study.counts()["RUNNING"] == 0
+    assert study.counts()["WAITING"] == 4
+    assert "budgettune worker naps" in shown
+    assert "fleet naps --on ray" in shown  # Ray does show the driver's command line
+    assert PASSWORD not in shown
+    logs = [path for path in Path(cluster.session).rglob("*") if path.is_file()]
+    assert any("told to stop" in path.read_text(errors="replace") for path in logs if path.suffix == ".err")
+    assert not [path for path in logs if PASSWORD.encode() in path.read_bytes()]
+
+
+def test_a_worker_comes_back_for_a_trial_of_a_lost_node_when_its_lease_is_over(cluster, url, tmp_path):
+    study = nap_study(url, tmp_path, cells=3, seconds=3)
+    cluster.add("doomed", cpus=1)
+    with fleet(cluster, url, "naps", "--workers", "3", "--", *NAPS) as running:
+        wait_until(lambda: len(notes(tmp_path, "began")) == 3)
+        cluster.lose("doomed")
+        wait_until(lambda: running.said().count("nothing is open") == 3)  # one of them is the lost one, started again
+        assert study.counts() == {"COMPLETE": 2, "RUNNING": 1, "WAITING": 0, "FAIL": 0, "PRUNED": 0}
+        let_lease_run_out(study)
+        status, said = running.ended()
+    assert status == 0, said
+    assert_whole(study)
+    assert study.counts()["FAIL"] == 1
+    assert "1 of its trials are open again: workers come back" in said
+
+
+def test_workers_come_when_a_node_is_added_and_no_two_have_the_same_gpu(cluster, url, tmp_path):
+    study = nap_study(url, tmp_path, cells=9, seconds=2)
+    with fleet(cluster, url, "naps", "--workers", "3", "--gpus", "1", "--", *NAPS) as running:
+        wait_until(lambda: notes(tmp_path, "ended"))
+        assert {one["NODE"] for one in notes(tmp_path, "began")} == {"second"}
+        cluster.add("third", cpus=2, gpus=2)
+        status, said = running.ended()
+    cluster.lose("third")
+    assert status == 0, said
+    assert_whole(study)
+    assert "room for 1 of 3 workers; the others begin when there is more" in said
+    naps = notes(tmp_path, "ended")
+    assert {(nap["NODE"], nap["CUDA_VISIBLE_DEVICES"]) for nap in naps} == {
+        ("second", "0"),
+        ("third", "0"),
+        ("third", "1"),
+    }
+    for one, other in itertools.combinations(naps, 2):
+        if one["began"] < other["ended"] and other["began"] < one["ended"]:
+            assert [one[key] for key in ("NODE", "CUDA_VISIBLE_DEVICES")] != [
+                other[key] for key in ("NODE", "CUDA_VISIBLE_DEVICES")
+            ]
+
+
+def test_what_cannot_work_is_said_in_a_sentence(cluster, url, tmp_path):
+    nap_study(url, tmp_path, cells=1, seconds=1)
+    older = ("-c", "import ray; ray.__version__ = '2.1'; from budgettune.cli.main import main; main()")
+    absent = ("-c", "import sys; sys.modules['ray'] = None; from budgettune.cli.main import main; main()")
+    wrong = {
+        "pip install 'budgettune[ray]'": {"program": absent},
+        "differ in versions (Ray: ": {"program": older},
+        "no node of the Ray cluster has 1 CPU and 2 GPUs for a worker: they have 1 CPU and 1 GPU, 1 CPU; ask": {
+            "words": ("--gpus", "2")
+        },
+        "no Ray cluster at 127.0.0.1:1 (": {"address": "127.0.0.1:1"},
+        "submit it: ray job submit": {"address": "ray://127.0.0.1:10001"},
+        "as HOST:PORT": {"address": "local"},
+        "put the URL into BUDGETTUNE_STORAGE": {"words": ("--storage", url)},
+        "study 'other' is not in the storage": {"study": "other"},
+    }
+    for sentence, how in wrong.items():
+        given = {"words": (), "study": "naps", **how}
+        with fleet(cluster, url, given.pop("study"), *given.pop("words"), **given) as running:
+            status, said = running.ended()
+        assert status == 1, said
+        assert sentence in said
+        assert len(said.splitlines()) == 1, said
