@@ -134,7 +134,7 @@ def shift(kind: str, url: str, cells: int, workers: int) -> Shift:
     barrier, ends = spawn.Barrier(workers), spawn.Queue()
     prepare_ours(url, cells) if kind == "ours" else prepare_optunas(url)
     processes = [spawn.Process(target=_run, args=(kind, url, cells, barrier, ends)) for _ in range(workers)]
-    with _counted_connections(url) as most:
+    with counted_connections(url) as most:
         for process in processes:
             process.start()
         spans = list(_ends_of(workers, ends))
@@ -188,17 +188,25 @@ def _counts(url: str, cells: int) -> dict[str, int]:
     }
 
 
+def connections_beside(own: psycopg.Connection) -> int:
+    """Return how many connections programs have to a connection's database, itself left out."""
+    query = (
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
+        "AND backend_type = 'client backend' AND pid <> pg_backend_pid()"
+    )
+    row = own.execute(query).fetchone()
+    return row[0] if row else 0
+
+
 @contextmanager
-def _counted_connections(url: str) -> Iterator[list[int]]:
+def counted_connections(url: str) -> Iterator[list[int]]:
     """Yield a list whose one number grows to the most connections that a PostgreSQL database had meanwhile."""
     most, done = [0], threading.Event()
 
     def watch() -> None:
         with psycopg.connect(url, autocommit=True) as connection:
             while not done.wait(0.05):
-                query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
-                row = connection.execute(query).fetchone()
-                most[0] = max(most[0], row[0] - 1 if row else 0)
+                most[0] = max(most[0], connections_beside(connection))
 
     thread = threading.Thread(target=watch) if url.startswith("postgresql") else None
     if thread is not None:

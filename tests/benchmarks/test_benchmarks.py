@@ -9,8 +9,8 @@ import statistics
 import pytest
 import torch
 
-from benchmarks import dashboard, promise, repeats, report, service, throughput
-from benchmarks.support import common
+from benchmarks import dashboard, many_workers, promise, repeats, report, service, throughput
+from benchmarks.support import common, local_pgbouncer
 from benchmarks.support.traffic import Traffic
 from budgettune.spec.pruning import STRATEGIES
 
@@ -198,3 +198,20 @@ def test_automatic_repeats_are_held_against_as_many_spread_evenly(tmp_path, caps
     auto, evenly, once, three, five = json.loads(file.read_text())
     assert auto["runs"] == evenly["runs"]
     assert [row["runs"] for row in (once, three, five)] == ["80", "240", "400"]
+
+
+@pytest.mark.skipif(local_pgbouncer.program() is None, reason="pgbouncer is not installed")
+def test_many_workers_run_each_cell_once_and_what_they_hold_and_ask_is_counted(tmp_path, capsys):
+    file = tmp_path / "numbers.json"
+    sizes = ["--workers", "12", "--cells", "40", "--direct", "6", "--direct-cells", "40", "--training", "3"]
+    times = ["--idle", "2", "--settle", "1", "--seconds", "1", "--processes", "2", "--trial-seconds", "0.01"]
+    many_workers.main([*sizes, *times, "--json", str(file)])
+    assert "### Many workers at once, through a pooler" in capsys.readouterr().out
+    numbers = json.loads(file.read_text())
+    for part in ("pooler", "server"):
+        (row,) = numbers[part]
+        assert (row["cells"], row["complete"], row["recorded"]) == (40, 40, 40)
+        assert row["doubled"] == row["ended by errors"] == 0
+    assert 1 <= numbers["pooler"][0]["server connections"] <= 8
+    assert [row["study"] for row in numbers["connections"]] == ["grid", "tpe"]
+    assert numbers["idle"][0]["idle workers"] == 2
