@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-LATEST = 200  # finished trials that are looked at
+LATEST = 60  # finished trials that are looked at: the model of own code takes many times longer for more
 CAUTION = 0.25  # quantile that is taken of a time that was not measured: what is not begun outlasts three in four times
 LOOKING_SHARE = 0.05  # of a worker's time, that looking at finished trials may take
 
@@ -58,6 +58,7 @@ class Durations:
 
     def __init__(self, spec: StudySpec, records: Sequence[TrialRecord], probes: Sequence[StepProbe] = ()) -> None:
         self._spec, self._probes = spec, probes
+        self._known: dict[tuple[tuple[str, Any], ...], Duration | None] = {}
         walls = [(record, _wall_seconds(record)) for record in records]
         # A late result has a row of its own that took no time, and one that went on elsewhere took only the rest.
         self._walls = [(record, wall) for record, wall in walls if wall >= (record.train_seconds or math.inf)]
@@ -67,6 +68,12 @@ class Durations:
 
         That is what its cell took, else by its `train.budget`, else by the model behind `recommend`.
         """
+        key = tuple(sorted(params.items()))
+        if key not in self._known:
+            self._known[key] = self._predicted(params)
+        return self._known[key]
+
+    def _predicted(self, params: Mapping[str, Any]) -> Duration | None:
         try:
             train = self._spec.resolve(params).train
         except BudgetTuneError:  # its trial will say so

@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 LEASE_SECONDS = 60.0
 CREATE_PATIENCE_SECONDS = 60.0  # for which a busy database is asked again
 FAIL_PATIENCE_SECONDS = 20.0  # the same, to say that a trial has failed: whoever stops a worker waits for it
-LOOKED_AT = (20, 500, 1_500)  # waiting trials, for some that fit into a worker's time
+LOOKED_AT = (20, 300)  # waiting trials, the oldest first, for one that fits into a worker's time
 LONGEST_MESSAGE = 2_000  # characters of a failure that a row keeps
 
 

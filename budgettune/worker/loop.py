@@ -357,6 +357,7 @@ class _Worker:
             return
         self._probed.add(study.name)
         with suppress(StopRequested), self.stop.interrupting():
+            limit_seconds = min(limit_seconds, self._seconds_left())
             self._trainer(study).probe(study, limit_seconds, lambda: self.stop.is_set)
 
     def _work_on(self, study: StudyHandle, claim: Claim) -> None:

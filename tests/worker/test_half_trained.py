@@ -3,6 +3,7 @@
 import random
 import signal
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -89,11 +90,13 @@ def test_a_trial_whose_worker_was_lost_goes_on(sqlite_url, monkeypatch):
     hand_back = type(study).hand_back
     with monkeypatch.context() as context:
         context.setattr(type(study), "hand_back", lambda *args: True)  # as if the process were gone
-        work(study, epoch=1)
+        work(study, epoch=1, options=replace(OPTIONS, heartbeat_seconds=0.01))
     assert type(study).hand_back is hand_back
     let_lease_run_out(study)
     summary, seen = work(study)
     assert (summary.completed, seen) == (1, [2, 3, 4])
+    ((record, _),) = completed(study)
+    assert record.attempt == 1  # it had moved on
     assert_as_uninterrupted(study)
     assert study.verify().whole
 

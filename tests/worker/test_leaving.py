@@ -14,6 +14,8 @@ from budgettune.errors import UsageError
 from budgettune.spec.study_spec import StudySpec
 from budgettune.storage.connection import writing
 from budgettune.storage.schema import trials, utc_in
+from budgettune.storage.slots import has_kept_epochs
+from budgettune.study.durations import Outlook
 from budgettune.study.handle import create_study
 from budgettune.worker import loop
 from budgettune.worker.loop import POLL_SPREAD, idle_pauses, run_worker
@@ -22,6 +24,7 @@ from budgettune.worker.own_code import OwnCode
 from budgettune.worker.processes import OUT_OF_TIME_STATUS
 from budgettune.worker.signals import StopFlag
 from budgettune.worker.spool import Spool
+from tests.support.processes import command, wait_until
 from tests.support.studies import let_lease_run_out, result
 
 OPTIONS = WorkerOptions(device="cpu", allow_import=frozenset(["tests"]))
@@ -197,7 +200,8 @@ class Slow(Listener):
         time.sleep(1.1)
 
 
-def test_who_leaves_says_whether_something_is_open_that_it_had_no_time_for(storage_url):
+def test_who_leaves_says_whether_something_is_open_that_it_had_no_time_for(storage_url, monkeypatch):
+    monkeypatch.setattr(Outlook, "fits", lambda *_: True)  # as if nobody knew that trials take so long here
     study = make(storage_url)
     in_time = run_worker(storage_url, study.name, replace(LEAVING, timeout_seconds=600.0, trials=1))
     assert (in_time.completed, in_time.is_out_of_time) == (1, False)  # it was asked for one
@@ -279,3 +283,25 @@ def test_a_drawn_point_that_would_outlast_it_is_left_to_others(sqlite_url):
 def test_before_anything_has_finished_trials_begin(sqlite_url):
     study = make(sqlite_url, search={"params.x": [1.0]})
     assert run_worker(sqlite_url, study.name, replace(OPTIONS, timeout_seconds=100.0)).completed == 1
+
+
+# --- real processes ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_of_two_workers_the_idle_one_leaves_and_the_killed_ones_trial_uses_up_no_attempt(storage_url):
+    slow = {"x": 1.0, "step_seconds": 0.05}
+    study = make(storage_url, train={**SPEC["train"], "epochs": 10_000}, params=slow, search={"params.x": [1.0]})
+    words = ("--allow-import", "tests", "--checkpoint-every", "0s")
+    trains = command(storage_url, *words)
+    wait_until(lambda: study.counts()["RUNNING"] == 1)
+    idle = command(storage_url, *words, "--leave")
+    said = idle.communicate(timeout=60)[1]
+    assert idle.returncode == 0
+    assert "nothing is open; 1 trial runs elsewhere" in said
+    wait_until(lambda: has_kept_epochs(study.engine, study.study_id))  # told with a sign of life
+    trains.kill()
+    trains.communicate()
+    let_lease_run_out(study)
+    assert study.reconcile().lost == 1
+    assert study.claim().attempt == 1
