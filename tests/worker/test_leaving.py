@@ -75,11 +75,11 @@ def test_without_being_told_so_it_stays(sqlite_url):
     assert sum(stop.waited) >= 100
 
 
-def test_who_leaves_looks_for_lost_trials_once_more(storage_url):
-    study = make(storage_url)
+def test_who_leaves_looks_for_lost_trials_once_more(sqlite_url):
+    study = make(sqlite_url)
     study.claim()
     let_lease_run_out(study)
-    summary = run_worker(storage_url, study.name, LEAVING)
+    summary = run_worker(sqlite_url, study.name, LEAVING)
     assert (summary.completed, summary.note) == (3, "")
     assert study.verify().whole
 
