@@ -6,8 +6,8 @@ A Ray of two nodes with a CPU each, on this box, and a PostgreSQL server. Every 
 cells are done and a trial runs on the second node, that node is lost as in a power cut. It is not replaced: what ran
 there has to be done again on the other one. Plain Optuna runs as its documentation advises: Ray tasks that call
 `study.optimize` and are repeated where a node is lost, a `GridSampler`, heartbeats with the same period as ours, and
-`RetryHeartbeatStaleTrialCallback`; and once more without heartbeats, which are off unless asked for. What is left of 12 cells takes less than the minute
-after which a trial without a sign of life counts as lost, what is left of 24 takes more.
+`RetryHeartbeatStaleTrialCallback`; and once more without heartbeats, which are off unless asked for. What is
+left of 12 cells takes less than the minute after which a trial without a sign of life counts as lost, of 24 more.
 """
 
 from __future__ import annotations

@@ -46,12 +46,13 @@ def run(plan: FleetPlan, address: str | None, stop: StopFlag, *, say: Say) -> in
         UsageError: where Ray is not installed, no cluster answers, or none of its nodes has room for a worker.
         StorageError: where the study cannot be read.
     """
-    ray = _import_ray()
     if any(redact(word) != word for word in sys.argv):
         raise UsageError(
             "Ray's dashboard shows this program's command line, and a password is in it: leave out --storage, and put "
             "the URL into BUDGETTUNE_STORAGE"
         )
+    address = checked_address(address or os.environ.get("RAY_ADDRESS") or "auto")
+    ray = _import_ray()
     with load_study(plan.url, plan.study) as study:
         try:
             with stop.interrupting():
@@ -62,6 +63,32 @@ def run(plan: FleetPlan, address: str | None, stop: StopFlag, *, say: Say) -> in
             return 128 + (stop.signal_number or signal.SIGINT)
         finally:
             ray.shutdown()
+
+
+def checked_address(address: str) -> str:
+    """Return the address of a cluster, `auto` for that of this box.
+
+    Raises:
+        UsageError: where it is none, or nobody listens there: Ray would try for a minute.
+    """
+    if address == "auto":
+        return address
+    if "://" in address:
+        raise UsageError(
+            f"{redact(address)}: a fleet joins a cluster by HOST:PORT, from one of its nodes; from elsewhere, submit "
+            f"it: ray job submit --address http://HEAD:8265 -- budgettune fleet …"
+        )
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise UsageError(f"{address}: write the address of a Ray cluster as HOST:PORT, such as 10.0.0.1:6379")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise UsageError(
+            f"no Ray cluster at {address} ({first_line(error)}): look at `ray status`, or name its head with "
+            f"--address HOST:6379"
+        ) from None
+    return address
 
 
 def _import_ray() -> Any:
@@ -79,16 +106,8 @@ def _import_ray() -> Any:
     return ray
 
 
-def _connect(ray: Any, address: str | None) -> None:
+def _connect(ray: Any, address: str) -> None:
     """Join a cluster that runs; none is ever started."""
-    address = address or os.environ.get("RAY_ADDRESS") or "auto"
-    if "://" in address:
-        raise UsageError(
-            f"{redact(address)}: a fleet joins a cluster by HOST:PORT, from one of its nodes; from elsewhere, submit "
-            f"it: ray job submit --address http://HEAD:8265 -- budgettune fleet …"
-        )
-    if address != "auto":
-        _knock(address)
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     try:
         ray.init(address=address, logging_level="warning", log_to_driver=True)
@@ -97,20 +116,6 @@ def _connect(ray: Any, address: str | None) -> None:
     finally:  # Ray takes SIGTERM for itself
         for number, handler in handlers.items():
             signal.signal(number, handler)
-
-
-def _knock(address: str) -> None:
-    """Refuse an address that nobody listens on: Ray would try for a minute."""
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
-        raise UsageError(f"{address}: write the address of a Ray cluster as HOST:PORT, such as 10.0.0.1:6379")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
-    except (OSError, OverflowError) as error:
-        raise UsageError(
-            f"no Ray cluster at {address} ({first_line(error)}): look at `ray status`, or name its head with "
-            f"--address HOST:6379"
-        ) from None
 
 
 def refusal(error: BaseException, address: str) -> str:
