@@ -19,7 +19,7 @@ from budgettune.spec.study_spec import load_spec
 from budgettune.storage import patience
 from budgettune.storage.connection import open_engine, open_storage, reading, schema_lock, writing
 from budgettune.storage.url import parse_url
-from budgettune.study.handle import create_study, load_study
+from budgettune.study.handle import create_study, delete_study, load_study
 from budgettune.study.summary import list_studies
 from budgettune.worker.loop import run_worker
 from budgettune.worker.options import WorkerOptions
@@ -125,6 +125,58 @@ def test_sixty_workers_with_connections_of_their_own_share_two_of_the_server(pos
     assert len(cells) == len(set(cells)) == 160
     assert most <= 2
     assert load_study(url).verify().whole
+
+
+def test_twelve_threads_draw_the_points_of_a_sampled_study_once(pooled):
+    url, wrong, cells = pooled(default_pool_size="2"), [], []
+    create_study(sampled("random", trials=30), url).close()
+
+    def work(number):
+        try:
+            with load_study(of_one(url, number)) as study:
+                while (claim := study.claim()) is not None:
+                    assert study.complete(claim, result())
+                    cells.append(claim.cell)
+        except Exception as error:
+            wrong.append(error)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    assert sorted(cells) == list(range(30))
+    assert load_study(url).verify().whole
+
+
+def test_nothing_asks_for_a_second_connection_while_it_has_one(postgresql_url, pooled, tmp_path):
+    """Hundreds that held one each and waited for another would wait for ever."""
+    open_engine(postgresql_url, create=True)
+    url = pooled(default_pool_size="1", query_wait_timeout="3")
+    tiny = ["train.epochs=2", "train.batch_size=256", "pruning.strategy=random", "clock.warmup_steps=1"]
+    digits = load_spec("digits").with_overrides(
+        [*tiny, "search={prune_rate = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5]}", "stopping.rule=dominance"]
+    )
+    create_study(digits, url).close()
+    assert run_worker(url, None, WorkerOptions(device="cpu")).completed == 6
+    for study in (create_study(grid("grid"), url), create_study(sampled("tpe", trials=3), url)):
+        study.fail(study.claim(), "error", "broken")
+        lost_claim(study)
+        work_off(study)
+        assert study.verify().whole
+        assert study.retry() == 0
+        assert study.is_current()
+        assert study.summary()
+        assert study.machine_note() is None
+        assert study.early_stops() is None
+    assert len(list_studies(url)) == 3
+    assert api.pareto_front("digits", storage=url)
+    assert api.recommend("digits", "1h", storage=url)
+    api.write_report("digits", tmp_path / "report.html", storage=url)
+    storage = open_storage(url, read_only=True)
+    assert len(storage.get_all_studies()) == 3
+    delete_study(url, "grid")
 
 
 def test_leases_run_out_and_late_results_count_through_it(url):
