@@ -26,6 +26,7 @@ from budgettune.cli.text_plot import ASCII, Glyphs, Point, scatter
 from budgettune.records import Claim, EpochRecord, TrialRecord, TrialResult
 from budgettune.spec.objective import ObjectiveSpec
 from budgettune.storage.answers import latest_trials, score_points
+from budgettune.storage.patience import READING_PATIENCE_SECONDS, asking_again
 from budgettune.study.pareto import pareto_front
 from budgettune.study.summary import StudySummary, trials_per_hour
 from budgettune.text import format_duration, one_line, short_names
@@ -151,7 +152,7 @@ def watch(study: StudyHandle, console: Screen, every_seconds: float, stop: StopF
     with Live(console=console, auto_refresh=False) if console.is_live else nullcontext() as live:
         while True:
             began = time.monotonic()
-            now = snapshot(study)
+            now = asking_again(lambda: snapshot(study), READING_PATIENCE_SECONDS)
             if live is not None:
                 live.update(drawn(now, console), refresh=True)
             else:

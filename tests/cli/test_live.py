@@ -11,12 +11,14 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
 from budgettune.cli.live import drawn, snapshot, watch
 from budgettune.cli.output import Screen
 from budgettune.cli.text_plot import ASCII, Glyphs, scatter
+from budgettune.errors import StorageBusy
 from budgettune.records import TrialRecord
 from budgettune.study.handle import create_study
 from budgettune.study.summary import trials_per_hour
@@ -131,6 +133,22 @@ def test_it_ends_when_nothing_is_left(study):
     console = Screen(file=io.StringIO(), width=80)
     watch(study, console, 60.0, StopFlag())
     assert "nothing is left to run" in console.file.getvalue()
+
+
+def test_a_server_without_a_connection_left_is_asked_again(study, monkeypatch):
+    refused = iter([StorageBusy("no connection left")])
+
+    def refused_once(watched):
+        for error in refused:
+            raise error
+        return snapshot(watched)
+
+    monkeypatch.setattr("budgettune.cli.live.snapshot", refused_once)
+    monkeypatch.setattr("budgettune.storage.patience.time", SimpleNamespace(sleep=lambda seconds: None))
+    stop, console = StopFlag(), Screen(file=io.StringIO(), width=80)
+    stop.request()
+    watch(study, console, 60.0, stop)
+    assert "of 4 complete" in console.file.getvalue()
 
 
 class Terminal:
