@@ -58,7 +58,7 @@ class Durations:
 
     def __init__(self, spec: StudySpec, records: Sequence[TrialRecord], probes: Sequence[StepProbe] = ()) -> None:
         self._spec, self._probes = spec, probes
-        self._known: dict[tuple[tuple[str, Any], ...], Duration | None] = {}
+        self._known: dict[str, Duration | None] = {}
         walls = [(record, _wall_seconds(record)) for record in records]
         # A late result has a row of its own that took no time, and one that went on elsewhere took only the rest.
         self._walls = [(record, wall) for record, wall in walls if wall >= (record.train_seconds or math.inf)]
@@ -68,7 +68,7 @@ class Durations:
 
         That is what its cell took, else by its `train.budget`, else by the model behind `recommend`.
         """
-        key = tuple(sorted(params.items()))
+        key = repr(sorted(params.items()))  # values of another program need not be hashable
         if key not in self._known:
             self._known[key] = self._predicted(params)
         return self._known[key]
@@ -116,7 +116,7 @@ class Durations:
         workloads, model = self._model
         try:
             return float(model.of([workloads.of(params)])[0].at(epochs).quantile(CAUTION))
-        except (ArithmeticError, AssertionError, BudgetTuneError, ValueError) as error:
+        except Exception as error:  # what another program left, say: no prediction is worth a worker
             logger.debug("no duration of %s: %s", params, error)
             return None
 
@@ -129,7 +129,7 @@ class Durations:
         try:
             timed = workloads.finished()
             return (workloads, TimeModel(workloads, timed, self._probes)) if timed or self._probes else None
-        except (ArithmeticError, AssertionError, BudgetTuneError, ValueError) as error:
+        except Exception as error:
             logger.debug("no model of durations: %s", error)
             return None
 

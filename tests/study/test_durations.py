@@ -93,6 +93,14 @@ def test_a_budget_is_known_before_anything_has_run():
     assert 100.0 <= other.first_epoch_seconds <= 160.0
 
 
+def test_params_that_no_study_of_ours_has_end_no_worker():
+    world = World(simulated_spec())
+    walls = [lasted(record, 2 * record.train_seconds) for record in world.table(repeats=1)[::5]]
+    durations = Durations(world.spec, walls)
+    for odd in ({"scale": "large"}, {"scale": None}, {"scale": 1.0, "prune_rate": [0.3]}, {"scale": -1.0}):
+        durations.of(odd)
+
+
 @pytest.mark.parametrize("params", [{"params.x": 1.0}, {"params.x": "nonsense"}, {"no.such": 1}, {}])
 def test_where_nothing_is_known_nothing_is_said(params):
     assert Durations(spec(), []).of(params) is None
