@@ -220,13 +220,19 @@ class _Worker:
             self._idle = None  # what is open has changed
         elif self._lacks_time(studies):
             return False
-        elif self.options.leave or (not self.options.wait and all(study.is_finished() for study in studies)):
+        elif self._may_go(studies):
             self._look_back(studies)
             return False
         else:
             self._idle = self._idle or self._pauses()
             self.stop.wait(max(0.0, min(next(self._idle), self._seconds_left())))
         return True
+
+    def _may_go(self, studies: Sequence[StudyHandle]) -> bool:
+        """Whether nothing is left; or open, for who leaves and replaces nobody whose lease has not run out yet."""
+        is_new = time.monotonic() - self._began < self.options.lease_seconds
+        is_left = self.options.wait or not all(study.is_finished() for study in studies)
+        return not is_left or (self.options.leave and not is_new)
 
     def _lacks_time(self, studies: Sequence[StudyHandle]) -> bool:
         """Whether trials are open that this worker has no time for; note it."""
@@ -275,11 +281,9 @@ class _Worker:
         if not options.leave or options.timeout_seconds is None or options.trials is not None or self.stop.is_set:
             return False
         with suppress(StorageError):  # a new worker sees for itself
-            return any(
-                study.counts()["WAITING"] or (study.spec.sampler.name != "grid" and self._seconds_left() <= 0)
-                for study in self._handles.values()
-                if not study.is_finished()
-            )
+            unfinished = [study for study in self._handles.values() if not study.is_finished()]
+            may_draw = self._seconds_left() <= 0 and any(study.spec.sampler.name != "grid" for study in unfinished)
+            return may_draw or any(study.counts()["WAITING"] for study in unfinished)
         return True
 
     def _seconds_left(self) -> float:

@@ -105,10 +105,13 @@ class Slurm:
         """Wait until nothing of an array waits or runs, and return its tasks."""
 
         def is_over():
-            states = {task["JobState"] for task in self.jobs(job).values()}
-            return not states & {"PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED"}
+            ends = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY"}
+            return {task["JobState"] for task in self.jobs(job).values()} <= ends
 
-        wait_until(is_over, seconds)
+        def stays_over():  # a job that begins again has ended for a moment
+            return is_over() and (time.sleep(1.0) or is_over())
+
+        wait_until(stays_over, seconds)
         return self.jobs(job)
 
     def start_node(self, name):

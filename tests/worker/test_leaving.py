@@ -38,6 +38,19 @@ SPEC = {
 }
 
 
+@pytest.fixture
+def not_new(monkeypatch):
+    """Let workers be there for longer than a lease when they begin to look."""
+    may_go, began = loop._Worker._may_go, time.monotonic() - 3_600.0
+
+    def of_an_old_one(worker, studies):
+        with monkeypatch.context() as patch:
+            patch.setattr(worker, "_began", began)
+            return may_go(worker, studies)
+
+    monkeypatch.setattr(loop._Worker, "_may_go", of_an_old_one)
+
+
 def make(url, **tables):
     return create_study(StudySpec.from_document({**SPEC, **tables}), url)
 
@@ -56,6 +69,7 @@ class Waits(StopFlag):
         return self.is_set
 
 
+@pytest.mark.usefixtures("not_new")
 def test_an_idle_worker_leaves_though_others_still_train(storage_url):
     study = make(storage_url)
     elsewhere = study.claim()
@@ -73,6 +87,14 @@ def test_without_being_told_so_it_stays(sqlite_url):
     stop = Waits(seconds=100)
     assert run_worker(sqlite_url, study.name, OPTIONS, stop=stop).completed == 2
     assert sum(stop.waited) >= 100
+
+
+def test_a_new_worker_stays_until_the_lease_of_one_that_it_may_replace_has_run_out(sqlite_url):
+    study = make(sqlite_url)
+    study.claim()  # by a worker that gives no sign of life, and that an engine has replaced
+    summary = run_worker(sqlite_url, study.name, replace(LEAVING, lease_seconds=1.5, poll_seconds=0.1))
+    assert (summary.completed, summary.note) == (3, "")
+    assert study.verify().whole
 
 
 def test_who_leaves_looks_for_lost_trials_once_more(sqlite_url):
@@ -93,6 +115,7 @@ def test_who_leaves_delivers_first_what_the_box_still_holds(sqlite_url):
     assert study.verify().whole
 
 
+@pytest.mark.usefixtures("not_new")
 @pytest.mark.parametrize("end", [{"trials": 2}, {"trials": 9, "total": "1h"}, {"trials": 2, "repeats": "auto"}])
 def test_it_leaves_a_sampled_study_that_may_yet_ask_for_more(sqlite_url, end):
     ranges = {"params.x": {"low": 1.0, "high": 2.0}}
@@ -104,6 +127,7 @@ def test_it_leaves_a_sampled_study_that_may_yet_ask_for_more(sqlite_url, end):
     assert summary.note.startswith("nothing is open; ")
 
 
+@pytest.mark.usefixtures("not_new")
 def test_the_command_says_why_it_ends_and_ends_well(run, sqlite_url):
     study = make(sqlite_url)
     study.claim()
@@ -212,6 +236,7 @@ def test_who_leaves_says_whether_something_is_open_that_it_had_no_time_for(stora
     assert (summary.completed, summary.is_out_of_time) == (1, False)  # it was the last
 
 
+@pytest.mark.usefixtures("not_new")
 def test_the_command_tells_an_engine_to_begin_again_only_after_it_has_done_something(run, sqlite_url, monkeypatch):
     study = make(sqlite_url)
     words = ("worker", "--leave", "--device", "cpu", "--allow-import", "tests")
@@ -221,7 +246,7 @@ def test_the_command_tells_an_engine_to_begin_again_only_after_it_has_done_somet
     assert status == 1
     assert "nothing was trained: what is open takes longer than 1m00s: give workers more time" in said
     monkeypatch.setattr(TerminalProgress, "claimed", Slow.claimed)
-    assert run(*words, "--timeout", "1s")[0] == OUT_OF_TIME_STATUS
+    assert run(*words, "--timeout", "3s")[0] == OUT_OF_TIME_STATUS
     assert study.counts()["COMPLETE"] == 1
     assert run(*words, "--timeout", "1h")[0] == 0
 
