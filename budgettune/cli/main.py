@@ -302,17 +302,18 @@ def _work(study: str | None, chosen: WorkerOptions, storage: str | None, *, drai
         stop.before_exit = progress.abandon
         try:
             summary = run_worker(storage_url(storage), study, chosen, stop=stop, listener=progress)
+            if summary.is_out_of_time and not (summary.completed or summary.failed or summary.extras):
+                given, cut = format_duration(chosen.timeout_seconds or 0.0), summary.signal_number is not None
+                raise NothingTrained(
+                    f"nothing was trained: what is open takes longer than {given}"
+                    f"{', and nothing of it can be kept' if cut else ''}: give workers more time"
+                )
             leave_if_stopped(summary.signal_number)
             if summary.is_fruitless:
                 raise NothingTrained(
                     f"nothing was trained, every trial failed: `{_show_command(summary)}` says why"
                     if summary.troubled
                     else "nothing was trained: every open study takes its times on another kind of machine"
-                )
-            if summary.is_out_of_time and not (summary.completed or summary.failed or summary.extras):
-                given = format_duration(chosen.timeout_seconds or 0.0)
-                raise NothingTrained(
-                    f"nothing was trained: what is open takes longer than {given}: give workers more time"
                 )
         except DeviceLost as error:
             say(f"error: {error}")

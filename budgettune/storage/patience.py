@@ -1,4 +1,4 @@
-"""Asking a database again that may answer in a moment."""
+"""Asking a database again: one that may answer in a moment, or that may have something to do by then."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ T = TypeVar("T")
 
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 30.0
+POLL_SPREAD = 0.2  # share of a pause by which it is longer or shorter, so that a fleet does not ask as one
 READING_PATIENCE_SECONDS = 20.0  # of a command that somebody waits for
 
 _random = random.SystemRandom().random  # never that of the process, which a trial may have seeded
@@ -39,6 +40,19 @@ def pauses(
     while clock() < deadline:
         yield shortened_by_chance(pause_seconds, chance)
         pause_seconds = min(2 * pause_seconds, LONGEST_PAUSE_SECONDS)
+
+
+def idle_pauses(poll_seconds: float, longest_seconds: float, chance: Callable[[], float] = _random) -> Iterator[float]:
+    """Yield the pauses between the looks of a worker that has nothing to do: each twice as long, to a longest one.
+
+    So a worker hears late that something came open, or that all is over, by no more than about the time that it has
+    waited already: where trials are short it looks often, and a fleet that waits for one long trial asks seldom. Each
+    pause is spread by a fifth; `chance` gives numbers from 0 to 1.
+    """
+    pause_seconds = poll_seconds
+    while True:
+        yield pause_seconds * (1 + POLL_SPREAD * (2 * chance() - 1))
+        pause_seconds = min(2 * pause_seconds, longest_seconds)
 
 
 def say_again_in(pause_seconds: float, error: Exception) -> None:

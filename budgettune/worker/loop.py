@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -30,7 +29,7 @@ from budgettune.errors import (
 from budgettune.records import Claim, MachineInfo, TrialResult
 from budgettune.spec.study_spec import StudySpec
 from budgettune.spec.trust import Trust
-from budgettune.storage.patience import pauses, say_again_in
+from budgettune.storage.patience import idle_pauses, pauses, say_again_in
 from budgettune.storage.trials import trial_records
 from budgettune.storage.url import parse_url
 from budgettune.study.durations import Outlook
@@ -51,7 +50,6 @@ logger = logging.getLogger(__name__)
 
 LONGEST_POLLS = 15.0  # first pauses of an idle worker that its longest one takes: half a minute
 LONGEST_POLLS_OF_A_FILE = 3.0  # the same where the database is a file, whose workers are the few of one box
-POLL_SPREAD = 0.2  # share of a pause by which it is longer or shorter, so that a fleet does not ask as one
 # Unexpected failures after which a worker blames itself or the study's code, and stops using up attempts.
 FAILURES_IN_A_ROW = 5
 NO_ANSWER = "answers this process no more"  # by which a slot's rows tell that a device was lost with it
@@ -66,21 +64,6 @@ def foreign_machine(study: StudyHandle, own_key: str, allow_mixed: bool) -> str 
         f"study {study.name!r} takes its times on {machine_key}, and this worker is {own_key}: run it on "
         f"such a machine (--threads tells how many of a CPU's), or mix their times knowingly with --allow-mixed"
     )
-
-
-def idle_pauses(
-    poll_seconds: float, longest_seconds: float, chance: Callable[[], float] = random.random
-) -> Iterator[float]:
-    """Yield the pauses between the looks of a worker that has nothing to do: each twice as long, to a longest one.
-
-    So a worker hears late that something came open, or that all is over, by no more than about the time that it has
-    waited already: where trials are short it looks often, and a fleet that waits for one long trial asks seldom. Each
-    pause is spread by a fifth; `chance` gives numbers from 0 to 1.
-    """
-    pause_seconds = poll_seconds
-    while True:
-        yield pause_seconds * (1 + POLL_SPREAD * (2 * chance() - 1))
-        pause_seconds = min(2 * pause_seconds, longest_seconds)
 
 
 class Trainer(Protocol):
@@ -158,6 +141,7 @@ class _Worker:
     _idle: Iterator[float] | None = None
     _began: float = field(default_factory=time.monotonic)
     _note: str = ""
+    _got_nowhere: bool = False
 
     def run(self) -> WorkerSummary:
         parse_url(self.url)  # one that cannot be read is not waited for
@@ -278,8 +262,10 @@ class _Worker:
     def _is_out_of_time(self) -> bool:
         """Whether something is open, for which nothing but the time did not do; maybe also where it runs elsewhere."""
         options = self.options
-        if not options.leave or options.timeout_seconds is None or options.trials is not None or self.stop.is_set:
+        if not options.leave or options.timeout_seconds is None or options.trials is not None:
             return False
+        if self.stop.is_set:
+            return self._got_nowhere and self._seconds_left() < options.timeout_seconds / 2
         with suppress(StorageError):  # a new worker sees for itself
             unfinished = [study for study in self._handles.values() if not study.is_finished()]
             may_draw = self._seconds_left() <= 0 and any(study.spec.sampler.name != "grid" for study in unfinished)
@@ -373,6 +359,7 @@ class _Worker:
             except (Interrupted, KeyboardInterrupt, SystemExit) as error:
                 self.stop.request()
                 study.hand_back(claim)
+                self._got_nowhere = not checkpoint.kept_epochs
                 self.listener.failed(claim, "told to stop; its cell is open again")
                 if not isinstance(error, (Interrupted, StopRequested)):
                     raise  # Ctrl-C in a program that called us, or its way to end at a signal

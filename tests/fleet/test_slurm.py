@@ -152,12 +152,21 @@ def test_scancel_hands_trials_back_and_nothing_begins_again(cluster, fleet, post
 
 def test_workers_that_find_too_little_time_begin_again_with_all_of_it(cluster, fleet, postgresql_url, tmp_path):
     study = slow_study(postgresql_url, seconds=25, cells=3, loop="unsaved")
-    job = submitted(fleet("slow", "--time", "1m", *ALLOW))
+    job = submitted(fleet("slow", "--time", "2m", *ALLOW))
     (task,) = cluster.wait_for_end(job).values()
     assert (task["JobState"], task["Restarts"] >= "1") == ("COMPLETED", True), logs(tmp_path)
     assert study.verify().whole
-    assert {record.state for record in trial_records(study.engine, study.study_id)} == {"COMPLETE"}
+    assert "nothing that is open is likely to end within" in logs(tmp_path)["1"]
     assert "told to stop" not in logs(tmp_path)["1"]
+
+
+def test_a_trial_that_outlasts_every_limit_is_not_begun_for_ever(cluster, fleet, postgresql_url, tmp_path):
+    study = slow_study(postgresql_url, seconds=300, cells=1, loop="unsaved")
+    job = submitted(fleet("slow", "--time", "1m", *ALLOW))
+    (task,) = cluster.wait_for_end(job).values()
+    assert (task["JobState"], task["Restarts"]) == ("FAILED", "0"), logs(tmp_path)
+    assert "and nothing of it can be kept: give workers more time" in logs(tmp_path)["1"]
+    assert study.counts()["WAITING"] == 1
 
 
 def test_each_worker_gets_a_gpu_of_its_own(cluster, fleet, postgresql_url, tmp_path):

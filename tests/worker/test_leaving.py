@@ -1,7 +1,10 @@
 """Workers that have nothing to do, or no time for it: when they look again, and when they go."""
 
 import math
+import os
 import random
+import signal
+import threading
 import time
 from dataclasses import replace
 from itertools import islice, pairwise
@@ -13,12 +16,13 @@ from budgettune.cli.live import TerminalProgress
 from budgettune.errors import UsageError
 from budgettune.spec.study_spec import StudySpec
 from budgettune.storage.connection import writing
+from budgettune.storage.patience import POLL_SPREAD, idle_pauses
 from budgettune.storage.schema import trials, utc_in
 from budgettune.storage.slots import has_kept_epochs
 from budgettune.study.durations import Outlook
 from budgettune.study.handle import create_study
 from budgettune.worker import loop
-from budgettune.worker.loop import POLL_SPREAD, idle_pauses, run_worker
+from budgettune.worker.loop import run_worker
 from budgettune.worker.options import Listener, WorkerOptions
 from budgettune.worker.own_code import OwnCode
 from budgettune.worker.processes import OUT_OF_TIME_STATUS
@@ -249,6 +253,19 @@ def test_the_command_tells_an_engine_to_begin_again_only_after_it_has_done_somet
     assert run(*words, "--timeout", "3s")[0] == OUT_OF_TIME_STATUS
     assert study.counts()["COMPLETE"] == 1
     assert run(*words, "--timeout", "1h")[0] == 0
+
+
+@pytest.mark.parametrize(("saves", "gets_nowhere"), [("train", False), ("unsaved", True)])
+def test_a_trial_that_is_cut_off_with_nothing_kept_of_it_is_no_progress(saves, gets_nowhere, run, sqlite_url):
+    """Else a job that begins again at its time limit would begin the same trial for ever."""
+    train = {"loop": f"tests.support.own_training:{saves}", "epochs": 100}
+    study = make(sqlite_url, train=train, params={"step_seconds": 0.02}, search={"params.x": [1.0]})
+    threading.Timer(3.0, os.kill, [os.getpid(), signal.SIGTERM]).start()
+    words = ("worker", "--leave", "--device", "cpu", "--allow-import", "tests", "--checkpoint-every", "0s")
+    status, _, said = run(*words, "--timeout", "4s")
+    assert status == (1 if gets_nowhere else 143), said
+    assert ("nothing of it can be kept" in said) == gets_nowhere
+    assert study.counts()["WAITING"] == 1
 
 
 # --- a time limit -----------------------------------------------------------------------------------------------------
