@@ -137,6 +137,10 @@ def refusal(error: BaseException, address: str) -> str:
             f"this box is no node of the Ray cluster at {address}: join it (`ray start --address={address}`), or "
             f"submit the fleet: ray job submit --address http://HEAD:8265 -- budgettune fleet …"
         )
+    if "connect to GCS" in said:
+        return (
+            f"what listens at {address} gives no answer of a Ray cluster: name its head, whose port is 6379 by default"
+        )
     return f"the Ray cluster at {address} cannot be joined: {redact(first_line(reasons[-1]))}"
 
 

@@ -72,6 +72,11 @@ def test_ray_address_is_taken_from_the_environment_and_nobody_there_is_said_at_o
             RuntimeError("No node info found matching attributes: '10.0.0.9'"),
             "this box is no node of the Ray cluster at 10.0.0.1:6379: join it",
         ),
+        (
+            "10.0.0.1:80",
+            RuntimeError("Failed to connect to GCS. Last connection error: …"),
+            "no answer of a Ray cluster",
+        ),
         ("10.0.0.1:6379", ValueError("all is lost"), "at 10.0.0.1:6379 cannot be joined: all is lost"),
     ],
 )
