@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-from budgettune.errors import StorageBusy
+from budgettune.errors import StorageBusy, StorageError, StorageReadOnly, StudyExists, StudyNotFound
 
 logger = logging.getLogger(__name__)
 
@@ -60,15 +60,26 @@ def say_again_in(pause_seconds: float, error: Exception) -> None:
     logger.warning("asking the database again in %s s: %s", f"{pause_seconds:.1f}", error)
 
 
+def comes_back(error: StorageError, *, has_answered: bool) -> bool:
+    """Whether a database that fails like this is worth asking again.
+
+    One that has answered before, be it that it is busy, comes back whatever it says, but for what stays as it is. A
+    pooler before a full server says so to the first who ask, and lets the next ones wait until their time is over.
+    """
+    is_for_good = isinstance(error, (StudyNotFound, StudyExists, StorageReadOnly))
+    return isinstance(error, StorageBusy) or (has_answered and not is_for_good)
+
+
 def asking_again(call: Callable[[], T], patience_seconds: float) -> T:
     """Return what a call returns, repeating it for a while where the database is busy: nothing was done then."""
-    waits = pauses(patience_seconds)
+    waits, was_busy = pauses(patience_seconds), False
     while True:
         try:
             return call()
-        except StorageBusy as error:
+        except StorageError as error:
             pause_seconds = next(waits, None)
-            if pause_seconds is None:
+            if pause_seconds is None or not comes_back(error, has_answered=was_busy):
                 raise
+            was_busy = True
             say_again_in(pause_seconds, error)
         time.sleep(pause_seconds)

@@ -18,10 +18,7 @@ from budgettune.errors import (
     ProcessLost,
     ProgramFailed,
     StopRequested,
-    StorageBusy,
     StorageError,
-    StorageReadOnly,
-    StudyNotFound,
     TrialFailed,
     TrialMisused,
     UsageError,
@@ -29,7 +26,7 @@ from budgettune.errors import (
 from budgettune.records import Claim, MachineInfo, TrialResult
 from budgettune.spec.study_spec import StudySpec
 from budgettune.spec.trust import Trust
-from budgettune.storage.patience import idle_pauses, pauses, say_again_in
+from budgettune.storage.patience import comes_back, idle_pauses, pauses, say_again_in
 from budgettune.storage.trials import trial_records
 from budgettune.storage.url import parse_url
 from budgettune.study.durations import Outlook
@@ -246,11 +243,10 @@ class _Worker:
 
     def _wait_for_database(self, error: StorageError) -> None:
         """Wait a little for a database that is busy, or answered before; else, or with patience over, raise."""
+        has_answered = self._has_answered or self._waits is not None  # be it that it is busy
         self._waits = self._waits or pauses(self.options.patience_seconds)
         pause_seconds = next(self._waits, None)
-        is_for_good = isinstance(error, (StudyNotFound, StorageReadOnly))
-        comes_back = isinstance(error, StorageBusy) or (self._has_answered and not is_for_good)
-        if not comes_back or pause_seconds is None:
+        if pause_seconds is None or not comes_back(error, has_answered=has_answered):
             raise error
         say_again_in(pause_seconds, error)
         self.stop.wait(pause_seconds)

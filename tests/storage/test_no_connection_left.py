@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 
 from budgettune import api
-from budgettune.errors import StorageBusy, StorageError
+from budgettune.errors import StorageBusy, StorageError, StudyNotFound
 from budgettune.spec.study_spec import load_spec
 from budgettune.storage import patience
 from budgettune.storage.connection import open_engine, reading
@@ -168,6 +168,17 @@ def test_a_worker_asks_again_from_its_first_moment_on(limited_url, caplog):
 def test_pauses_grow_until_patience_is_over():
     clock = iter([0, 0, 1, 2, 3, 4, 5, 6, 11]).__next__
     assert list(pauses(10, clock, chance=lambda: 0.0)) == [0.5, 1, 2, 4, 8, 16, 30]
+
+
+def test_a_database_that_was_busy_is_asked_again_whatever_it_says_but_for_what_stays_as_it_is(monkeypatch):
+    monkeypatch.setattr(patience, "time", SimpleNamespace(sleep=lambda seconds: None))
+    answers = iter([StorageBusy("full"), StorageError("does not answer in time"), StudyNotFound("no such study")])
+
+    def call():
+        raise next(answers)
+
+    with pytest.raises(StudyNotFound):
+        asking_again(call, 60)
 
 
 def test_only_a_busy_database_is_asked_again(monkeypatch):

@@ -23,6 +23,7 @@ from budgettune.study.handle import create_study, delete_study, load_study
 from budgettune.study.summary import list_studies
 from budgettune.worker.loop import run_worker
 from budgettune.worker.options import WorkerOptions
+from budgettune.worker.signals import StopFlag
 from budgettune.worker.watchdog import Heartbeat
 from tests.study.test_processes import EIGHTY, claim_all, create_at_once, run_at_once
 from tests.support.processes import wait_until
@@ -32,6 +33,7 @@ pytestmark = [
     pytest.mark.pgbouncer,
     pytest.mark.skipif(local_pgbouncer.program() is None, reason="pgbouncer is not installed"),
 ]
+TINY = ["train.epochs=1", "train.batch_size=256", "pruning.strategy=random", "clock.warmup_steps=1"]
 DOCUMENTED = Path(__file__).parents[2] / "docs" / "many-boxes.md"
 
 
@@ -198,8 +200,7 @@ def test_leases_run_out_and_late_results_count_through_it(url):
 
 
 def test_a_worker_trains_and_answers_and_pages_are_read_through_it(url):
-    tiny = ["train.epochs=1", "train.batch_size=256", "pruning.strategy=random", "clock.warmup_steps=1"]
-    create_study(load_spec("digits").with_overrides([*tiny, "search={scale = [1.0]}"]), url).close()
+    create_study(load_spec("digits").with_overrides([*TINY, "search={scale = [1.0]}"]), url).close()
     assert run_worker(url, None, WorkerOptions(device="cpu", heartbeat_seconds=0.05)).completed == 1
     assert api.best_under_budget("digits", "1h", storage=url)[0].number == 0
     assert [each.name for each in list_studies(url)] == ["digits"]
@@ -256,6 +257,31 @@ def test_a_pooler_that_takes_no_more_clients_is_waited_for(postgresql_url, poole
     monkeypatch.setattr(patience, "time", SimpleNamespace(sleep=lambda seconds: other.close()))
     assert api.load_study(storage=url).counts()["WAITING"] == 4
     assert "raise the limits of the pooler" in caplog.text
+
+
+def test_a_worker_waits_from_its_start_on_for_a_full_server_behind_the_pooler(postgresql_url, pooled, caplog):
+    """The pooler says to the first who ask that the server is full, and lets the next ones wait without an answer."""
+    create_study(load_spec("digits").with_overrides([*TINY, "search={scale = [1.0]}"]), postgresql_url).close()
+    role = f"late_{postgresql_url.partition('test_')[2][:12]}"
+    with psycopg.connect(postgresql_url, autocommit=True) as own:
+        own.execute(f"CREATE ROLE {role} LOGIN SUPERUSER CONNECTION LIMIT 0")
+        own.execute(f"ALTER ROLE {role} NOSUPERUSER; GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}")
+        own.execute(f"GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO {role}")
+        url = pooled(users={role: "secret"}, auth_type="scram-sha-256", server_login_retry="1")
+        url = url.replace("postgres@", f"{role}:secret@") + "?connect_timeout=2"
+
+        class Relieved(StopFlag):
+            waits = 0
+
+            def wait(self, seconds=None):
+                self.waits += 1
+                if self.waits == 3:
+                    own.execute(f"ALTER ROLE {role} CONNECTION LIMIT -1")
+                return super().wait(seconds)
+
+        assert run_worker(url, None, WorkerOptions(device="cpu"), stop=Relieved()).completed == 1
+        own.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
+    assert "the server has no connection left for this user" in caplog.text
 
 
 def test_a_pooler_whose_connections_are_all_in_use_for_too_long_is_busy(pooled):
