@@ -22,7 +22,7 @@ from budgettune.fleet.plan import FleetPlan
 from budgettune.study.handle import StudyHandle, load_study
 from budgettune.text import first_line, listing, redact
 from budgettune.worker.options import WorkerOptions
-from budgettune.worker.processes import STOPPED, Member, run_members
+from budgettune.worker.processes import OUT_OF_TIME_STATUS, STOPPED, Member, run_members
 from budgettune.worker.signals import SIGNALS, StopFlag
 
 CONNECT_SECONDS = 20
@@ -282,7 +282,7 @@ class _Fleet:
                 continue
             except self.ray.exceptions.RayError as error:
                 self.say(f"{name}: {reason(error)}")
-            if self._is_cancelled or status == 0:
+            if self._is_cancelled or status in (0, OUT_OF_TIME_STATUS):
                 continue
             if status in STOPPED:  # its node is told to go
                 self.say(f"{name}: stopped with its node; another one takes its place")

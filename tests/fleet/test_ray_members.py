@@ -8,6 +8,7 @@ import pytest
 from budgettune.fleet import ray_tasks
 from budgettune.fleet.plan import FleetPlan
 from budgettune.study.handle import create_study
+from budgettune.worker.processes import OUT_OF_TIME_STATUS
 from tests.support.studies import grid, let_lease_run_out, work_off
 
 STEP_SECONDS = ray_tasks.LOOK_SECONDS
@@ -119,8 +120,9 @@ def test_a_worker_comes_back_for_a_lost_trial_with_the_time_that_is_left(fleet, 
     assert study.verify().whole
 
 
-def test_who_came_back_and_did_nothing_does_not_come_again(fleet, study):
-    status, ray = fleet(0, 0, 0, 0)
+@pytest.mark.parametrize("left", [0, OUT_OF_TIME_STATUS])
+def test_who_came_back_and_did_nothing_does_not_come_again(left, fleet, study):
+    status, ray = fleet(left, left, left, left)
     assert status == 0
     assert len(ray.started) == 4  # four cells wait: both come back once
     assert study.counts()["WAITING"] == 4
