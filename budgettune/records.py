@@ -413,6 +413,7 @@ def trial_attributes(result: TrialResult) -> dict[str, Any]:
 LOST = "lost"  # kind of failure of a trial whose worker gave no sign of life
 HANDED_BACK = Interrupted.failure_kind  # kind of failure that uses up no attempt
 KEPT_EPOCHS = "kept_epochs"  # user attribute of a trial: after how many epochs another process can go on with it
+OPEN = frozenset({"WAITING", "RUNNING"})  # states that a trial may leave
 TAKEN = frozenset({"WAITING", "RUNNING", "COMPLETE"})  # states in which a trial holds its slot
 
 

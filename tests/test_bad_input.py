@@ -43,7 +43,7 @@ from budgettune.study.handle import (
     delete_study,
     load_study,
 )
-from budgettune.study.summary import list_studies, study_names
+from budgettune.study.summary import list_studies, readable_studies
 from budgettune.text import one_line, parse_duration, printable
 
 ESCAPE = "\x1b]0;owned\x07"
@@ -65,6 +65,10 @@ def complaint(call, *arguments, **options):
     except BudgetTuneError as error:
         assert_one_line(str(error))
         return error
+
+
+def study_names(url):
+    return [row.name for row in readable_studies(open_engine(url))]
 
 
 def assert_one_line(text):

@@ -133,12 +133,21 @@ def _utc_in_postgresql(element: utc_in, compiler: Any, **options: Any) -> str:
 
 def is_of_a_cell() -> sa.ColumnElement[bool]:
     """Return the condition that trials of our cells meet; rows that another program added do not."""
+    return sa.func.substr(_attribute_text("cell"), 1, 1).in_(list("0123456789"))
+
+
+def is_of_a_slot() -> sa.ColumnElement[bool]:
+    """Return the stricter condition that both cell and repeat are whole numbers, as decisions about slots ask."""
+    texts = (_attribute_text("cell"), _attribute_text("repeat"))
+    return sa.and_(*(sa.and_(text != "", sa.func.rtrim(text, "0123456789") == "") for text in texts))
+
+
+def _attribute_text(key: str) -> sa.ColumnElement[str]:
+    """Return a user attribute of the trial at hand as it is stored, empty where there is none."""
     attribute = trial_user_attributes
-    cell = sa.select(sa.func.substr(attribute.c.value_json, 1, 1)).where(
-        attribute.c.trial_id == trials.c.trial_id, attribute.c.key == "cell"
-    )
+    value = sa.select(attribute.c.value_json).where(attribute.c.trial_id == trials.c.trial_id, attribute.c.key == key)
     # Not as EXISTS: PostgreSQL makes a join of it that reads all waiting rows to find the first.
-    return sa.func.coalesce(cell.correlate(trials).scalar_subquery(), "").in_(list("0123456789"))
+    return sa.func.coalesce(value.correlate(trials).scalar_subquery(), "")
 
 
 def plain_text(column: sa.ColumnElement[Any]) -> sa.ColumnElement[str]:

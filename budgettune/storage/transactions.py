@@ -44,7 +44,6 @@ from budgettune.storage.writes import (
     insert_trials,
     lock_study,
     lock_trial,
-    read_stored_params,
     set_attributes,
     set_state,
 )
@@ -328,17 +327,23 @@ def _fail_lost(connection: sa.Connection, study_id: int, lease_seconds: float) -
     return len(ids)
 
 
-def reserve(engine: sa.Engine, study_id: int, decide: Callable[[list[SlotRow]], NewTrial | None]) -> Claim | None:
+def reserve(
+    engine: sa.Engine, study_id: int, decide: Callable[[sa.Connection], tuple[NewTrial, bool] | None]
+) -> Claim | None:
     """Return a running row for the next point, its params to be drawn; None where the study has all it wants.
 
     It is a row that somebody queued with Optuna's `enqueue_trial`, or else a new one. Its number seeds the draw, so the
     row comes first; the study's lock keeps the count from overshooting.
+
+    Args:
+        decide: given the connection that holds the lock, returns the row, and whether another program's may wait.
     """
     with writing(engine) as connection:
-        new = decide(slot_rows(connection, study_id)) if lock_study(connection, study_id) else None
-        if new is None:
+        decision = decide(connection) if lock_study(connection, study_id) else None
+        if decision is None:
             return None
-        if (enqueued := _next_enqueued(connection, study_id)) is not None:
+        new, may_be_enqueued = decision
+        if may_be_enqueued and (enqueued := _next_enqueued(connection, study_id)) is not None:
             trial_id, number = enqueued
             set_attributes(connection, trial_id, new.attributes)
             set_state(connection, trial_id, "RUNNING", datetime_start=utc_in())
@@ -367,18 +372,18 @@ def fill_reserved(
     engine: sa.Engine,
     study_id: int,
     trial_id: int,
-    choose: Callable[[set[tuple[tuple[str, float], ...]]], Sequence[StoredParam]],
+    choose: Callable[[sa.Connection], Sequence[StoredParam]],
     repeats: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any] | None:
     """Give a reserved row its params and queue its repeats; return the params, None where the row was taken for lost.
 
-    `choose` goes from the points that the study holds (name and stored value of each param) to the params of this one;
-    `repeats` are the user attributes of the rows that repeat it.
+    `choose` is given the connection that holds the study's lock, and returns the params; `repeats` are the user
+    attributes of the rows that repeat it.
     """
     with writing(engine) as connection:
         if not lock_study(connection, study_id) or lock_trial(connection, trial_id) != "RUNNING":
             return None
-        insert_params(connection, trial_id, choose(read_stored_params(connection, study_id)))
+        insert_params(connection, trial_id, choose(connection))
         beat(connection, trial_id)
         insert_trials(connection, study_id, [NewTrial("WAITING", each, params_of=trial_id) for each in repeats])
         return read_params(connection, [trial_id])[trial_id]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -229,17 +228,3 @@ def end_trial(
     _set_excesses(connection, trial_id, excesses)
     times = {"datetime_complete": utc_in(), "datetime_start": sa.func.coalesce(trials.c.datetime_start, utc_in())}
     set_state(connection, trial_id, state, **times)
-
-
-def read_stored_params(connection: sa.Connection, study_id: int) -> set[tuple[tuple[str, float], ...]]:
-    """Return the points that a study holds, each as its params' names and stored values in order of the names."""
-    table = trial_params
-    query = (
-        sa.select(table.c.trial_id, table.c.param_name, table.c.param_value)
-        .join(trials, trials.c.trial_id == table.c.trial_id)
-        .where(trials.c.study_id == study_id)
-    )
-    points: defaultdict[int, list[tuple[str, float]]] = defaultdict(list)
-    for trial_id, name, value in connection.execute(query):
-        points[trial_id].append((name, value))
-    return {tuple(sorted(point)) for point in points.values()}

@@ -22,13 +22,14 @@ from budgettune.storage.answers import state_counts
 from budgettune.storage.connection import Engine, open_engine, open_storage, reading
 from budgettune.storage.driver_errors import translated
 from budgettune.storage.patience import READING_PATIENCE_SECONDS, asking_again
-from budgettune.storage.studies import find_study, machines, own_machine_key
+from budgettune.storage.studies import StudyRow, find_study, machines, own_machine_key
 from budgettune.storage.transactions import Reconciled
 from budgettune.storage.trials import stopping_notes, trial_records
 from budgettune.storage.url import shown
 from budgettune.storage.writes import NewTrial
 from budgettune.study.dashboard_note import study_note
-from budgettune.study.ledger import Ledger, Queued, Verification, new_trials
+from budgettune.study.draws import Draws
+from budgettune.study.ledger import DrawLedger, Ledger, Queued, Verification, new_trials
 from budgettune.study.summary import StudySummary, foreign_note, machine_note, summary_of
 from budgettune.text import redact
 
@@ -95,7 +96,9 @@ def load_study(url: str, name: str | None = None) -> StudyHandle:
 
 def _handle(url: str, engine: Engine, name: str | None) -> StudyHandle:
     row = find_study(engine, name)
-    return StudyHandle(row.read_spec(), url, row.study_id, engine)
+    handle = StudyHandle(row.read_spec(), url, row.study_id, engine)
+    handle._row = row
+    return handle
 
 
 def delete_study(url: str, name: str) -> None:
@@ -128,8 +131,13 @@ class StudyHandle:
         self.engine = engine
         self._machine_key: str | None = None
         self._known_machine_keys: set[str] = set()
+        self._row: StudyRow | None = None  # as it was when it was last found to be ours
         self._taken_up_to = 0
-        self._last_tally: slots.Tally | None = None
+        self._tally: slots.Tally | None = None  # of the last look
+        self._mended_at: slots.Tally | None = None  # at which there was nothing to mend
+        self._all_drawn_at: slots.Tally | None = None  # at which there was nothing to draw
+        self._is_idle = self._passed_over = False
+        self._draws = Draws(spec, study_id)
         self._given_up = 0
 
     def __enter__(self) -> Self:
@@ -161,14 +169,17 @@ class StudyHandle:
 
     # --- work -------------------------------------------------------------------------------------------------------
 
-    def claim(self, around_draws: Around = nullcontext, fits: Fits | None = None) -> Claim | None:
+    def claim(
+        self, around_draws: Around = nullcontext, fits: Fits | None = None, *, lease_seconds: float | None = None
+    ) -> Claim | None:
         """Take the next open trial, drawing a new point where a sampled study has none; None where nothing is open.
 
-        None may also mean that the rest is running elsewhere: ask `is_finished`, and `reconcile` now and then. A
-        sampler may think for many seconds, and does so inside `around_draws()`, which may raise a KeyboardInterrupt.
-        A trial whose params `fits` says no to is left to others.
+        None may also mean that the rest is running elsewhere: ask `is_finished`. With `lease_seconds` trials without a
+        sign of life for so long are taken for lost where nothing else is open, and their cells come back; without, ask
+        `reconcile` now and then. A sampler may think for many seconds, and does so inside `around_draws()`, which may
+        raise a KeyboardInterrupt. A trial whose params `fits` says no to is left to others.
         """
-        while (claim := self._take(around_draws, fits)) is not None:
+        while (claim := self._take(around_draws, fits, lease_seconds)) is not None:
             if self.spec.is_complete(claim.params):
                 return claim
             # Another program's hand: it would train something else than its cell says.
@@ -176,25 +187,34 @@ class StudyHandle:
             self.reconcile()
         return None
 
-    def _take(self, around_draws: Around, fits: Fits | None) -> Claim | None:
-        if self.spec.sampler.total is not None and self._ledger().is_spent:
-            return None
-        if fits is not None:
-            return self._take_fitting(around_draws, fits)
-        claim = self._take_waiting()
-        if claim is None and self.spec.sampler.name != "grid":
-            self.reconcile()  # lost trials mislead samplers, and their points come first
-            claim = self._take_waiting() or self._draw(around_draws)
+    def _take(self, around_draws: Around, fits: Fits | None, lease_seconds: float | None) -> Claim | None:
+        is_sampled = self.spec.sampler.name != "grid"
+        looks = is_sampled or lease_seconds is not None
+        self._passed_over = False
+        # Whoever found nothing the last time looks before it takes: that locks nothing.
+        claim = None if (looks and self._is_idle) or self._is_spent() else self._take_waiting(fits)
+        if claim is None and looks:
+            # Lost trials mislead samplers, and their points come first.
+            mended = self.reconcile(LEASE_SECONDS if lease_seconds is None else lease_seconds)
+            is_waiting = mended.queued or (self._tally is not None and self._tally.waiting)
+            if (is_waiting or is_sampled) and not self._is_spent():
+                claim = self._take_waiting(fits) if is_waiting else None
+                if claim is None and is_sampled and not self._passed_over:
+                    claim = self._draw_fitting(around_draws, fits)
+        self._is_idle = claim is None
         return claim
 
-    def _take_fitting(self, around_draws: Around, fits: Fits) -> Claim | None:
-        """Take a waiting trial that fits, else draw a point; one that was drawn and does not fit waits for others."""
-        after_id, passed_over = 0, False
+    def _is_spent(self) -> bool:
+        return self.spec.sampler.total is not None and self._read_draws().is_spent
+
+    def _take_fitting(self, fits: Fits) -> Claim | None:
+        """Take a waiting trial that fits, and note whether one that does not was passed over."""
+        after_id = 0
         for limit in LOOKED_AT:
             waiting = slots.waiting_params(self.engine, self.study_id, after_id, limit)
             # What is not whole is claimed, and fails.
             fitting = [key for key, params in waiting.items() if not self.spec.is_complete(params) or fits(params)]
-            passed_over = passed_over or len(fitting) < len(waiting)
+            self._passed_over = self._passed_over or len(fitting) < len(waiting)
             if fitting:
                 claim = transactions.take_waiting(
                     self.engine, self.study_id, self.spec.trial_seed, min(fitting) - 1, fitting
@@ -204,17 +224,21 @@ class StudyHandle:
             if len(waiting) < limit:
                 break
             after_id = max(waiting)
-        if passed_over or self.spec.sampler.name == "grid":
-            return None
-        self.reconcile()
-        claim = self._take_waiting() or self._draw(around_draws)
-        if claim is None or not self.spec.is_complete(claim.params) or fits(claim.params):
+        return None
+
+    def _draw_fitting(self, around_draws: Around, fits: Fits | None) -> Claim | None:
+        """Draw a point; one that does not fit waits for others."""
+        claim = self._draw(around_draws)
+        if claim is None or fits is None or not self.spec.is_complete(claim.params) or fits(claim.params):
             return claim
         transactions.put_back(self.engine, claim.trial_id)
         return None
 
-    def _take_waiting(self) -> Claim | None:
-        # Rows never come back to waiting, but for those that another worker was about to take: `reconcile` looks again.
+    def _take_waiting(self, fits: Fits | None) -> Claim | None:
+        self._passed_over = False
+        if fits is not None:
+            return self._take_fitting(fits)
+        # Rows never come back to waiting, but for those that another worker was about to take: a look finds them.
         claim = transactions.take_waiting(self.engine, self.study_id, self.spec.trial_seed, self._taken_up_to)
         if claim is not None:
             self._taken_up_to = claim.trial_id
@@ -285,10 +309,17 @@ class StudyHandle:
     def is_current(self) -> bool:
         """Whether the database still has this study, and not another one under its name."""
         try:
-            row = find_study(self.engine, self.name)
+            return self.is_of(find_study(self.engine, self.name))
         except StudyNotFound:
             return False
-        return row.study_id == self.study_id and row.read_spec() == self.spec
+
+    def is_of(self, row: StudyRow) -> bool:
+        """Whether a study as the database has it is this one."""
+        if row != self._row:  # a long one takes a while to be read
+            if row.study_id != self.study_id or row.read_spec() != self.spec:
+                return False
+            self._row = row
+        return True
 
     # --- repair -------------------------------------------------------------------------------------------------------
 
@@ -297,18 +328,31 @@ class StudyHandle:
 
         This takes no lock and reads no rows where a count tells that nothing came open since the last look.
         """
-        self._taken_up_to = 0
-        tally = slots.tally(self.engine, self.study_id, lease_seconds)
-        may_grow = self.spec.sampler.is_auto  # a result, too, may ask for more
-        if self._last_tally is not None and tally.nothing_came_open_since(self._last_tally) and not may_grow:
+        before, self._tally = self._tally, slots.tally(self.engine, self.study_id, lease_seconds)
+        if before is not None and self._tally.rows < before.rows:  # somebody deleted some
+            self._draws = Draws(self.spec, self.study_id)
+        if self._tally.waiting:
+            self._taken_up_to = 0
+        if self._nothing_came_open_since(self._mended_at):
             return Reconciled(lost=0, queued=0, given_up=self._given_up)
-        done = self._repair(lease_seconds, Ledger.to_queue)
-        self._last_tally, self._given_up = (None if done.lost or done.queued else tally), done.given_up
+        tally = self._tally
+        if tally.overdue or (ledger := self._ledger()).to_queue():
+            done = self._repair(lease_seconds, Ledger.to_queue)
+        else:  # nothing to mend: others need not wait for the study
+            done = Reconciled(lost=0, queued=0, given_up=len(ledger.given_up()))
+        self._mended_at, self._given_up = (None if done.lost or done.queued else tally), done.given_up
+        self._taken_up_to = 0 if done.queued else self._taken_up_to
         return done
+
+    def _nothing_came_open_since(self, earlier: slots.Tally | None) -> bool:
+        tally = self._tally
+        if tally is None or earlier is None or not tally.nothing_came_open_since(earlier):
+            return False
+        return not self.spec.sampler.is_auto or tally.complete == earlier.complete  # results may ask for more
 
     def retry(self, cell: int | None = None) -> int:
         """Queue cells again that were given up (all, or one); return how many rows were added."""
-        self._last_tally = None
+        self._mended_at = None
         return self._repair(
             None, lambda ledger: [ledger.queued(failed.slot, attempt=1) for failed in ledger.given_up(cell)]
         ).queued
@@ -359,26 +403,41 @@ class StudyHandle:
         """Return which cells and repeats lack a complete trial, have more than one, or were given up."""
         return self._ledger().verify()
 
-    def is_finished(self) -> bool:
+    def is_finished(self, *, by_last_look: bool = False) -> bool:
         """Whether every cell and repeat is complete or given up, or the study's total is used up and nothing runs.
 
-        Never for a sampled study without an end.
+        Never for a sampled study without an end. With `by_last_look` what `claim` with a lease, or `reconcile`, has
+        just found open still counts as open: the answer may be no where it has become yes.
         """
+        sampler, tally = self.spec.sampler, self._tally if by_last_look else None
+        tally = tally or slots.tally(self.engine, self.study_id, LEASE_SECONDS)
         # What still waits when a total is used up never runs.
-        may_wait = self.spec.sampler.total is None and slots.has_open_row(self.engine, self.study_id)
-        return not may_wait and self._ledger().left_count() == 0
+        if tally.running or (tally.waiting and sampler.total is None):
+            return False
+        if sampler.name != "grid" and sampler.trials is None and not self._is_spent():
+            return False
+        return self._ledger().left_count() == 0
 
     def _ledger(self) -> Ledger:
         with reading(self.engine) as connection:
             return Ledger(self.spec, slots.slot_rows(connection, self.study_id))
 
+    def _read_draws(self) -> DrawLedger:
+        return self._draws.read_on(self.engine)
+
     # --- sampled points ---------------------------------------------------------------------------------------------
 
     def _draw(self, around_draws: Around) -> Claim | None:
         """Reserve a row for the next point, let the sampler draw its params, and queue its repeats."""
-        reserved = transactions.reserve(self.engine, self.study_id, self._next_point)
-        if reserved is None:
+        if self._nothing_came_open_since(self._all_drawn_at):
             return None
+        tally = self._tally
+        reserved = self._reserve()
+        if reserved is None:  # but somebody may have deleted rows, so once more with fresh eyes
+            self._draws = Draws(self.spec, self.study_id)
+            if (reserved := self._reserve()) is None:
+                self._all_drawn_at = None if self._is_spent() else tally
+                return None
         try:
             with translated(shown(self.engine.url)):
                 params = self._draw_params(reserved, around_draws)
@@ -399,9 +458,9 @@ class StudyHandle:
             ) from error
         return None if params is None else replace(reserved, params=params)
 
-    def _next_point(self, rows: list[SlotRow]) -> NewTrial | None:
-        queued = Ledger(self.spec, rows).to_draw()
-        return None if queued is None else NewTrial("RUNNING", queued.row_keys(self.spec))
+    def _reserve(self) -> Claim | None:
+        self._read_draws()  # so that little is left to read while others wait for the study
+        return transactions.reserve(self.engine, self.study_id, self._draws.next_point)
 
     def _draw_params(self, reserved: Claim, around_draws: Around) -> dict[str, Any] | None:
         from budgettune.study import sampling
@@ -412,13 +471,12 @@ class StudyHandle:
             with around_draws():
                 proposal = sampling.propose(self._sampler_storage, self.spec, reserved.trial_id, asked)
         self.storage.engine.dispose()  # Optuna's connection: one more than the two that a worker may hold
-        seed = sampling.draw_seed(self.spec.sampler.seed, reserved.number)
         cell, repeats = reserved.slot.cell, range(1, self.spec.sampler.first_repeats)
         return transactions.fill_reserved(
             self.engine,
             self.study_id,
             reserved.trial_id,
-            lambda known: sampling.fresh_point(self.spec, proposal, set() if asked else known, seed),
+            self._draws.choice(self.engine, proposal, reserved.number, stands=bool(asked)),
             [Queued(Slot(cell, repeat), attempt=1).row_keys(self.spec) for repeat in repeats],
         )
 

@@ -93,36 +93,64 @@ class Verification:
         return "\n".join(lines)
 
 
-class Ledger:
-    """The rows of a study by slot, and what follows from them.
+@dataclass(frozen=True)
+class Settled:
+    """What a draw must know of rows that it need not look at any more.
 
     Attributes:
+        cells: all cells below it are drawn.
+        seconds: that the trials took.
+    """
+
+    cells: int = 0
+    seconds: float = 0.0
+
+    def grown(self, spec: StudySpec, rows: Iterable[SlotRow]) -> tuple[Settled, list[SlotRow]]:
+        """Return what is settled once these rows were seen, and those of them that a draw must go on looking at."""
+        ledger = DrawLedger(spec, rows, self)
+        cells = next(cell for cell in itertools.count(self.cells) if not ledger.is_drawn(cell))
+        left: list[SlotRow] = []
+        seconds = self.seconds
+        for row in ledger.rows:
+            is_settled = row.slot.cell < cells or not ledger.is_wanted(row.slot)
+            if spec.sampler.total is not None:  # a lost trial's seconds may still go over to its late result
+                is_settled = is_settled and row.is_done and row.late_of is None
+            if is_settled:
+                seconds += row.seconds
+            else:
+                left.append(row)
+        return Settled(cells, seconds), left
+
+
+class DrawLedger:
+    """What decides the next draw of a sampled study: the rows that are not settled, and what is known of the others.
+
+    Attributes:
+        rows: by number.
         is_spent: whether the study has used up its total of seconds, so that no trial may begin.
     """
 
-    def __init__(self, spec: StudySpec, rows: Iterable[SlotRow]) -> None:
-        rows = sorted(rows, key=lambda row: row.number)
-        delivered = {row.late_of for row in rows}  # a late result and the lost trial that it is of count once
-        seconds = sum(row.seconds for row in rows if row.number not in delivered)
+    def __init__(self, spec: StudySpec, rows: Iterable[SlotRow], settled: Settled = Settled()) -> None:
+        self.rows = sorted(rows, key=lambda row: row.number)
+        delivered = {row.late_of for row in self.rows}  # a late result and the lost trial that it is of count once
+        seconds = settled.seconds + sum(row.seconds for row in self.rows if row.number not in delivered)
         self.is_spent = spec.sampler.total is not None and seconds >= spec.sampler.total
-        self._repeats, self._most_repeats = spec.sampler.first_repeats, spec.sampler.most_repeats
-        self._max_attempts = spec.sampler.max_attempts
-        self._is_share = spec.objective.is_accuracy
+        self._settled = settled
+        self._most_repeats = spec.sampler.most_repeats
         self._is_grid = spec.sampler.name == "grid"
         self._limit = spec.cell_count() if self._is_grid else spec.sampler.trials
         self._rows: defaultdict[Slot, list[SlotRow]] = defaultdict(list)
         self._source: dict[int, int] = {}  # cell -> a trial that has its params
-        for row in rows:
-            if self._is_wanted(row.slot):
+        for row in self.rows:
+            if self.is_wanted(row.slot):
                 if not row.extra:
                     self._rows[row.slot].append(row)
                 if row.has_params:
                     self._source[row.slot.cell] = row.trial_id
 
-    def _is_wanted(self, slot: Slot) -> bool:
+    def is_wanted(self, slot: Slot) -> bool:
+        """Whether the study asks for a slot."""
         return 0 <= slot.cell < (self._limit or math.inf) and 0 <= slot.repeat < self._most_repeats
-
-    # --- one slot ---------------------------------------------------------------------------------------------------
 
     def is_taken(self, slot: Slot) -> bool:
         """Whether a slot has an open or a complete trial."""
@@ -130,7 +158,7 @@ class Ledger:
 
     def is_drawn(self, cell: int) -> bool:
         """Whether the params of a cell are known."""
-        return self._is_grid or cell in self._source
+        return self._is_grid or 0 <= cell < self._settled.cells or cell in self._source
 
     def next_attempt(self, slot: Slot) -> int:
         """Return the number of a slot's next try.
@@ -143,6 +171,26 @@ class Ledger:
         is_lost = last.failure is not None and last.failure[0] == LOST
         has_moved_on = last.kept_epochs > max((row.kept_epochs for row in before), default=0)
         return last.attempt if is_lost and has_moved_on else last.next_attempt
+
+    def to_draw(self) -> Queued | None:
+        """Return the next cell that a sampler must draw, None where the study has all it wants."""
+        if self._is_grid or self.is_spent:
+            return None
+        firsts = (Slot(cell, repeat=0) for cell in itertools.count(self._settled.cells))
+        slot = next(slot for slot in firsts if not self.is_drawn(slot.cell) and not self.is_taken(slot))
+        return Queued(slot, self.next_attempt(slot)) if self.is_wanted(slot) else None
+
+
+class Ledger(DrawLedger):
+    """All rows of a study by slot, and what follows from them."""
+
+    def __init__(self, spec: StudySpec, rows: Iterable[SlotRow]) -> None:
+        super().__init__(spec, rows)
+        self._repeats = spec.sampler.first_repeats
+        self._max_attempts = spec.sampler.max_attempts
+        self._is_share = spec.objective.is_accuracy
+
+    # --- one slot ---------------------------------------------------------------------------------------------------
 
     def is_given_up(self, slot: Slot) -> bool:
         """Whether a slot failed as often as the spec allows; a draw that failed is repeated without end."""
@@ -214,14 +262,6 @@ class Ledger:
 
     def queued(self, slot: Slot, attempt: int) -> Queued:
         return Queued(slot, attempt, None if self._is_grid else self._source[slot.cell])
-
-    def to_draw(self) -> Queued | None:
-        """Return the next cell that a sampler must draw, None where the study has all it wants."""
-        if self._is_grid or self.is_spent:
-            return None
-        firsts = (Slot(cell, repeat=0) for cell in itertools.count())
-        slot = next(slot for slot in firsts if not self.is_drawn(slot.cell) and not self.is_taken(slot))
-        return Queued(slot, self.next_attempt(slot)) if self._is_wanted(slot) else None
 
     def wanted_count(self) -> int | None:
         """Return cells × repeats that the study ends at, as far as is known; None where it has no end."""

@@ -31,6 +31,7 @@ from budgettune.spec.axes import AxisSpec, RangeSpec, value_at
 from budgettune.spec.conditions import count_points, every_point, holds, in_order
 from budgettune.spec.study_spec import StudySpec
 from budgettune.spec.tables import Scalar, are_numbers
+from budgettune.storage.slots import Point
 from budgettune.storage.writes import StoredParam
 
 LARGEST_ENUMERATION = 100_000
@@ -43,7 +44,6 @@ SAMPLERS: dict[str, type[BaseSampler]] = {
     "random": optuna.samplers.RandomSampler,
 }
 WHOLE_POINTS = ("nsga2", "gp")  # samplers that learn only of params that every finished trial has
-Point = tuple[tuple[str, float], ...]
 
 
 def draw_seed(study_seed: int, number: int) -> int:
@@ -200,15 +200,16 @@ def fresh_point(spec: StudySpec, proposal: Mapping[str, Any], known: set[Point],
     """
     space = search_space(spec)
     stored = stored_params(space, proposal)
-    if _point_of(stored) not in known:
+    if point_of(stored) not in known:
         return stored
     rng = random.Random(seed)
     candidates = (stored_params(space, point) for point in _points(spec, rng))
-    fresh = [point for point in candidates if _point_of(point) not in known]
+    fresh = [point for point in candidates if point_of(point) not in known]
     return rng.choice(fresh) if fresh else stored
 
 
-def _point_of(params: Sequence[StoredParam]) -> Point:
+def point_of(params: Sequence[StoredParam]) -> Point:
+    """Return a point as the storage tells points apart."""
     return tuple(sorted((param.param_name, param.param_value) for param in params))
 
 

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import lru_cache
 
 from budgettune.errors import StorageError, StudyNotFound
 from budgettune.records import MachineInfo, TrialRecord
@@ -74,24 +75,25 @@ def machine_note(machines: Sequence[MachineInfo]) -> str | None:
     return f"these times come from boxes that are not quite alike: {'; '.join(differing)}"
 
 
-def study_names(url: str) -> list[str]:
-    """Return the names of our studies in order of creation; those that cannot be read are left out, with a warning.
+def readable_studies(engine: Engine) -> list[StudyRow]:
+    """Return our studies in order of creation; those that cannot be read are left out, with a warning.
 
     Raises:
         StudyNotFound: where there is none.
         StorageError: where there are some, and none of them can be read.
     """
-    rows = [row for row in all_studies(open_engine(url)) if row.spec_json is not None]
+    rows = [row for row in all_studies(engine) if row.spec_json is not None]
     if not rows:
         raise StudyNotFound("there is no study yet: make one with `budgettune study create`")
-    faults = {row.name: _read(row)[1] for row in rows}
+    faults = {row: _read(row)[1] for row in rows}
     if None not in faults.values():
-        raise StorageError(str(faults[rows[0].name]))
+        raise StorageError(str(faults[rows[0]]))
     for fault in filter(None, faults.values()):
         warn_once(logger, f"left out: {fault}")  # and not at every look of a worker that waits
-    return [name for name, fault in faults.items() if fault is None]
+    return [row for row, fault in faults.items() if fault is None]
 
 
+@lru_cache(maxsize=64)  # of a worker that looks again and again
 def _read(row: StudyRow) -> tuple[StudySpec | None, str | None]:
     """Return a study's spec, or why it cannot be read."""
     try:

@@ -82,14 +82,6 @@ def trials(study: StudyHandle, options: WorkerOptions) -> Iterator[Trial]:
                 return
 
 
-def _claim(study: StudyHandle, options: WorkerOptions) -> Claim | None:
-    claim = study.claim()
-    if claim is None and not study.is_finished():
-        study.reconcile(options.lease_seconds)
-        claim = study.claim()
-    return claim
-
-
 def _settled(
     study: StudyHandle,
     claim: Claim,

@@ -26,12 +26,14 @@ from budgettune.errors import (
 from budgettune.records import Claim, MachineInfo, TrialResult
 from budgettune.spec.study_spec import StudySpec
 from budgettune.spec.trust import Trust
+from budgettune.storage.connection import open_engine
 from budgettune.storage.patience import comes_back, idle_pauses, pauses, say_again_in
+from budgettune.storage.studies import find_study
 from budgettune.storage.trials import trial_records
 from budgettune.storage.url import parse_url
 from budgettune.study.durations import Outlook
 from budgettune.study.handle import Fits, StudyHandle, load_study
-from budgettune.study.summary import study_names
+from budgettune.study.summary import readable_studies
 from budgettune.text import format_duration, warn_once
 from budgettune.trial.checkpoint import Checkpoint
 from budgettune.trial.stopwatch import undisturbed
@@ -212,7 +214,7 @@ class _Worker:
     def _may_go(self, studies: Sequence[StudyHandle]) -> bool:
         """Whether nothing is left; or open, for who leaves and replaces nobody whose lease has not run out yet."""
         is_new = time.monotonic() - self._began < self.options.lease_seconds
-        is_left = self.options.wait or not all(study.is_finished() for study in studies)
+        is_left = self.options.wait or not all(study.is_finished(by_last_look=True) for study in studies)
         return not is_left or (self.options.leave and not is_new)
 
     def _lacks_time(self, studies: Sequence[StudyHandle]) -> bool:
@@ -276,11 +278,12 @@ class _Worker:
     def _studies(self) -> list[StudyHandle]:
         """Return the studies to serve, in order of creation."""
         try:
-            names = [self.study_name] if self.study_name else study_names(self.url)
-            for name in names:
-                if name not in self._handles or not self._handles[name].is_current():
-                    self._handles[name] = load_study(self.url, name)
-            studies = [self._handles[name] for name in names]
+            engine = next((handle.engine for handle in self._handles.values()), None) or open_engine(self.url)
+            rows = [find_study(engine, self.study_name)] if self.study_name else readable_studies(engine)
+            for row in rows:
+                if row.name not in self._handles or not self._handles[row.name].is_of(row):
+                    self._handles[row.name] = load_study(self.url, row.name)
+            studies = [self._handles[row.name] for row in rows]
         except StorageError as error:  # no database yet, no study of that name yet, or not reachable just now
             if self.options.wait:
                 warn_once(logger, f"waiting: {error}")
@@ -318,11 +321,7 @@ class _Worker:
             return None
         with suppress(StopRequested):
             among = self._that_fit(study)
-            claim = study.claim(self.stop.interrupting, *among)
-            if claim is None and not study.is_finished():
-                study.reconcile(self.options.lease_seconds)
-                claim = study.claim(self.stop.interrupting, *among)
-            return claim
+            return study.claim(self.stop.interrupting, *among, lease_seconds=self.options.lease_seconds)
         return None
 
     def _that_fit(self, study: StudyHandle) -> list[Fits]:

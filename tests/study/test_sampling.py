@@ -80,7 +80,7 @@ def test_a_point_whose_worker_died_while_it_was_drawn_is_drawn_again(storage_url
             patch.setattr(sampling, "propose", lambda *_: 1 // 0)
             study.claim()
         assert "sampler: ZeroDivisionError" in records(study)[0].failure
-        transactions.reserve(study.engine, study.study_id, study._next_point)
+        transactions.reserve(study.engine, study.study_id, study._draws.next_point)
         assert study.claim() is None
         let_lease_run_out(study)
         claim = study.claim()
