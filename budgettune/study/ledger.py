@@ -127,14 +127,15 @@ class DrawLedger:
 
     Attributes:
         rows: by number.
+        seconds: that the trials took, so far as a total is asked for.
         is_spent: whether the study has used up its total of seconds, so that no trial may begin.
     """
 
     def __init__(self, spec: StudySpec, rows: Iterable[SlotRow], settled: Settled = Settled()) -> None:
         self.rows = sorted(rows, key=lambda row: row.number)
         delivered = {row.late_of for row in self.rows}  # a late result and the lost trial that it is of count once
-        seconds = settled.seconds + sum(row.seconds for row in self.rows if row.number not in delivered)
-        self.is_spent = spec.sampler.total is not None and seconds >= spec.sampler.total
+        self.seconds = settled.seconds + sum(row.seconds for row in self.rows if row.number not in delivered)
+        self.is_spent = spec.sampler.total is not None and self.seconds >= spec.sampler.total
         self._settled = settled
         self._most_repeats = spec.sampler.most_repeats
         self._is_grid = spec.sampler.name == "grid"

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from types import FrameType, TracebackType
 
 from budgettune.errors import Interrupted, TrialFailed, UsageError
@@ -50,8 +51,9 @@ def trials(study: StudyHandle, options: WorkerOptions) -> Iterator[Trial]:
         raise UsageError(refusal)
     spool.deliver_all(study.url)
     judging = judge_of(study, None if options.allow_mixed else machine.key)
+    take = partial(study.claim, lease_seconds=options.lease_seconds)
     with _hearing_ctrl_c() as heard:
-        while (claim := asking_again(lambda: _claim(study, options), options.patience_seconds)) is not None:
+        while (claim := asking_again(take, options.patience_seconds)) is not None:
             config, judge = study.spec.resolve(claim.params), judging(claim)
             outside = Outside(ends_early=judge.ends_early if judge else lambda record: False)
             checkpoint = half_trained.of(study, claim, machine.key)

@@ -158,10 +158,10 @@ def test_ctrl_c_hands_back_and_a_kill_is_lost_after_the_lease(study, storage_url
 def test_a_server_without_a_connection_left_is_asked_again(study, monkeypatch):
     claim, answers = type(study).claim, iter([StorageBusy("no connection left")])
 
-    def refused_once(self, *more):
+    def refused_once(self, **options):
         for error in answers:
             raise error
-        return claim(self, *more)
+        return claim(self, **options)
 
     monkeypatch.setattr(type(study), "claim", refused_once)
     monkeypatch.setattr("budgettune.storage.patience.time", SimpleNamespace(sleep=lambda seconds: None))
