@@ -235,10 +235,10 @@ def test_a_database_that_stops_answering_for_a_while_ends_no_worker(sqlite_url, 
     study = make(sqlite_url, "search={scale = [1.0]}")
     claim, calls = StudyHandle.claim, iter([False, True])
 
-    def sometimes(self, *around):
+    def sometimes(self, *around, **lease):
         if next(calls, False):
             raise StorageError("away")
-        return claim(self, *around)
+        return claim(self, *around, **lease)
 
     monkeypatch.setattr(StudyHandle, "claim", sometimes)
     assert run_worker(sqlite_url, None, OPTIONS).completed == 1
