@@ -31,6 +31,7 @@ from typing import Any
 
 import psutil
 import psycopg
+import psycopg.rows
 import sqlalchemy as sa
 
 from benchmarks.support import common, local_pgbouncer, local_postgresql, noop_workers, synthetic
@@ -153,6 +154,7 @@ def shift(what: str, url: str, server_url: str, server_pid: int, options: argpar
         for process in gangs:
             process.join()
         server_seconds = cpu_seconds(server_pid) - cpu
+    queue_ms, transaction_ms = pooler_ms(url) if what == "pooler" else (None, None)
     for error in sorted({error for part in parts for error in part.errors})[:5]:
         print(f"{what}: {error}", flush=True)
     seconds = max(part.ended for part in parts) - min(part.began for part in parts)
@@ -175,9 +177,21 @@ def shift(what: str, url: str, server_url: str, server_pid: int, options: argpar
         "first trial p99 s": firsts[int(0.99 * (len(firsts) - 1))],
         "claim p50 s": statistics.median(claims),
         "claim p99 s": claims[int(0.99 * (len(claims) - 1))],
+        "queue ms": queue_ms,
+        "transaction ms": transaction_ms,
         "CPU s, workers": sum(part.cpu_seconds for part in parts),
         "CPU s, server": server_seconds,
     }
+
+
+def pooler_ms(url: str) -> tuple[float, float]:
+    """Return how long a transaction waited for a connection to the server, and had it, on average, by PgBouncer."""
+    place, _, name = url.rpartition("/")
+    with psycopg.connect(f"{place}/pgbouncer", autocommit=True, row_factory=psycopg.rows.dict_row) as own:
+        row = next(row for row in own.execute("SHOW STATS").fetchall() if row["database"] == name)
+    count = 1e3 * max(1, int(row["total_xact_count"]))
+    waited, lasted = float(row["total_wait_time"]), float(row["total_xact_time"])  # the one is part of the other
+    return waited / count, (lasted - waited) / count
 
 
 def cpu_seconds(pid: int) -> float:
@@ -352,7 +366,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             elif part == "server":
                 tables[part] = [shift(part, url, url, pid, options)]
             else:
-                settings = {**local_pgbouncer.CONFIG, "default_pool_size": str(SERVER_CONNECTIONS)}
+                size = str(SERVER_CONNECTIONS)
+                settings = {**local_pgbouncer.CONFIG, "default_pool_size": size, "admin_users": "postgres"}
                 with local_pgbouncer.pooled(url, settings=settings) as through:
                     row = shift(part, through, url, pid, options) if part == "pooler" else idle(through, pid, options)
                 tables[part] = [row]

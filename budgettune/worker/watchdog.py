@@ -53,16 +53,17 @@ class Heartbeat:
         self._told_epochs = kept
 
     def _run(self) -> None:
+        # Workers that were started together beat apart from their second sign of life on.
+        pause_seconds = shortened_by_chance(self._interval_seconds)
         while not self._done.is_set():
-            # Workers that were started together do not beat together.
-            pause_seconds = shortened_by_chance(self._interval_seconds)
             try:
                 self._beat()
             except Exception as error:  # whatever it is, the next beat may get through
                 logger.warning("heartbeat not recorded: %s", error)
                 if isinstance(error, StorageBusy):
-                    pause_seconds /= 4
+                    pause_seconds = shortened_by_chance(self._interval_seconds) / 4
             self._done.wait(pause_seconds)
+            pause_seconds = self._interval_seconds
 
 
 def leave_hung(

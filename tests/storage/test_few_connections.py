@@ -193,7 +193,7 @@ def test_a_busy_database_is_asked_sooner_for_a_sign_of_life_and_nobody_beats_in_
     heartbeat = Heartbeat(study, study.claim(), 8.0)
     heartbeat._done = SimpleNamespace(is_set=lambda: len(waited) == 4, wait=waited.append)
     heartbeat._run()
-    assert waited == [1.5, 6.0, 6.0, 6.0]
+    assert waited == [1.5, 8.0, 8.0, 8.0]
 
 
 def test_pauses_are_shortened_by_chance_and_no_two_callers_share_theirs():
