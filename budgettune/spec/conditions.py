@@ -8,7 +8,7 @@ and for which of their values it is active. All must hold.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from budgettune.errors import SpecError
@@ -24,7 +24,7 @@ EXAMPLE = '{ "params.optimizer" = "sgd" }'
 SHOWN = 10  # values in a sentence
 
 
-def holds(condition: Condition, point: Mapping[str, Any]) -> bool:
+def holds(condition: Mapping[str, Container[Scalar]], point: Mapping[str, Any]) -> bool:
     """Whether a point that lacks what is inactive has one of the values for each axis that a condition names."""
     return all(point.get(key) in values for key, values in condition.items())
 
@@ -79,7 +79,7 @@ def every_point(axes: Mapping[str, Sequence[Any]], conditions: Conditions) -> li
     """Return each distinct point of some values for each axis once, the last axis running fastest."""
     points: list[dict[str, Any]] = [{}]
     for key in in_order(axes, conditions):
-        condition = conditions.get(key, {})
+        condition = _quickly(conditions.get(key, {}))
         points = [
             longer
             for point in points
@@ -88,14 +88,20 @@ def every_point(axes: Mapping[str, Sequence[Any]], conditions: Conditions) -> li
     return points
 
 
+def _quickly(condition: Condition) -> dict[str, frozenset[Scalar]]:
+    """Return a condition for many points: a long list of values would be gone through for each."""
+    return {key: frozenset(values) for key, values in condition.items()}
+
+
 def count_points(axes: Mapping[str, Sequence[Any]], conditions: Conditions, most: int) -> int:
     """Return how many points `every_point` would list; where there are more than `most`, at least how many."""
     deciding = {other for condition in conditions.values() for other in condition}
     counts = Counter({(): 1})  # points so far by what conditions ask of them
     for key in in_order(axes, conditions):
         grown: Counter[Any] = Counter()
+        condition = _quickly(conditions.get(key, {}))
         for decided, count in counts.items():
-            if not holds(conditions.get(key, {}), dict(decided)):
+            if not holds(condition, dict(decided)):
                 grown[decided] += count
             elif key in deciding:
                 grown.update({(*decided, (key, value)): count for value in axes[key]})
@@ -199,8 +205,8 @@ def _listed(
         raise SpecError(
             f"search.{key}: its condition names {other}, which is searched over a range: give {other} a list of values"
         )
-    wanted = [(isinstance(value, bool), value) for value in values]  # true is not 1
-    listed = [(isinstance(value, bool), value) for value in axis]
+    wanted = dict.fromkeys((isinstance(value, bool), value) for value in values)  # true is not 1
+    listed = dict.fromkeys((isinstance(value, bool), value) for value in axis)
     if odd := [value for value in wanted if value not in listed]:
         known = ", ".join(map(as_written, axis[:SHOWN])) + (", …" if len(axis) > SHOWN else "")
         raise SpecError(

@@ -369,7 +369,8 @@ def _check_axis(spec: StudySpec, key: str, axis: AxisSpec) -> None:
     elif not axis:
         raise SpecError(f"search.{key}: empty; give at least one value, or leave the key out")
     elif len(first := {value: value for value in reversed(axis)}) < len(axis):
-        again = next(value for place, value in enumerate(axis) if value in axis[:place])
+        seen = set[Scalar]()
+        again = next(value for value in axis if value in seen or seen.add(value))  # type: ignore[func-returns-value]
         raise SpecError(
             f"search.{key}: the same value twice, {as_written(first[again])} and {as_written(again)}: keep one"
         )

@@ -29,6 +29,8 @@ from budgettune.storage.schema import (
     utc_in,
 )
 
+MANY_ROWS = 100
+ROWS_PER_STATEMENT = 10_000
 LARGEST_NUMBER = 1_000_000_000  # of a trial that we may go on from; another program may have written any
 
 
@@ -72,7 +74,7 @@ def insert_trials(connection: sa.Connection, study_id: int, new_trials: Sequence
         return []
     first = _next_number(connection, study_id)
     rows = [{"study_id": study_id, "number": first + i, "state": new.state} for i, new in enumerate(new_trials)]
-    connection.execute(sa.insert(trials), rows)
+    _insert(connection, trials, rows)
     # Not by number: a row of another program may have any.
     added = (
         sa.select(trials.c.trial_id, trials.c.number)
@@ -102,8 +104,19 @@ def _next_number(connection: sa.Connection, study_id: int) -> int:
 
 
 def _insert(connection: sa.Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]]) -> None:
-    if rows:
-        connection.execute(sa.insert(table), rows)
+    """Add rows that have the same columns, in their order."""
+    if connection.dialect.name != "postgresql" or len(rows) < MANY_ROWS:
+        if rows:
+            connection.execute(sa.insert(table), rows)
+        return
+    for first in range(0, len(rows), ROWS_PER_STATEMENT):  # as columns: a message for each row takes ten times as long
+        some = rows[first : first + ROWS_PER_STATEMENT]
+        names = list(some[0])
+        columns = {
+            name: sa.literal([row[name] for row in some], postgresql.ARRAY(table.c[name].type)) for name in names
+        }
+        values = sa.select(*(sa.func.unnest(column).label(name) for name, column in columns.items()))
+        connection.execute(sa.insert(table).from_select(names, values))
 
 
 def _stamp_new(connection: sa.Connection, study_id: int, pairs: Sequence[tuple[int, NewTrial]]) -> None:

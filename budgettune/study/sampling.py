@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from types import MappingProxyType
 from typing import Any, cast
@@ -66,32 +66,51 @@ def _distribution(axis: AxisSpec) -> BaseDistribution:
 
 def stored_params(space: Mapping[str, BaseDistribution], params: Mapping[str, Any]) -> tuple[StoredParam, ...]:
     """Return a point as Optuna stores it."""
-    return tuple(
-        StoredParam(name, float(space[name].to_internal_repr(value)), distribution_to_json(space[name]))
-        for name, value in params.items()
-    )
+    return _storing(space)(params)
+
+
+def _storing(space: Mapping[str, BaseDistribution]) -> Callable[[Mapping[str, Any]], tuple[StoredParam, ...]]:
+    """Return what puts points as Optuna stores them, for many: Optuna's own goes through all choices for each."""
+    texts = {name: distribution_to_json(distribution) for name, distribution in space.items()}
+    places = {
+        name: {value: float(place) for place, value in enumerate(distribution.choices)}
+        for name, distribution in space.items()
+        if isinstance(distribution, CategoricalDistribution)
+    }
+
+    def number(name: str, value: Any) -> float:
+        return places[name][value] if name in places else float(space[name].to_internal_repr(value))
+
+    return lambda params: tuple(StoredParam(name, number(name, value), texts[name]) for name, value in params.items())
 
 
 def grid_params(spec: StudySpec) -> list[tuple[StoredParam, ...]]:
     """Return the params of every grid cell as Optuna stores them."""
     stored = {
-        name: {value: StoredParam(name, float(distribution.to_internal_repr(value)), text) for value in axis}
+        name: {value: _stored_value(name, value, whole) for value in axis}
         for name, axis in spec.search.items()
         if not isinstance(axis, RangeSpec)
-        for distribution in [_grid_distribution(axis)]
-        for text in [distribution_to_json(distribution)]
+        for whole in [_whole_axis(axis)]
     }
     return [tuple(stored[name][value] for name, value in point.items()) for point in spec.cells()]
 
 
-def _grid_distribution(axis: tuple[Scalar, ...]) -> BaseDistribution:
-    """Return what a grid's trials keep of an axis: its choices; the range of many numbers.
+def _whole_axis(axis: tuple[Scalar, ...]) -> BaseDistribution | None:
+    """Return what a grid's trials keep of an axis: its choices; the range of many numbers; None of many texts.
 
     Optuna keeps the distribution with every trial, so that a long list would grow as its square.
     """
-    if len(axis) <= MOST_CHOICES or not are_numbers(axis):
+    if len(axis) <= MOST_CHOICES:
         return CategoricalDistribution(axis)
-    return _distribution(RangeSpec.model_validate({"low": min(axis), "high": max(axis)}))
+    if are_numbers(axis):
+        return _distribution(RangeSpec.model_validate({"low": min(axis), "high": max(axis)}))
+    return None
+
+
+def _stored_value(name: str, value: Scalar, whole: BaseDistribution | None) -> StoredParam:
+    """Return a value of a grid's axis as Optuna stores it; one of many texts as the only choice that its trial had."""
+    distribution = whole or CategoricalDistribution((value,))
+    return StoredParam(name, float(distribution.to_internal_repr(value)), distribution_to_json(distribution))
 
 
 def propose(
@@ -198,12 +217,12 @@ def fresh_point(spec: StudySpec, proposal: Mapping[str, Any], known: set[Point],
     Samplers repeat points of small spaces, and the corners of large ones. Once all of a small space has run, the
     proposal stands.
     """
-    space = search_space(spec)
-    stored = stored_params(space, proposal)
+    storing = _storing(search_space(spec))
+    stored = storing(proposal)
     if point_of(stored) not in known:
         return stored
     rng = random.Random(seed)
-    candidates = (stored_params(space, point) for point in _points(spec, rng))
+    candidates = map(storing, _points(spec, rng))
     fresh = [point for point in candidates if point_of(point) not in known]
     return rng.choice(fresh) if fresh else stored
 
