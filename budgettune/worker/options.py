@@ -41,7 +41,7 @@ class WorkerOptions:
             for no limit.
         trial_timeout_seconds: end a trial that takes longer, as failed; None for no limit.
         wait: stay for studies and trials that come later.
-        leave: end as soon as nothing is open, though others still train.
+        leave: end as soon as nothing is open, though others still train; one that is new stays for a lease first.
         allow_import: packages that code named by a study may come from.
         allow_command: words that a command named by a study may begin with, as for a shell: `python train.py`.
         allow_root: folders whose files a study may name; None for any where the database is a file of this box, and

@@ -331,19 +331,22 @@ def test_before_anything_has_finished_trials_begin(sqlite_url):
 
 
 @pytest.mark.slow
-def test_of_two_workers_the_idle_one_leaves_and_the_killed_ones_trial_uses_up_no_attempt(storage_url):
+def test_of_two_workers_the_idle_one_leaves_and_the_killed_ones_trial_uses_up_no_attempt(postgresql_url):
     slow = {"x": 1.0, "step_seconds": 0.05}
-    study = make(storage_url, train={**SPEC["train"], "epochs": 10_000}, params=slow, search={"params.x": [1.0]})
+    train = {**SPEC["train"], "epochs": 10_000}
+    study = make(postgresql_url, train=train, params=slow, search={"params.x": [1.0]})
     words = ("--allow-import", "tests", "--checkpoint-every", "0s")
-    trains = command(storage_url, *words)
-    wait_until(lambda: study.counts()["RUNNING"] == 1)
-    idle = command(storage_url, *words, "--leave")
-    said = idle.communicate(timeout=60)[1]
-    assert idle.returncode == 0
-    assert "nothing is open; 1 trial runs elsewhere" in said
-    wait_until(lambda: has_kept_epochs(study.engine, study.study_id))  # told with a sign of life
-    trains.kill()
-    trains.communicate()
+    trains = command(postgresql_url, *words)
+    try:
+        wait_until(lambda: study.counts()["RUNNING"] == 1)
+        idle = command(postgresql_url, *words, "--leave")
+        said = idle.communicate(timeout=180)[1]  # it is new, and stays for a lease
+        assert idle.returncode == 0
+        assert "nothing is open; 1 trial runs elsewhere" in said
+        wait_until(lambda: has_kept_epochs(study.engine, study.study_id))  # told with a sign of life
+    finally:
+        trains.kill()
+        trains.communicate()
     let_lease_run_out(study)
     assert study.reconcile().lost == 1
     assert study.claim().attempt == 1
