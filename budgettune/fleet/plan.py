@@ -65,5 +65,5 @@ def nothing_to_do(plan: FleetPlan) -> str | None:
     with load_study(plan.url, plan.study) as study:
         if not study.is_finished():
             return None
-        retry = ", or again what failed: `budgettune study retry`" if study.counts()["FAIL"] else ""
+        retry = ", or again what failed: `budgettune study retry`" if study.verify().given_up else ""
         return f"study {plan.study!r} has nothing left to train. Next: budgettune front{retry}"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import budgettune
 from budgettune.storage.answers import ended_mark
 from budgettune.storage.connection import Engine, open_engine
-from budgettune.storage.studies import all_studies, find_study
+from budgettune.storage.studies import find_study
 from budgettune.study.handle import StudyHandle
 from budgettune.web import documents, recommending
 from budgettune.web.aside import Aside
@@ -117,8 +117,7 @@ class Answers:
         return json_reply({**now._asdict(), "page": self.pages.latest_mark(study)})
 
     def _studies(self) -> Reply:
-        rows = [row for row in all_studies(self.engine) if row.spec_json is not None]
-        return json_reply([{"name": row.name, "states": self.pages.standing(row.name).states} for row in rows])
+        return json_reply([{"name": name, "states": now.states} for name, now in self.pages.standings()])
 
     def _file(self, name: str, environ: WSGIEnvironment) -> Reply:
         file = self.pages.file(name)

@@ -7,6 +7,7 @@ import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -111,6 +112,15 @@ class Pages:
                 known = self._standings.setdefault(study, new)
         return known.get()
 
+    def standings(self) -> list[tuple[str, Standing]]:
+        """Return how each study stands, by name; without those that are deleted meanwhile."""
+        found = []
+        for row in all_studies(self.engine):
+            if row.spec_json is not None:
+                with suppress(StudyNotFound):
+                    found.append((row.name, self.standing(row.name)))
+        return found
+
     def latest_mark(self, study: str) -> str | None:
         """Return the mark of the latest page of a study, None where none is built, and see that it is refreshed."""
         with self._lock:
@@ -163,12 +173,11 @@ class Pages:
         """Return the page that lists the studies."""
         rows = [
             {
-                "name": row.name,
-                "address": f"{self.prefix}/answers/{quote(row.name, safe='/')}",
-                "sentence": self.standing(row.name).sentence,
+                "name": name,
+                "address": f"{self.prefix}/answers/{quote(name, safe='/')}",
+                "sentence": now.sentence,
             }
-            for row in all_studies(self.engine)
-            if row.spec_json is not None
+            for name, now in self.standings()
         ]
         return self._page_of("index.html", [self._files[-1]], {"page": f"{self.prefix}/answers"}, rows=rows)
 

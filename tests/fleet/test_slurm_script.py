@@ -291,8 +291,11 @@ def test_a_study_that_is_not_there_or_has_nothing_left_is_given_to_no_engine(pos
         assert nothing_to_do(plan(url=postgresql_url, study="study")) is None
         with pytest.raises(StorageError, match="other"):
             nothing_to_do(plan(url=postgresql_url, study="other"))
+        study.hand_back(study.claim())
         work_off(study)
-        assert "nothing left" in nothing_to_do(plan(url=postgresql_url, study="study"))
+        reason = nothing_to_do(plan(url=postgresql_url, study="study"))
+        assert "nothing left" in reason
+        assert "retry" not in reason, "a trial that was handed back ran again: nothing was given up"
 
 
 @pytest.mark.parametrize(

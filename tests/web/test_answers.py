@@ -13,7 +13,7 @@ from budgettune.dashboard.app import make_app
 from budgettune.dashboard.passwords import Passwords
 from budgettune.dashboard.shared_view import RefreshPace
 from budgettune.errors import StorageBusy
-from budgettune.storage.connection import writing
+from budgettune.storage.connection import open_engine, writing
 from budgettune.storage.schema import study_user_attributes
 from budgettune.study.handle import create_study, delete_study
 from budgettune.web import pages as live_pages
@@ -310,6 +310,19 @@ def test_a_study_that_is_gone_is_404(sqlite_url):
     delete_study(sqlite_url, "synthetic")
     assert visit("/answers/synthetic").status == 404
     assert visit("/api/answers").json() == []
+
+
+def test_a_list_is_without_what_was_deleted_meanwhile(sqlite_url, monkeypatch):
+    make_study(sqlite_url, 3)
+    create_study(grid("gone"), sqlite_url).close()
+    visit = Visitor(answers_of(sqlite_url))
+    found = live_pages.all_studies(open_engine(sqlite_url))
+    delete_study(sqlite_url, "gone")
+    monkeypatch.setattr(live_pages, "all_studies", lambda engine: found)
+    assert [study["name"] for study in visit("/api/answers").json()] == ["synthetic"]
+    page = visit("/answers")
+    assert page.status == 200
+    assert "gone" not in page.text
 
 
 def test_standing_follows_the_trials(sqlite_url, monkeypatch):
