@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from benchmarks.support import local_postgresql
+from tests.support.browser import browser  # noqa: F401  (for all who drive one)
 
 # Tests that run side by side (`pytest -n 2`) get a core each, so that no one's clock runs in another's time.
 if (number := os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw")) and hasattr(os, "sched_setaffinity"):

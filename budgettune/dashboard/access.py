@@ -26,9 +26,10 @@ WRITING = ("POST", "PUT", "PATCH", "DELETE")
 READABLE = re.compile(
     r"/|/dashboard(/.*)?|/favicon\.ico|/static/.+|/csv/\d+|/api/meta|/api/studies"
     r"|/api/studies/\d+(/param_importances|/plot/\w+)?"
-    r"|/answers(/.+)?|/api/answers(/.+)?|/answers-static/[\w.]+"
+    r"|/answers(/.+)?|/api/answers(/.+)?|/answers-static/[\w.]+",
+    re.DOTALL,
 )
-ANSWERS = re.compile(r"/(api/)?answers(-static)?(/.*)?")
+ANSWERS = re.compile(r"/(api/)?answers(-static)?(/.*)?", re.DOTALL)
 """What is only read, whoever asks: it says itself how."""
 LARGEST_CREDENTIALS = 4_096
 SECURITY_HEADERS = {
@@ -81,7 +82,8 @@ class Guard:
 
     def _check(self, environ: WSGIEnvironment) -> None:
         path = _path_of(environ)
-        if ".." in path.split("/") or "\\" in path or not path.isprintable():
+        is_of_answers = ANSWERS.fullmatch(path)  # behind which stand names of studies, of any characters, and no files
+        if not is_of_answers and (".." in path.split("/") or "\\" in path or not path.isprintable()):
             raise _Refused("400 Bad Request", "there is no such path")
         if self.passwords is None:
             _check_host(environ)
@@ -91,7 +93,7 @@ class Guard:
         if method in READING:
             if not READABLE.fullmatch(path.rstrip("/") or "/"):
                 raise _Refused("404 Not Found", "there is no such page")
-        elif ANSWERS.fullmatch(path):
+        elif is_of_answers:
             raise _Refused("405 Method Not Allowed", "answers are read: ask with GET", Allow=", ".join(READING))
         elif method not in WRITING:
             raise _Refused("405 Method Not Allowed", "unknown method", Allow=", ".join(READING))

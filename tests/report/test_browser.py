@@ -3,9 +3,6 @@
 Needs Playwright and a Chromium: `pip install 'budgettune[browser]'`, and on Debian `apt-get install chromium`.
 """
 
-import os
-import shutil
-import time
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -17,37 +14,14 @@ from budgettune.report.page import answers, build_page, contents
 from budgettune.report.view import overview
 from budgettune.text import format_duration
 from tests.report.test_objective import LESS, own_records
+from tests.support.browser import PATIENCE_MS, until
 
 pytestmark = pytest.mark.browser
 
-NEEDS = "pip install 'budgettune[browser]' and a Chromium (Debian: apt-get install chromium) run this test"
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-]
-PATIENCE_MS = 300_000
-"""For whatever the tests wait for: Playwright's own 30 s pass on a busy machine before a page of 5 MB has drawn all."""
 DESK = {"width": 1100, "height": 900}
 PHONE = {"width": 375, "height": 700}
 RECORDS = make_records(80, repeats=2)
 BEST = answers(overview(RECORDS), "study")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """Return a headless Chromium."""
-    playwright = pytest.importorskip("playwright.sync_api", reason=NEEDS)
-    found = os.environ.get("BUDGETTUNE_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-    if found is None:
-        pytest.skip(NEEDS)
-    with playwright.sync_playwright() as started:
-        chromium = started.chromium.launch(executable_path=found, args=FLAGS, timeout=PATIENCE_MS)
-        yield chromium
-        chromium.close()
 
 
 @contextmanager
@@ -85,14 +59,6 @@ def draw_all(page):
     for place in range(page.locator(".plot:visible").count()):
         plot = f"[...document.querySelectorAll('.plot')].filter(plot => plot.offsetParent)[{place}]"
         until(page, f"(plot => (plot.scrollIntoView(), plot.isDrawn))({plot})")
-
-
-def until(page, expression):
-    """Wait for a condition (Playwright's own waiting evaluates texts, which the page's policy forbids)."""
-    deadline = time.monotonic() + PATIENCE_MS / 1000
-    while not page.evaluate(expression):
-        assert time.monotonic() < deadline, f"never so: {expression}"
-        page.wait_for_timeout(50)
 
 
 def test_every_figure_is_drawn_offline_without_an_error(page):
