@@ -80,7 +80,7 @@ class Prefixed:
             return self.app(environ, start_response)
         if path == "" or (is_own and not self.is_possible):
             page = "/dashboard" if self.is_possible else "/answers"
-            start_response("302 Found", [("Location", self.prefix + page), ("Content-Length", "0")])
+            start_response("302 Found", [("Location", self.prefix + page), ("Content-Type", "text/plain")])
             return []
         if path == "/static/bundle.js":
             return self._send_script(environ, start_response)
