@@ -6,12 +6,17 @@ Visitors poll as the page does (every ten seconds, for what comes after the tria
 claim trials, sleep as if a GPU trained for a second, and complete them. The workers run alone, beside our dashboard
 with its visitors, and beside Optuna's own server with as many, in alternating order. `--trial-seconds 0` leaves only
 the database and the processor to wait for, which all of them share here.
+
+`answers` is our dashboard too, with visitors of `/answers` in place of optuna-dashboard's page: they load the page of
+the study, ask what to train within a budget, then poll how the study stands; when a newer page is there, they load it
+and ask again, as the page does. Workers begin when all have had their first answers.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import multiprocessing
 import os
 import random
@@ -20,6 +25,7 @@ import socket
 import statistics
 import tempfile
 import time
+import urllib.error
 import urllib.request
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -44,6 +50,7 @@ from budgettune.study.ledger import Queued
 SPAWN = multiprocessing.get_context("spawn")
 NAME = "dashboard"
 PATIENCE_SECONDS = 120.0
+BUDGET = "90s"  # of the question what to train
 STATE = re.compile(rb'"state": "(\w+)"')
 
 
@@ -53,6 +60,8 @@ class Visits:
 
     first: list[float] = field(default_factory=list)
     polls: list[float] = field(default_factory=list)
+    recommended: list[float] = field(default_factory=list)  # seconds until it was said what to train
+    pages: int = 0  # that were loaded again
     failed: int = 0
     largest_bytes: int = 0
 
@@ -60,6 +69,8 @@ class Visits:
         """Take in what others saw."""
         self.first += other.first
         self.polls += other.polls
+        self.recommended += other.recommended
+        self.pages += other.pages
         self.failed += other.failed
         self.largest_bytes = max(self.largest_bytes, other.largest_bytes)
 
@@ -151,8 +162,9 @@ def run_workers(url: str, options: argparse.Namespace) -> tuple[float, list[floa
 
 def serve_ours(url: str, port: int) -> None:
     from budgettune.dashboard.app import serve
+    from budgettune.web.app import Answers
 
-    serve(url, port=port)
+    serve(url, port=port, answers=Answers)
 
 
 def serve_optunas(url: str, port: int) -> None:
@@ -162,7 +174,11 @@ def serve_optunas(url: str, port: int) -> None:
     optuna_dashboard.run_server(url.replace("postgresql://", "postgresql+psycopg://"), port=port)
 
 
-SERVE: dict[str, Callable[[str, int], None]] = {"budgettune": serve_ours, "optuna-dashboard": serve_optunas}
+SERVE: dict[str, Callable[[str, int], None]] = {
+    "budgettune": serve_ours,
+    "answers": serve_ours,
+    "optuna-dashboard": serve_optunas,
+}
 
 
 @contextmanager
@@ -192,9 +208,10 @@ def _wait_for(address: str) -> None:
     raise TimeoutError(f"no server on {address}")
 
 
-def get(url: str) -> tuple[float, bytes]:
+def get(url: str, *, packed: bool = False) -> tuple[float, bytes]:
     began = time.perf_counter()
-    with urllib.request.urlopen(url, timeout=PATIENCE_SECONDS) as response:
+    request = urllib.request.Request(url, headers={"Accept-Encoding": "gzip"} if packed else {})
+    with urllib.request.urlopen(request, timeout=PATIENCE_SECONDS) as response:
         body = response.read()
     return time.perf_counter() - began, body
 
@@ -223,6 +240,54 @@ def visit(page: str, pause: float, poll_seconds: float, loaded: Any, stop: Any) 
     return seen
 
 
+def visit_answers(address: str, pause: float, poll_seconds: float, loaded: Any, stop: Any) -> Visits:
+    """Load a study's page of now, ask what to train, then poll as the page does until told to stop."""
+    seen, mark = Visits(), ""
+    page, api = f"{address}/answers/{NAME}", f"{address}/api/answers/{NAME}"
+    began = time.perf_counter()
+    try:
+        while not mark:  # the first page of a study is made while its visitors see one that waits
+            _, body = get(page, packed=True)
+            mark = json.loads(get(f"{api}/standing")[1])["page"] or ""
+            if not mark:
+                time.sleep(1)
+        seen.first.append(time.perf_counter() - began)
+    except OSError:
+        seen.failed += 1
+    _ask(api, seen, stop)
+    loaded.release()
+    wait_seconds = pause
+    while not stop.wait(wait_seconds):
+        wait_seconds, began = poll_seconds, time.perf_counter()
+        try:
+            now = json.loads(get(f"{api}/standing")[1])["page"]
+            if now != mark:
+                _, body = get(page, packed=True)
+                mark, seen.pages = now, seen.pages + 1
+                seen.largest_bytes = max(seen.largest_bytes, len(body))
+        except OSError:
+            seen.failed += 1
+            continue
+        seen.polls.append(time.perf_counter() - began)
+        if seen.pages > len(seen.recommended) - 1:
+            _ask(api, seen, stop)
+    return seen
+
+
+def _ask(api: str, seen: Visits, stop: Any) -> None:
+    """Ask what to train, and again as long as the server says that it is busy."""
+    began = time.perf_counter()
+    while not stop.is_set():
+        try:
+            get(f"{api}/recommend?budget={BUDGET}")
+            break
+        except urllib.error.HTTPError as refusal:
+            if refusal.code != 503:
+                raise
+            stop.wait(float(refusal.headers["Retry-After"]))
+    seen.recommended.append(time.perf_counter() - began)
+
+
 def settled(body: bytes) -> int:
     """Return how many trials from the first on can no longer change."""
     # Not parsed: visitors' own work is none of the servers', and all share the processor here.
@@ -230,22 +295,25 @@ def settled(body: bytes) -> int:
     return next((place for place, state in enumerate(states) if state in (b"Running", b"Waiting")), len(states))
 
 
-def visitors(page: str, count: int, poll_seconds: float, loaded: Any, stop: Any, results: Any) -> None:
+def visitors(
+    kind: str, address: str, study_id: int, count: int, poll_seconds: float, loaded: Any, stop: Any, results: Any
+) -> None:
     """Be so many visitors, a thread each."""
+    look, page = (visit_answers, address) if kind == "answers" else (visit, f"{address}/api/studies/{study_id}")
     with ThreadPoolExecutor(count) as pool:
         pauses = [poll_seconds * number / count for number in range(count)]
         visits = Visits()
-        for seen in pool.map(lambda pause: visit(page, pause, poll_seconds, loaded, stop), pauses):
+        for seen in pool.map(lambda pause: look(page, pause, poll_seconds, loaded, stop), pauses):
             visits.add(seen)
     results.put(visits)
 
 
 @contextmanager
-def crowd(address: str, study_id: int, options: argparse.Namespace) -> Iterator[Visits]:
+def crowd(kind: str, address: str, study_id: int, options: argparse.Namespace) -> Iterator[Visits]:
     """Have visitors on a page; yield what they saw, complete once they have left."""
     loaded, stop, results, seen = SPAWN.Semaphore(0), SPAWN.Event(), SPAWN.Queue(), Visits()
-    page = f"{address}/api/studies/{study_id}"
-    process = SPAWN.Process(target=visitors, args=(page, options.clients, options.poll_seconds, loaded, stop, results))
+    job = (kind, address, study_id, options.clients, options.poll_seconds, loaded, stop, results)
+    process = SPAWN.Process(target=visitors, args=job)
     process.start()
     try:
         for _ in range(options.clients):
@@ -270,7 +338,7 @@ def compare(url: str, options: argparse.Namespace) -> dict[str, Any]:
         if kind == "nobody":
             rate, each = run_workers(url, options)
         else:
-            with server(kind, url) as address, crowd(address, study.study_id, options) as seen:
+            with server(kind, url) as address, crowd(kind, address, study.study_id, options) as seen:
                 rate, each = run_workers(url, options)
                 time.sleep(options.poll_seconds)  # a round of polls with nobody writing
             visits[kind].add(seen)
@@ -303,6 +371,8 @@ def visitor_rows(measured: dict[str, Any]) -> list[dict[str, Any]]:
             "polls": len(seen.polls),
             "poll s": statistics.median(seen.polls) if seen.polls else None,
             "worst poll s": max(seen.polls, default=None),
+            "recommend s": statistics.median(seen.recommended) if seen.recommended else None,
+            "pages again": seen.pages,
             "largest MB": seen.largest_bytes / 1e6,
             "failed": seen.failed,
         }

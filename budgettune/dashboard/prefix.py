@@ -62,7 +62,9 @@ class Prefixed:
         """Read what is rewritten; `is_possible` says whether it is as it must be."""
         page = (self.folder / "index.html").read_text(encoding="utf-8")
         script = (self.folder / "public" / "bundle.js").read_text(encoding="utf-8")
-        self._page = page.replace(SCRIPT_IN_PAGE, f'src="{self.prefix}/static/bundle.js"').encode()
+        icon = f'<link rel="icon" href="{self.prefix}/favicon.ico">'  # browsers look for it at the root of a name
+        page_here = page.replace(SCRIPT_IN_PAGE, f'src="{self.prefix}/static/bundle.js"')
+        self._page = page_here.replace("<head>", f"<head>{icon}", 1).encode()
         others = len(OTHERS_IN_SCRIPT.findall(script))
         downloads = len(DOWNLOADS_IN_SCRIPT.findall(script))
         self.is_possible = (

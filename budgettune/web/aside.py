@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 
 from budgettune.web.reply import Busy
 
-NICENESS = 10
-"""Training on the same box comes first."""
+NICENESS = 5
+"""Training on the same box comes first, and who waits for an answer gets one all the same."""
 IDLE_SECONDS = 300.0
 """After which the process ends, and gives its memory back."""
 TRIES = 2  # it may end of idleness, or of want of memory, just when it is asked

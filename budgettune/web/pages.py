@@ -33,8 +33,8 @@ MOST_PAGES = 50
 OPEN_STATES = ("RUNNING", "WAITING")
 LOOK_SECONDS = 1.0
 """Between two looks at how a study stands, however many visitors ask."""
-BUILD_SHARE = 1 / 4
-"""Of one core's time, at the lowest priority, that building a page again and again may take."""
+BUILD_SHARE = 1 / 8
+"""Of one core's time, at a low priority, that building a page again and again may take."""
 LOOK_SHARE = 1 / 10  # of one core's time that looking may take
 FIRST_PATIENCE_SECONDS = 5.0
 """For which a visitor waits for the first page of a study."""

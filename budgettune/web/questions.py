@@ -279,7 +279,7 @@ def openapi(version: str, prefix: str, *, has_password: bool) -> dict[str, Any]:
         operation["responses"]["404"] = _refused("There is no such study.")
         if name not in ("standing",):
             operation["responses"]["409"] = _refused(
-                "The study cannot answer this: nothing is within the budget, or too little has finished."
+                "The study cannot answer this: nothing is within the budget, too little has finished, or on that machine."
             )
         paths[f"/api/answers/{{study}}/{name}"] = {"get": operation}
     document: dict[str, Any] = {

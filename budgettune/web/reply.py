@@ -120,8 +120,8 @@ def _told(error: Exception) -> tuple[int, str, str]:
         return 409, "nothing-within-budget", str(error)
     if isinstance(error, SpecUnreadable):
         return 409, "unreadable-study", str(error)
-    if isinstance(error, UsageError):
-        return 400, "bad-request", str(error)
+    if isinstance(error, UsageError):  # parameters were checked before: it is the study that has no such thing
+        return 409, "cannot-answer", str(error)
     if isinstance(error, Busy):
         return 503, "busy", str(error)
     if isinstance(error, StorageError):

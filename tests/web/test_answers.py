@@ -122,7 +122,7 @@ REFUSED = [
     (400, "bad-request", "/api/answers/synthetic/best?budget=60s&clean_only=yes"),
     (400, "bad-request", "/api/answers/synthetic/best?budget=60s&bugdet=60s"),
     (400, "bad-request", "/api/answers/synthetic/best?budget=%ff"),
-    (400, "bad-request", "/api/answers/synthetic/best?budget=60s&device_name=nothing"),
+    (409, "cannot-answer", "/api/answers/synthetic/best?budget=60s&device_name=nothing"),
     (400, "bad-request", "/api/answers/synthetic/recommend?budget=60s&confidence=1"),
     (400, "bad-request", "/api/answers/synthetic/recommend?budget=60s&confidence=nan"),
     (400, "bad-request", "/api/answers/synthetic/show?x=1"),
