@@ -277,9 +277,9 @@ def openapi(version: str, prefix: str, *, has_password: bool) -> dict[str, Any]:
         operation = _operation(name, question.summary, question.parameters, question.schema)
         operation["parameters"].insert(0, STUDY)
         operation["responses"]["404"] = _refused("There is no such study.")
-        if name not in ("standing",):
+        if name != "standing":
             operation["responses"]["409"] = _refused(
-                "The study cannot answer this: nothing is within the budget, too little has finished, or on that machine."
+                "The study cannot answer this: nothing is within the budget, too little has finished, none ran there."
             )
         paths[f"/api/answers/{{study}}/{name}"] = {"get": operation}
     document: dict[str, Any] = {
