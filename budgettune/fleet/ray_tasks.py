@@ -301,6 +301,7 @@ class _Fleet:
                 if now - self._finished_at >= LEAVE_SECONDS:
                     self._cancel()
                 return True
+            self._finished_at = None
             if absent <= 0 or (left is not None and left <= 0):
                 return True
             queued, counts = self.study.reconcile().queued, self.study.counts()
