@@ -34,7 +34,7 @@ from benchmarks.support import common, local_postgresql, synthetic
 from budgettune.spec.study_spec import StudySpec
 from budgettune.storage import transactions
 from budgettune.storage.connection import writing
-from budgettune.storage.schema import trial_values, trials
+from budgettune.storage.schema import trial_params, trial_values, trials
 from budgettune.storage.writes import insert_trials
 from budgettune.study.handle import StudyHandle, create_study, load_study
 from budgettune.study.sampling import search_space, stored_params
@@ -45,6 +45,7 @@ from budgettune.worker.signals import StopFlag
 PARTS = ("draw", "idle", "create")
 ROWS_PER_TRANSACTION = 2_000
 CURVE_EPOCHS = 2
+LONGEST_AXIS = 10_000
 Search = dict[str, Any]
 RANGES: Search = {"train.lr": {"low": 1e-4, "high": 1e-1, "log": True}, "scale": {"low": 1.0, "high": 1.4}}
 UNDER_THE_LOCK = ("reserve", "fill_reserved")
@@ -71,8 +72,8 @@ def sampled_study(url: str, finished: int) -> StudyHandle:
 
 def refresh(study: StudyHandle) -> None:
     """Let the planner know of many new rows, as a server does by itself within minutes."""
-    with study.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.execute(sa.text("VACUUM ANALYZE" if connection.dialect.name == "postgresql" else "ANALYZE"))
+    with writing(study.engine) as connection:
+        connection.execute(sa.text("ANALYZE"))
 
 
 def draw(url: str, finished: int, rounds: int) -> common.Row:
@@ -169,22 +170,31 @@ def idle(url: str, cells: int, rounds: int) -> common.Row:
 VALUE_COLUMNS = ("trial_id", "objective", "value", "value_type")
 
 
-def create(url: str, values: int, rounds: int, *, axes: int = 1) -> common.Row:
-    """Return seconds of what `study create` does with a grid of so many values on an axis."""
-    del rounds  # a large one takes long enough
-    lists = {"train.lr": [0.0001 * (1 + step) for step in range(values)], "scale": [1.0, 2.0, 3.0, 4.0]}
-    others = {"prune_rate": [rate / 100 for rate in range(25)]}
-    search = dict(list({**lists, **others}.items())[:axes])
-    text = 'name = "claims"\n[search]\n' + "".join(f'"{key}" = {axis}\n' for key, axis in search.items())
+def create(url: str, search: Search, name: str) -> common.Row:
+    """Return seconds of what `study create` does with a grid, of that its check, and what is stored of the axes."""
+    head = f'name = "{name}"\n[train]\nloop = "mine:train"\n[search]\n'
+    text = head + "".join(f'"params.{key}" = {json.dumps(axis)}\n' for key, axis in search.items())
     began = time.perf_counter()
     spec = StudySpec.from_toml(text)
     checked = time.perf_counter()
     with create_study(spec, url) as study:
         seconds = time.perf_counter() - began
         with study.engine.connect() as connection:
-            of_distributions = "SELECT sum(length(distribution_json)) FROM trial_params"
-            size = connection.execute(sa.text(of_distributions)).scalar()
-    return {"checked, s": checked - began, "created, s": seconds, "MB of distributions": int(size or 0) / 1e6}
+            own = sa.select(trials.c.trial_id).where(trials.c.study_id == study.study_id)
+            lengths = sa.select(sa.func.sum(sa.func.length(trial_params.c.distribution_json)))
+            size = connection.scalar(lengths.where(trial_params.c.trial_id.in_(own)))
+    figures = {"checked, s": checked - began, "created, s": seconds, "distributions, MB": int(size or 0) / 1e6}
+    return {f"{name}: {figure}": value for figure, value in figures.items()}
+
+
+def grids(url: str, size: int) -> common.Row:
+    """Return the same of an axis of so many numbers, and of so many texts; or where they are many, of so many cells."""
+    create_study(StudySpec.from_document({"name": "first"}), url).close()  # which makes the tables
+    numbers = [0.0001 * (1 + step) for step in range(size)]
+    if size > LONGEST_AXIS:
+        return create(url, {"a": numbers[: size // 100], "b": [1, 2, 3, 4], "c": list(range(25))}, "cells")
+    texts = [f"recipe {place}" for place in range(size)]
+    return {**create(url, {"a": numbers}, "numbers"), **create(url, {"a": texts}, "texts")}
 
 
 def measure(part: str, url: str, size: int, rounds: int) -> common.Row:
@@ -194,7 +204,7 @@ def measure(part: str, url: str, size: int, rounds: int) -> common.Row:
         return draw(url, size, rounds)
     if part == "idle":
         return idle(url, size, rounds)
-    return create(url, size, rounds) if size <= 10_000 else create(url, size // 100, rounds, axes=3)
+    return grids(url, size)
 
 
 # --- Both sides, alternating ----------------------------------------------------------------------------------------
