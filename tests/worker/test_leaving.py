@@ -228,6 +228,7 @@ class Slow(Listener):
         time.sleep(1.1)
 
 
+@pytest.mark.slow
 def test_who_leaves_says_whether_something_is_open_that_it_had_no_time_for(storage_url, monkeypatch):
     monkeypatch.setattr(Outlook, "fits", lambda *_: True)  # as if nobody knew that trials take so long here
     study = make(storage_url)
@@ -241,6 +242,7 @@ def test_who_leaves_says_whether_something_is_open_that_it_had_no_time_for(stora
 
 
 @pytest.mark.usefixtures("not_new")
+@pytest.mark.slow
 def test_the_command_tells_an_engine_to_begin_again_only_after_it_has_done_something(run, sqlite_url, monkeypatch):
     study = make(sqlite_url)
     words = ("worker", "--leave", "--device", "cpu", "--allow-import", "tests")
@@ -278,6 +280,7 @@ def took(study, wall_seconds):
         connection.execute(sa.update(trials).where(trials.c.state == "COMPLETE").values(**times))
 
 
+@pytest.mark.slow
 def test_no_trial_begins_that_would_outlast_the_time_limit(storage_url):
     study = make(storage_url, sampler={"repeats": 2})
     assert run_worker(storage_url, study.name, replace(OPTIONS, trials=3)).completed == 3
@@ -301,6 +304,7 @@ def test_a_worker_with_a_limit_that_waits_for_more_ends_all_the_same(sqlite_url)
     assert run_worker(sqlite_url, None, options, stop=Waits(60)).note
 
 
+@pytest.mark.slow
 def test_what_can_be_resumed_begins_all_the_same(sqlite_url):
     slow = {"x": 1.0, "step_seconds": 0.003}
     study = make(sqlite_url, train={**SPEC["train"], "epochs": 30}, params=slow)
@@ -310,6 +314,7 @@ def test_what_can_be_resumed_begins_all_the_same(sqlite_url):
     assert run_worker(sqlite_url, study.name, options).completed == 2  # the first one was seen to save
 
 
+@pytest.mark.slow
 def test_a_drawn_point_that_would_outlast_it_is_left_to_others(sqlite_url):
     ranges = {"params.x": {"low": 1.0, "high": 2.0}}
     study = make(sqlite_url, search=ranges, sampler={"name": "random", "trials": 4})
