@@ -111,8 +111,9 @@ class Trust:
         """Return what `package.module:attribute` names.
 
         Raises:
-            SpecError: where the name is not of that form, or there is no such module or attribute.
-            UsageError: where its top package is not allowed; nothing of it has been imported then.
+            SpecError: where the name is not of that form, the module fails, or has no such attribute.
+            UsageError: where its top package is not allowed, and nothing of it has been imported then; where this
+                machine does not have it, or what it imports: another one may.
         """
         if not is_code(name):
             raise SpecError(f"{name!r} does not name code: write it as package.module:name")
@@ -132,7 +133,7 @@ class Trust:
             reason = f"{type(error).__name__}: {error}"
             if not isinstance(error, ImportError):
                 raise SpecError(f"{name}: cannot import {module_name} ({reason}): correct it") from error
-            raise SpecError(
+            raise UsageError(
                 f"{name}: cannot import {module_name} ({reason}): install it on this machine, or put its folder in "
                 f"PYTHONPATH"
             ) from error

@@ -97,6 +97,16 @@ def test_what_code_changes_of_the_process_is_gone_before_the_next_trial(tmp_path
     assert [record.value for record in records(study)] == [0, 0, 0]
 
 
+def test_a_box_without_the_code_spoils_no_cell(tmp_path):
+    url = f"sqlite:///{tmp_path / 'own.db'}"
+    study = make(url, train={"loop": "tests.support.nowhere:train", "epochs": 1})
+    for _ in range(study.spec.sampler.max_attempts + 1):
+        with pytest.raises(UsageError, match=r"cannot import tests\.support\.nowhere .*: install it on this machine"):
+            run_worker(url, "own", OPTIONS)
+    waiting = [record for record in records(study) if record.state == "WAITING"]
+    assert [record.attempt for record in waiting] == [1, 1, 1]
+
+
 def test_a_worker_does_not_go_on_for_ever_with_code_that_is_misused(tmp_path):
     url = f"sqlite:///{tmp_path / 'own.db'}"
     make(url, train={"loop": "tests.support.own_training:nothing", "epochs": 1})
