@@ -285,6 +285,8 @@ def _ask(api: str, seen: Visits, stop: Any) -> None:
             if refusal.code != 503:
                 raise
             stop.wait(float(refusal.headers["Retry-After"]))
+        except OSError:
+            seen.failed += 1
     seen.recommended.append(time.perf_counter() - began)
 
 

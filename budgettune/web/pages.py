@@ -125,7 +125,10 @@ class Pages:
         """Return the mark of the latest page of a study, None where none is built, and see that it is refreshed."""
         with self._lock:
             page = self._pages.get(study)
-        return None if page is None else page.get().mark
+        if page is None:
+            return None
+        page.patience_seconds = PATIENCE_SECONDS  # who asks here has a page, and asks again
+        return page.get().mark
 
     def page(self, study: str) -> Reply:
         """Return the latest page of a study, and see that it is refreshed.
