@@ -79,17 +79,17 @@ def test_a_package_that_is_not_allowed_is_never_run(package, allowed):
 
 
 @pytest.mark.parametrize(
-    ("name", "message"),
+    ("name", "error", "message"),
     [
-        ("bt_a.models:missing", "has no missing"),
-        ("bt_a.nowhere:build", "PYTHONPATH"),
-        ("bt_a.broken:build", "ZeroDivisionError"),
-        ("bt_a.models", "package.module:name"),
+        ("bt_a.models:missing", SpecError, "has no missing"),
+        ("bt_a.nowhere:build", UsageError, "PYTHONPATH"),
+        ("bt_a.broken:build", SpecError, "ZeroDivisionError"),
+        ("bt_a.models", SpecError, "package.module:name"),
     ],
 )
-def test_a_name_that_cannot_work_says_why(package, name, message):
+def test_a_name_that_cannot_work_says_why(package, name, error, message):
     package("bt_a", models="def build(): ...", broken="1 / 0")
-    with pytest.raises(SpecError, match=message):
+    with pytest.raises(error, match=message):
         Trust(["bt_a"]).import_code(name)
 
 
