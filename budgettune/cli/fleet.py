@@ -89,5 +89,5 @@ def _check_worker_words(context: typer.Context, plan: FleetPlan) -> None:
     if given["study"] is not None:
         raise UsageError(f"{given['study']!r} is a word too many: a fleet works on one study, and options follow --")
     for name, instead in {"storage": "--storage before the --", "timeout": "--time", "wait": "no --wait"}.items():
-        if given[name]:
+        if given[name] is not None and given[name] is not False:  # a time limit of 0 is one, too
             raise UsageError(f"--{name} is not for the workers of a fleet: use {instead}")

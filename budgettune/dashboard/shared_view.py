@@ -92,8 +92,8 @@ class Refreshed(Generic[Value]):
             thread = self._thread
         if thread is not None:
             thread.join(None if self.value is None else self.patience_seconds)
-        if self._error is not None:
-            raise self._error
+        if (error := self._error) is not None:  # read once: the thread may take it away
+            raise error
         assert self.value is not None  # the first was waited for
         return self.value
 

@@ -13,7 +13,8 @@ from budgettune.dashboard import app as dashboard
 from budgettune.dashboard import figures as live_figures
 from budgettune.dashboard.figures import LiveFigures
 from budgettune.dashboard.live_storage import LiveStorage
-from budgettune.dashboard.shared_view import RefreshPace, SharedViews
+from budgettune.dashboard.shared_view import Refreshed, RefreshPace, SharedViews
+from budgettune.errors import StorageError
 from budgettune.report import front_figures
 from budgettune.spec.objective import Aim
 from budgettune.storage.connection import open_storage
@@ -299,3 +300,13 @@ def test_a_slow_figure_keeps_no_page_waiting():
     assert live.of(1, 1) == []
     assert not go_on.is_set()
     go_on.set()
+
+
+def test_an_error_that_passes_while_it_is_raised_is_still_that_error():
+    errors = iter([StorageError("away"), None])
+
+    class Passing(Refreshed):
+        _error = property(lambda self: next(errors), lambda self, error: None)
+
+    with pytest.raises(StorageError, match="away"):
+        Passing(lambda _: 1, RefreshPace(), 0.0, value=1).get()

@@ -306,6 +306,7 @@ def test_a_study_that_is_not_there_or_has_nothing_left_is_given_to_no_engine(pos
         (["--", "other"], 1, "'other' is a word too many"),
         (["--", "--storage", SERVER], 1, "--storage before the --"),
         (["--", "--timeout", "1h"], 1, "use --time"),
+        (["--", "--timeout", "0"], 1, "use --time"),
         (["--", "--wait"], 1, "--wait is not for"),
         (["--address", "host:1"], 1, "--address is Ray's"),
         (["--time", "soon"], 2, "is not a duration"),
