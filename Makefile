@@ -26,7 +26,7 @@ test: install
 
 # What `make test` leaves out: what takes long, a browser, real images, minutes of breaking things. What is missing is skipped by name.
 test-all: install
-	$(BIN)/python -m pip install --quiet --editable '.[browser,parquet,pictures]' || echo 'no Playwright, pandas or kaleido: tests skipped'
+	$(BIN)/python -m pip install --quiet --editable '.[browser,http,parquet,pictures]' || echo 'no Playwright, schemathesis, pandas or kaleido: tests skipped'
 	BUDGETTUNE_FASHION_MNIST=$(wildcard $(FASHION)) \
 		$(BIN)/python -m pytest -m 'browser or chaos or slow or fashion or cuda' --durations=10
 

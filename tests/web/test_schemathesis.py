@@ -32,7 +32,7 @@ def map_path_parameters(context, path_parameters):
 
 @pytest.mark.parametrize("is_guarded", [False, True], ids=["open", "with a password"])
 def test_no_request_fails_and_every_answer_is_as_the_document_says(tmp_path, sqlite_url, is_guarded):
-    pytest.importorskip("schemathesis", reason="pip install schemathesis runs this test")
+    pytest.importorskip("schemathesis", reason="pip install 'budgettune[http]' runs this test")
     make_study(sqlite_url, 12, epochs=2)
     for name in ("empty", "häß/☃"):
         create_study(grid(name), sqlite_url).close()
