@@ -251,7 +251,9 @@ class _Worker:
         if pause_seconds is None or not comes_back(error, has_answered=has_answered):
             raise error
         say_again_in(pause_seconds, error)
-        self.stop.wait(pause_seconds)
+        told_to_stop = self.stop.wait(pause_seconds)
+        if not self._has_answered and not told_to_stop and self._seconds_left() <= 0:
+            raise error  # who has seen no study must not end as if nothing were open
 
     def _is_spent(self) -> bool:
         done = self.completed + self.failed + self.extras

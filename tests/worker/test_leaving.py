@@ -13,7 +13,7 @@ import pytest
 import sqlalchemy as sa
 
 from budgettune.cli.live import TerminalProgress
-from budgettune.errors import UsageError
+from budgettune.errors import StorageBusy, UsageError
 from budgettune.spec.study_spec import StudySpec
 from budgettune.storage.connection import writing
 from budgettune.storage.patience import POLL_SPREAD, idle_pauses
@@ -153,6 +153,18 @@ def test_the_command_takes_a_time_limit_of_nothing(run, sqlite_url):
     study = make(sqlite_url)
     assert run("worker", "--timeout", "0s", "--allow-import", "tests")[0] == 0
     assert study.counts()["WAITING"] == 3
+
+
+def test_a_database_that_was_busy_until_the_time_was_over_is_not_nothing_open(sqlite_url, monkeypatch):
+    study = make(sqlite_url)
+
+    def busy(*_):
+        raise StorageBusy("too many clients")
+
+    monkeypatch.setattr(loop, "find_study", busy)
+    monkeypatch.setattr(StopFlag, "wait", lambda *_: time.sleep(0.06))
+    with pytest.raises(StorageBusy, match="too many clients"):
+        run_worker(sqlite_url, study.name, replace(OPTIONS, leave=True, timeout_seconds=0.05))
 
 
 # --- how often an idle worker looks -----------------------------------------------------------------------------------
