@@ -501,6 +501,7 @@ def test_no_text_of_a_database_reaches_the_terminal_raw(storage_url):
 
 @given(st.integers(0, 2**32))
 @settings(max_examples=4)
+@pytest.mark.slow
 def test_attributes_of_any_json_are_answered_or_complained_of_on_a_server(shared_postgresql_url, scratch, seed):
     rng = random.Random(seed)
     keys = ["cell", "repeat", "attempt", "device_name", "status", "failure", "curve", "machine", "epochs", "extra"]

@@ -216,6 +216,7 @@ def test_comparisons_are_read_and_stand_as_they_did():
     assert_same(answers.plain(comparison.to_document()), document)  # with the standings, which are computed anew
 
 
+@pytest.mark.slow
 def test_comparisons_are_resumed(fresh):
     """Nothing but the kind of machine may keep a comparison from being resumed; on its own, its failed runs run."""
     path = fresh.folder / "comparison.json"

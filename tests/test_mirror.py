@@ -257,6 +257,7 @@ def test_a_diverged_rival_and_equal_ones_are_no_trouble():
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random", "cost"])
+@pytest.mark.slow
 def test_samplers_draw_the_same_points(tmp_path, sampler):
     drawn = []
     search = {"params.rank": {"low": 1.0, "high": 32.0, "log": True}, "params.rate": {"low": 0.0, "high": 1.0}}

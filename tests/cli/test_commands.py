@@ -290,6 +290,7 @@ def bash(script, tmp_path, **environment):
         (["best", "--format", ""], ["table", "json", "csv"]),
     ],
 )
+@pytest.mark.slow
 def test_a_shell_completes_commands_options_choices_and_studies(tmp_path, sqlite_url, words, expected):
     create_study(load_spec("digits"), sqlite_url)
     quoted = " ".join(f"'{word}'" for word in words)

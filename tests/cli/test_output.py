@@ -234,6 +234,7 @@ def strict(run, monkeypatch):
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "cp437", "shift_jis", "utf-8"])
+@pytest.mark.slow
 def test_what_an_encoding_lacks_is_spelled_out_and_changes_no_exit_status(strict, sqlite_url, tmp_path, encoding):
     study_of(sqlite_url, 1, "学習 é 🏃")
     times = {"ascii": b"x", "utf-8": "×".encode()}.get(encoding, b"")

@@ -112,6 +112,7 @@ def test_a_disturbed_run_is_run_again_as_the_spec_says(monkeypatch):
     assert compare(SPEC, [0.05], seeds=2, strategies=["full"]).runs[0].tries == 1
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_is_kept_with_its_reason_and_resuming_tries_it_again(quiet, tmp_path, caplog):
     def go(**more):
         return compare(

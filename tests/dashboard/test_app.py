@@ -254,6 +254,7 @@ def test_an_attack_is_refused_and_logged_in_a_line_and_the_server_lives(reader, 
     [(b"", b""), (b"", b"G"), (b"GET / HTTP/1.1\r\n", b"X"), (b"POST / HTTP/1.1\r\nContent-Length: 999\r\n\r\n", b"x")],
     ids=["silent", "first line", "header", "body"],
 )
+@pytest.mark.slow
 def test_who_drips_bytes_is_cut_off(url, monkeypatch, first, drip):
     monkeypatch.setattr(server, "QUIET_SECONDS", 1)
     with served(make_app(url)) as client, client.connected() as connection:

@@ -73,6 +73,7 @@ def test_scikit_learn_trains_without_torch(tmp_path):
     assert done.stdout.splitlines()[-1] == "False", done.stderr
 
 
+@pytest.mark.slow
 def test_a_gpt_goes_on_where_it_was_cut_off_with_the_same_weights(tmp_path):
     pytest.importorskip("torch")
     from budgettune.trial.terms import Outside

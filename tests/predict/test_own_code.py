@@ -72,6 +72,7 @@ def test_intervals_of_what_was_timed_hold_at_lengths_and_rates_that_never_ran(wo
     assert 0.8 < np.mean(in_value) < 0.99
 
 
+@pytest.mark.slow
 def test_answers_beat_the_best_that_ran_and_keep_the_budget(worlds):
     regrets, observed, kept = [], [], []
     for world, trials, predictor in worlds:

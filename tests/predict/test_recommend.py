@@ -254,6 +254,7 @@ def run(run, url, monkeypatch):
     return run
 
 
+@pytest.mark.slow
 def test_the_command_its_json_and_python_give_the_same_answer(run, url):
     status, text, _ = run("recommend", "--budget", "20s", "--confidence", "0.8")
     assert status == 0

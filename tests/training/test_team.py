@@ -263,6 +263,7 @@ def test_an_unexpected_error_of_another_process_shows_its_own_lines(run, team, c
     assert "in forward\n" in said
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_fails_the_trial_and_the_next_one_has_another(run, team):
     with pytest.raises(ProcessLost, match="process 1 of 2 was ended by SIGKILL"):
         run(on_epoch=lambda record: os.kill(pids(team)[0], signal.SIGKILL))
@@ -321,6 +322,7 @@ def test_where_a_process_would_be_waited_for_for_good_the_reason_is_told_from_a_
     assert "was ended by SIGKILL" in str(reasons[0])
 
 
+@pytest.mark.slow
 def test_processes_that_end_with_different_weights_fail_the_trial(run):
     with pytest.raises(
         SpecError, match=r"process 1 ended with other weights than process 0.*train it with one process"

@@ -140,6 +140,7 @@ for trial in bt.trials("hand", device="cpu"):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.slow
 def test_ctrl_c_hands_back_and_a_kill_is_lost_after_the_lease(study, storage_url, number, tmp_path):
     environment = {**os.environ, "BUDGETTUNE_STORAGE": storage_url}
     with subprocess.Popen([sys.executable, "-c", SCRIPT], env=environment, stdout=subprocess.PIPE, text=True) as child:

@@ -291,6 +291,7 @@ def test_a_disturbed_trial_is_repeated_where_the_study_asks_for_it(sqlite_url, m
 
 
 @pytest.mark.parametrize("sampler", ["random", "tpe", "nsga2", "gp", "cost"])
+@pytest.mark.slow
 def test_sampled_studies_end_at_their_number_of_points_without_repeating_one(sqlite_url, sampler):
     search = 'search={prune_rate = {low = 0.0, high = 0.5}, "train.lr" = {low = 1e-4, high = 1e-2, log = true}}'
     study = make(sqlite_url, search, f"sampler.name={sampler}", "sampler.trials=5")
