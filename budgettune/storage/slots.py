@@ -150,7 +150,8 @@ def read_points(connection: sa.Connection, of_trials: sa.ColumnElement[bool]) ->
     )
     found: defaultdict[int, list[tuple[str, float]]] = defaultdict(list)
     for trial_id, name, value in connection.execute(query):
-        found[trial_id].append((name, value))
+        if isinstance(name, str):  # SQLite keeps whatever others wrote
+            found[trial_id].append((name, value))
     return {trial_id: tuple(sorted(point)) for trial_id, point in found.items()}
 
 
