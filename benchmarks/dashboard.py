@@ -27,7 +27,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -56,13 +56,13 @@ STATE = re.compile(rb'"state": "(\w+)"')
 
 @dataclass
 class Visits:
-    """What visitors saw: seconds of first loads and of polls, and how many requests failed."""
+    """What visitors saw: seconds of first loads and of polls, and which requests failed."""
 
     first: list[float] = field(default_factory=list)
     polls: list[float] = field(default_factory=list)
     recommended: list[float] = field(default_factory=list)  # seconds until it was said what to train
     pages: int = 0  # that were loaded again
-    failed: int = 0
+    failed: Counter[str] = field(default_factory=Counter)  # requests by what went wrong
     largest_bytes: int = 0
 
     def add(self, other: Visits) -> None:
@@ -223,16 +223,16 @@ def visit(page: str, pause: float, poll_seconds: float, loaded: Any, stop: Any) 
         seconds, body = get(f"{page}?after=0")
         seen.first.append(seconds)
         after = settled(body)
-    except OSError:
-        seen.failed += 1
+    except OSError as error:
+        seen.failed[repr(error)] += 1
     loaded.release()
     wait_seconds = pause
     while not stop.wait(wait_seconds):
         wait_seconds = poll_seconds
         try:
             seconds, body = get(f"{page}?after={after}")
-        except OSError:
-            seen.failed += 1
+        except OSError as error:
+            seen.failed[repr(error)] += 1
             continue
         seen.polls.append(seconds)
         seen.largest_bytes = max(seen.largest_bytes, len(body))
@@ -252,8 +252,8 @@ def visit_answers(address: str, pause: float, poll_seconds: float, loaded: Any, 
             if not mark:
                 time.sleep(1)
         seen.first.append(time.perf_counter() - began)
-    except OSError:
-        seen.failed += 1
+    except OSError as error:
+        seen.failed[repr(error)] += 1
     _ask(api, seen, stop)
     loaded.release()
     wait_seconds = pause
@@ -265,8 +265,8 @@ def visit_answers(address: str, pause: float, poll_seconds: float, loaded: Any, 
                 _, body = get(page, packed=True)
                 mark, seen.pages = now, seen.pages + 1
                 seen.largest_bytes = max(seen.largest_bytes, len(body))
-        except OSError:
-            seen.failed += 1
+        except OSError as error:
+            seen.failed[repr(error)] += 1
             continue
         seen.polls.append(time.perf_counter() - began)
         if seen.pages > len(seen.recommended) - 1:
@@ -285,8 +285,8 @@ def _ask(api: str, seen: Visits, stop: Any) -> None:
             if refusal.code != 503:
                 raise
             stop.wait(float(refusal.headers["Retry-After"]))
-        except OSError:
-            seen.failed += 1
+        except OSError as error:
+            seen.failed[repr(error)] += 1
     seen.recommended.append(time.perf_counter() - began)
 
 
@@ -376,7 +376,8 @@ def visitor_rows(measured: dict[str, Any]) -> list[dict[str, Any]]:
             "recommend s": statistics.median(seen.recommended) if seen.recommended else None,
             "pages again": seen.pages,
             "largest MB": seen.largest_bytes / 1e6,
-            "failed": seen.failed,
+            "failed": seen.failed.total(),
+            "of what": ", ".join(f"{count} {reason}" for reason, count in seen.failed.items()),
         }
         for kind, seen in measured["visits"].items()
     ]

@@ -12,11 +12,11 @@ from budgettune.storage.answers import ended_mark
 from budgettune.storage.connection import Engine, open_engine
 from budgettune.storage.studies import find_study
 from budgettune.study.handle import StudyHandle
-from budgettune.web import documents, recommending
+from budgettune.web import documents
 from budgettune.web.aside import Aside
 from budgettune.web.pages import Pages, Run
 from budgettune.web.questions import QUESTIONS, openapi, read_query
-from budgettune.web.recommending import Recommendations
+from budgettune.web.recommending import Question, Recommendations
 from budgettune.web.reply import ALLOWED, Asked, Reply, json_reply, refusal, send
 
 if TYPE_CHECKING:
@@ -108,9 +108,8 @@ class Answers:
     def _recommend(
         self, study: StudyHandle, budget: float, confidence: float = 0.9, device_name: str | None = None
     ) -> Reply:
-        mark = ended_mark(self.engine, study.study_id)
-        question = recommending.Question(self.url, study.name, mark, device_name, budget, confidence)
-        return self.recommendations.of(question)
+        question = Question(self.url, study.name, device_name, budget, confidence)
+        return self.recommendations.of(question, ended_mark(self.engine, study.study_id))
 
     def _standing(self, study: str) -> Reply:
         now = self.pages.standing(study)

@@ -1,4 +1,4 @@
-"""What to train within a budget, for many who ask: each question is answered once, a few at a time."""
+"""What to train within a budget, for many who ask of a study that may be changing: they share what was learnt."""
 
 from __future__ import annotations
 
@@ -24,20 +24,31 @@ MOST_WAITING = 16
 
 
 class Question(NamedTuple):
-    """What to train, of a study as it is at one moment."""
+    """What to train, asked of a study."""
 
     url: str
     study: str
-    mark: str  # of the moment: another one once a trial has ended
     device_name: str | None
     budget_seconds: float
     confidence: float
 
 
-def recommendation(question: Question) -> Reply:
-    """Return the answer to a question, or the refusal."""
+@dataclass(eq=False)
+class Batch:
+    """Questions about one study and machine that are answered together.
+
+    Attributes:
+        mark: of the study as whoever asked last found it.
+    """
+
+    mark: str = ""
+    answers: dict[Question, Future[Reply]] = field(default_factory=dict)
+
+
+def recommendation(question: Question, mark: str) -> Reply:
+    """Return the answer to a question of a study as it is at a moment's mark or later, or the refusal."""
     try:
-        predictor = _predictor(*question[:4])
+        predictor = _predictor(*question[:3], mark)
         return json_reply(answer(predictor, Ask(question.budget_seconds, question.confidence)).to_json())
     except UsageError as error:  # the question is sound: the study cannot answer it
         return refusal(Asked(409, "cannot-predict", str(error)))
@@ -46,7 +57,7 @@ def recommendation(question: Question) -> Reply:
 
 
 @lru_cache(maxsize=2)
-def _predictor(url: str, study: str, mark: str, device_name: str | None) -> Predictor:
+def _predictor(url: str, study: str, device_name: str | None, mark: str) -> Predictor:
     """Return what answers for a study: learning takes most of the time, and the next budget finds it done."""
     with api.load_study(study, storage=url) as handle:
         return api.predictor(handle, device_name)
@@ -54,50 +65,67 @@ def _predictor(url: str, study: str, mark: str, device_name: str | None) -> Pred
 
 @dataclass(eq=False)
 class Recommendations:
-    """Answers of `recommendation`, each made once for all who ask the same.
+    """Answers of `recommendation`, each of a moment after it was asked for, and made once for all who wait for it.
+
+    While one study is thought about, questions gather: those of one study and machine are then answered together, of
+    one moment. However fast its trials end, nobody waits for longer than it takes to learn twice from each study that
+    is asked.
 
     Args:
         run: calls a function, elsewhere or here.
     """
 
-    run: Callable[[Callable[[Question], Reply], Question], Reply]
-    _kept: OrderedDict[Question, Future[Reply]] = field(default_factory=OrderedDict, init=False)
+    run: Callable[[Callable[[Question, str], Reply], Question, str], Reply]
+    _kept: OrderedDict[tuple[Question, str], Reply] = field(default_factory=OrderedDict, init=False)
+    _gathering: dict[tuple[str | None, ...], Batch] = field(default_factory=dict, init=False)
     _waiting: int = field(default=0, init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
+    _turn: threading.Lock = field(default_factory=threading.Lock, init=False)  # of the batch that is being answered
 
-    def of(self, question: Question) -> Reply:
-        """Return the answer, after a while where it is not known yet.
+    def of(self, question: Question, mark: str) -> Reply:
+        """Return the answer to a question, after a while where it is not known yet.
+
+        Args:
+            question: what to train.
+            mark: of the study as it is now: another one once a trial has ended.
 
         Raises:
             Busy: where too many wait already.
         """
         with self._lock:
-            future = self._kept.get(question)
-            if future is not None and future.done():
-                self._kept.move_to_end(question)
-                return future.result()
+            if reply := self._kept.get((question, mark)):
+                return reply
             if self._waiting >= MOST_WAITING:
                 raise Busy("too many ask what to train just now: ask again in a moment")
             self._waiting += 1
-            is_mine = future is None
-            future = future or Future()
-            self._kept[question] = future
-            while len(self._kept) > MOST_KEPT:
-                self._kept.popitem(last=False)
+            batch = self._gathering.setdefault(question[:3], Batch())
+            batch.mark, is_first = mark, not batch.answers
+            future = batch.answers.setdefault(question, Future())
         try:
-            if is_mine:
-                self._make(question, future)
+            if is_first:
+                with self._turn:
+                    self._answer(question[:3])
             return future.result()
         finally:
             with self._lock:
                 self._waiting -= 1
 
-    def _make(self, question: Question, future: Future[Reply]) -> None:
+    def _answer(self, group: tuple[str | None, ...]) -> None:
+        with self._lock:
+            batch = self._gathering.pop(group)
+        for question, future in batch.answers.items():
+            future.set_result(self._reply(question, batch.mark))
+
+    def _reply(self, question: Question, mark: str) -> Reply:
+        if reply := self._kept.get((question, mark)):  # who asked before meant the same moment
+            return reply
         try:
-            reply = self.run(recommendation, question)
+            reply = self.run(recommendation, question, mark)
         except Exception as error:
             reply = refusal(error)
-        if reply.status >= 500:  # the next one tries again
+        if reply.status < 500:  # after a failure the next one tries again
             with self._lock:
-                self._kept.pop(question, None)
-        future.set_result(reply)
+                self._kept[question, mark] = reply
+                while len(self._kept) > MOST_KEPT:
+                    self._kept.popitem(last=False)
+        return reply

@@ -357,52 +357,78 @@ def test_standing_follows_the_trials(sqlite_url, monkeypatch):
 
 
 def ask(number=1.0):
-    return Question("sqlite:///x.db", "study", "mark", None, number, 0.9)
+    return Question("sqlite:///x.db", "study", None, number, 0.9)
+
+
+class Thinker:
+    """Answers with the mark; the first thought ends when it is let."""
+
+    def __init__(self):
+        self.thought, self.may_end, self.threads, self.replies = [], threading.Event(), [], []
+        self.recommendations = Recommendations(self.think)
+
+    def think(self, _, question, mark):
+        self.thought.append((question.budget_seconds, mark))
+        self.may_end.wait(60)
+        return Reply(200, mark.encode())
+
+    def ask(self, number, mark):
+        """Ask in a thread, and return once it waits."""
+        waiting = self.recommendations._waiting
+        of = self.recommendations.of
+        thread = threading.Thread(target=lambda: self.replies.append(of(ask(number), mark).body))
+        self.threads.append(thread)
+        thread.start()
+        wait_until(lambda: self.recommendations._waiting == waiting + 1)
+
+    def end(self):
+        self.may_end.set()
+        for thread in self.threads:
+            thread.join()
 
 
 def test_many_who_ask_the_same_are_answered_by_one_thought():
-    thought, may_end = [], threading.Event()
+    thinker = Thinker()
+    for _ in range(8):
+        thinker.ask(1.0, "mark")
+    thinker.end()
+    assert thinker.replies == [b"mark"] * 8
+    assert thinker.recommendations.of(ask(), "mark").body == b"mark"
+    assert thinker.thought == [(1.0, "mark")]
 
-    def think(_, question):
-        thought.append(question)
-        may_end.wait(60)
-        return Reply(200, b"yes")
 
-    recommendations, replies = Recommendations(think), []
-    threads = [threading.Thread(target=lambda: replies.append(recommendations.of(ask()))) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    may_end.set()
-    for thread in threads:
-        thread.join()
-    assert [reply.body for reply in replies] == [b"yes"] * 8
-    assert recommendations.of(ask()).body == b"yes"
-    assert thought == [ask()]
+def test_who_asks_while_trials_end_waits_for_one_thought_more_not_for_one_per_moment():
+    thinker = Thinker()
+    thinker.ask(1.0, "0")
+    wait_until(lambda: thinker.thought)
+    for moment in range(1, 9):
+        thinker.ask(float(moment % 2), str(moment))
+    thinker.end()
+    assert sorted(thinker.replies) == [b"0"] + [b"8"] * 8
+    assert thinker.thought == [(1.0, "0"), (1.0, "8"), (0.0, "8")]
 
 
 def test_beyond_so_many_who_wait_the_next_is_told_to_come_again():
-    may_end = threading.Event()
-    recommendations = Recommendations(lambda _, question: (may_end.wait(60), Reply(200))[1])
-    threads = [
-        threading.Thread(target=recommendations.of, args=(ask(number),)) for number in range(1, MOST_WAITING + 1)
-    ]
-    for thread in threads:
-        thread.start()
-    wait_until(lambda: recommendations._waiting == MOST_WAITING)
+    thinker = Thinker()
+    for number in range(MOST_WAITING):
+        thinker.ask(float(number), "mark")
     with pytest.raises(recommending.Busy):
-        recommendations.of(ask(99))
-    may_end.set()
-    for thread in threads:
-        thread.join()
-    assert recommendations.of(ask(99)).status == 200
+        thinker.recommendations.of(ask(99), "mark")
+    thinker.end()
+    assert thinker.recommendations.of(ask(99), "mark").status == 200
 
 
 def test_a_failure_is_not_kept():
-    replies = iter([Reply(503), Reply(200)])
-    recommendations = Recommendations(lambda *_: next(replies))
-    assert recommendations.of(ask()).status == 503
-    assert recommendations.of(ask()).status == 200
-    assert recommendations.of(ask()).status == 200
+    answers = iter([OSError("gone"), Reply(503), Reply(200)])
+
+    def think(*_):
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    recommendations = Recommendations(think)
+    assert [recommendations.of(ask(), "mark").status for _ in range(4)] == [500, 503, 200, 200]
 
 
 def wait_until(condition):
