@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from budgettune.cli import options
 from budgettune.cli.output import out, say
 from budgettune.errors import UsageError
+from budgettune.spec.trust import Trust, allowed_commands, allowed_packages, allowed_roots
 from budgettune.storage.url import storage_url
+from budgettune.worker.options import WorkerOptions
 from budgettune.worker.signals import StopFlag
 
 if TYPE_CHECKING:
@@ -18,6 +22,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 Engine = StrEnum("Engine", ["slurm", "ray"])
+# What a worker lets a study name, by its parameters; where they say nothing, this box's variables count for all nodes.
+ALLOWED = {"allow_import": allowed_packages, "allow_root": allowed_roots, "allow_command": allowed_commands}
 
 
 @app.command(
@@ -59,7 +65,10 @@ def fleet(
     plan = FleetPlan(
         study=study, url=url, workers=workers, gpus=gpus, cpus=cpus, time_seconds=time, worker_words=tuple(context.args)
     )
-    _check_worker_words(context, plan)
+    given = _worker_params(context, plan)
+    allowed: dict[str, Any] = {name: read(given[name] or None) for name, read in ALLOWED.items()}
+    from_variables = {name: value for name, value in allowed.items() if not given[name]}
+    plan = replace(plan, worker_words=(*context.args, *WorkerOptions(**from_variables).words()))
     if engine is Engine.slurm and address is not None:
         raise UsageError("--address is Ray's: Slurm's is in its slurm.conf")
     if print_only:
@@ -67,7 +76,10 @@ def fleet(
             raise UsageError("--print is for Slurm: Ray takes tasks from this program, and no script")
         typer.echo(slurm.script(plan), nl=False)
         return
-    if reason := nothing_to_do(plan):
+    trust = Trust.of_database(url, *allowed.values())
+    if engine is Engine.ray:
+        trust = replace(trust, folders=None)  # which folder its tasks run in, a node knows
+    if reason := nothing_to_do(plan, trust, given):
         say(reason)
         return
     if engine is Engine.slurm:
@@ -77,17 +89,18 @@ def fleet(
         raise typer.Exit(ray_tasks.run(plan, address, stop, say=say))
 
 
-def _check_worker_words(context: typer.Context, plan: FleetPlan) -> None:
-    """Refuse what `budgettune worker` would refuse, before any engine is asked for anything.
+def _worker_params(context: typer.Context, plan: FleetPlan) -> Mapping[str, Any]:
+    """Return the parameters of `budgettune worker` that a plan's words stand for, checked as that command does.
 
     Raises:
         click.UsageError: where a word is none of a worker's.
         UsageError: where it is the fleet's own to say.
     """
     worker = context.find_root().command.commands["worker"]  # type: ignore[attr-defined]
-    given = worker.make_context("budgettune worker", [*plan.worker_words]).params
+    given: Mapping[str, Any] = worker.make_context("budgettune worker", plan.words()).params
     if given["study"] is not None:
         raise UsageError(f"{given['study']!r} is a word too many: a fleet works on one study, and options follow --")
     for name, instead in {"storage": "--storage before the --", "timeout": "--time", "wait": "no --wait"}.items():
         if given[name] is not None and given[name] is not False:  # a time limit of 0 is one, too
             raise UsageError(f"--{name} is not for the workers of a fleet: use {instead}")
+    return given

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from budgettune.errors import UsageError
+from budgettune.spec.trust import Trust
 from budgettune.storage.url import parse_url
-from budgettune.study.handle import load_study
+from budgettune.study.handle import StudyHandle, load_study
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,14 +60,53 @@ def require_server(url: str) -> None:
         )
 
 
-def nothing_to_do(plan: FleetPlan) -> str | None:
+def nothing_to_do(plan: FleetPlan, trust: Trust, given: Mapping[str, Any]) -> str | None:
     """Return in a sentence why no worker is needed; None where some are.
+
+    Args:
+        plan: what is asked for.
+        trust: what its workers let a study name.
+        given: the parameters of `budgettune worker` that the plan's words stand for.
 
     Raises:
         StorageError: where the database does not answer, or does not hold the study.
+        UsageError: where every worker would refuse the study.
     """
     with load_study(plan.url, plan.study) as study:
         if not study.is_finished():
+            try:
+                trust.check_study(study.spec)
+                _check_room(plan, study, given)
+                _check_kind(plan, study, given)
+            except UsageError as error:
+                raise UsageError(f"no worker of this fleet could train: {error} (its options follow --)") from None
             return None
         retry = ", or again what failed: `budgettune study retry`" if study.verify().given_up else ""
         return f"study {plan.study!r} has nothing left to train. Next: budgettune front{retry}"
+
+
+def _check_room(plan: FleetPlan, study: StudyHandle, given: Mapping[str, Any]) -> None:
+    """Refuse trials that take more GPUs than a worker has for one."""
+    each = given["gpus_per_trial"] or 1
+    count = study.spec.train.processes or each
+    if plan.gpus and given["device"] != "cpu" and count > min(each, plan.gpus):
+        raise UsageError(f"a trial takes {count} GPUs: ask for --gpus {count} -- --gpus-per-trial {count}")
+
+
+def _check_kind(plan: FleetPlan, study: StudyHandle, given: Mapping[str, Any]) -> None:
+    """Refuse CPUs where a study has times of GPUs, GPUs where it has those of CPUs, and another number of threads."""
+    key, threads = study.machine_key(), given["threads"]
+    of_several = study.spec.train.processes or given["gpus_per_trial"]  # which share the threads
+    if key is None or given["allow_mixed"] or of_several:
+        return
+    on_cpus = re.search(r" x(\d+)$", key)
+    if given["device"] == "cpu":
+        own = f"a CPU with {threads} thread{'s' if threads != 1 else ''}" if threads else "a CPU"
+        fits = on_cpus is not None and threads in (None, int(on_cpus[1]))
+    else:
+        own, fits = "a GPU", on_cpus is None
+    if not fits:
+        raise UsageError(
+            f"study {plan.study!r} takes its times on {key}, and each would have {own}: ask for what it takes them on "
+            f"(--gpus, --cpus), or mix them knowingly with --allow-mixed"
+        )

@@ -103,7 +103,13 @@ case $status in
 esac
 if [ -n "$again" ] && [ -z "$cancelled" ]; then
     echo "job $job begins again"
-    for pause in 5 15 0; do scontrol requeue "$job" && exit; sleep "$pause"; done
+    # A controller that is away is asked for as long as this job lives; one that is there may refuse three times.
+    for ((refused = 0; refused < 3; )); do
+        scontrol requeue "$job" && exit
+        scontrol ping >/dev/null && refused=$((refused + 1))
+        sleep $((5 + RANDOM % 10))
+        [ -z "$cancelled" ] || break
+    done
 fi
 exit "$status"
 """

@@ -189,6 +189,18 @@ class StudySpec(SpecModel):
         return tuple(map(str, _extremes(searched)))
 
     @property
+    def code_names(self) -> list[str]:
+        """Every function or class that a trial may import, as package.module:name; no models of a library."""
+        usual = {
+            "train.loop": self.train.loop or "",
+            "data.name": self.data.name,
+            "model.name": self.model.name,
+            "pruning.strategy": self.pruning.strategy,
+        }
+        named = [name for key, own in usual.items() for name in _extremes(self.search.get(key, (own,)))]
+        return [name for name in map(str, dict.fromkeys(named)) if is_code(name) and library_of(name) is None]
+
+    @property
     def _lists(self) -> dict[str, tuple[Scalar, ...]]:
         """What is searched over a list of values: all that a grid has."""
         return {key: axis for key, axis in self.search.items() if not isinstance(axis, RangeSpec)}

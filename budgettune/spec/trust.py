@@ -117,13 +117,8 @@ class Trust:
         """
         if not is_code(name):
             raise SpecError(f"{name!r} does not name code: write it as package.module:name")
+        self.check_package(name)
         module_name, _, attribute = name.partition(":")
-        package = module_name.partition(".")[0]
-        if package not in self.packages:
-            raise UsageError(
-                f"the study wants to run {name}, and this machine does not allow the package {package}: if you trust "
-                f"it, add --allow-import {package} or set BUDGETTUNE_ALLOW_IMPORT={package}"
-            )
         try:
             with contained():
                 module = importlib.import_module(module_name)
@@ -140,6 +135,31 @@ class Trust:
         if not hasattr(module, attribute):
             raise SpecError(f"{name}: module {module_name} has no {attribute}: correct the name in the study file")
         return getattr(module, attribute)
+
+    def check_study(self, spec: StudySpec) -> None:
+        """Refuse a study any of whose trials would be refused for the code, the command or the files that it names.
+
+        Raises:
+            UsageError: for the first of them.
+        """
+        for name in spec.code_names:
+            self.check_package(name)
+        if spec.train.command is not None:
+            self.check_command(spec.train.command)
+        self.check_files(spec)
+
+    def check_package(self, name: str) -> None:
+        """Refuse code whose top package is not allowed; nothing is imported.
+
+        Raises:
+            UsageError: where it is not.
+        """
+        package = name.partition(":")[0].partition(".")[0]
+        if package not in self.packages:
+            raise UsageError(
+                f"the study wants to run {name}, and this machine does not allow the package {package}: if you trust "
+                f"it, add --allow-import {package} or set BUDGETTUNE_ALLOW_IMPORT={package}"
+            )
 
     def check_command(self, command: Sequence[str]) -> None:
         """Refuse a command that begins with none of the allowed ones: what follows those words is the study's affair.

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from budgettune.errors import StorageError, UsageError
-from budgettune.fleet import slurm
-from budgettune.fleet.plan import FleetPlan, nothing_to_do
+from budgettune.errors import UsageError
+from budgettune.fleet import ray_tasks, slurm
+from budgettune.fleet.plan import FleetPlan
+from budgettune.spec.study_spec import StudySpec
 from budgettune.storage.url import parse_url, split_password
 from budgettune.study.handle import create_study
 from budgettune.worker.processes import OUT_OF_TIME_STATUS
@@ -176,14 +177,19 @@ def test_a_job_begins_again_only_where_that_helps(status, seconds, again, tmp_pa
     assert left == (0 if again else status)
 
 
-def test_a_controller_that_is_away_for_a_moment_is_asked_again(tmp_path):
-    job = Job(tmp_path, f"exit {OUT_OF_TIME_STATUS}", requeue='[ "$(grep -c scontrol "$CALLS")" = 2 ]')
-    job.script.write_text(job.script.read_text().replace("in 5 15 0", "in 0 0 0"))
+@pytest.mark.parametrize(
+    ("scontrol", "status", "tries"),
+    [
+        ('[ "$(grep -c requeue "$CALLS")" = 9 ]', 0, 9),  # away, which ping says too, until the ninth time
+        ('[ "$1" = ping ]', OUT_OF_TIME_STATUS, 3),  # it is there, and refuses
+        ('kill -TERM "$PPID"; false', OUT_OF_TIME_STATUS, 1),  # away, and the job is ended
+    ],
+)
+def test_a_controller_that_is_away_is_asked_as_long_as_the_job_lives(scontrol, status, tries, tmp_path):
+    job = Job(tmp_path, f"exit {OUT_OF_TIME_STATUS}", requeue=scontrol)
+    job.script.write_text(re.sub(r"sleep \$\(\(.*", "sleep 0", job.script.read_text()))
     left, calls = job.run()
-    assert (left, calls[2:]) == (0, ["scontrol requeue 7_2"] * 2)
-    job = Job(tmp_path, f"exit {OUT_OF_TIME_STATUS}", requeue="false")
-    job.script.write_text(job.script.read_text().replace("in 5 15 0", "in 0 0 0"))
-    assert job.run()[0] == OUT_OF_TIME_STATUS
+    assert (left, calls.count("scontrol requeue 7_2")) == (status, tries)
 
 
 WORKS = "for i in {1..300}; do sleep 0.1; done"
@@ -286,16 +292,85 @@ def test_where_there_is_no_slurm_the_script_may_be_taken_elsewhere():
         slurm.submit(plan(), environment={"PATH": "/nowhere"})
 
 
-def test_a_study_that_is_not_there_or_has_nothing_left_is_given_to_no_engine(postgresql_url):
+def test_a_study_that_is_not_there_or_has_nothing_left_is_given_to_no_engine(run, postgresql_url, monkeypatch):
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("asked"))
     with create_study(grid(), postgresql_url) as study:
-        assert nothing_to_do(plan(url=postgresql_url, study="study")) is None
-        with pytest.raises(StorageError, match="other"):
-            nothing_to_do(plan(url=postgresql_url, study="other"))
+        status, _, err = run("fleet", "other", "--on", "slurm", "--storage", postgresql_url)
+        assert (status, "other" in err) == (1, True)
         study.hand_back(study.claim())
         work_off(study)
-        reason = nothing_to_do(plan(url=postgresql_url, study="study"))
-        assert "nothing left" in reason
-        assert "retry" not in reason, "a trial that was handed back ran again: nothing was given up"
+        status, _, err = run("fleet", "study", "--on", "slurm", "--storage", postgresql_url)
+    assert (status, "nothing left" in err) == (0, True)
+    assert "retry" not in err, "a trial that was handed back ran again: nothing was given up"
+
+
+OWN = {"objective": {"name": "distance", "direction": "minimize"}, "search": {"params.x": [1, 2]}}
+REFUSED = {
+    "code": ({**OWN, "train": {"loop": "mynets.code:train"}}, [], "does not allow the package mynets"),
+    "a program": ({**OWN, "train": {"command": ["python", "t.py"]}}, [], "--allow-command 'python t.py'"),
+    "a searched strategy": (
+        {"search": {"pruning.strategy": ["full", "rules.mine:Hardest"]}},
+        ["--", "--allow-import", "mynets"],
+        "does not allow the package rules",
+    ),
+    "a folder": ({"data": {"name": "folder", "root": "/srv/images"}}, [], "--allow-root /srv/images"),
+    "GPUs of times of a CPU": ({"machine": {"device_name": "EPYC x4"}}, ["--gpus", "1"], "each would have a GPU"),
+    "other threads": ({"machine": {"device_name": "EPYC x4"}}, ["--cpus", "2"], "each would have a CPU with 2 threads"),
+    "CPUs for times of a GPU": (
+        {"machine": {"device_name": "NVIDIA A100"}},
+        [],
+        "each would have a CPU with 1 thread:",
+    ),
+    "one GPU for two processes": (
+        {"train": {"processes": 2}},
+        ["--gpus", "1"],
+        "ask for --gpus 2 -- --gpus-per-trial 2",
+    ),
+    "two GPUs of two trials": ({"train": {"processes": 2}}, ["--gpus", "2"], "ask for --gpus 2 -- --gpus-per-trial 2"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+@pytest.mark.parametrize("engine", ["slurm", "ray"])
+def test_what_every_worker_would_refuse_is_said_before_any_is_started(case, engine, run, postgresql_url, monkeypatch):
+    document, words, sentence = REFUSED[case]
+    monkeypatch.setattr(slurm, "submit", lambda _: "submitted")
+    monkeypatch.setattr(ray_tasks, "run", lambda *_, **__: 7)
+    create_study(StudySpec.from_document({"name": "mine", **document}), postgresql_url)
+    status, out, err = run("fleet", "mine", "--on", engine, "--storage", postgresql_url, *words)
+    if (case, engine) == ("a folder", "ray"):  # it may be what the node's tasks run in
+        assert status == 7
+        return
+    assert (status, out, len(err.splitlines())) == (1, "", 1)
+    assert err.startswith("error: no worker of this fleet could train: ")
+    assert sentence in err
+
+
+ALLOWED = {
+    "code": ["--", "--allow-import", "mynets"],
+    "a program": ["--", "--allow-command", "python"],
+    "a searched strategy": ["--", "--allow-import", "rules"],
+    "a folder": ["--", "--allow-root", "/srv"],
+    "GPUs of times of a CPU": ["--gpus", "1", "--", "--allow-mixed"],
+    "other threads": ["--cpus", "2", "--", "--threads", "4"],
+    "CPUs for times of a GPU": ["--gpus", "1"],
+    "one GPU for two processes": [],
+    "two GPUs of two trials": ["--gpus", "4", "--", "--gpus-per-trial", "2"],
+}
+
+
+@pytest.mark.parametrize("case", ALLOWED)
+def test_what_workers_can_train_is_given_to_the_engine(case, run, postgresql_url, monkeypatch):
+    monkeypatch.setattr(slurm, "submit", lambda _: "submitted")
+    create_study(StudySpec.from_document({"name": "mine", **REFUSED[case][0]}), postgresql_url)
+    assert run("fleet", "mine", "--on", "slurm", "--storage", postgresql_url, *ALLOWED[case])[1] == "submitted\n"
+
+
+def test_what_this_box_allows_by_its_variables_is_allowed_on_the_nodes(run, monkeypatch):
+    monkeypatch.setenv("BUDGETTUNE_ALLOW_IMPORT", "mynets,rules")
+    monkeypatch.setenv("BUDGETTUNE_ALLOW_ROOT", "/srv")
+    _, printed, _ = run("fleet", "mine", "--on", "slurm", "--storage", SERVER, "--print", "--", "--allow-root", "/data")
+    assert "--allow-root /data --allow-import mynets --allow-import rules -- mine &" in printed
 
 
 @pytest.mark.parametrize(
