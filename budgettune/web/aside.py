@@ -32,8 +32,7 @@ class Aside:
     def __init__(self, name: str) -> None:
         self._name = name
         self._turn = threading.Lock()
-        self._process: BaseProcess | None = None
-        self._pipe: Connection | None = None
+        self._begun: tuple[BaseProcess, Connection] | None = None
 
     def __call__(self, function: Callable[..., Result], *arguments: Any) -> Result:
         """Return what a function returns there.
@@ -43,32 +42,27 @@ class Aside:
         """
         with self._turn:
             for _ in range(TRIES):
-                pipe = self._pipe if self._process is not None and self._process.is_alive() else None
-                pipe = pipe or self._start()
+                process, pipe = self._begun = self._begun or self._start()
                 try:
                     pipe.send((function, arguments))
                     result: Result = pipe.recv()
                     return result
                 except (EOFError, OSError):
-                    self._end()
+                    self._begun = None
+                    pipe.close()
+                    process.terminate()
+                    process.join()
+                if not threading.main_thread().is_alive():
+                    break  # the server ends, and has ended this process: another would outlive it
         raise Busy("what was asked for came to no end: something ended the process that worked on it")
 
-    def _start(self) -> Connection:
-        self._end()
+    def _start(self) -> tuple[BaseProcess, Connection]:
         spawn = multiprocessing.get_context("spawn")
-        self._pipe, theirs = spawn.Pipe()
-        self._process = spawn.Process(target=_serve, args=(theirs,), name=self._name, daemon=True)
-        self._process.start()
+        pipe, theirs = spawn.Pipe()
+        process = spawn.Process(target=_serve, args=(theirs,), name=self._name, daemon=True)
+        process.start()
         theirs.close()
-        return self._pipe
-
-    def _end(self) -> None:
-        if self._pipe is not None:
-            self._pipe.close()
-        if self._process is not None:
-            self._process.terminate()
-            self._process.join()
-        self._pipe = self._process = None
+        return process, pipe
 
 
 def _serve(pipe: Connection) -> None:

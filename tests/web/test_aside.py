@@ -25,7 +25,15 @@ def test_calls_are_answered_elsewhere_and_a_killed_process_is_replaced():
     with pytest.raises(Busy):
         call(os._exit, 1)
     assert call(divmod, 7, 2) == (3, 1)
-    call._end()
+
+
+def test_a_box_that_could_start_no_process_is_asked_again(monkeypatch):
+    call = Aside("test")
+    with monkeypatch.context() as patched:
+        patched.setattr("multiprocessing.context.SpawnProcess.start", lambda self: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            call(os.getpid)
+    assert call(divmod, 7, 2) == (3, 1)
 
 
 SERVER = """
@@ -53,6 +61,30 @@ def test_it_ends_with_its_server(tmp_path, end):
             return
         time.sleep(0.05)
     raise AssertionError("it lives on")
+
+
+LEAVES_AT_WORK = """
+import atexit, os, threading, time
+atexit.register(time.sleep, 1)  # last of all, so that a thread still has time for what it must not do
+from budgettune.web.aside import Aside
+
+class Counted(Aside):
+    def _start(self):
+        print("started", flush=True)
+        return super()._start()
+
+if __name__ == "__main__":
+    call = Counted("test")
+    call(os.getpid)
+    threading.Thread(target=call, args=(time.sleep, 60), daemon=True).start()
+    time.sleep(0.5)
+"""
+
+
+def test_a_server_that_ends_at_work_starts_no_process_any_more(tmp_path):
+    (tmp_path / "server.py").write_text(LEAVES_AT_WORK)
+    ended = subprocess.run([sys.executable, tmp_path / "server.py"], capture_output=True, text=True, timeout=60)
+    assert (ended.stdout, ended.returncode) == ("started\n", 0)
 
 
 def is_alive(number):
