@@ -9,9 +9,9 @@ from __future__ import annotations
 import gzip
 import hashlib
 import re
-import threading
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,10 @@ from budgettune.errors import UsageError
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
-PREFIX = re.compile(r"(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+")
+# Not a path of ours: what a proxy has taken away already would be taken away once more.
+PREFIX = re.compile(
+    r"(?!/(?:answers|answers-static|api|csv|dashboard|static)(?:/|$))(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+"
+)
 SCRIPT_IN_PAGE = 'src="/static/bundle.js"'
 ROOT_IN_SCRIPT = 'url_prefix:"/dashboard"'
 """Where the script says under which path its own pages are; others follow from it."""
@@ -38,7 +41,10 @@ def checked_prefix(text: str) -> str:
     """
     prefix = text.rstrip("/")
     if prefix and not PREFIX.fullmatch(prefix):
-        raise UsageError(f"prefix {text!r} is no path: write it like /tune, of letters, digits, - _ . and ~")
+        raise UsageError(
+            f"prefix {text!r} is no path, or one of the dashboard's own: write it like /tune, of letters, digits, "
+            f"- _ . and ~"
+        )
     return prefix
 
 
@@ -55,8 +61,6 @@ class Prefixed:
     app: WSGIApplication
     prefix: str
     folder: Path
-    _made: tuple[bytes, bytes] | None = field(default=None, init=False)
-    _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
 
     def __post_init__(self) -> None:
         """Read what is rewritten; `is_possible` says whether it is as it must be."""
@@ -91,7 +95,7 @@ class Prefixed:
         return [] if environ["REQUEST_METHOD"] == "HEAD" else [self._page]
 
     def _send_script(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        plain, packed = self._script()
+        plain, packed = self._script
         tag = f'"{hashlib.sha256(packed).hexdigest()[:16]}"'
         headers = [("ETag", tag), ("Cache-Control", "no-cache"), ("Vary", "Accept-Encoding")]
         if tag in environ.get("HTTP_IF_NONE_MATCH", ""):
@@ -104,15 +108,13 @@ class Prefixed:
         start_response("200 OK", headers)
         return [] if environ["REQUEST_METHOD"] == "HEAD" else [body]
 
+    @cached_property
     def _script(self) -> tuple[bytes, bytes]:
-        with self._lock:
-            if self._made is None:
-                script = (self.folder / "public" / "bundle.js").read_text(encoding="utf-8")
-                script = script.replace(ROOT_IN_SCRIPT, f'url_prefix:"{self.prefix}/dashboard"')
-                script = REQUESTS_IN_SCRIPT.sub(lambda found: found[0] + self.prefix, script)
-                script = DOWNLOADS_IN_SCRIPT.sub(lambda found: found[0] + self.prefix, script)
-                self._made = script.encode(), gzip.compress(script.encode(), 6, mtime=0)
-            return self._made
+        script = (self.folder / "public" / "bundle.js").read_text(encoding="utf-8")
+        script = script.replace(ROOT_IN_SCRIPT, f'url_prefix:"{self.prefix}/dashboard"')
+        script = REQUESTS_IN_SCRIPT.sub(lambda found: found[0] + self.prefix, script)
+        script = DOWNLOADS_IN_SCRIPT.sub(lambda found: found[0] + self.prefix, script)
+        return script.encode(), gzip.compress(script.encode(), 6, mtime=0)
 
 
 POLICY = (  # optuna-dashboard's own; one of its figures evaluates text

@@ -99,6 +99,7 @@ async function look() {
     await takeNewPage();
     return true;
   }
+  if (now.page === null && served.mark) await get(served.page); // a server that was started again has no page until then
   return isNews || now.mark !== served.mark; // trials have ended, and their page is being made
 }
 

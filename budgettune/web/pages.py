@@ -14,18 +14,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
-
 from budgettune.dashboard.shared_view import Refreshed, RefreshPace
 from budgettune.errors import StudyNotFound
 from budgettune.report.build import served_page
-from budgettune.report.page import FOLDER as REPORT_FOLDER
-from budgettune.report.page import Served, data_block, script_sources, states_sentence
+from budgettune.report.page import Served, script_sources, states_sentence
 from budgettune.storage.answers import ended_mark, state_counts
 from budgettune.storage.connection import Engine, open_engine
 from budgettune.storage.studies import all_studies, find_study
-from budgettune.web.reply import Reply, compressed, page_reply, refusal
+from budgettune.web.reply import Reply, compressed, page_reply, plain_page, refusal
 
 FOLDER = Path(__file__).parent
 MOST_PAGES = 50
@@ -40,6 +36,7 @@ FIRST_PATIENCE_SECONDS = 5.0
 """For which a visitor waits for the first page of a study."""
 PATIENCE_SECONDS = 0.3
 """For which a visitor waits for a newer page; the next look brings it."""
+WAIT = "This page is being made, and comes by itself. It takes seconds, for a large study half a minute."
 FOREVER = "private, max-age=31536000, immutable"  # a file's name has the hash of what is in it
 
 Run = Callable[..., Any]
@@ -124,9 +121,9 @@ class Pages:
     def latest_mark(self, study: str) -> str | None:
         """Return the mark of the latest page of a study, None where none is built, and see that it is refreshed."""
         with self._lock:
-            page = self._pages.get(study)
-        if page is None:
-            return None
+            if (page := self._pages.get(study)) is None:
+                return None
+            self._pages.move_to_end(study)
         page.patience_seconds = PATIENCE_SECONDS  # who asks here has a page, and asks again
         return page.get().mark
 
@@ -142,8 +139,8 @@ class Pages:
         with self._lock:
             page = self._pages.get(study)
             if page is None:
-                first = _Page(None, self._page_of("wait.html", [self._files[-1]], self._settings(study), study=study))
-                page = Refreshed(partial(self._build, study), self.pace(), FIRST_PATIENCE_SECONDS, first)
+                waiting = plain_page(study, notice=WAIT, served=self._served([self._files[-1]], self._settings(study)))
+                page = Refreshed(partial(self._build, study), self.pace(), FIRST_PATIENCE_SECONDS, _Page(None, waiting))
                 self._pages[study] = page
             self._pages.move_to_end(study)
             while len(self._pages) > MOST_PAGES:
@@ -158,7 +155,7 @@ class Pages:
 
     def _build(self, study: str, old: _Page | None) -> _Page:
         mark = ended_mark(self.engine, self._study_id(study))
-        if old is not None and old.mark == mark:
+        if old is not None and old.mark == mark and old.reply.status == 200:
             return old
         served = self._served(self._files, self._settings(study, mark))
         return _Page(mark, self.run(built, self.url, study, served))
@@ -182,18 +179,8 @@ class Pages:
             }
             for name, now in self.standings()
         ]
-        return self._page_of("index.html", [self._files[-1]], {"page": f"{self.prefix}/answers"}, rows=rows)
-
-    def _page_of(self, template: str, files: list[tuple[str, Reply]], settings: dict[str, str], **values: Any) -> Reply:
-        environment = Environment(
-            loader=FileSystemLoader(FOLDER), autoescape=True, trim_blocks=True, undefined=StrictUndefined
-        )
-        style = Markup((REPORT_FOLDER / "page.css").read_text(encoding="utf-8"))
-        served = self._served(files, settings)
-        text = environment.get_template(template).render(
-            prefix=self.prefix, style=style, served=served, data_block=data_block, **values
-        )
-        return page_reply(text)
+        served = self._served([self._files[-1]], {"page": f"{self.prefix}/answers"})
+        return plain_page("Answers", rows=rows, served=served, prefix=self.prefix)
 
     # --- Files that pages ask for -----------------------------------------------------------------------------------
 

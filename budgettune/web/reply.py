@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gzip
 import logging
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from budgettune.errors import (
     BudgetTuneError,
@@ -19,6 +21,8 @@ from budgettune.errors import (
     StudyNotFound,
     UsageError,
 )
+from budgettune.report.page import FOLDER as REPORT_FOLDER
+from budgettune.report.page import Served, data_block
 from budgettune.text import one_line, warn_once
 from budgettune.web.documents import json_text
 
@@ -46,12 +50,8 @@ PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; connect-src 'self'; style-src 'unsafe-inline'; img-src data: blob:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-ERROR_PAGE = Environment(autoescape=True).from_string(
-    """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark"><link rel="icon" href="data:,"><title>{{ title }}</title>
-</head><body><h1>{{ title }}</h1><p>{{ reason }}</p></body></html>
-"""
+TEMPLATES = Environment(
+    loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, undefined=StrictUndefined
 )
 
 log = logging.getLogger(__name__)
@@ -93,11 +93,26 @@ def page_reply(text: str, status: int = 200) -> Reply:
     return compressed(Reply(status, text.encode(), "text/html; charset=utf-8", policy))
 
 
-def compressed(reply: Reply, level: int = 6) -> Reply:
+def plain_page(
+    title: str,
+    *,
+    notice: str | None = None,
+    rows: Sequence[Mapping[str, str]] | None = None,
+    served: Served | None = None,
+    prefix: str = "",
+    status: int = 200,
+) -> Reply:
+    """Return a page without figures: the list of the studies in rows, or a sentence."""
+    style = Markup((REPORT_FOLDER / "page.css").read_text(encoding="utf-8"))
+    values = {"title": title, "notice": notice, "rows": rows, "served": served, "prefix": prefix}
+    text = TEMPLATES.get_template("plain.html").render(style=style, data_block=data_block, **values)
+    return page_reply(text, status)
+
+
+def compressed(reply: Reply) -> Reply:
     if len(reply.body) < LEAST_COMPRESSED:
         return reply
-    body = gzip.compress(reply.body, level, mtime=0)
-    return Reply(reply.status, reply.body, reply.kind, reply.headers, body)
+    return replace(reply, compressed=gzip.compress(reply.body, 6, mtime=0))
 
 
 def refusal(error: Exception, *, is_page: bool = False) -> Reply:
@@ -106,8 +121,8 @@ def refusal(error: Exception, *, is_page: bool = False) -> Reply:
     headers: tuple[tuple[str, str], ...] = (("Retry-After", str(RETRY_SECONDS)),) if status == 503 else ()
     headers += (("Allow", ALLOWED),) if status == 405 else ()
     if is_page:
-        page = page_reply(ERROR_PAGE.render(title=f"{status} {STATUSES[status]}", reason=reason), status)
-        return Reply(status, page.body, page.kind, page.headers + headers, page.compressed)
+        page = plain_page(f"{status} {STATUSES[status]}", notice=reason, status=status)
+        return replace(page, headers=page.headers + headers)
     return Reply(status, json_text({"kind": kind, "reason": reason}).encode(), headers=headers)
 
 

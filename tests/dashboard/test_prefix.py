@@ -80,7 +80,8 @@ def test_the_page_of_a_version_that_names_its_paths_otherwise_is_left_out(tmp_pa
 
 
 @pytest.mark.parametrize(
-    "prefix", ["tune", "/tune space", "//tune", "/tune//x", "/../x", "/tune'", "/tüne", "http://x"]
+    "prefix",
+    ["tune", "/tune space", "//tune", "/tune//x", "/../x", "/tune'", "/tüne", "http://x", "/dashboard", "/answers/x"],
 )
 def test_what_is_no_path_is_refused(url, prefix):
     with pytest.raises(UsageError, match="write it like /tune"):
@@ -89,6 +90,7 @@ def test_what_is_no_path_is_refused(url, prefix):
 
 def test_a_prefix_may_have_parts_and_a_slash_at_its_end():
     assert checked_prefix("/our/tune-2/") == "/our/tune-2"
+    assert checked_prefix("/answers-of-ours") == "/answers-of-ours"
     assert checked_prefix("/") == checked_prefix("") == ""
 
 

@@ -22,7 +22,7 @@ from budgettune.web.app import Answers
 from budgettune.web.pages import Pages
 from budgettune.web.questions import QUESTIONS
 from budgettune.web.recommending import MOST_WAITING, Question, Recommendations
-from budgettune.web.reply import Reply
+from budgettune.web.reply import Reply, refusal
 from tests.support.studies import grid, result
 from tests.support.wsgi import Visitor, quoted
 
@@ -282,6 +282,29 @@ def test_a_page_is_built_again_when_a_trial_has_ended_and_not_before(sqlite_url)
     wait_until(lambda: pages.latest_mark("study") != builds[0][2].settings["mark"])
     assert "1 finished" in pages.page("study").body.decode()
     assert len(builds) == 2
+
+
+def test_a_page_that_could_not_be_built_is_built_again(sqlite_url):
+    study = make_study(sqlite_url, 3)
+    replies = iter([refusal(StorageBusy("away"), is_page=True), Reply(200, b"the page")])
+    always = lambda: RefreshPace(share=1.0, shortest_seconds=0.0)  # noqa: E731
+    pages = Pages(sqlite_url, study.engine, "", lambda *_: next(replies), pace=always)
+    assert pages.page("synthetic").status == 503
+    assert pages.latest_mark("synthetic"), "who waits for the page is told to ask for it, and that it failed"
+    wait_until(lambda: pages.page("synthetic").body == b"the page")
+
+
+def test_a_page_that_is_open_stays_when_others_make_room(sqlite_url, monkeypatch):
+    monkeypatch.setattr(live_pages, "MOST_PAGES", 2)
+    study = create_study(grid("a"), sqlite_url)
+    for name in ("b", "c"):
+        create_study(grid(name), sqlite_url)
+    pages = Pages(sqlite_url, study.engine, "", lambda *_: Reply(200, b"the page"))
+    pages.page("a"), pages.page("b")
+    assert pages.latest_mark("a")
+    pages.page("c")
+    assert pages.latest_mark("a")
+    assert pages.latest_mark("b") is None
 
 
 def test_visitors_get_the_last_page_while_one_builds_the_next(sqlite_url):

@@ -1,5 +1,6 @@
 """The pages of now in a real browser: they follow workers, keep what the reader has set, and work behind a proxy."""
 
+import random
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -7,10 +8,13 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from benchmarks.support.synthetic import make_study
+from benchmarks.support.synthetic import complete_row, make_study
+from benchmarks.support.synthetic import result as made
 from budgettune.dashboard.app import listen, make_app
 from budgettune.report import front_figures
 from budgettune.spec.study_spec import load_spec
+from budgettune.storage.connection import writing
+from budgettune.storage.writes import insert_trials
 from budgettune.study.handle import create_study
 from budgettune.web.app import Answers
 from tests.support.browser import PATIENCE_MS, until
@@ -102,6 +106,22 @@ def test_a_page_follows_real_workers_and_keeps_what_its_reader_has_set(browser, 
         until(page, f"({drawn}.scrollIntoView(), {drawn}.isDrawn)")
         points = f"{drawn}._fullData.reduce((sum, each) => sum + (each.mode === 'markers' ? each._length : 0), 0)"
         until(page, f"{points} >= 12")
+
+
+def test_a_page_goes_on_with_a_server_that_was_started_again(browser, sqlite_url):
+    study, apps = make_study(sqlite_url, 6, epochs=3), [make_app(sqlite_url, answers=Answers)]
+    has_trials = "document.querySelector('main')?.textContent.includes('{} trials')"
+    with (
+        listen(lambda *request: apps[-1](*request), "127.0.0.1", 0) as address,
+        opened(browser, f"{address}answers/synthetic") as page,
+    ):
+        until(page, has_trials.format(6))
+        page.evaluate("window.isTheSame = true")
+        apps.append(make_app(sqlite_url, answers=Answers))
+        with writing(study.engine) as connection:
+            insert_trials(connection, study.study_id, [complete_row(study.spec, 6, made(random.Random(6)), ())])
+        until(page, has_trials.format(7))
+        assert page.evaluate("window.isTheSame") is True
 
 
 def test_a_recommendation_is_of_the_budget_that_the_slider_shows(browser, sqlite_url):
