@@ -171,26 +171,33 @@ class Thought {
     this.timer = setTimeout(() => this.ask(), pause);
   }
   again() {
-    if (!this.isThinking) this.later(0); // who thinks already is asked again by an answer that is of before
+    if (this.isThinking) this.isOld = true;
+    else this.later(0);
   }
   async ask() {
     if (!(this.budget > 0) || !this.place.offsetParent) return;
     const asked = (this.asked = new AbortController());
+    this.isOld = false; // whether trials have ended since
     this.think(true);
     const device = page.views[this.view]?.machine;
     const query = new URLSearchParams({ budget: `${this.budget}s`, ...(device && { device_name: device }) });
     try {
-      const answer = await (await get(`${served.api}/recommend?${query}`, asked.signal)).json();
+      const response = await get(`${served.api}/recommend?${query}`, asked.signal);
+      const answer = await response.json();
       if (asked.signal.aborted) return;
       this.think(false);
       this.place.replaceChildren(...recommendationParts(answer));
+      this.goOn(response); // which may be the answer of before, while a newer one is being made
     } catch (error) {
       if (asked.signal.aborted) return;
       this.think(false);
       this.place.replaceChildren(element("p", `What else could be trained: ${error.message}`, "guide"));
-      const wait = Number(error.response?.headers.get("Retry-After"));
-      if (wait) this.later(1000 * wait);
+      this.goOn(error.response);
     }
+  }
+  goOn(response) {
+    const wait = Number(response?.headers.get("Retry-After"));
+    if (wait || this.isOld) this.later(1000 * wait);
   }
   think(isThinking) {
     this.isThinking = isThinking;

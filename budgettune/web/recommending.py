@@ -6,14 +6,14 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from budgettune import api
 from budgettune.errors import UsageError
 from budgettune.predict.recommend import Ask, answer
-from budgettune.web.reply import Asked, Busy, Reply, json_reply, refusal
+from budgettune.web.reply import RETRY_SECONDS, Asked, Busy, Reply, json_reply, refusal
 
 if TYPE_CHECKING:
     from budgettune.predict.predictor import Predictor
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 MOST_KEPT = 500
 MOST_WAITING = 16
 """Threads that wait for answers; the server has more, for all other requests."""
+PATIENCE_SECONDS = 45.0  # proxies wait for 60
+OLDER = "trials have ended since this was the answer; a newer one is being made: ask again"
 
 
 class Question(NamedTuple):
@@ -65,18 +67,20 @@ def _predictor(url: str, study: str, device_name: str | None, mark: str) -> Pred
 
 @dataclass(eq=False)
 class Recommendations:
-    """Answers of `recommendation`, each of a moment after it was asked for, and made once for all who wait for it.
+    """Answers of `recommendation`, each made once for all who wait for it, of a moment after they asked.
 
-    While one study is thought about, questions gather: those of one study and machine are then answered together, of
-    one moment. However fast its trials end, nobody waits for longer than it takes to learn twice from each study that
-    is asked.
+    While one study is thought about, questions gather; those about one study and machine are then answered together,
+    of one moment. So whoever asks while trials end waits until each study that is asked was learnt from twice at most,
+    and gets an older answer where that takes long.
 
     Args:
         run: calls a function, elsewhere or here.
+        patience_seconds: for which somebody waits.
     """
 
     run: Callable[[Callable[[Question, str], Reply], Question, str], Reply]
-    _kept: OrderedDict[tuple[Question, str], Reply] = field(default_factory=OrderedDict, init=False)
+    patience_seconds: float = PATIENCE_SECONDS
+    _kept: OrderedDict[Question, tuple[str, Reply]] = field(default_factory=OrderedDict, init=False)
     _gathering: dict[tuple[str | None, ...], Batch] = field(default_factory=dict, init=False)
     _waiting: int = field(default=0, init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
@@ -90,34 +94,45 @@ class Recommendations:
             mark: of the study as it is now: another one once a trial has ended.
 
         Raises:
-            Busy: where too many wait already.
+            Busy: where too many wait already, or the first answer is not there in time.
         """
         with self._lock:
-            if reply := self._kept.get((question, mark)):
+            if reply := self._known(question, mark):
                 return reply
-            if self._waiting >= MOST_WAITING:
+            gathered = sum(len(batch.answers) for batch in self._gathering.values())  # also for some who went away
+            if max(self._waiting, gathered) >= MOST_WAITING:
                 raise Busy("too many ask what to train just now: ask again in a moment")
             self._waiting += 1
             batch = self._gathering.setdefault(question[:3], Batch())
-            batch.mark, is_first = mark, not batch.answers
+            batch.mark = mark
+            if not batch.answers:
+                threading.Thread(target=self._answer, args=[question[:3]], name="recommend", daemon=True).start()
             future = batch.answers.setdefault(question, Future())
         try:
-            if is_first:
-                with self._turn:
-                    self._answer(question[:3])
-            return future.result()
+            return future.result(self.patience_seconds)
+        except TimeoutError:
+            older = self._kept.get(question)
+            if older is None:
+                raise Busy("learning from this study takes long just now: ask again in a moment") from None
+            headers = (("Budgettune-Note", OLDER), ("Retry-After", str(RETRY_SECONDS)))
+            return replace(older[1], headers=older[1].headers + headers)
         finally:
             with self._lock:
                 self._waiting -= 1
 
+    def _known(self, question: Question, mark: str) -> Reply | None:
+        known_mark, reply = self._kept.get(question, (None, None))
+        return reply if known_mark == mark else None
+
     def _answer(self, group: tuple[str | None, ...]) -> None:
-        with self._lock:
-            batch = self._gathering.pop(group)
-        for question, future in batch.answers.items():
-            future.set_result(self._reply(question, batch.mark))
+        with self._turn:
+            with self._lock:
+                batch = self._gathering.pop(group)
+            for question, future in batch.answers.items():
+                future.set_result(self._reply(question, batch.mark))
 
     def _reply(self, question: Question, mark: str) -> Reply:
-        if reply := self._kept.get((question, mark)):  # who asked before meant the same moment
+        if reply := self._known(question, mark):  # who asked before meant the same moment
             return reply
         try:
             reply = self.run(recommendation, question, mark)
@@ -125,7 +140,8 @@ class Recommendations:
             reply = refusal(error)
         if reply.status < 500:  # after a failure the next one tries again
             with self._lock:
-                self._kept[question, mark] = reply
+                self._kept[question] = mark, reply
+                self._kept.move_to_end(question)
                 while len(self._kept) > MOST_KEPT:
                     self._kept.popitem(last=False)
         return reply

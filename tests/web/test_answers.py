@@ -386,9 +386,9 @@ def ask(number=1.0):
 class Thinker:
     """Answers with the mark; the first thought ends when it is let."""
 
-    def __init__(self):
+    def __init__(self, **settings):
         self.thought, self.may_end, self.threads, self.replies = [], threading.Event(), [], []
-        self.recommendations = Recommendations(self.think)
+        self.recommendations = Recommendations(self.think, **settings)
 
     def think(self, _, question, mark):
         self.thought.append((question.budget_seconds, mark))
@@ -429,6 +429,34 @@ def test_who_asks_while_trials_end_waits_for_one_thought_more_not_for_one_per_mo
     thinker.end()
     assert sorted(thinker.replies) == [b"0"] + [b"8"] * 8
     assert thinker.thought == [(1.0, "0"), (1.0, "8"), (0.0, "8")]
+
+
+def test_who_would_wait_for_long_gets_the_answer_of_before_or_is_told_to_come_again():
+    thinker = Thinker(patience_seconds=0.05)
+    of = thinker.recommendations.of
+    with pytest.raises(recommending.Busy, match="ask again"):
+        of(ask(), "0")
+    thinker.may_end.set()
+    wait_until(lambda: ask() in thinker.recommendations._kept)
+    assert of(ask(), "0") == Reply(200, b"0")
+    thinker.may_end.clear()
+    older = of(ask(), "1")
+    assert (older.status, older.body) == (200, b"0")
+    assert {"Retry-After", "Budgettune-Note"} <= dict(older.headers).keys()
+    thinker.may_end.set()
+    wait_until(lambda: of(ask(), "1") == Reply(200, b"1"))
+
+
+def test_questions_that_gather_are_no_more_than_may_wait():
+    thinker = Thinker(patience_seconds=0.001)
+    for number in range(MOST_WAITING + 1):  # the first is being thought about, and none of those who asked still waits
+        with pytest.raises(recommending.Busy, match="learning"):
+            thinker.recommendations.of(ask(float(number)), "mark")
+        wait_until(lambda: thinker.thought)
+    with pytest.raises(recommending.Busy, match="too many"):
+        thinker.recommendations.of(ask(99), "mark")
+    thinker.may_end.set()
+    wait_until(lambda: len(thinker.thought) == MOST_WAITING + 1)
 
 
 def test_beyond_so_many_who_wait_the_next_is_told_to_come_again():

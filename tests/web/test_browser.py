@@ -8,14 +8,15 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from benchmarks.support.synthetic import complete_row, make_study
-from benchmarks.support.synthetic import result as made
+from benchmarks.support import synthetic
+from benchmarks.support.synthetic import make_study
 from budgettune.dashboard.app import listen, make_app
 from budgettune.report import front_figures
 from budgettune.spec.study_spec import load_spec
 from budgettune.storage.connection import writing
 from budgettune.storage.writes import insert_trials
 from budgettune.study.handle import create_study
+from budgettune.study.sampling import search_space, stored_params
 from budgettune.web.app import Answers
 from tests.support.browser import PATIENCE_MS, until
 from tests.support.proxies import proxied
@@ -119,7 +120,11 @@ def test_a_page_goes_on_with_a_server_that_was_started_again(browser, sqlite_url
         page.evaluate("window.isTheSame = true")
         apps.append(make_app(sqlite_url, answers=Answers))
         with writing(study.engine) as connection:
-            insert_trials(connection, study.study_id, [complete_row(study.spec, 6, made(random.Random(6)), ())])
+            insert_trials(
+                connection,
+                study.study_id,
+                [synthetic.complete_row(study.spec, 6, synthetic.result(random.Random(6)), ())],
+            )
         until(page, has_trials.format(7))
         assert page.evaluate("window.isTheSame") is True
 
@@ -137,6 +142,45 @@ def test_a_recommendation_is_of_the_budget_that_the_slider_shows(browser, sqlite
         assert "in time with" in page.locator(".recommendation").inner_text()
 
 
+def test_what_to_train_is_asked_again_where_the_answer_is_of_before(browser, sqlite_url):
+    study = make_study(sqlite_url, 12, epochs=3)
+    with served(sqlite_url) as address, opened(browser, f"{address}/answers/synthetic") as page:
+        until(page, "!!document.querySelector('.recommendation .headline')")
+        held = []
+        page.route("**/recommend?*", lambda route: held.append(route))
+        page.locator("#machine0-seconds").fill("1000")
+        wait_for(page, lambda: len(held) == 1)
+        reply = held[0].fetch()
+        held[0].fulfill(response=reply, headers={**reply.headers, "Retry-After": "1"})
+        wait_for(page, lambda: len(held) == 2)
+
+        # A newer page comes while the server is still thinking.
+        params = {name: values[0] for name, values in synthetic.PAPER_SEARCH.items()}
+        made = synthetic.result(random.Random(1), params, epochs=3)
+        row = synthetic.complete_row(study.spec, 12, made, stored_params(search_space(study.spec), params))
+        with writing(study.engine) as connection:
+            insert_trials(connection, study.study_id, [row])
+        until(page, "document.querySelector('.states').textContent.includes('13 finished')")
+        until(page, "document.querySelector('main').textContent.includes('13 trials')")
+        page.wait_for_timeout(1_000)
+        assert len(held) == 2
+        held[1].continue_()
+        wait_for(page, lambda: len(held) == 3)
+        held[2].continue_()
+        until(page, "document.querySelector('.recommendation').getAttribute('aria-busy') === 'false'")
+        page.wait_for_timeout(2_000)
+        assert len(held) == 3
+
+
+def wait_for(page, condition):
+    """Wait for what happens here, while the page goes on."""
+    for _ in range(PATIENCE_MS // 100):
+        if condition():
+            return
+        page.wait_for_timeout(100)
+    raise AssertionError("never so")
+
+
 def test_nothing_is_asked_while_nobody_sees_the_page(browser, sqlite_url):
     make_study(sqlite_url, 6, epochs=3)
     with served(sqlite_url) as address, opened(browser, f"{address}/answers") as page:
@@ -147,11 +191,7 @@ def test_nothing_is_asked_while_nobody_sees_the_page(browser, sqlite_url):
         assert page.asked == []
         page.evaluate("delete document.hidden; document.dispatchEvent(new Event('visibilitychange'))")
         until(page, "true")
-        for _ in range(600):
-            if page.asked:
-                break
-            page.wait_for_timeout(100)
-        assert page.asked
+        wait_for(page, lambda: page.asked)
 
 
 @pytest.mark.parametrize("strips", [False, True], ids=["a proxy that keeps the prefix", "a proxy that strips it"])
