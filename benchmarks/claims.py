@@ -37,7 +37,7 @@ from budgettune.storage.connection import writing
 from budgettune.storage.schema import trial_params, trial_values, trials
 from budgettune.storage.writes import insert_trials
 from budgettune.study.handle import StudyHandle, create_study, load_study
-from budgettune.study.sampling import search_space, stored_params
+from budgettune.study.sampling import search_space, storing
 from budgettune.worker.loop import run_worker
 from budgettune.worker.options import WorkerOptions
 from budgettune.worker.signals import StopFlag
@@ -63,7 +63,7 @@ def sampled_study(url: str, finished: int) -> StudyHandle:
         for cell in range(first, min(first + ROWS_PER_TRANSACTION, finished)):
             params = {"train.lr": 10 ** rng.uniform(-4, -1), "scale": rng.uniform(1.0, 1.4)}
             made = synthetic.result(rng, params, epochs=CURVE_EPOCHS)
-            rows.append(synthetic.complete_row(spec, cell, made, stored_params(space, params)))
+            rows.append(synthetic.complete_row(spec, cell, made, storing(space)(params)))
         with writing(study.engine) as connection:
             insert_trials(connection, study.study_id, rows)
     refresh(study)

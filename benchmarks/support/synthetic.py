@@ -27,7 +27,7 @@ from budgettune.storage.studies import add_machine_key
 from budgettune.storage.writes import NewTrial, StoredParam, insert_trials
 from budgettune.study.handle import StudyHandle, create_study
 from budgettune.study.ledger import Queued
-from budgettune.study.sampling import search_space, stored_params
+from budgettune.study.sampling import search_space, storing
 
 ROWS_PER_TRANSACTION = 1_000
 BOX = MachineInfo(
@@ -178,7 +178,7 @@ def make_study(
         rows = []
         for cell, params in enumerate(points, start=first):
             made = result(rng, params, epochs=epochs, machine=machines[cell % len(machines)])
-            rows.append(complete_row(study.spec, cell, made, stored_params(space, params)))
+            rows.append(complete_row(study.spec, cell, made, storing(space)(params)))
         with writing(study.engine) as connection:
             insert_trials(connection, study.study_id, rows)
     return study

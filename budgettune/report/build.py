@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,10 +43,9 @@ def write_report(
     """
     if (figure is None) != (format == "html"):
         raise UsageError("--figure NAME goes with --format png or svg, and they with it; the page has all figures")
-    report = _report(engine, study_id, device_name=device_name, clean_only=clean_only)
-    values = report.contents
+    values, ahead = _report(engine, study_id, device_name=device_name, clean_only=clean_only)
     if figure is None:
-        document = build_page(values, forecast=report.ahead, budget_seconds=budget_seconds).encode()
+        document = build_page(values, forecast=ahead, budget_seconds=budget_seconds).encode()
     elif len(values.views) > 1 or values.left_out:
         kinds = "; ".join(row["machine"] for row in values.machines)
         raise UsageError(f"times of several kinds of machine share no figure: choose one with --device-name: {kinds}")
@@ -55,7 +53,7 @@ def write_report(
         raise NothingToDraw("no trial is finished yet: run `budgettune worker` first")
     else:
         view = values.views[0]
-        of = report.ahead(view) if figure in FIGURES and FIGURES[figure].about == "forecast" else None
+        of = ahead(view) if figure in FIGURES and FIGURES[figure].about == "forecast" else None
         document = picture(draw(figure, view, of=of, notes=values.stopping), format)
     with opened(out) as file:
         file.write(document)
@@ -63,19 +61,14 @@ def write_report(
 
 def served_page(engine: Engine, study_id: int, served: Served) -> str:
     """Return the page of a study as it is now, for a server that brings it what it asks for."""
-    report = _report(engine, study_id)
-    return build_page(report.contents, forecast=report.ahead, served=served)
+    values, ahead = _report(engine, study_id)
+    return build_page(values, forecast=ahead, served=served)
 
 
-@dataclass(frozen=True)
-class _Report:
-    """What a report is made from."""
-
-    contents: Contents
-    ahead: Callable[[Overview], StudyForecast]
-
-
-def _report(engine: Engine, study_id: int, *, device_name: str | None = None, clean_only: bool = False) -> _Report:
+def _report(
+    engine: Engine, study_id: int, *, device_name: str | None = None, clean_only: bool = False
+) -> tuple[Contents, Callable[[Overview], StudyForecast]]:
+    """Return what a report says, and what forecasts for it."""
     study = next((row for row in all_studies(engine) if row.study_id == study_id), None)
     if study is None:
         raise StudyNotFound("the study is gone")
@@ -96,7 +89,7 @@ def _report(engine: Engine, study_id: int, *, device_name: str | None = None, cl
     def ahead(view: Overview) -> StudyForecast:
         return forecast(view, spec, learnt_from, probes)
 
-    return _Report(values, ahead)
+    return values, ahead
 
 
 def picture(figure: Any, format: str) -> bytes:  # noqa: A002

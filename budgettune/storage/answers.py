@@ -19,6 +19,7 @@ from budgettune.storage.connection import reading
 from budgettune.storage.schema import (
     SPEC_ATTRIBUTE,
     STATES,
+    attribute_values,
     is_objective,
     is_of_a_cell,
     plain_text,
@@ -79,13 +80,7 @@ def param_names(engine: sa.Engine, study_id: int) -> list[str]:
 
 def measure_names(engine: sa.Engine, study_id: int) -> list[str]:
     """Return the names of all numbers that trials of a study reported beside its objective, sorted."""
-    attribute = trial_user_attributes
-    query = (
-        sa.select(attribute.c.value_json)
-        .distinct()
-        .join(trials, trials.c.trial_id == attribute.c.trial_id)
-        .where(trials.c.study_id == study_id, attribute.c.key == "measures")
-    )
+    query = attribute_values(study_id, "measures").distinct()
     with reading(engine) as connection:
         found = [read_measures(parse_json(text)) for text in connection.execute(query).scalars()]
     return sorted({name for each in found for name in each})

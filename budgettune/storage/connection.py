@@ -198,7 +198,7 @@ def _connect_to_postgresql(
         except dialect.loaded_dbapi.Error as error:
             if not is_busy(error):
                 raise
-        for engine in list(_tuned_servers):
+        for engine in filter(None, (each() for each in _tuned_servers.keyrefs())):  # other threads may add some
             engine.pool.dispose()  # only what nobody uses; the pool goes on
         time.sleep(shortened_by_chance(pause_seconds))
     return dialect.connect(*arguments, **options)

@@ -150,6 +150,13 @@ def _attribute_text(key: str) -> sa.ColumnElement[str]:
     return sa.func.coalesce(value.correlate(trials).scalar_subquery(), "")
 
 
+def attribute_values(study_id: int, key: str) -> sa.Select[tuple[str]]:
+    """Return the query of a user attribute of a study's trials, as JSON; a row for each trial that has it."""
+    attribute = trial_user_attributes
+    query = sa.select(attribute.c.value_json).join(trials, trials.c.trial_id == attribute.c.trial_id)
+    return query.where(trials.c.study_id == study_id, attribute.c.key == key)
+
+
 def plain_text(column: sa.ColumnElement[Any]) -> sa.ColumnElement[str]:
     """Return a column as text, so that a value which another program put there cannot break the reading."""
     return sa.cast(column, sa.String)

@@ -14,6 +14,7 @@ from budgettune.records import KEPT_EPOCHS, OPEN, Slot, SlotRow, StoppingNote
 from budgettune.spec.objective import Aim
 from budgettune.storage.connection import reading
 from budgettune.storage.schema import (
+    attribute_values,
     is_objective,
     is_of_a_cell,
     is_of_a_slot,
@@ -243,12 +244,5 @@ def waiting_params(engine: sa.Engine, study_id: int, after_id: int, limit: int) 
 
 def has_kept_epochs(engine: sa.Engine, study_id: int) -> bool:
     """Whether a trial of a study is known to have been kept half-trained."""
-    attribute = trial_user_attributes
-    query = (
-        sa.select(attribute.c.trial_id)
-        .join(trials, trials.c.trial_id == attribute.c.trial_id)
-        .where(trials.c.study_id == study_id, attribute.c.key == KEPT_EPOCHS)
-        .limit(1)
-    )
     with reading(engine) as connection:
-        return connection.execute(query).first() is not None
+        return connection.execute(attribute_values(study_id, KEPT_EPOCHS).limit(1)).first() is not None

@@ -19,6 +19,7 @@ from budgettune.storage.connection import reading, writing
 from budgettune.storage.schema import (
     KINDS_ATTRIBUTE,
     SPEC_ATTRIBUTE,
+    attribute_values,
     plain_text,
     studies,
     study_user_attributes,
@@ -157,12 +158,10 @@ def machine_keys(connection: sa.Connection, study_id: int) -> list[str]:
     kept = study_attribute(connection, study_id, KINDS_ATTRIBUTE)
     if isinstance(kept, list):
         return [name for name in kept if isinstance(name, str)]
-    attribute = trial_user_attributes
     query = (
-        sa.select(attribute.c.value_json)
-        .join(trials, trials.c.trial_id == attribute.c.trial_id)
-        .where(trials.c.study_id == study_id, trials.c.state == "COMPLETE", attribute.c.key == "device_name")
-        .group_by(attribute.c.value_json)
+        attribute_values(study_id, "device_name")
+        .where(trials.c.state == "COMPLETE")
+        .group_by(trial_user_attributes.c.value_json)
         .order_by(sa.func.min(trials.c.datetime_complete), sa.func.min(trials.c.number))
     )
     return [name for name in map(parse_json, connection.execute(query).scalars()) if isinstance(name, str)]
@@ -170,13 +169,7 @@ def machine_keys(connection: sa.Connection, study_id: int) -> list[str]:
 
 def machines(connection: sa.Connection, study_id: int) -> list[MachineInfo]:
     """Return the boxes that a study's times come from, in no order; those that say the same of themselves once."""
-    attribute = trial_user_attributes
-    query = (
-        sa.select(attribute.c.value_json)
-        .distinct()
-        .join(trials, trials.c.trial_id == attribute.c.trial_id)
-        .where(trials.c.study_id == study_id, trials.c.state == "COMPLETE", attribute.c.key == "machine")
-    )
+    query = attribute_values(study_id, "machine").where(trials.c.state == "COMPLETE").distinct()
     return [found for text in connection.execute(query).scalars() if (found := read_json(DOCUMENTS["machine"], text))]
 
 

@@ -42,10 +42,6 @@ class Duration:
     seconds: float  # until it is recorded
     first_epoch_seconds: float  # until there is something to go on from elsewhere
 
-    def fits(self, seconds_left: float, *, can_go_on: bool) -> bool:
-        """Whether to begin it: it ends in time, or gets so far that another worker can go on with it."""
-        return (self.first_epoch_seconds if can_go_on else self.seconds) <= seconds_left
-
 
 class Durations:
     """Predicts durations on one kind of machine from trials that finished there, and from probes.
@@ -186,9 +182,11 @@ class Outlook:
         began = self._clock()
         duration = self._durations.of(params)
         self._looked(began)
-        if duration is None or duration.fits(seconds_left, can_go_on=self._can_go_on):
+        if duration is None:
             return True
         needed = duration.first_epoch_seconds if self._can_go_on else duration.seconds
+        if needed <= seconds_left:
+            return True
         self.shortest_seconds = min(needed, self.shortest_seconds or math.inf)
         return False
 

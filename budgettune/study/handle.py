@@ -14,7 +14,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
-from budgettune.errors import BudgetTuneError, NotSearched, SpecError, StorageBusy, StudyExists, StudyNotFound
+from budgettune.errors import BudgetTuneError, NotSearched, SpecError, StorageBusy, StudyExists
 from budgettune.records import HANDED_BACK, Claim, Slot, SlotRow, TrialResult, trial_attributes
 from budgettune.spec.study_spec import StudySpec
 from budgettune.storage import slots, transactions
@@ -305,13 +305,6 @@ class StudyHandle:
     def holds(self, claim: Claim) -> bool:
         """Whether the database still has the row of a trial."""
         return bool(trial_records(self.engine, self.study_id, numbers=[claim.number], documents=False))
-
-    def is_current(self) -> bool:
-        """Whether the database still has this study, and not another one under its name."""
-        try:
-            return self.is_of(find_study(self.engine, self.name))
-        except StudyNotFound:
-            return False
 
     def is_of(self, row: StudyRow) -> bool:
         """Whether a study as the database has it is this one."""

@@ -64,12 +64,7 @@ def _distribution(axis: AxisSpec) -> BaseDistribution:
     return FloatDistribution(float(axis.low), float(axis.last), log=axis.log, step=axis.step)
 
 
-def stored_params(space: Mapping[str, BaseDistribution], params: Mapping[str, Any]) -> tuple[StoredParam, ...]:
-    """Return a point as Optuna stores it."""
-    return _storing(space)(params)
-
-
-def _storing(space: Mapping[str, BaseDistribution]) -> Callable[[Mapping[str, Any]], tuple[StoredParam, ...]]:
+def storing(space: Mapping[str, BaseDistribution]) -> Callable[[Mapping[str, Any]], tuple[StoredParam, ...]]:
     """Return what puts points as Optuna stores them, for many: Optuna's own goes through all choices for each."""
     texts = {name: distribution_to_json(distribution) for name, distribution in space.items()}
     places = {
@@ -217,12 +212,12 @@ def fresh_point(spec: StudySpec, proposal: Mapping[str, Any], known: set[Point],
     Samplers repeat points of small spaces, and the corners of large ones. Once all of a small space has run, the
     proposal stands.
     """
-    storing = _storing(search_space(spec))
-    stored = storing(proposal)
+    stores = storing(search_space(spec))
+    stored = stores(proposal)
     if point_of(stored) not in known:
         return stored
     rng = random.Random(seed)
-    candidates = map(storing, _points(spec, rng))
+    candidates = map(stores, _points(spec, rng))
     fresh = [point for point in candidates if point_of(point) not in known]
     return rng.choice(fresh) if fresh else stored
 

@@ -70,24 +70,22 @@ class Answers:
         query = environ.get("QUERY_STRING", "")
         if match := API.fullmatch(path):
             study, question = match.groups()
-            values = QUESTIONS[question].read(query)
+            values = read_query(query, QUESTIONS[question].parameters)
+            if question == "standing":
+                return self._standing(study)
             ask: Callable[..., Reply] = getattr(self, f"_{question}")
-            return ask(self._handle(study), **values) if question != "standing" else self._standing(study)
-        if match := FILE.fullmatch(path):
-            return self._file(match[1], environ)
-        whole: dict[str, Callable[[], Reply]] = {
-            "/api/answers": self._studies,
-            "/api/answers/openapi.json": lambda: json_reply(
-                openapi(budgettune.__version__, self.prefix, has_password=self.has_password)
-            ),
-            "/answers": self.pages.index,
-        }
-        if make := whole.get(path.rstrip("/")):
-            if path.startswith("/api"):
-                read_query(query, ())
-            return make()
+            return ask(self._handle(study), **values)
+        if path.rstrip("/") == "/answers":
+            return self.pages.index()
         if match := PAGE.fullmatch(path):
             return self.pages.page(match[1])
+        if match := FILE.fullmatch(path):
+            return self._file(match[1], environ)
+        if path.rstrip("/") in ("/api/answers", "/api/answers/openapi.json"):
+            read_query(query, ())
+            if path.rstrip("/") == "/api/answers":
+                return json_reply([{"name": name, "states": now.states} for name, now in self.pages.standings()])
+            return json_reply(openapi(budgettune.__version__, self.prefix, has_password=self.has_password))
         raise Asked(404, "no-such-path", f"there is no such path: a study answers to {', '.join(QUESTIONS)}")
 
     def _handle(self, study: str) -> StudyHandle:
@@ -114,9 +112,6 @@ class Answers:
     def _standing(self, study: str) -> Reply:
         now = self.pages.standing(study)
         return json_reply({**now._asdict(), "page": self.pages.latest_mark(study)})
-
-    def _studies(self) -> Reply:
-        return json_reply([{"name": name, "states": now.states} for name, now in self.pages.standings()])
 
     def _file(self, name: str, environ: WSGIEnvironment) -> Reply:
         file = self.pages.file(name)

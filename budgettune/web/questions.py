@@ -105,17 +105,13 @@ class Question:
     parameters: tuple[Parameter, ...]
     schema: dict[str, Any]  # of the answer
 
-    def read(self, query: str) -> dict[str, Any]:
-        """Return the values of a query string by name.
-
-        Raises:
-            Asked: with 400 and a sentence, where something is wrong, missing, unknown or there twice.
-        """
-        return read_query(query, self.parameters)
-
 
 def read_query(query: str, parameters: tuple[Parameter, ...]) -> dict[str, Any]:
-    """Return the values of a query string by name; raises as `Question.read`."""
+    """Return the values of a query string by name.
+
+    Raises:
+        Asked: with 400 and a sentence, where something is wrong, missing, unknown or there twice.
+    """
     known = {parameter.name: parameter for parameter in parameters}
     found: dict[str, Any] = {}
     try:

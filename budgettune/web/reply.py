@@ -6,6 +6,7 @@ import gzip
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,17 +30,6 @@ from budgettune.web.documents import json_text
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
-STATUSES = {
-    200: "OK",
-    204: "No Content",
-    304: "Not Modified",
-    400: "Bad Request",
-    404: "Not Found",
-    405: "Method Not Allowed",
-    409: "Conflict",
-    500: "Internal Server Error",
-    503: "Service Unavailable",
-}
 ALLOWED = "GET, HEAD, OPTIONS"
 RETRY_SECONDS = 5
 """After which a visitor may ask again where something is away or busy."""
@@ -121,7 +111,7 @@ def refusal(error: Exception, *, is_page: bool = False) -> Reply:
     headers: tuple[tuple[str, str], ...] = (("Retry-After", str(RETRY_SECONDS)),) if status == 503 else ()
     headers += (("Allow", ALLOWED),) if status == 405 else ()
     if is_page:
-        page = plain_page(f"{status} {STATUSES[status]}", notice=reason, status=status)
+        page = plain_page(f"{status} {HTTPStatus(status).phrase}", notice=reason, status=status)
         return replace(page, headers=page.headers + headers)
     return Reply(status, json_text({"kind": kind, "reason": reason}).encode(), headers=headers)
 
@@ -161,5 +151,5 @@ def send(reply: Reply, environ: WSGIEnvironment, start_response: StartResponse) 
     else:
         headers.append(("Content-Length", str(len(body))))
     start: Callable[[str, list[tuple[str, str]]], object] = start_response
-    start(f"{reply.status} {STATUSES[reply.status]}", headers)
+    start(f"{reply.status} {HTTPStatus(reply.status).phrase}", headers)
     return [] if environ["REQUEST_METHOD"] == "HEAD" else [body]

@@ -1,7 +1,10 @@
 """Servers that refuse one more connection: what is said, who asks again, and how few connections are enough."""
 
+import sys
+import threading
 import uuid
 from types import SimpleNamespace
+from weakref import WeakKeyDictionary
 
 import optuna
 import psycopg
@@ -11,6 +14,7 @@ import sqlalchemy as sa
 from budgettune import api
 from budgettune.errors import StorageBusy, StorageError, StudyNotFound
 from budgettune.spec.study_spec import load_spec
+from budgettune.storage import connection as our_connection
 from budgettune.storage import patience
 from budgettune.storage.connection import open_engine, reading
 from budgettune.storage.driver_errors import storage_error, translated
@@ -42,6 +46,37 @@ def held(limited_url):
     yield connections
     for connection in connections:
         connection.close()
+
+
+class Unused:
+    pool = SimpleNamespace(dispose=lambda: None)
+
+
+def test_a_full_server_is_waited_for_while_other_threads_open_databases(monkeypatch):
+    monkeypatch.setattr(our_connection, "GIVING_BACK_SECONDS", (0.0,) * 100)
+    monkeypatch.setattr(our_connection, "_tuned_servers", others := WeakKeyDictionary())
+    switch_seconds, is_over = sys.getswitchinterval(), threading.Event()
+
+    def open_others():
+        while not is_over.is_set():
+            engines = [Unused() for _ in range(1_000)]
+            others.update(dict.fromkeys(engines))
+
+    def full(*_):
+        raise psycopg.OperationalError("FATAL:  sorry, too many clients already")
+
+    threads = [threading.Thread(target=open_others) for _ in range(3)]
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        with pytest.raises(psycopg.OperationalError):
+            our_connection._connect_to_postgresql(SimpleNamespace(connect=full, loaded_dbapi=psycopg), None, (), {})
+    finally:
+        is_over.set()
+        sys.setswitchinterval(switch_seconds)
+        for thread in threads:
+            thread.join()
 
 
 @pytest.mark.parametrize(

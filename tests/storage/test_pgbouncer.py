@@ -18,6 +18,7 @@ from budgettune.errors import StorageBusy, StorageError
 from budgettune.spec.study_spec import load_spec
 from budgettune.storage import patience
 from budgettune.storage.connection import open_engine, open_storage, reading, schema_lock, writing
+from budgettune.storage.studies import find_study
 from budgettune.storage.url import parse_url
 from budgettune.study.handle import create_study, delete_study, load_study
 from budgettune.study.summary import list_studies
@@ -168,7 +169,7 @@ def test_nothing_asks_for_a_second_connection_while_it_has_one(postgresql_url, p
         work_off(study)
         assert study.verify().whole
         assert study.retry() == 0
-        assert study.is_current()
+        assert study.is_of(find_study(study.engine, study.name))
         assert study.summary()
         assert study.machine_note() is None
         assert study.early_stops() is None

@@ -13,7 +13,7 @@ from budgettune.study import sampling
 from budgettune.study.draws import Draws
 from budgettune.study.handle import create_study, load_study
 from budgettune.study.ledger import DrawLedger, Ledger, Settled
-from budgettune.study.sampling import search_space, stored_params
+from budgettune.study.sampling import search_space, storing
 from tests.support.studies import records, result, sampled, statements_of, work_off
 
 STATES = st.sampled_from(["COMPLETE", "FAIL", "PRUNED", "STOPPED", "RUNNING", "WAITING"])
@@ -84,7 +84,7 @@ def filled(storage_url):
 
 def add_points(study, count):
     first = len(records(study))
-    params = stored_params(search_space(study.spec), {"train.lr": 0.01, "batch_size": 16, "scale": 1.0})
+    params = storing(search_space(study.spec))({"train.lr": 0.01, "batch_size": 16, "scale": 1.0})
     rows = [
         NewTrial("COMPLETE", {"cell": cell, "repeat": 0, "attempt": 1}, params, values=(1.0, 0.5))
         for cell in range(first, first + count)

@@ -11,7 +11,7 @@ from budgettune.records import TrialRecord
 from budgettune.spec.study_spec import StudySpec
 from budgettune.storage.connection import writing
 from budgettune.storage.schema import trials, utc_in
-from budgettune.study.durations import LOOKING_SHARE, Duration, Durations, Outlook
+from budgettune.study.durations import LOOKING_SHARE, Durations, Outlook
 from budgettune.study.handle import create_study
 from tests.support.simulated import World, simulated_spec
 from tests.support.studies import result
@@ -104,12 +104,6 @@ def test_params_that_no_study_of_ours_has_end_no_worker():
 @pytest.mark.parametrize("params", [{"params.x": 1.0}, {"params.x": "nonsense"}, {"no.such": 1}, {}])
 def test_where_nothing_is_known_nothing_is_said(params):
     assert Durations(spec(), []).of(params) is None
-
-
-def test_a_trial_fits_that_ends_in_time_or_gets_so_far_that_another_worker_can_go_on():
-    duration = Duration(seconds=100.0, first_epoch_seconds=10.0)
-    assert [duration.fits(left, can_go_on=False) for left in (99.0, 100.0)] == [False, True]
-    assert [duration.fits(left, can_go_on=True) for left in (9.0, 10.0, 50.0)] == [False, True, True]
 
 
 class Clock:
