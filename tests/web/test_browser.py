@@ -16,7 +16,7 @@ from budgettune.spec.study_spec import load_spec
 from budgettune.storage.connection import writing
 from budgettune.storage.writes import insert_trials
 from budgettune.study.handle import create_study
-from budgettune.study.sampling import search_space, stored_params
+from budgettune.study.sampling import search_space, storing
 from budgettune.web.app import Answers
 from tests.support.browser import PATIENCE_MS, until
 from tests.support.proxies import proxied
@@ -157,7 +157,7 @@ def test_what_to_train_is_asked_again_where_the_answer_is_of_before(browser, sql
         # A newer page comes while the server is still thinking.
         params = {name: values[0] for name, values in synthetic.PAPER_SEARCH.items()}
         made = synthetic.result(random.Random(1), params, epochs=3)
-        row = synthetic.complete_row(study.spec, 12, made, stored_params(search_space(study.spec), params))
+        row = synthetic.complete_row(study.spec, 12, made, storing(search_space(study.spec))(params))
         with writing(study.engine) as connection:
             insert_trials(connection, study.study_id, [row])
         until(page, "document.querySelector('.states').textContent.includes('13 finished')")
