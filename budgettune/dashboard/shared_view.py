@@ -86,10 +86,11 @@ class Refreshed(Generic[Value]):
             Exception: what making it raised last, until making it works again.
         """
         with self._lock:
-            if self._thread is None and self.pace.is_due:
-                self._thread = threading.Thread(target=self._refresh, name="refresh", daemon=True)
-                self._thread.start()
             thread = self._thread
+            if thread is None and self.pace.is_due:
+                thread = threading.Thread(target=self._refresh, name="refresh", daemon=True)
+                thread.start()  # or not, where the box lets this process have no thread more just now
+                self._thread = thread
         if thread is not None:
             thread.join(None if self.value is None else self.patience_seconds)
         if (error := self._error) is not None:  # read once: the thread may take it away

@@ -310,3 +310,14 @@ def test_an_error_that_passes_while_it_is_raised_is_still_that_error():
 
     with pytest.raises(StorageError, match="away"):
         Passing(lambda _: 1, RefreshPace(), 0.0, value=1).get()
+
+
+def test_where_no_thread_can_be_started_the_next_visitor_tries_again(monkeypatch):
+    def none_left(thread):
+        raise RuntimeError("can't start new thread")
+
+    view = Refreshed(lambda _: 1, RefreshPace(), 0.0)
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="new thread"):
+        patch.setattr(threading.Thread, "start", none_left)
+        view.get()
+    assert view.get() == 1
