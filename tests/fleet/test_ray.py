@@ -183,7 +183,7 @@ def test_another_version_and_too_many_gpus_are_refused_in_a_sentence(cluster, ur
         "no node of the Ray cluster has 1 CPU and 8 GPUs for a worker: they have ": {"words": ("--gpus", "8")},
     }
     for sentence, how in wrong.items():
-        with fleet(cluster, url, "naps", *how.pop("words", ()), **how) as running:
+        with fleet(cluster, url, "naps", *how.pop("words", ()), "--", *NAPS, **how) as running:
             status, said = running.ended()
         assert status == 1, said
         assert sentence in said

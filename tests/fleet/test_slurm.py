@@ -1,6 +1,8 @@
 """Fleets on a real Slurm of two nodes: whole, over a time limit, without a node, cancelled; GPUs and the password."""
 
+import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -123,6 +125,22 @@ def test_a_time_limit_in_the_middle_of_trials_begins_the_jobs_again_and_loses_no
         assert "begun again 1 times" in log
 
 
+def test_a_job_at_its_time_limit_waits_for_a_controller_that_is_away(cluster, fleet, postgresql_url, tmp_path):
+    study = slow_study(postgresql_url, seconds=20, cells=1)
+    job = submitted(fleet("slow", "--time", "1h", *ALLOW))
+    wait_until(lambda: list((tmp_path / ".local").rglob("*.half")))
+    (number,) = cluster.ask("squeue", "--noheader", f"--jobs={job}", "--format=%A").split()
+    (batch,) = [pid for pid in slurm.processes_of(number) if "slurm_script" in slurm.command_line(pid)]
+    with cluster.without_controller():
+        os.kill(batch, signal.SIGUSR2)
+        wait_until(lambda: logs(tmp_path)["1"].count(f"for job {job}_1") > 3, 180)  # that is how scontrol fails
+        assert study.counts()["WAITING"] == 1
+    (task,) = cluster.wait_for_end(job).values()
+    assert (task["JobState"], task["Restarts"]) == ("COMPLETED", "1"), logs(tmp_path)
+    assert study.verify().whole
+    assert resumed(study) == {0}
+
+
 def test_a_node_that_dies_costs_no_cell(cluster, fleet, postgresql_url, tmp_path):
     study = slow_study(postgresql_url, seconds=20, cells=4)
     job = submitted(fleet("slow", "--workers", "2", "--cpus", "2", *ALLOW))
@@ -219,12 +237,15 @@ def test_what_the_cluster_does_not_have_is_said_at_once(words, said, fleet, post
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_a_study_that_is_not_there_is_noticed_before_anything_is_submitted(fleet, cluster, postgresql_url):
+@pytest.mark.parametrize(("study", "said"), [("another", "another"), ("slow", "does not allow the package tests")])
+def test_what_no_worker_could_train_is_noticed_before_anything_is_submitted(
+    study, said, fleet, cluster, postgresql_url
+):
     slow_study(postgresql_url, seconds=1)
     before = cluster.ask("squeue", "--noheader", "--states=all")
-    done = fleet("another")
+    done = fleet(study)
     assert (done.returncode, done.stdout) == (1, "")
-    assert "another" in done.stderr
+    assert said in done.stderr
     assert cluster.ask("squeue", "--noheader", "--states=all") == before
 
 
@@ -232,7 +253,7 @@ def test_a_controller_that_does_not_answer_is_named(fleet, cluster, postgresql_u
     slow_study(postgresql_url, seconds=1)
     text = (cluster.folder / "slurm.conf").read_text()
     (tmp_path / "slurm.conf").write_text(re.sub(r"(?m)^SlurmctldPort=.*$", "SlurmctldPort=1", text))
-    done = fleet("slow", SLURM_CONF=str(tmp_path / "slurm.conf"))
+    done = fleet("slow", *ALLOW, SLURM_CONF=str(tmp_path / "slurm.conf"))
     assert done.returncode == 1
     assert "Slurm's controller does not answer" in done.stderr
 

@@ -125,6 +125,16 @@ class Slurm:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
+    @contextmanager
+    def without_controller(self):
+        """Stop the controller, and start it again; what runs on the nodes runs on."""
+        self._end("slurmctld")
+        try:
+            yield
+        finally:
+            self._start("slurmctld", "-f", f"{self.folder}/slurm.conf")
+            wait_until(lambda: "is UP" in self.ask("scontrol", "ping", check=False), 60)
+
     def listening(self):
         """Return the addresses on which its daemons listen, as the kernel writes them."""
         pids = [self._pid(name) for name in ("slurmctld", *(f"slurmd-{node}" for node in NODES))]
@@ -173,16 +183,23 @@ class Slurm:
         time.sleep(0.5)
         for name in (*(f"slurmd-{node}" for node in NODES), "slurmctld", "munged"):
             with suppress(OSError, ValueError):
-                pid = self._pid(name)
-                os.kill(pid, signal.SIGTERM)
-                wait_until(lambda pid=pid: not Path(f"/proc/{pid}").exists(), 30)
+                self._end(name)
 
     def _start(self, *words):
         done = subprocess.run(words, env=self.environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
 
+    def _end(self, name):
+        pid = self._pid(name)
+        os.kill(pid, signal.SIGTERM)
+        wait_until(lambda: not Path(f"/proc/{pid}").exists(), 30)
+
     def _pid(self, name):
         return int((self.folder / "run" / f"{name}.pid").read_text())
+
+
+def command_line(pid):
+    return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
 
 
 def processes_of(job):
