@@ -31,6 +31,11 @@ LOOK_SECONDS = 5.0  # between two looks at the study
 LEAVE_SECONDS = 10.0  # for workers of a finished study to end by themselves; those that still wait for room never began
 LAST_LINES_SECONDS = 1.0  # for what members print at their end to come here
 
+GROUP_LABEL = "ray.io/node-group"  # of nodes that KubeRay or Ray's launcher has started, and may start more of
+# Where the fleet's program is killed, Ray ends its tasks at once, and would end the worker that each has for a child. That
+# sees the end of its orders instead, hands its trial back, and is gone after ORPHAN_SECONDS at the latest.
+UNHURRIED = {"RAY_kill_child_processes_on_worker_exit": "false"}
+
 Say = Callable[[str], object]
 
 
@@ -146,10 +151,12 @@ def refusal(error: BaseException, address: str) -> str:
 
 def _say_room(plan: FleetPlan, ray: Any, say: Say) -> None:
     """Tell how many workers there is room for; refuse those for whom there is none and never will be."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    room = sum(room_on(node, plan) for node in nodes)
-    if room == 0 and not _may_grow():
-        found = sorted({_resources(node.get("CPU", 0), node.get("GPU", 0)) for node in nodes}, reverse=True)
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    room = sum(room_on(node["Resources"], plan) for node in nodes)
+    may_grow = any(GROUP_LABEL in node.get("Labels", {}) for node in nodes)
+    if room == 0 and not may_grow:
+        resources = [node["Resources"] for node in nodes]
+        found = sorted({_resources(each.get("CPU", 0), each.get("GPU", 0)) for each in resources}, reverse=True)
         raise UsageError(
             f"no node of the Ray cluster has {_resources(plan.cpus, plan.gpus)} for a worker: they have "
             f"{listing(found)}; ask for less with --cpus and --gpus, or add a node"
@@ -174,20 +181,11 @@ def _resources(cpus: float, gpus: float) -> str:
     )
 
 
-def _may_grow() -> bool:
-    """Whether an autoscaler says that it may add nodes; Ray has no public question for this."""
-    try:
-        from ray._private.state import state
-
-        return state.get_max_resources_from_cluster_config() is not None
-    except (ImportError, AttributeError):
-        return True  # a later Ray: waiting is the lesser harm
-
-
 def work(name: str, words: Sequence[str], study: str, url: str, time_seconds: float | None) -> int:
     """Run one worker on a node, in a process that Ray starts for it, and return its exit status.
 
-    `ray.cancel`, which interrupts the main thread, and the end of a node by SIGTERM hand the running trial back.
+    `ray.cancel`, which interrupts the main thread, and the end of a node or of the fleet's program, which Ray tells by
+    SIGTERM, hand the running trial back; so does the end of this process, be it by SIGKILL.
     """
 
     def command(_: Member, seconds_gone: float) -> list[str]:
@@ -198,7 +196,7 @@ def work(name: str, words: Sequence[str], study: str, url: str, time_seconds: fl
         print(line, file=sys.stderr, flush=True)  # noqa: T201  (Ray takes it to its log, and to who started the fleet)
 
     with StopFlag() as stop:
-        return run_members([Member(name, WorkerOptions())], command, url, stop, say=say)
+        return run_members([Member(name, WorkerOptions())], command, url, stop, say=say, kills=False)
 
 
 def reason(error: BaseException) -> str:
@@ -255,6 +253,7 @@ class _Fleet:
             max_retries=-1,  # a lost node, not an exception
             retry_exceptions=False,
             name=f"budgettune worker {self.plan.study}",
+            runtime_env={"env_vars": UNHURRIED},
         )
         for _ in range(count):
             name = f"worker {self._started}"

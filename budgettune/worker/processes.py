@@ -226,10 +226,12 @@ def run_members(
     *,
     say: Callable[[str], object],
     clock: Callable[[], float] = time.monotonic,
+    kills: bool = True,
 ) -> int:
     """Run a process per member until all have ended, and return the exit status of the whole.
 
-    A stop is passed on to the children; a second signal kills them. `say` takes their lines, each behind its name.
+    A stop is passed on to the children; a second signal kills them where this `kills`, else they have `ORPHAN_SECONDS`
+    to end by themselves. `say` takes their lines, each behind its name.
 
     Returns:
         0 when the work is done, 128 + the signal that ended it, 1 where every child was given up, else
@@ -242,7 +244,8 @@ def run_members(
         for child in children:
             child.kill()
 
-    stop.before_exit = kill_all
+    if kills:
+        stop.before_exit = kill_all
     began, last_order = clock(), b""
     while any(child.outcome is None for child in children):
         order = DRAIN_ORDER if stop.is_set else b""

@@ -1,6 +1,7 @@
 """A fleet on a real Ray: whole studies, lost and added nodes, GPUs, Ctrl-C, and no password anywhere."""
 
 import importlib.util
+import json
 import os
 import re
 import signal
@@ -138,6 +139,34 @@ def test_ctrl_c_hands_running_trials_back_and_the_password_is_nowhere(cluster, u
     logs = [path for path in Path(cluster.session).rglob("*") if path.is_file()]
     assert any("told to stop" in path.read_text(errors="replace") for path in logs if path.suffix == ".err")
     assert not [path for path in logs if PASSWORD.encode() in path.read_bytes()]
+
+
+def test_trials_are_handed_back_where_the_fleet_is_killed(cluster, url, tmp_path):
+    study = nap_study(url, tmp_path, cells=4, lingers=5)
+    with fleet(cluster, url, "naps", "--workers", "2", "--", *NAPS) as running:
+        wait_until(lambda: len(notes(tmp_path)) == 2)
+        running.process.kill()
+        wait_until(lambda: study.counts()["RUNNING"] == 0)  # and no lease has run out
+    assert study.counts()["WAITING"] == 4
+    assert {record.attempt for record in records(study)} == {1}
+
+
+def test_ray_job_stop_hands_trials_back_that_take_longer_than_it_waits(cluster, url, tmp_path):
+    study = nap_study(url, tmp_path, cells=4, lingers=6)
+    environment = {"env_vars": {"BUDGETTUNE_STORAGE": url}}
+    words = [sys.executable, "-m", "budgettune", "fleet", "naps", "--on", "ray", "--workers", "2", "--", *NAPS]
+
+    def job(order, *more):
+        ray = [sys.executable, "-m", "ray.scripts.scripts", "job", order, "--address", f"http://{cluster.dashboard}"]
+        subprocess.run([*ray, *more], env={**os.environ, **ray_cluster.ENVIRONMENT}, check=True, capture_output=True)
+
+    job("submit", "--no-wait", "--submission-id=napping", f"--runtime-env-json={json.dumps(environment)}", "--", *words)
+    wait_until(lambda: len(notes(tmp_path)) == 2)
+    job("stop", "napping")  # it waits for three seconds, and kills the fleet then
+    assert study.counts()["RUNNING"] == 2
+    wait_until(lambda: study.counts()["RUNNING"] == 0)
+    assert study.counts()["WAITING"] == 4
+    assert {record.attempt for record in records(study)} == {1}
 
 
 def test_a_trial_of_a_lost_node_is_trained_on_another_one_when_its_lease_is_over(cluster, url, tmp_path):

@@ -101,6 +101,7 @@ def test_tasks_ask_for_what_a_worker_gets_and_are_repeated_for_lost_nodes_alone(
         "max_retries": -1,
         "retry_exceptions": False,
         "name": "budgettune worker study",
+        "runtime_env": {"env_vars": {"RAY_kill_child_processes_on_worker_exit": "false"}},
     }
     assert ray.started[1] == ("worker 1", ["--leave"], "study", study.url, 60.0)
 

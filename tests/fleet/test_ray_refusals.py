@@ -101,14 +101,17 @@ def test_how_many_workers_there_is_room_for():
     assert [ray_tasks.room_on(node, plan(cpus=2)) for node in nodes] == [4, 1, 8, 0]
 
 
-def test_a_worker_that_no_node_has_room_for_is_refused_unless_the_cluster_may_grow(monkeypatch):
-    nodes = [{"Alive": True, "Resources": {"CPU": 8.0, "GPU": 2.0}}, {"Alive": False, "Resources": {"GPU": 4.0}}]
+def test_a_worker_that_no_node_has_room_for_is_refused_unless_nodes_are_started_in_groups():
+    nodes = [
+        {"Alive": True, "Resources": {"CPU": 8.0, "GPU": 2.0}, "Labels": {"ray.io/node-id": "1"}},
+        {"Alive": False, "Resources": {"GPU": 4.0}, "Labels": {}},
+        {"Alive": True, "Resources": {"CPU": 8.0, "GPU": 2.0}},  # as an older Ray has it
+    ]
     cluster, said = SimpleNamespace(nodes=lambda: nodes), []
-    monkeypatch.setattr(ray_tasks, "_may_grow", lambda: False)
     with pytest.raises(
         UsageError, match="has 1 CPU and 4 GPUs for a worker: they have 8 CPUs and 2 GPUs; ask for less"
     ):
         ray_tasks._say_room(plan(gpus=4), cluster, said.append)
-    monkeypatch.setattr(ray_tasks, "_may_grow", lambda: True)
+    nodes[0]["Labels"]["ray.io/node-group"] = "head"
     ray_tasks._say_room(plan(gpus=4), cluster, said.append)
     assert said == ["room for 0 of 8 workers; the others begin when there is more"]
