@@ -32,8 +32,8 @@ LEAVE_SECONDS = 10.0  # for workers of a finished study to end by themselves; th
 LAST_LINES_SECONDS = 1.0  # for what members print at their end to come here
 
 GROUP_LABEL = "ray.io/node-group"  # of nodes that KubeRay or Ray's launcher has started, and may start more of
-# Where the fleet's program is killed, Ray ends its tasks at once, and would end the worker that each has for a child. That
-# sees the end of its orders instead, hands its trial back, and is gone after ORPHAN_SECONDS at the latest.
+# Where the fleet's program is killed, Ray ends its tasks at once, and would end the worker that each has for a child.
+# That sees the end of its orders instead, hands its trial back, and is gone after ORPHAN_SECONDS at the latest.
 UNHURRIED = {"RAY_kill_child_processes_on_worker_exit": "false"}
 
 Say = Callable[[str], object]
