@@ -137,106 +137,90 @@ def read_query(query: str, parameters: tuple[Parameter, ...]) -> dict[str, Any]:
 
 # --- The OpenAPI document -----------------------------------------------------------------------------------------
 
-NUMBER_OR_NULL = {"type": ["number", "null"]}
-TRIAL = {
-    "type": "object",
-    "description": "A trial. The objective's value has the objective's own name, `test_accuracy` by default.",
-    "required": ["number", "state", "train_seconds", "params"],
-    "properties": {
-        "number": {"type": "integer"},
-        "state": {"type": "string"},
-        "train_seconds": NUMBER_OR_NULL,
-        "test_accuracy": NUMBER_OR_NULL,
-        "accuracy_low": {**NUMBER_OR_NULL, "description": "Of the mean over seeds (95%), where repeats tell it."},
-        "accuracy_high": NUMBER_OR_NULL,
-        "front_chance": {**NUMBER_OR_NULL, "description": "That nothing beats it in the mean over seeds."},
-        "params": {"type": "object"},
-    },
-}
-PREDICTION = {
-    "type": "object",
-    "required": ["params", "epochs", "seconds", "seconds_low", "seconds_high", "chance_in_time"],
-    "properties": {
-        "params": {"type": "object"},
-        "epochs": {"type": "integer", "minimum": 1},
-        **{name: {"type": "number"} for name in ("seconds", "seconds_low", "seconds_high")},
-        "chance_in_time": {"type": "number", "minimum": 0, "maximum": 1},
-    },
-}
-SUMMARY = {
-    "type": "object",
-    "required": ["name", "states"],
-    "properties": {"name": {"type": "string"}, "states": {"$ref": "#/components/schemas/States"}},
-}
-SCHEMAS = {
-    "States": {"type": "object", "additionalProperties": {"type": "integer", "minimum": 0}},
-    "Trial": TRIAL,
-    "Prediction": PREDICTION,
-    "Front": {
-        "type": "object",
-        "required": ["front", "hypervolume", "reference"],
-        "properties": {
-            "front": {"type": "array", "items": {"$ref": "#/components/schemas/Trial"}},
-            "hypervolume": NUMBER_OR_NULL,
-            "reference": {"type": "array", "items": NUMBER_OR_NULL, "minItems": 2, "maxItems": 2},
-        },
-    },
-    "Recommendation": {
-        "type": "object",
-        "required": ["study", "budget_seconds", "confidence", "choice", "observed", "next_trial", "basis", "notes"],
-        "properties": {
-            "study": {"type": "string"},
-            "budget_seconds": {"type": "number"},
-            "confidence": {"type": "number"},
-            "device_name": {"type": ["string", "null"]},
-            "choice": {"$ref": "#/components/schemas/Prediction"},
-            "observed": {"type": ["object", "null"]},
-            "extrapolated": {"type": "array", "items": {"type": "string"}},
-            "next_trial": {"type": ["object", "null"]},
-            "basis": {"type": "object"},
-            "notes": {"type": "array", "items": {"type": "string"}},
-        },
-    },
-    "Show": {
-        "type": "object",
-        "required": ["name", "states", "devices", "given_up", "stopping", "spec"],
-        "properties": {
-            "name": {"type": "string"},
-            "cells": {"type": ["integer", "null"]},
-            "states": {"$ref": "#/components/schemas/States"},
-            "devices": {"type": "array", "items": {"type": "string"}},
-            "given_up": {"type": "array", "items": {"type": "object"}},
-            "stopping": {"type": ["object", "null"]},
-            "spec": {"type": "object"},
-        },
-    },
-    "Standing": {
-        "type": "object",
-        "required": ["mark", "page", "states", "sentence", "is_over"],
-        "properties": {
-            "mark": {"type": "string", "description": "Another one once a trial has ended."},
-            "page": {"type": ["string", "null"], "description": "The mark that the latest page was built at."},
-            "states": {"$ref": "#/components/schemas/States"},
-            "sentence": {"type": "string"},
-            "is_over": {"type": "boolean", "description": "Whether nothing waits or runs."},
-        },
-    },
-    "Studies": {"type": "array", "items": SUMMARY},
-    "Refusal": {
-        "type": "object",
-        "required": ["kind", "reason"],
-        "properties": {
-            "kind": {"type": "string", "description": "A short word for programs."},
-            "reason": {"type": "string", "description": "What is wrong and what to do, in a sentence."},
-        },
-    },
-}
+TEXT, NUMBER, WHOLE, OBJECT = ({"type": name} for name in ("string", "number", "integer", "object"))
+TEXT_OR_NULL, NUMBER_OR_NULL, OBJECT_OR_NULL = ({"type": [name, "null"]} for name in ("string", "number", "object"))
 
 
 def _of(name: str) -> dict[str, Any]:
     return {"$ref": f"#/components/schemas/{name}"}
 
 
+def _list(items: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "array", "items": items}
+
+
+def _object(**properties: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "required": list(properties), "properties": properties}
+
+
+def _about(schema: dict[str, Any], description: str) -> dict[str, Any]:
+    return {**schema, "description": description}
+
+
+SCHEMAS = {
+    "States": {"type": "object", "additionalProperties": {"type": "integer", "minimum": 0}},
+    "Trial": {
+        "type": "object",
+        "description": "A trial. The objective's value has the objective's own name, `test_accuracy` by default.",
+        "required": ["number", "state", "train_seconds", "params"],
+        "properties": {
+            "number": WHOLE,
+            "state": TEXT,
+            "train_seconds": NUMBER_OR_NULL,
+            "test_accuracy": NUMBER_OR_NULL,
+            "accuracy_low": _about(NUMBER_OR_NULL, "Of the mean over seeds (95%), where repeats tell it."),
+            "accuracy_high": NUMBER_OR_NULL,
+            "front_chance": _about(NUMBER_OR_NULL, "That nothing beats it in the mean over seeds."),
+            "params": OBJECT,
+        },
+    },
+    "Prediction": _object(
+        params=OBJECT,
+        epochs={"type": "integer", "minimum": 1},
+        seconds=NUMBER,
+        seconds_low=NUMBER,
+        seconds_high=NUMBER,
+        chance_in_time={"type": "number", "minimum": 0, "maximum": 1},
+    ),
+    "Front": _object(
+        front=_list(_of("Trial")),
+        hypervolume=NUMBER_OR_NULL,
+        reference={**_list(NUMBER_OR_NULL), "minItems": 2, "maxItems": 2},
+    ),
+    "Recommendation": _object(
+        study=TEXT,
+        budget_seconds=NUMBER,
+        confidence=NUMBER,
+        device_name=TEXT_OR_NULL,
+        choice=_of("Prediction"),
+        observed=OBJECT_OR_NULL,
+        extrapolated=_list(TEXT),
+        next_trial=OBJECT_OR_NULL,
+        basis=OBJECT,
+        notes=_list(TEXT),
+    ),
+    "Show": _object(
+        name=TEXT,
+        cells={"type": ["integer", "null"]},
+        states=_of("States"),
+        devices=_list(TEXT),
+        given_up=_list(OBJECT),
+        stopping=OBJECT_OR_NULL,
+        spec=OBJECT,
+    ),
+    "Standing": _object(
+        mark=_about(TEXT, "Another one once a trial has ended."),
+        page=_about(TEXT_OR_NULL, "The mark that the latest page was built at."),
+        states=_of("States"),
+        sentence=TEXT,
+        is_over=_about({"type": "boolean"}, "Whether nothing waits or runs."),
+    ),
+    "Studies": _list(_object(name=TEXT, states=_of("States"))),
+    "Refusal": _object(
+        kind=_about(TEXT, "A short word for programs."),
+        reason=_about(TEXT, "What is wrong and what to do, in a sentence."),
+    ),
+}
 QUESTIONS: Mapping[str, Question] = {
     question.name: question
     for question in (
@@ -244,7 +228,7 @@ QUESTIONS: Mapping[str, Question] = {
             "best",
             "The best trials whose training fits a budget, as `budgettune best --format json`",
             (BUDGET, TOP, CLEAN_ONLY, DEVICE_NAME),
-            {"type": "array", "items": _of("Trial")},
+            _list(_of("Trial")),
         ),
         Question(
             "front",
