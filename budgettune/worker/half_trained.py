@@ -43,8 +43,10 @@ class HalfTrainedFolder:
         """Whether trials are kept, and in a folder that this process may write to."""
         if self.folder is None or self.every_seconds is None:
             return False
-        there = next((each for each in (self.folder, *self.folder.parents) if each.exists()), None)
-        return there is not None and there.is_dir() and os.access(there, os.W_OK)
+        with suppress(OSError):  # a folder that this user may not look into
+            there = next(each for each in (self.folder, *self.folder.parents) if each.exists())
+            return there.is_dir() and os.access(there, os.W_OK)
+        return False
 
     def of(self, study: StudyHandle, claim: Claim, machine_key: str) -> Checkpoint:
         """Return where a trial is kept: by its slot, so that the next try finds it, on a machine of the same kind."""

@@ -322,20 +322,19 @@ class _Worker:
         if self.stop.is_set:
             return None
         with suppress(StopRequested):
-            among = self._that_fit(study)
-            return study.claim(self.stop.interrupting, *among, lease_seconds=self.options.lease_seconds)
+            return study.claim(self.stop.interrupting, self._that_fit(study), lease_seconds=self.options.lease_seconds)
         return None
 
-    def _that_fit(self, study: StudyHandle) -> list[Fits]:
+    def _that_fit(self, study: StudyHandle) -> Fits | None:
         """Return what tells which trials fit into the time that is left, where that is limited."""
         if self.options.timeout_seconds is None:
-            return []
+            return None
         if study.study_id not in self._outlooks:
             key, is_kept = self._trainer(study).machine(study.spec).key, self.half_trained.is_usable
             self._outlooks[study.study_id] = Outlook(study, key, is_kept=is_kept)
         outlook = self._outlooks[study.study_id]
         outlook.look()
-        return [lambda params: outlook.fits(params, self._seconds_left())]
+        return lambda params: outlook.fits(params, self._seconds_left())
 
     def _probe(self, study: StudyHandle) -> None:
         """Time steps that nobody has timed, where the study asks for it, before this worker's first trial of it."""

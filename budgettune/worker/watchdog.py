@@ -49,7 +49,7 @@ class Heartbeat:
 
     def _beat(self) -> None:
         kept = self._checkpoint.kept_epochs
-        self._study.heartbeat(self._claim.trial_id, *([kept] if kept > self._told_epochs else []))
+        self._study.heartbeat(self._claim.trial_id, kept if kept > self._told_epochs else None)
         self._told_epochs = kept
 
     def _run(self) -> None:

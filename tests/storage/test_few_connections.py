@@ -184,7 +184,7 @@ def test_a_busy_database_is_asked_sooner_for_a_sign_of_life_and_nobody_beats_in_
     study = create_study(grid(), sqlite_url)
     answers, waited = iter([StorageBusy("full"), True, OSError("away"), True]), []
 
-    def beat(trial_id):
+    def beat(trial_id, kept_epochs):
         answer = next(answers)
         if isinstance(answer, Exception):
             raise answer

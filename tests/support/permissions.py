@@ -25,7 +25,7 @@ def read_only(folder, *, folder_too=True):
     for path, mode in modes.items():
         path.chmod(mode & ~0o222)
     try:
-        with _without_overrides():
+        with without_overrides():
             yield
     finally:
         for path, mode in modes.items():
@@ -34,7 +34,8 @@ def read_only(folder, *, folder_too=True):
 
 
 @contextmanager
-def _without_overrides():
+def without_overrides():
+    """Bind this thread by permissions."""
     if os.geteuid() or sys.platform != "linux":
         yield
         return

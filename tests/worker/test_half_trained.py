@@ -16,6 +16,7 @@ from budgettune.worker.half_trained import OLD_SECONDS, HalfTrainedFolder
 from budgettune.worker.loop import run_worker
 from budgettune.worker.options import Listener, WorkerOptions
 from budgettune.worker.signals import StopFlag
+from tests.support.permissions import without_overrides
 from tests.support.processes import command, wait_until
 from tests.support.studies import RESULT, let_lease_run_out
 from tests.trial.test_checkpoint import half
@@ -23,6 +24,15 @@ from tests.trial.test_checkpoint import half
 OPTIONS = WorkerOptions(device="cpu", threads=1, poll_seconds=0.05, checkpoint_every_seconds=0.0)
 STORMS = 6
 TINY = ["train.epochs=5", "train.batch_size=128", "clock.warmup_steps=1", "prune_rate=0.3"]
+
+
+def test_only_a_folder_that_this_user_may_write_to_is_usable(tmp_path):
+    (tmp_path / "closed").mkdir(mode=0)
+    (tmp_path / "file").touch()
+    with without_overrides():
+        for name, is_usable in {"new/folder": True, "closed/below": False, "file": False}.items():
+            assert HalfTrainedFolder(str(tmp_path / name), 30.0).is_usable == is_usable
+    assert not HalfTrainedFolder(str(tmp_path), None).is_usable
 
 
 def make(url, *overrides, search="{scale = [1.0]}"):

@@ -270,7 +270,7 @@ def test_heartbeats_survive_a_database_that_does_not_answer(sqlite_url, monkeypa
     make(sqlite_url, "search={scale = [1.0]}", "train.epochs=3")
     beats = []
 
-    def beat(self, trial_id):
+    def beat(self, trial_id, kept_epochs):
         beats.append(trial_id)
         raise StorageError("away")
 
