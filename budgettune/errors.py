@@ -6,6 +6,7 @@ BudgetTuneError                 say what is wrong and what to do next, in one li
 ├── DataError                   an image set that is missing, damaged or of the wrong shape
 ├── StorageError                a database that cannot be reached or is not ours
 │   ├── StorageBusy             a database that cannot serve just now: no connection left, starting, locked by others
+│   ├── StorageAway             a server that does not answer, or is shutting down
 │   ├── StorageReadOnly         an SQLite file that this user may only read: asking again does not help
 │   ├── SpecUnreadable          a study that another version wrote
 │   ├── StudyNotFound
@@ -63,6 +64,10 @@ class StorageError(BudgetTuneError):
 
 class StorageBusy(StorageError):
     """A database that did nothing and may in a moment: it has no connection left, it starts, others hold its locks."""
+
+
+class StorageAway(StorageError):
+    """A server that does not answer, or is shutting down: it may be up in a moment, or its address may be wrong."""
 
 
 class StorageReadOnly(StorageError):

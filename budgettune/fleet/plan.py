@@ -42,9 +42,20 @@ class FleetPlan:
         return ["--leave", *threads, *self.worker_words]
 
     @property
+    def each(self) -> str:
+        """What each worker is to get, in words."""
+        return in_words(self.cpus, self.gpus)
+
+    @property
     def minutes(self) -> int | None:
         """The time limit in whole minutes, which is what Slurm counts in."""
         return None if self.time_seconds is None else max(1, math.ceil(self.time_seconds / 60))
+
+
+def in_words(cpus: float, gpus: float) -> str:
+    """Return numbers of CPUs and GPUs as a person writes them."""
+    counts = ((cpus, "CPU"), (gpus, "GPU"))
+    return " and ".join(f"{count:g} {name}{'' if count == 1 else 's'}" for count, name in counts if count)
 
 
 def require_server(url: str) -> None:
@@ -79,7 +90,9 @@ def nothing_to_do(plan: FleetPlan, trust: Trust, given: Mapping[str, Any]) -> st
                 _check_room(plan, study, given)
                 _check_kind(plan, study, given)
             except UsageError as error:
-                raise UsageError(f"no worker of this fleet could train: {error} (its options follow --)") from None
+                raise UsageError(
+                    f"no worker of this fleet could train: {error} (their own options follow --)"
+                ) from None
             return None
         retry = ", or again what failed: `budgettune study retry`" if study.verify().given_up else ""
         return f"study {plan.study!r} has nothing left to train. Next: budgettune front{retry}"

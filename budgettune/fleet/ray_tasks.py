@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from budgettune.errors import StopRequested, StorageError, UsageError
-from budgettune.fleet.plan import FleetPlan
+from budgettune.fleet.plan import FleetPlan, in_words
 from budgettune.study.handle import StudyHandle, load_study
 from budgettune.text import first_line, listing, redact
 from budgettune.worker.options import WorkerOptions
@@ -156,9 +156,9 @@ def _say_room(plan: FleetPlan, ray: Any, say: Say) -> None:
     may_grow = any(GROUP_LABEL in node.get("Labels", {}) for node in nodes)
     if room == 0 and not may_grow:
         resources = [node["Resources"] for node in nodes]
-        found = sorted({_resources(each.get("CPU", 0), each.get("GPU", 0)) for each in resources}, reverse=True)
+        found = sorted({in_words(each.get("CPU", 0), each.get("GPU", 0)) for each in resources}, reverse=True)
         raise UsageError(
-            f"no node of the Ray cluster has {_resources(plan.cpus, plan.gpus)} for a worker: they have "
+            f"no node of the Ray cluster has {plan.each} for a worker: they have "
             f"{listing(found)}; ask for less with --cpus and --gpus, or add a node"
         )
     if room < plan.workers:
@@ -172,12 +172,6 @@ def room_on(node: Mapping[str, float], plan: FleetPlan) -> int:
             node.get("CPU", 0) // plan.cpus,
             node.get("GPU", 0) // plan.gpus if plan.gpus else plan.workers,
         )
-    )
-
-
-def _resources(cpus: float, gpus: float) -> str:
-    return " and ".join(
-        f"{count:g} {name}{'' if count == 1 else 's'}" for count, name in ((cpus, "CPU"), (gpus, "GPU")) if count
     )
 
 

@@ -195,7 +195,7 @@ def _label(study: str) -> str:
 def _refusal(plan: FleetPlan, said: str) -> str:
     """Return in a sentence why sbatch took no job."""
     values = {
-        "asked": f"{plan.gpus} GPUs and {plan.cpus} CPUs" if plan.gpus else f"{plan.cpus} CPUs",
+        "asked": plan.each,
         "time": "that long" if plan.time_seconds is None else format_duration(plan.time_seconds),
         "workers": _workers(plan),
     }

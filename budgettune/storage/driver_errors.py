@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from budgettune.errors import StorageBusy, StorageError, StorageReadOnly
+from budgettune.errors import StorageAway, StorageBusy, StorageError, StorageReadOnly
 
 _NONE_LEFT = "the server has no connection left"
 _NONE_LEFT_IN_POOLER = f"{_NONE_LEFT}: raise the limits of the pooler before it (max_client_conn, pool_size)"
@@ -42,17 +42,7 @@ _READ_ONLY = (
         "the file is read-only: give this user write permission on it and its folder",
     ),
 )
-_REMEDIES = (
-    ('database ".*" does not exist', "no such database: make it with `createdb`, or check its name in the URL"),
-    ('role ".*" does not exist', "no such user: check the user in the URL"),
-    ("does not exist", "holds no Optuna tables: make them with `budgettune study create`"),
-    ("invalid connection option", "PostgreSQL has no such option: leave out what another program wants behind the ?"),
-    ("(password|sasl) authentication failed", "wrong user or password: check them in the URL, or PGPASSWORD"),
-    ("no password supplied", "a password is needed: put it into the URL, or set PGPASSWORD"),
-    ("no pg_hba.conf entry", "the server does not let this box in: ask its administrator for an entry in pg_hba.conf"),
-    ("could not translate host name", "no such host: check the host name in the URL"),
-    ("name or service not known", "no such host: check the host name in the URL"),
-    ("failed to resolve host", "no such host: check the host name in the URL"),
+_AWAY = (
     ("connection refused", "the server does not answer: is it up, and are host and port right?"),
     ("no such file or directory", "the server does not answer: is it up, and are host and port right?"),
     ("timeout expired", "the server does not answer in time: is it up, and does a firewall stand between?"),
@@ -61,6 +51,18 @@ _REMEDIES = (
     ("terminating connection", "the server ended the connection: try again when it is up"),
     ("server closed the connection", "the server ended the connection: try again when it is up"),
     ("connection is lost", "the server ended the connection: try again when it is up"),
+)
+_REMEDIES = (
+    ('database ".*" does not exist', "no such database: make it with `createdb`, or check its name in the URL"),
+    ('role ".*" does not exist', "no such user: check the user in the URL"),
+    ("does not exist", "holds no Optuna tables: make them with `budgettune study create`"),
+    ("invalid connection option", "PostgreSQL has no such option: leave out what another program wants behind the ?"),
+    ("(password|sasl) authentication failed", "wrong user or password: check them in the URL, or PGPASSWORD"),
+    ("no password supplied", "a password is needed: put it into ~/.pgpass or the URL, or set PGPASSWORD"),
+    ("no pg_hba.conf entry", "the server does not let this box in: ask its administrator for an entry in pg_hba.conf"),
+    ("could not translate host name", "no such host: check the host name in the URL"),
+    ("name or service not known", "no such host: check the host name in the URL"),
+    ("failed to resolve host", "no such host: check the host name in the URL"),
     ("no space left", "the disk is full: free some space, then try again"),
     ("database or disk is full", "the disk is full: free some space, then try again"),
     ("permission denied", "no permission: grant this user rights on the database and its tables"),
@@ -99,7 +101,12 @@ def is_busy(error: BaseException) -> bool:
 
 def storage_error(url: str, error: BaseException) -> StorageError:
     said = " ".join(str(getattr(error, "orig", None) or error).split())
-    for kind, remedies in ((StorageBusy, _BUSY), (StorageReadOnly, _READ_ONLY), (StorageError, _REMEDIES)):
+    for kind, remedies in (
+        (StorageBusy, _BUSY),
+        (StorageReadOnly, _READ_ONLY),
+        (StorageAway, _AWAY),
+        (StorageError, _REMEDIES),
+    ):
         for part, remedy in remedies:
             if re.search(part, said.lower()):
                 return kind(f"{url}: {remedy}")

@@ -18,6 +18,7 @@ from budgettune.errors import (
     ProcessLost,
     ProgramFailed,
     StopRequested,
+    StorageAway,
     StorageError,
     TrialFailed,
     TrialMisused,
@@ -246,6 +247,8 @@ class _Worker:
     def _wait_for_database(self, error: StorageError) -> None:
         """Wait a little for a database that is busy, or answered before; else, or with patience over, raise."""
         has_answered = self._has_answered or self._waits is not None  # be it that it is busy
+        # Who is to leave is one of a fleet, whose database did answer when the fleet was started.
+        has_answered = has_answered or (self.options.leave and isinstance(error, StorageAway))
         self._waits = self._waits or pauses(self.options.patience_seconds)
         pause_seconds = next(self._waits, None)
         if pause_seconds is None or not comes_back(error, has_answered=has_answered):

@@ -269,7 +269,7 @@ def test_the_password_goes_to_sbatch_by_its_environment_alone(sbatch, tmp_path, 
 
 
 SAID = {
-    "sbatch: error: Batch job submission failed: Requested node configuration is not available": "2 GPUs and 4 CPUs",
+    "sbatch: error: Batch job submission failed: Requested node configuration is not available": "4 CPUs and 2 GPUs",
     "sbatch: error: Batch job submission failed: Invalid generic resource (gres) specification": "--gpus",
     "sbatch: error: Batch job submission failed: Unable to contact slurm controller (connect failure)": "scontrol ping",
     "sbatch: error: Batch job submission failed: Requested time limit is invalid (missing or exceeds …)": "2h00m",

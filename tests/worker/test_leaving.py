@@ -13,7 +13,7 @@ import pytest
 import sqlalchemy as sa
 
 from budgettune.cli.live import TerminalProgress
-from budgettune.errors import StorageBusy, UsageError
+from budgettune.errors import StorageAway, StorageBusy, StorageError, UsageError
 from budgettune.spec.study_spec import StudySpec
 from budgettune.storage.connection import writing
 from budgettune.storage.patience import POLL_SPREAD, idle_pauses
@@ -139,6 +139,30 @@ def test_the_command_says_why_it_ends_and_ends_well(run, sqlite_url):
     status, _, said = run("worker", "--leave", "--device", "cpu", "--allow-import", "tests")
     assert status == 0
     assert "nothing is open; 2 trials run elsewhere\n1 trials completed, 0 failed." in said
+
+
+class Starts(StopFlag):
+    """Brings a server up, by the link to its socket, as soon as a worker waits for it."""
+
+    def __init__(self, link, target):
+        super().__init__()
+        self.link, self.target = link, target
+
+    def wait(self, seconds=None):
+        if not self.link.is_symlink():
+            self.link.symlink_to(self.target)
+        return super().wait(0)
+
+
+def test_a_server_that_is_away_when_it_starts_is_waited_for_by_who_leaves_and_by_nobody_else(postgresql_url, tmp_path):
+    make(postgresql_url).close()
+    link, folder = tmp_path / "link", sa.make_url(postgresql_url).query["host"]
+    url = postgresql_url.replace(folder, str(link))
+    with pytest.raises(StorageAway, match="the server does not answer"):
+        run_worker(url, "own", replace(OPTIONS, trials=1), stop=Starts(link, folder))
+    assert run_worker(url, "own", replace(LEAVING, trials=1), stop=Starts(link, folder)).completed == 1
+    with pytest.raises(StorageError, match="no such database"):
+        run_worker(postgresql_url.replace("?", "x?"), "own", LEAVING)
 
 
 def test_to_stay_and_to_leave_are_not_both_asked_for(run):
