@@ -159,6 +159,9 @@ def test_scancel_hands_trials_back_and_nothing_begins_again(cluster, fleet, post
     study = slow_study(postgresql_url, seconds=120)
     job = submitted(fleet("slow", "--workers", "2", "--time", "1h", *ALLOW))
     wait_until(lambda: study.counts()["RUNNING"] == 2)
+    cluster.ask("scancel", f"{job}_1")
+    wait_until(lambda: study.counts()["WAITING"] == 1)
+    assert study.counts()["RUNNING"] == 1  # that of the other one
     cluster.ask("scancel", job)
     tasks = cluster.wait_for_end(job)
     assert states(tasks) == {"CANCELLED"}
