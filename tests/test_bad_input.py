@@ -45,6 +45,8 @@ from budgettune.study.handle import (
 )
 from budgettune.study.summary import list_studies, readable_studies
 from budgettune.text import one_line, parse_duration, printable
+from budgettune.web.app import Answers
+from tests.support.wsgi import Visitor
 
 ESCAPE = "\x1b]0;owned\x07"
 """What gives a terminal's window another title."""
@@ -343,6 +345,24 @@ def ask_everything(url, out):
         if isinstance(study, StudyHandle):
             ask_study(study, out)
             study.close()
+    ask_over_http(url)
+
+
+def ask_over_http(url):
+    """Ask the same of the HTTP API: whatever is wrong, it is no fault of ours."""
+    answers = complaint(Answers, url)
+    if isinstance(answers, Answers):
+        answers.build = answers.pages.run = answers.recommendations.run = lambda function, *given: function(*given)
+        visit = Visitor(answers)
+        for path in ("/answers", "/api/answers"):
+            assert visit(path).status != 500
+        for name in ("grid", "sampled", "theirs"):
+            assert visit(f"/answers/{name}").status != 500
+            for question in ("best?budget=1h", "front", "recommend?budget=1h", "show", "standing"):
+                reply = visit(f"/api/answers/{name}/{question}")
+                assert reply.status != 500
+                assert reply.json() is not None
+        answers.engine.dispose()
 
 
 def ask_study(study, out):
@@ -388,6 +408,7 @@ JSON_TEXTS = [
 STORED = st.one_of(
     st.none(), st.integers(-(2**62), 2**62), st.floats(), st.binary(max_size=4),
     st.sampled_from(["RUNNING", "COMPLETE", "cell", "repeat", "device_name", "scale", "2026-02-30 99:00:00"]),
+    st.just("2026-02-20 09:00:00+02:00"),
     st.sampled_from([b"\xff\xfe\x00", *JSON_TEXTS]),
     st.sampled_from([text.replace("\ud800", "") for text in NASTY]), st.text(max_size=10),
 )  # fmt: skip

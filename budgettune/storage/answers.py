@@ -44,7 +44,8 @@ def state_counts(engine: sa.Engine, study_id: int, *, of_cells: bool = True) -> 
 def ended_mark(engine: sa.Engine, study_id: int) -> str:
     """Return a text that is another one once a trial has ended since; what waits and runs does not change it."""
     state = plain_text(trials.c.state)
-    columns = (state, sa.func.count(), sa.func.max(trials.c.trial_id), sa.func.max(trials.c.datetime_complete))
+    ended_at = plain_text(sa.func.max(trials.c.datetime_complete))
+    columns = (state, sa.func.count(), sa.func.max(trials.c.trial_id), ended_at)
     query = (
         sa.select(*columns).where(trials.c.study_id == study_id, state.not_in(("RUNNING", "WAITING"))).group_by(state)
     )

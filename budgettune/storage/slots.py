@@ -228,7 +228,7 @@ def _seconds(on_the_clock: float | None, start: str | None, last_sign: str | Non
         return on_the_clock
     try:
         return max(0.0, (datetime.fromisoformat(str(last_sign)) - datetime.fromisoformat(str(start))).total_seconds())
-    except ValueError:  # it has not begun, or another tool runs it
+    except (TypeError, ValueError):  # it has not begun, or another tool runs it
         return 0.0
 
 

@@ -341,6 +341,20 @@ def test_who_waits_long_for_a_first_page_gets_one_that_comes_by_itself(url, monk
     assert "machine0-front" in visit("/answers/synthetic").text
 
 
+@pytest.mark.parametrize("odd", ["sometime", "2026-02-20 09:00:00+02:00", b"\xff"])
+def test_times_that_another_program_wrote_break_no_answer(sqlite_url, odd):
+    study = make_study(sqlite_url, 3)
+    with writing(study.engine) as connection:
+        connection.exec_driver_sql("UPDATE trials SET datetime_start = ?, datetime_complete = ?", (odd, odd))
+        connection.exec_driver_sql("DELETE FROM trial_values WHERE trial_id = 1")  # whose seconds those would tell
+        connection.exec_driver_sql(
+            "INSERT INTO trial_heartbeats (trial_id, heartbeat) VALUES (1, '2026-02-20 08:00:00')"
+        )
+    visit = Visitor(answers_of(sqlite_url))
+    paths = [f"/api/answers/synthetic/{question}" for question in ("standing", "show", "front", "best?budget=9h")]
+    assert [visit(path).status for path in ("/answers", "/answers/synthetic", *paths)] == [200] * 6
+
+
 def test_a_study_that_is_gone_is_404(sqlite_url):
     make_study(sqlite_url, 3)
     visit = Visitor(answers_of(sqlite_url))
