@@ -350,9 +350,12 @@ def ask_everything(url, out):
 
 def ask_over_http(url):
     """Ask the same of the HTTP API: whatever is wrong, it is no fault of ours."""
-    answers = complaint(Answers, url)
+
+    def here(function, *given):
+        return function(*given)
+
+    answers = complaint(Answers, url, build=here, think=here)
     if isinstance(answers, Answers):
-        answers.build = answers.pages.run = answers.recommendations.run = lambda function, *given: function(*given)
         visit = Visitor(answers)
         for path in ("/answers", "/api/answers"):
             assert visit(path).status != 500
