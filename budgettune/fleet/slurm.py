@@ -81,8 +81,9 @@ left=$(seconds_left)
 
 worker='' again='' cancelled=''
 stop_worker() {{ [ -n "$worker" ] && kill -TERM "$worker" 2>/dev/null; }}
-trap 'again=yes; stop_worker' USR2      # the time is nearly up
-trap 'cancelled=yes; stop_worker' TERM  # scancel, or another job needs the node
+trap 'again=yes; stop_worker' USR2  # the time is nearly up
+# The time is over, and the controller was away when it was nearly up; or scancel, or another job needs the node.
+trap '[ "$SECONDS" -ge "${{left:-$((SECONDS + 1))}}" ] && again=yes || cancelled=yes; stop_worker' TERM
 
 echo "job $job on ${{SLURMD_NODENAME:-$HOSTNAME}}, GPUs ${{CUDA_VISIBLE_DEVICES:-none}}," \
     "${{left:-no limit of}} seconds left, begun again ${{SLURM_RESTART_COUNT:-0}} times"

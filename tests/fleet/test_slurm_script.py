@@ -218,6 +218,16 @@ def test_a_signal_stops_the_worker_and_that_for_the_limit_begins_again(
     assert [call for call in calls if "scontrol" in call] == ["scontrol requeue 7_2"] * again
 
 
+@pytest.mark.parametrize(("left", "again"), [("1:00", True), ("3:00", False), ("UNLIMITED", False)])
+def test_a_job_that_is_ended_for_its_time_limit_alone_begins_again(left, again, tmp_path):
+    """As where the controller was away when it was to signal that the time is nearly up."""
+    job = Job(tmp_path, WORKS, left=left, seconds=61, at_term="exit 143")
+    process = job.start()
+    wait_until(job.is_at_work)
+    process.send_signal(signal.SIGTERM)
+    assert ("scontrol requeue 7_2" in job.ended(process)[1]) is again
+
+
 def test_results_and_half_trained_trials_go_where_all_nodes_see_them_and_only_their_owner(tmp_path):
     Job(tmp_path, 'echo "$BUDGETTUNE_SPOOL $BUDGETTUNE_CHECKPOINTS $BUDGETTUNE_STORAGE" >> "$CALLS"').run()
     spool, checkpoints, storage = (tmp_path / "calls").read_text().splitlines()[-1].split()
