@@ -22,13 +22,15 @@ LEAD_SECONDS = 120  # before the time limit, in which a trial is handed back; a 
 EARLY_SECONDS = 60  # by which Slurm may send the signal before it is due; a third of short limits
 WITH_PASSWORDS = ("BUDGETTUNE_STORAGE", "OPTUNA_STORAGE", "BUDGETTUNE_DASHBOARD_PASSWORD")  # none of which jobs need
 
+NO_NODE = (
+    "no node of the partition has {asked} and the memory of $SBATCH_MEM_PER_NODE, if set: ask for less "
+    "(`sinfo -o '%P %c %m %G'` shows what nodes have)"
+)
 # What sbatch says, and what it means for somebody who asked for a fleet.
 REFUSALS = {
     "Unable to contact slurm controller": "Slurm's controller does not answer: try `scontrol ping`, and again later",
-    "Requested node configuration is not available": "no node of the partition has {asked}: ask for less "
-    "(`sinfo -o '%P %c %m %G'` shows what nodes have)",
-    "CPU count per node can not be satisfied": "no node of the partition has {asked}: ask for less "
-    "(`sinfo -o '%P %c %m %G'` shows what nodes have)",
+    "Requested node configuration is not available": NO_NODE,
+    "CPU count per node can not be satisfied": NO_NODE,
     "Invalid generic resource": "no node of this cluster has GPUs that Slurm knows of: leave out --gpus",
     "Requested time limit is invalid": "the partition gives no job {time}: ask for less --time "
     "(`sinfo -o '%P %l'` shows the limits)",

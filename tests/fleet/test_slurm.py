@@ -226,8 +226,8 @@ def test_the_password_is_nowhere_to_be_read(cluster, fleet, postgresql_url, tmp_
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--gpus", "3"], "no node of the partition has 1 CPU and 3 GPUs: ask for less"),
-        (["--cpus", "3"], "no node of the partition has 3 CPUs: ask for less"),
+        (["--gpus", "3"], "no node of the partition has 1 CPU and 3 GPUs and the memory"),
+        (["--cpus", "3"], "no node of the partition has 3 CPUs and the memory"),
         (["--time", "3h"], "the partition gives no job 3h00m: ask for less --time"),
         (["--workers", "5000"], "an array of this cluster is smaller than 5000 workers"),
     ],
