@@ -81,8 +81,9 @@ limit=()
 left=$(seconds_left)
 [ -n "$left" ] && limit=(--timeout "$((left > {margin} ? left - {margin} : 1))")
 
-worker='' again='' cancelled=''
-stop_worker() {{ [ -n "$worker" ] && kill -TERM "$worker" 2>/dev/null; }}
+worker='' told='' again='' cancelled=''
+# Once: a second time, as at the limit after the signal for it, would end the worker before its trial is handed back.
+stop_worker() {{ [ -n "$worker" ] && [ -z "$told" ] && kill -TERM "$worker" 2>/dev/null && told=yes; }}
 trap 'again=yes; stop_worker' USR2  # the time is nearly up
 # The time is over, and the controller was away when it was nearly up; or scancel, or another job needs the node.
 trap '[ "$SECONDS" -ge "${{left:-$((SECONDS + 1))}}" ] && again=yes || cancelled=yes; stop_worker' TERM

@@ -218,6 +218,17 @@ def test_a_signal_stops_the_worker_and_that_for_the_limit_begins_again(
     assert [call for call in calls if "scontrol" in call] == ["scontrol requeue 7_2"] * again
 
 
+def test_a_worker_is_told_to_stop_once_and_has_the_time_that_its_trial_needs(tmp_path):
+    job = Job(tmp_path, "for i in {1..30}; do sleep 0.1; done; exit 143", at_term='echo TERM >> "$CALLS"')
+    process = job.start()
+    wait_until(job.is_at_work)
+    process.send_signal(signal.SIGUSR2)
+    wait_until(lambda: "TERM" in job.calls.read_text())
+    process.send_signal(signal.SIGTERM)
+    status, calls = job.ended(process)
+    assert (status, calls.count("TERM")) == (143, 1)
+
+
 @pytest.mark.parametrize(("left", "again"), [("1:00", True), ("3:00", False), ("UNLIMITED", False)])
 def test_a_job_that_is_ended_for_its_time_limit_alone_begins_again(left, again, tmp_path):
     """As where the controller was away when it was to signal that the time is nearly up."""
