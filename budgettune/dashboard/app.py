@@ -12,7 +12,7 @@ import logging
 import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -235,9 +235,12 @@ def listen(
     try:
         yield f"http://{shown}:{listener.getsockname()[1]}{checked_prefix(prefix)}/"
     finally:
-        server.trigger.pull_trigger(partial(wasyncore.close_all, channels))  # in the thread, which then ends
-        thread.join()
+        # In the server's thread: first connections; then, once no thread is left that may wake it, itself.
+        server.trigger.pull_trigger(lambda: [each.close() for each in [*server.active_channels.values()]])
         server.task_dispatcher.shutdown(timeout=1)
+        with suppress(OSError):  # a thread that is left woke it, and it has ended already
+            server.trigger.pull_trigger(partial(wasyncore.close_all, channels))
+        thread.join()
 
 
 class _BadRequest(ErrorTask):
@@ -259,6 +262,10 @@ class _Connection(HTTPChannel):
 
     error_task_class = _BadRequest
     last_activity: float
+
+    def close(self) -> None:
+        """End with all that is half sent, and whoever waits to send more, also where the server ends."""
+        self.handle_close()
 
     def handle_read(self) -> None:
         latest = self.last_activity

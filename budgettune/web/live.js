@@ -7,6 +7,7 @@ const LONGEST_PAUSE = 30000;
 const PAUSE_WITHOUT_PAGE = 1000;
 const RESTING_SLIDER = 500;
 const SHORTEST_THOUGHT = 150;
+const LOOKS_FOR_FIRST_PAGE = 15; // between two questions for a page that is being made
 
 const isAway = () => document.querySelector(".live");
 const sleep = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
@@ -84,6 +85,7 @@ async function takeNewPage() {
   served.mark = next.mark;
 }
 
+let looks = 0;
 // Return whether something has changed.
 async function look() {
   if (!served.api) {
@@ -99,7 +101,8 @@ async function look() {
     await takeNewPage();
     return true;
   }
-  if (now.page === null && served.mark) await get(served.page); // a server that was started again has no page until then
+  // A server that was started again makes no page before somebody asks for it; to ask may take seconds.
+  if (now.page === null && (served.mark || ++looks % LOOKS_FOR_FIRST_PAGE === 0)) await get(served.page);
   return isNews || now.mark !== served.mark; // trials have ended, and their page is being made
 }
 

@@ -11,10 +11,12 @@ import subprocess
 import sys
 import threading
 import time
+from urllib.parse import urlsplit
 
 import bcrypt
 import optuna
 import pytest
+from waitress.trigger import trigger
 
 from budgettune.dashboard import app as server
 from budgettune.dashboard.app import (
@@ -620,3 +622,30 @@ def test_a_signal_ends_it_cleanly(url, number, status):
             process.send_signal(number)
             assert process.wait(timeout=10) == status
         assert process.stderr.read() == ""
+
+
+def test_a_visitor_who_takes_nothing_keeps_no_thread_when_the_server_ends():
+    def large(environ, start_response):
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return [b"x" * 2**22] * 8
+
+    before = set(threading.enumerate())
+    with listen(large, "127.0.0.1", 0) as address:
+        visitor = socket.create_connection(("127.0.0.1", urlsplit(address).port))
+        visitor.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert visitor.recv(1)
+        time.sleep(0.5)  # until what a connection holds is full, and its thread waits
+    visitor.close()
+    assert set(threading.enumerate()) <= before
+
+
+def test_a_server_that_is_woken_by_a_thread_while_it_ends_ends_well(monkeypatch):
+    pull = trigger._physical_pull
+
+    def woken_before(own):
+        pull(own)
+        time.sleep(0.1)  # in which the server does all that it was to do
+        pull(own)
+
+    with listen(lambda environ, start_response: [], "127.0.0.1", 0):
+        monkeypatch.setattr(trigger, "_physical_pull", woken_before)

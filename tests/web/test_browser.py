@@ -3,6 +3,7 @@
 import random
 import subprocess
 import sys
+import threading
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
@@ -127,6 +128,21 @@ def test_a_page_goes_on_with_a_server_that_was_started_again(browser, sqlite_url
             )
         until(page, has_trials.format(7))
         assert page.evaluate("window.isTheSame") is True
+
+
+def test_who_waits_for_a_first_page_gets_it_from_a_server_that_was_started_again(browser, sqlite_url, monkeypatch):
+    monkeypatch.setattr("budgettune.web.pages.FIRST_PATIENCE_SECONDS", 0.05)
+    make_study(sqlite_url, 6, epochs=3)
+    is_over = threading.Event()
+    apps = [make_app(sqlite_url, answers=lambda *how: Answers(*how, build=lambda *_: is_over.wait()))]
+    with (
+        listen(lambda *request: apps[-1](*request), "127.0.0.1", 0) as address,
+        opened(browser, f"{address}answers/synthetic") as page,
+    ):
+        until(page, "document.body.textContent.includes('comes by itself')")
+        apps.append(make_app(sqlite_url, answers=Answers))
+        until(page, "document.querySelector('main')?.textContent.includes('6 trials') && 'Plotly' in window")
+        is_over.set()
 
 
 def test_a_recommendation_is_of_the_budget_that_the_slider_shows(browser, sqlite_url):
