@@ -16,6 +16,7 @@ from urllib.parse import quote
 
 from budgettune.dashboard.shared_view import Refreshed, RefreshPace
 from budgettune.errors import StudyNotFound
+from budgettune.records import OPEN
 from budgettune.report.build import served_page
 from budgettune.report.page import Served, script_sources, states_sentence
 from budgettune.storage.answers import ended_mark, state_counts
@@ -26,7 +27,6 @@ from budgettune.web.reply import Reply, compressed, page_reply, plain_page, refu
 FOLDER = Path(__file__).parent
 MOST_PAGES = 50
 """Studies whose pages are kept, a few MB each."""
-OPEN_STATES = ("RUNNING", "WAITING")
 LOOK_SECONDS = 1.0
 """Between two looks at how a study stands, however many visitors ask."""
 BUILD_SHARE = 1 / 8
@@ -59,9 +59,9 @@ class _Page(NamedTuple):
 def standing(engine: Engine, study_id: int) -> Standing:
     mark = ended_mark(engine, study_id)  # first: a trial that ends meanwhile makes the next mark another one
     own, foreign = state_counts(engine, study_id), state_counts(engine, study_id, of_cells=False)
-    counts = {state: number + (0 if state in OPEN_STATES else foreign[state]) for state, number in own.items()}
-    sentence = states_sentence(counts, sum(foreign[state] for state in OPEN_STATES))
-    return Standing(mark, counts, sentence, not any(own[state] for state in OPEN_STATES))
+    counts = {state: number + (0 if state in OPEN else foreign[state]) for state, number in own.items()}
+    sentence = states_sentence(counts, sum(foreign[state] for state in OPEN))
+    return Standing(mark, counts, sentence, not any(own[state] for state in OPEN))
 
 
 def built(url: str, study: str, served: Served) -> Reply:
