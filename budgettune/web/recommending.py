@@ -102,11 +102,12 @@ class Recommendations:
             gathered = sum(len(batch.answers) for batch in self._gathering.values())  # also for some who went away
             if max(self._waiting, gathered) >= MOST_WAITING:
                 raise Busy("too many ask what to train just now: ask again in a moment")
+            if question[:3] not in self._gathering:
+                # It may not start, where the box lets this process have no thread more just now: nobody waits yet.
+                threading.Thread(target=self._answer, args=[question[:3]], name="recommend", daemon=True).start()
             self._waiting += 1
             batch = self._gathering.setdefault(question[:3], Batch())
             batch.mark = mark
-            if not batch.answers:
-                threading.Thread(target=self._answer, args=[question[:3]], name="recommend", daemon=True).start()
             future = batch.answers.setdefault(question, Future())
         try:
             return future.result(self.patience_seconds)

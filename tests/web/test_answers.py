@@ -483,6 +483,16 @@ def test_beyond_so_many_who_wait_the_next_is_told_to_come_again():
     assert thinker.recommendations.of(ask(99), "mark").status == 200
 
 
+def test_where_no_thread_can_be_started_the_next_one_tries_again(monkeypatch):
+    recommendations = Recommendations(lambda *_: Reply(200))
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", lambda _: next(iter([])))
+        with pytest.raises(StopIteration):
+            recommendations.of(ask(), "mark")
+    assert recommendations.of(ask(), "mark").status == 200
+    assert recommendations._waiting == 0
+
+
 def test_a_failure_is_not_kept():
     answers = iter([OSError("gone"), Reply(503), Reply(200)])
 
