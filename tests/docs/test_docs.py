@@ -183,8 +183,10 @@ def test_every_command_that_is_named_in_a_sentence_exists():
     named = [words for text in texts for words in re.findall(r"`budgettune ([a-z][^`…]*)`", text)]
     assert len(named) > 10
     for text in named:
-        command, rest = command_of(text.split())
+        words, _, of_workers = text.partition(" -- ")
+        command, rest = command_of(words.split())
         assert {word for word in rest if word.startswith("--")} <= options_of(command), text
+        assert {word for word in of_workers.split() if word.startswith("--")} <= options_of(command_of(["worker"])[0])
 
 
 def test_what_is_left_out_is_on_a_page():
