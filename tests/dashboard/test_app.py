@@ -316,7 +316,8 @@ def test_a_page_that_fails_is_logged_and_its_visitor_learns_nothing(caplog):
     with served(lambda environ, start: 1 / 0) as client:
         assert client("GET", "/%1b%0asecret") == 500
         assert b"ZeroDivisionError" not in client.body
-    (record,) = caplog.records
+    # On a busy box waitress may warn at the end that a thread still runs.
+    (record,) = (each for each in caplog.records if each.levelname == "ERROR")
     assert record.getMessage().isprintable()
     assert record.exc_info[0] is ZeroDivisionError
 
