@@ -11,6 +11,7 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 
+from benchmarks.support.noop_workers import connections_beside
 from budgettune.errors import StorageBusy
 from budgettune.storage import connection as connections
 from budgettune.storage.connection import open_engine, open_storage, reading, writing
@@ -27,8 +28,7 @@ from tests.support.studies import grid, result, sampled, work_off
 def held(postgresql_url):
     """Return what counts the connections that a database has, its own left out."""
     with psycopg.connect(postgresql_url, autocommit=True) as own:
-        query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
-        yield lambda: own.execute(query).fetchone()[0]
+        yield lambda: connections_beside(own)
 
 
 @pytest.mark.parametrize("spec", [grid(), sampled("tpe", trials=2)], ids=["grid", "sampled"])

@@ -12,6 +12,7 @@ import pytest
 import sqlalchemy as sa
 
 from benchmarks.support import local_pgbouncer
+from benchmarks.support.noop_workers import connections_beside
 from budgettune import api
 from budgettune.dashboard.app import make_app
 from budgettune.errors import StorageBusy, StorageError
@@ -119,11 +120,10 @@ def test_sixty_workers_with_connections_of_their_own_share_two_of_the_server(pos
     threads = [threading.Thread(target=work, args=(number,)) for number in range(60)]
     most = 0
     with psycopg.connect(postgresql_url, autocommit=True) as own:
-        query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
         for thread in threads:
             thread.start()
         while any(thread.is_alive() for thread in threads):
-            most = max(most, own.execute(query).fetchone()[0])
+            most = max(most, connections_beside(own))
     assert wrong == []
     assert len(cells) == len(set(cells)) == 160
     assert most <= 2
