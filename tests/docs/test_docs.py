@@ -51,8 +51,18 @@ PARSED_ONLY = {
 RAN_BEFORE = {"predicting.md", "reading-the-report.md", "timing.md", "troubleshooting.md"}
 """Pages that begin with a finished study `digits`."""
 
-TAKE_LONG = {"gpu.md", "searching.md", "your-model.md", "your-strategy.md", "your-training.md"}
-"""Pages that train for ten seconds and more."""
+TAKE_LONG = {
+    "first-study.md",
+    "gpu.md",
+    "predicting.md",
+    "reproducing-the-paper.md",
+    "searching.md",
+    "your-data.md",
+    "your-model.md",
+    "your-strategy.md",
+    "your-training.md",
+}
+"""Pages that train for some seconds and more."""
 
 MEASURED = re.compile(r"\d(?:s|%)")
 VALUE = re.compile(r"(?:\d[\d.,]*(?:ms|[smhd](?![a-z]))?)+%?")

@@ -14,6 +14,7 @@ from budgettune.web.aside import Aside
 from budgettune.web.reply import Busy
 
 
+@pytest.mark.slow
 def test_calls_are_answered_elsewhere_and_a_killed_process_is_replaced():
     call = Aside("test")
     first = call(os.getpid)
@@ -47,6 +48,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("end", ["leaves", "is killed"])
+@pytest.mark.slow
 def test_it_ends_with_its_server(tmp_path, end):
     (tmp_path / "server.py").write_text(SERVER)
     with subprocess.Popen([sys.executable, tmp_path / "server.py"], stdin=-1, stdout=-1, text=True) as server:
@@ -81,6 +83,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_a_server_that_ends_at_work_starts_no_process_any_more(tmp_path):
     (tmp_path / "server.py").write_text(LEAVES_AT_WORK)
     ended = subprocess.run([sys.executable, tmp_path / "server.py"], capture_output=True, text=True, timeout=60)

@@ -111,6 +111,7 @@ def test_a_trial_whose_worker_was_lost_goes_on(sqlite_url, monkeypatch):
     assert study.verify().whole
 
 
+@pytest.mark.slow
 def test_another_box_finds_it_in_a_shared_folder_and_not_without(sqlite_url, tmp_path, monkeypatch):
     study, shared = make(sqlite_url, search="{scale = [1.0, 1.2]}"), tmp_path / "shared"
     options = WorkerOptions(**{**vars(OPTIONS), "checkpoints": str(shared)})
@@ -129,6 +130,7 @@ def test_it_is_switched_off(sqlite_url):
     assert work(study, options=options)[1] == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_a_damaged_file_is_no_error(sqlite_url, caplog):
     study = make(sqlite_url)
     work(study, epoch=2)

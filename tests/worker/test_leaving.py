@@ -294,6 +294,7 @@ def test_the_command_tells_an_engine_to_begin_again_only_after_it_has_done_somet
 
 
 @pytest.mark.parametrize(("saves", "gets_nowhere"), [("train", False), ("unsaved", True)])
+@pytest.mark.slow
 def test_a_trial_that_is_cut_off_with_nothing_kept_of_it_is_no_progress(saves, gets_nowhere, run, sqlite_url):
     """Else a job that begins again at its time limit would begin the same trial for ever."""
     train = {"loop": f"tests.support.own_training:{saves}", "epochs": 100}
