@@ -19,8 +19,8 @@ app = typer.Typer()
 @app.command(
     rich_help_panel=options.BEFORE,
     epilog=options.examples(
-        "compare mine.toml --budget 30s --seeds 5 --out mine.json",
-        "compare digits --budget 2s --strategies stale-quantile,infobatch",
+        "compare mine.toml --budget 30s --out mine.json",
+        "compare digits --budget 2s --strategies stale-quantile,infobatch --lr 3e-3,1e-2,3e-2 --seeds 5",
         "compare mine.toml --budget 30s --out mine.json --resume",
     ),
 )
@@ -34,8 +34,31 @@ def compare(
         ),
     ] = None,
     seeds: Annotated[
-        int, typer.Option("--seeds", min=2, metavar="N", help="Runs of each strategy, the same seeds for all.")
-    ] = 5,
+        int,
+        typer.Option("--seeds", min=2, metavar="N", help="Scored runs of each strategy, the same seeds for all."),
+    ] = 10,
+    full_seeds: Annotated[
+        int | None,
+        typer.Option(
+            "--full-seeds",
+            min=2,
+            metavar="N",
+            help="Those of full, which all are held against; twice as many or more where left out.",
+        ),
+    ] = None,
+    lrs: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--lr",
+            metavar="A,B,C",
+            help="Learning rates to try for each strategy (repeatable); those that the spec searches where left out, "
+            "else its own × 1/3, 1, 3, 9. One alone: no tuning.",
+        ),
+    ] = None,
+    tune_seeds: Annotated[
+        int,
+        typer.Option("--tune-seeds", min=1, metavar="N", help="Runs of each strategy at each learning rate."),
+    ] = 2,
     strategies: Annotated[
         list[str] | None,
         typer.Option(
@@ -74,7 +97,7 @@ def compare(
 ) -> None:
     """Compare pruning strategies at equal training time, against full data and random subsets."""
     from budgettune.comparison import run
-    from budgettune.comparison.show import sentences, table_rows, write_figure
+    from budgettune.comparison.show import judges, sentences, table_rows, write_figure
     from budgettune.spec.own_code import built_in_only
     from budgettune.spec.study_spec import load_spec
     from budgettune.spec.trust import allowed_packages
@@ -86,9 +109,10 @@ def compare(
                     built_in_only(load_spec(spec).with_overrides(sets or [])),
                     budgets or (),
                     seeds=seeds,
-                    strategies=[
-                        each.strip() for names in strategies or () for each in names.split(",") if each.strip()
-                    ],
+                    full_seeds=full_seeds,
+                    lrs=[_rate(each) for each in _listed(lrs)],
+                    tune_seeds=tune_seeds,
+                    strategies=_listed(strategies),
                     prune_rates=prune_rates or (),
                     shuffle_labels=shuffle_labels,
                     device=device,
@@ -107,7 +131,8 @@ def compare(
         print_rows(comparison.rows(), form)
     else:
         for budget in comparison.budgets:
-            title = f"\n{format_duration(budget)} of training, mean over seeds ± half the 95% interval"
+            judged = f"{judges(comparison)}, mean over seeds ± half the 95% interval"
+            title = f"\n{format_duration(budget)} of training, accuracy on {judged}"
             print_rows(table_rows(comparison.standings(budget)), form, title=title)
             for sentence in sentences(comparison, budget):
                 say_figures(sentence)
@@ -116,3 +141,15 @@ def compare(
     if stop.signal_number is not None:
         say("stopped before the end" + ("" if to is None else f": add --resume to go on with {to}"))
     leave_if_stopped(stop.signal_number)
+
+
+def _listed(texts: list[str] | None) -> list[str]:
+    """Return the parts of texts between commas."""
+    return [each.strip() for text in texts or () for each in text.split(",") if each.strip()]
+
+
+def _rate(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is no number: write 3e-3,9e-3", param_hint="'--lr'") from None

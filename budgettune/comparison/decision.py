@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from budgettune.comparison.plan import rates_of
 from budgettune.comparison.result import FULL, Comparison, Standing, read_comparison
 from budgettune.errors import SpecError
-from budgettune.spec.documents import set_value
+from budgettune.spec.documents import full_key, set_value
 from budgettune.spec.study_spec import StudySpec
 from budgettune.text import format_duration
 
@@ -19,6 +21,7 @@ class Decision(NamedTuple):
     strategy: str
     prune_rate: float
     sentence: str  # what was decided, and on which figures
+    lr: float | None = None  # that it was tuned to; None where nothing was tuned
 
 
 def decided(spec: StudySpec) -> StudySpec:
@@ -37,12 +40,13 @@ def decided(spec: StudySpec) -> StudySpec:
     comparison = read_comparison(path)
     _check_fit(spec, comparison, path)
     found = decide(comparison, spec.train.budget)
+    sentence = found.sentence + _own_rate(spec, found)
     pruning_table = {
         **comparison.spec.get("pruning", {}),
         "prune_rate": found.prune_rate,
         "when": "auto",
         "evidence": path.name,  # its folder means nothing to the other machines of a study
-        "decided": found.sentence,
+        "decided": sentence,
     }
     document = spec.to_document() | {"pruning": pruning_table}
     set_value(document, "pruning.strategy", found.strategy)
@@ -50,10 +54,11 @@ def decided(spec: StudySpec) -> StudySpec:
 
 
 def decide(comparison: Comparison, budget_seconds: float | None = None) -> Decision:
-    """Return the arm with the best mean accuracy of those whose advantage over `full` is significant, else `full`.
+    """Return the arm that is ahead of `full` by the most points, of those that are beyond chance, else `full`.
 
-    Significant is what the paired t-test over seeds says after Holm's correction over the arms of that budget. An arm
-    of which a run failed is not chosen: its mean is of those seeds that it survived.
+    Beyond chance is what Dunnett's test over the arms of that budget says (Welch's for an arm of a noise of its own).
+    An arm of which a scored run failed, or that ran less than others, is not chosen: its mean is of those seeds that it
+    survived. Nothing is chosen where the learning rate was tuned for none: the winner may be the one that it suits.
 
     Args:
         comparison: of any number of budgets.
@@ -65,42 +70,55 @@ def decide(comparison: Comparison, budget_seconds: float | None = None) -> Decis
     rows = comparison.standings(budget)
     noise = f" and {comparison.shuffle_labels:.0%} of the labels shuffled" if comparison.shuffle_labels else ""
     where = f"at {format_duration(budget)} on {_data_name(comparison)}{noise}, {comparison.machine.key}"
-    if not any(row.arm == FULL and row.runs for row in rows):
+    full = next((row for row in rows if row.arm == FULL and row.runs), None)
+    if full is None:
         return Decision(*FULL, f"full: the evidence has no finished run of full {where} to hold others against")
-    tested = sum(row.corrected_p is not None for row in rows)
-    whole = [row for row in rows if row.corrected_p is not None and not row.failed]
+    tested = [row for row in rows if row.against_full is not None]
+    most = max((row.runs + row.failed for row in rows if row.arm != FULL), default=0)
+    whole = [row for row in tested if not row.failed and row.runs == most]
     if not whole:
         return Decision(*FULL, f"full: no other strategy has two runs and no failed one {where}")
     better = [row for row in whole if row.verdict == "better"]
     best = max(better or whole, key=_advantage)
+    if full.tuned is None or (better and best.tuned is None):
+        closest = f"{best.arm} {'leads' if better else 'comes closest'}: {_figures(best, full, tested)}"
+        return Decision(*FULL, f"full: {_untuned(comparison, best)} {where}; {closest}")
     if better:
-        return Decision(*best.arm, f"{best.arm}: {_figures(best, tested)} {where}; {_at_one_rate(comparison)}")
-    closest = f"{best.arm} comes closest: {_figures(best, tested)}"
-    return Decision(*FULL, f"full: nothing beats it beyond chance {where}; {closest}")
+        chosen = f"{best.arm} at learning rate {best.lr:g}: {_figures(best, full, tested)} {where}"
+        more = f"; the best of {len(tested)}, so expect somewhat less" if len(tested) > 1 else ""
+        return Decision(*best.arm, chosen + more, best.lr)
+    closest = f"{best.arm} at learning rate {best.lr:g} comes closest: {_figures(best, full, tested)}"
+    return Decision(*FULL, f"full: nothing beats it beyond chance {where}; {closest}", full.lr)
 
 
 def _advantage(row: Standing) -> float:
-    """Return the mean difference from full at equal seeds: with all seeds there, it ranks as mean accuracy does."""
-    return 0.0 if row.against_full is None else row.against_full.difference.mean
+    return 0.0 if row.against_full is None else row.against_full.mean
 
 
-def _figures(row: Standing, comparisons: int) -> str:
-    test = row.against_full
-    assert test is not None and test.difference.low is not None and test.difference.high is not None  # it was tested
-    mean, low, high = (100 * value for value in (test.difference.mean, test.difference.low, test.difference.high))
+def _figures(row: Standing, full: Standing, tested: Sequence[Standing]) -> str:
+    found = row.against_full
+    assert found is not None  # it was tested
+    if found.low is None or found.high is None:
+        return f"{100 * found.mean:+.2f} points against full, and runs that show no noise to hold that against"
+    mean, low, high = (100 * value for value in (found.mean, found.low, found.high))
     return (
-        f"{mean:+.2f} points against full (95% interval {low:+.2f} to {high:+.2f}, {test.difference.count} seeds, "
-        f"p {row.corrected_p:.2g} after correction for {comparisons})"
+        f"{mean:+.2f} points against full at {full.lr:g} (95% interval {low:+.2f} to {high:+.2f}, {row.runs} seeds and "
+        f"{full.runs} of full, p {found.p:.2g} counting {len(tested)})"
     )
 
 
-def _at_one_rate(comparison: Comparison) -> str:
+def _untuned(comparison: Comparison, best: Standing) -> str:
     """Say what no test over seeds can: an arm may be ahead only because this rate suits it better than full."""
-    rate = StudySpec.from_document(comparison.spec).train.lr
-    return (
-        f"all at learning rate {rate:g}, tuned for none: compare again with --set train.lr={3 * rate:g} "
-        f"and higher until full gets no better"
-    )
+    rates = ",".join(f"{rate:g}" for rate in rates_of(StudySpec.from_document(comparison.spec)))
+    return f"the learning rate was tuned for none ({best.lr:g} for all): compare again with --lr {rates}"
+
+
+def _own_rate(spec: StudySpec, found: Decision) -> str:
+    """Say where the study trains at another rate than the decision was made at."""
+    searched = any(full_key(key) == "train.lr" for key in spec.search)
+    if found.lr is None or searched or math.isclose(found.lr, spec.train.lr):
+        return ""
+    return f"; the study trains at {spec.train.lr:g}: set train.lr = {found.lr:g}, or search it"
 
 
 def _data_name(comparison: Comparison) -> str | None:

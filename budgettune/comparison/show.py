@@ -8,21 +8,22 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from budgettune.comparison.decision import decide
 from budgettune.comparison.result import FULL, Comparison, Standing
-from budgettune.comparison.significance import Estimate, pooled_deviation, smallest_detectable, smallest_exact_p
+from budgettune.comparison.significance import Difference, Estimate
 from budgettune.files import write_text
 from budgettune.text import format_duration
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-MORE_SEEDS = (5, 10, 20, 40)
+MORE_SEEDS = (10, 20, 40)
+REASONS_SHOWN = 3
 LARGEST_P_SHOWN = 0.001
 ROW_PIXELS, GAP_PIXELS, FRAME_PIXELS = 24, 90, 180
 LINE_COLOR, SEED_COLOR = "#475569", "#94a3b8"
 COLORS = {"better": "#1d4ed8", "worse": "#c2410c", "no different": LINE_COLOR}
 TITLE = (
-    "Pruning strategies at equal training time: means, 95% intervals and single seeds<br>"
-    "<sup>blue: better than full beyond chance; red: worse; grey: these seeds show no difference</sup>"
+    "Pruning strategies at equal training time: means, 95% intervals and single seeds, judged by {judges}<br>"
+    "<sup>blue: better than full beyond chance; red: worse; grey: these seeds show no difference; {rates}</sup>"
 )
 
 
@@ -35,41 +36,83 @@ def table_rows(standings: Sequence[Standing]) -> list[dict[str, Any]]:
 def sentences(comparison: Comparison, budget_seconds: float) -> list[str]:
     """Return what the runs at a budget say, what they cannot say, and which of them to doubt."""
     standings = comparison.standings(budget_seconds)
-    tested = [standing for standing in standings if standing.against_full is not None]
     runs, clean = sum(row.runs for row in standings), sum(row.clean for row in standings)
     return [
         f"supported: {decide(comparison, budget_seconds).sentence}",
-        *_seeds_tell(tested),
+        *_seeds_tell(comparison, budget_seconds),
+        *_rates_tell(comparison, budget_seconds, standings),
+        f"judged by {judges(comparison)}, the same for all: intervals are over seeds, and hold for these images",
         f"{clean} of {runs} runs had a clean clock",
         *(f"failed runs of {row.arm}: {row.failed} ({'; '.join(row.failures)})" for row in standings if row.failed),
     ]
 
 
-def _seeds_tell(tested: Sequence[Standing]) -> list[str]:
+def judges(comparison: Comparison) -> str:
+    """Say which images the scored runs are judged by."""
+    scored = comparison.judged_on.get("scored")
+    return "unknown images" if scored is None else str(scored)
+
+
+def _seeds_tell(comparison: Comparison, budget_seconds: float) -> list[str]:
     """Say how p was found, and which differences a number of seeds makes visible."""
-    tests = [standing.against_full for standing in tested if standing.against_full is not None]
-    if not tests:
+    fit = comparison.fit(budget_seconds)
+    full = fit.accuracy.get(FULL)
+    if not fit.differences or full is None:
         return []
-    seeds = min(test.difference.count for test in tests)
-    deviation = pooled_deviation([test.difference.deviation or 0.0 for test in tests])
-    points = {
-        count: 100 * smallest_detectable(deviation, count, comparisons=len(tests))
-        for count in sorted({seeds, *(more for more in MORE_SEEDS if more > seeds)})
-    }
-    seen = ", ".join(f"{point:.2f} at {count}" for count, point in points.items())
-    return [
-        f"p: paired t-test over {seeds} seeds with Holm's correction (comparisons: {len(tests)}); "
-        f"that of sign flips, which cannot be below {smallest_exact_p(seeds):.2g}, stands in JSON and CSV",
-        f"differences from full, in points, that seeds show four times in five, going by these runs: {seen}",
-    ]
+    seeds = fit.most_runs
+    said = []
+    if fit.pool is not None:
+        said += [
+            f"p and the intervals of differences: Dunnett's test of {len(fit.differences)} against full, "
+            f"{seeds} seeds and {full.count} of full, seeds as blocks, one noise for all: "
+            f"{100 * fit.pool.deviation:.2f} points ({fit.pool.freedom} degrees of freedom)"
+        ]
+        ratio = full.count / seeds
+        points = {count: fit.detectable(count, round(ratio * count)) for count in sorted({seeds, *MORE_SEEDS})}
+        shown = [f"{100 * point:.2f} at {count}" for count, point in points.items() if point and count >= seeds]
+        if shown:
+            said += [
+                f"smallest difference from full, in points, that seeds show four times in five: {', '.join(shown)}"
+            ]
+    if fit.apart:
+        said += [
+            f"noise of their own, larger than that of the others, by Welch's test with Bonferroni's correction: "
+            f"{', '.join(map(str, fit.apart))}"
+        ]
+    return said
+
+
+def _rates_tell(comparison: Comparison, budget_seconds: float, standings: Sequence[Standing]) -> list[str]:
+    """Say how the learning rates were chosen, and where a better one may lie beyond those tried."""
+    untuned = [row for row in standings if row.tuned is None]
+    if len(untuned) == len(standings):
+        rates = ", ".join(f"{lr:g}" for lr in sorted({row.lr for row in standings}))
+        return [f"learning rate {rates}, one for all: tuned for none, so a strategy may lead only because it suits it"]
+    tuning = [run for run in comparison.runs if run.purpose == "tuning" and run.budget_seconds == budget_seconds]
+    rates = ", ".join(f"{lr:g}" for lr in sorted({run.lr for run in tuning}))
+    images = comparison.judged_on.get("tuning")
+    said = [f"learning rate of each: the best of {rates} by {images}, on {len(tuning)} runs of other seeds"]
+    if untuned:
+        said += [f"not tuned: {', '.join(str(row.arm) for row in untuned)}"]
+    for end, where in (("lowest", "below"), ("highest", "above")):
+        if arms := [row for row in standings if row.tuned is not None and row.tuned.end == end]:
+            listed = ", ".join(f"{row.arm} {row.lr:g}" for row in arms)
+            said += [f"best at the {end} rate that was tried: {listed}; add rates {where} it with --lr and --resume"]
+    if failed := [run for run in tuning if run.measured is None]:
+        reasons = list(dict.fromkeys(run.failure or "" for run in failed))
+        more = "; …" if len(reasons) > REASONS_SHOWN else ""
+        said += [f"failed tuning runs, counted as worst: {len(failed)} ({'; '.join(reasons[:REASONS_SHOWN])}{more})"]
+    return said
 
 
 def _row(standing: Standing) -> dict[str, Any]:
-    test, p = standing.against_full, standing.corrected_p
+    found = standing.against_full
+    p = None if found is None else found.p
     return {
         "strategy": str(standing.arm),
+        "lr": f"{standing.lr:g}",
         "accuracy %": _spread(standing.accuracy),
-        "against full": _spread(None if test is None else test.difference, sign="+"),
+        "against full": _spread(found, sign="+"),
         "p": None if p is None else f"{p:.2g}" if p >= LARGEST_P_SHOWN else f"<{LARGEST_P_SHOWN:g}",
         "overhead": None if standing.overhead is None else f"{standing.overhead:.1%}",
         "pruned": None if standing.realised_prune_rate is None else f"{standing.realised_prune_rate:.0%}",
@@ -77,7 +120,7 @@ def _row(standing: Standing) -> dict[str, Any]:
     }
 
 
-def _spread(found: Estimate | None, sign: str = "") -> str | None:
+def _spread(found: Estimate | Difference | None, sign: str = "") -> str | None:
     """Return a mean in points with half its 95% interval."""
     if found is None:
         return None
@@ -92,7 +135,7 @@ class Mark(NamedTuple):
     mean: float  # over seeds
     half: float | None  # of its 95% interval; None where it is not known
     seeds: tuple[float, ...]  # the single values
-    verdict: str  # better or worse than full beyond chance, after correction; or no different
+    verdict: str  # better or worse than full beyond chance, all arms counted; or no different
     note: str  # shown where the pointer rests on it
 
 
@@ -116,12 +159,12 @@ def panels(comparison: Comparison) -> tuple[Panel, ...]:
                 accuracy.append(_mark(row, row.accuracy, list(row.by_seed.values())))
             if row.against_full is not None:
                 differences = [row.by_seed[seed] - full[seed] for seed in row.by_seed if seed in full]
-                against_full.append(_mark(row, row.against_full.difference, differences))
+                against_full.append(_mark(row, row.against_full, differences))
         found.append(Panel(budget_seconds=budget, accuracy=tuple(accuracy), against_full=tuple(against_full)))
     return tuple(found)
 
 
-def draw(values: Sequence[Panel]) -> go.Figure:
+def draw(values: Sequence[Panel], title: str = "") -> go.Figure:
     """Return the drawing: a row per budget, accuracy on the left, differences from full on the right."""
     from plotly.subplots import make_subplots
 
@@ -146,7 +189,7 @@ def draw(values: Sequence[Panel]) -> go.Figure:
             _draw_marks(figure, marks, row, column)
         figure.add_vline(x=0, line_dash="dot", line_color=LINE_COLOR, row=row, col=2)
     figure.update_yaxes(autorange="reversed")
-    figure.update_layout(height=inner + FRAME_PIXELS, showlegend=False, template="plotly_white", title=TITLE)
+    figure.update_layout(height=inner + FRAME_PIXELS, showlegend=False, template="plotly_white", title=title)
     return figure
 
 
@@ -156,12 +199,20 @@ def write_figure(path: Path, comparison: Comparison) -> None:
     Raises:
         UsageError: where it cannot be written.
     """
-    write_text(path, draw(panels(comparison)).to_html(include_plotlyjs=True))
+    write_text(path, draw(panels(comparison), figure_title(comparison)).to_html(include_plotlyjs=True))
 
 
-def _mark(row: Standing, found: Estimate, values: Sequence[float]) -> Mark:
-    p = row.corrected_p
-    note = f"{row.realised_prune_rate or 0:.0%} pruned, {row.epochs or 0:.3g} epochs, overhead {row.overhead or 0:.2%}"
+def figure_title(comparison: Comparison) -> str:
+    """Return the figure's title: what it shows, by which images, and whose learning rates were tuned."""
+    is_tuned = all(row.tuned for budget in comparison.budgets for row in comparison.standings(budget))
+    rates = "each at its best learning rate" if is_tuned else "learning rate tuned for none, or not for all"
+    return TITLE.format(judges=judges(comparison), rates=rates)
+
+
+def _mark(row: Standing, found: Estimate | Difference, values: Sequence[float]) -> Mark:
+    p = None if row.against_full is None else row.against_full.p
+    what = f"rate {row.lr:g}, {row.realised_prune_rate or 0:.0%} pruned, {row.epochs or 0:.3g} epochs"
+    note = f"{what}, overhead {row.overhead or 0:.2%}"
     return Mark(
         label=str(row.arm),
         mean=100 * found.mean,

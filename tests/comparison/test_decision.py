@@ -14,16 +14,26 @@ def test_the_most_accurate_of_those_that_beat_full_beyond_chance_is_chosen():
     best = tuple(value + 0.01 for value in BETTER)
     found = decide(comparison({"full": FULL_AT, "random 0.3": BETTER, "random 0.5": best, "stale-quantile 0.3": ALIKE}))
     assert (found.strategy, found.prune_rate) == ("random", 0.5)
-    assert found.sentence.startswith("random 0.5: +6.40 points against full (95% interval +5.72 to +7.08, 5 seeds, p ")
-    assert "after correction for 3) at 10.0s on digits, Abacus x2" in found.sentence
-
-
-def test_a_winner_at_one_learning_rate_is_told_apart_from_a_better_strategy():
-    found = decide(comparison({"full": FULL_AT, "random 0.3": BETTER}))
-    assert found.sentence.endswith(
-        "all at learning rate 0.01, tuned for none: compare again with --set train.lr=0.03 "
-        "and higher until full gets no better"
+    assert found.sentence.startswith(
+        "random 0.5 at learning rate 0.03: +6.40 points against full at 0.03 (95% interval +5."
     )
+    assert "5 seeds and 5 of full, p " in found.sentence
+    assert "counting 3) at 10.0s on digits, Abacus x2; the best of 3, so expect somewhat less" in found.sentence
+
+
+def test_nothing_wins_at_a_learning_rate_that_was_tuned_for_none():
+    found = decide(comparison({"full": FULL_AT, "random 0.3": BETTER}, rates={}))
+    assert (found.strategy, found.prune_rate) == ("full", 0.0)
+    assert "full: the learning rate was tuned for none (0.01 for all): compare again with --lr 0.0033,0.01," in (
+        found.sentence
+    )
+    assert "random 0.3 leads: +5.40 points against full at 0.01" in found.sentence
+
+
+def test_an_arm_that_ran_less_than_others_is_not_chosen():
+    found = decide(comparison({"full": FULL_AT, "random 0.3": BETTER[:3], "random 0.5": ALIKE}))
+    assert (found.strategy, found.prune_rate) == ("full", 0.0)
+    assert "random 0.5 at learning rate 0.03 comes closest" in found.sentence
 
 
 @pytest.mark.parametrize("values", [ALIKE, (0.9, 0.78, 0.83, 0.79, 0.86), tuple(value - 0.05 for value in FULL_AT)])
@@ -31,7 +41,7 @@ def test_full_stays_where_nothing_beats_it_or_only_noise_does(values):
     found = decide(comparison({"full": FULL_AT, "random 0.3": values}))
     assert (found.strategy, found.prune_rate) == ("full", 0.0)
     assert "nothing beats it beyond chance" in found.sentence
-    assert "random 0.3 comes closest" in found.sentence
+    assert "random 0.3 at learning rate 0.03 comes closest" in found.sentence
 
 
 def test_what_is_significant_alone_is_not_after_correction_for_many():
@@ -46,8 +56,8 @@ def test_a_strategy_that_failed_now_and_then_is_not_chosen():
     assert "no other strategy has two runs and no failed one" in decide(comparison(survived)).sentence
     found = decide(comparison({**survived, "random 0.5": ALIKE}))
     assert found.strategy == "full"
-    assert "random 0.5 comes closest" in found.sentence
-    assert "after correction for 2" in found.sentence
+    assert "random 0.5 at learning rate 0.03 comes closest" in found.sentence
+    assert "counting 2)" in found.sentence
 
 
 @pytest.mark.parametrize(
@@ -90,7 +100,8 @@ def test_a_study_is_created_with_what_its_evidence_supports(tmp_path, sqlite_url
     with create_study(spec, storage=sqlite_url) as study:
         pruning = study.spec.pruning
         assert (pruning.strategy, pruning.prune_rate, pruning.evidence) == ("random", 0.3, "compare.json")
-        assert pruning.decided.startswith("random 0.3: +5.40 points against full")
+        assert pruning.decided.startswith("random 0.3 at learning rate 0.03: +5.40 points against full")
+        assert pruning.decided.endswith("; the study trains at 0.001: set train.lr = 0.03, or search it")
         assert len(study.spec.cells()) == 2
         assert decided(study.spec) == study.spec
     create_study(spec, storage=sqlite_url, skip_if_exists=True).close()

@@ -29,6 +29,8 @@ from budgettune.worker.signals import StopFlag
 
 QUICK = ["train.batch_size=256", "clock.warmup_steps=1", "search={}"]
 SPEC = load_spec("digits").with_overrides(QUICK)
+ONE_RATE = {"seeds": 2, "full_seeds": 2, "lrs": [0.01]}
+AT_ONE_RATE = ["--seeds", 2, "--full-seeds", 2, "--lr", 0.01]
 HERE = frozenset(["tests"])
 FAULTY = f"{__name__}:Faulty"
 
@@ -79,7 +81,7 @@ def by_arm(comparison):
 
 def test_strategies_train_for_equal_seconds_with_equal_seeds():
     lines = []
-    found = compare(SPEC, ["0.4s"], seeds=2, strategies=["full"], device="cpu", threads=1, say=lines.append)
+    found = compare(SPEC, ["0.4s"], **ONE_RATE, strategies=["full"], device="cpu", threads=1, say=lines.append)
     assert sorted(by_arm(found)) == ["full", "random 0.3"]
     assert len({run.seed for run in found.runs}) == 2
     for run in found.runs:
@@ -90,8 +92,11 @@ def test_strategies_train_for_equal_seconds_with_equal_seeds():
     assert by_arm(found)["random 0.3"].realised_prune_rate == pytest.approx(0.3, abs=0.01)
     assert found.machine.threads == 1
     assert lines[0] == "digits, 8/16/32 × 1, batch 256, fp32"
-    assert "4 runs to do" in lines[1]
-    assert "left" in lines[2] and "left" not in lines[-1]
+    assert lines[1] == "1.6s of training: 4 scored at one rate for all, tuned for none"
+    assert "4 runs to do" in lines[2]
+    assert "left" in lines[3] and "left" not in lines[-1]
+    assert found.judged_on["scored"].count == 360
+    assert by_arm(found)["full"].tuned is None
     assert "the learning rate falls" not in "".join(lines)
 
 
@@ -100,23 +105,23 @@ def test_a_disturbed_run_is_run_again_as_the_spec_says(monkeypatch):
     monkeypatch.setattr(comparing, "prepare_process", lambda device, threads: told_to_say(threads, *statuses))
     repeating = SPEC.with_overrides(["clock.on_disturbed=repeat", "train.lr_schedule=constant"])
     lines = []
-    found = compare(repeating, [0.05], seeds=2, strategies=["full"], say=lines.append)
+    found = compare(repeating, [0.05], **ONE_RATE, strategies=["full"], say=lines.append)
     assert [(run.tries, run.measured.status) for run in found.runs][:3] == [
         (2, "clean"),
         (3, "disturbed"),
         (1, "clean"),
     ]
-    assert "the learning rate falls linearly to zero" in lines[1]
+    assert "the learning rate falls linearly to zero" in lines[2]
     assert found.spec["train"]["lr_schedule"] == "linear"
     monkeypatch.setattr(comparing, "prepare_process", lambda device, threads: told_to_say(threads, "disturbed"))
-    assert compare(SPEC, [0.05], seeds=2, strategies=["full"]).runs[0].tries == 1
+    assert compare(SPEC, [0.05], **ONE_RATE, strategies=["full"]).runs[0].tries == 1
 
 
 @pytest.mark.slow
 def test_a_run_that_fails_is_kept_with_its_reason_and_resuming_tries_it_again(quiet, tmp_path, caplog):
     def go(**more):
         return compare(
-            SPEC, [0.3], seeds=2, strategies=[FAULTY], prune_rates=[0.3, 0.6], allow_import=HERE, out=out, **more
+            SPEC, [0.3], **ONE_RATE, strategies=[FAULTY], prune_rates=[0.3, 0.6], allow_import=HERE, out=out, **more
         )
 
     out = tmp_path / "c.json"
@@ -128,13 +133,43 @@ def test_a_run_that_fails_is_kept_with_its_reason_and_resuming_tries_it_again(qu
     assert bug.failures == ("ValueError: no plan",)
     lines = []
     assert len(go(resume=True, say=lines.append).runs) == 10
-    assert "4 runs to do, 6 of 10 done before" in lines[1]
+    assert "4 runs to do, 6 of 10 done before" in lines[2]
+
+
+def test_each_strategy_runs_at_the_rate_that_was_best_for_it_on_validation_images(quiet, tmp_path):
+    """Also where it is killed between two tuning runs, and where a rate makes every run fail."""
+    out, lines = tmp_path / "c.json", []
+
+    def go(**more):
+        sgd = SPEC.with_overrides(["train.optimizer=sgd"])
+        values = {"seeds": 2, "full_seeds": 4, "tune_seeds": 1, "lrs": [0.1, 1e30], "strategies": ["full"]}
+        return compare(sgd, [0.15], **values, out=out, say=lines.append, **more)
+
+    stop = StopFlag()
+    cut = go(should_stop=lambda: stop.cuts_short or (len(lines) > 5 and stop.request()))
+    assert [run.purpose for run in cut.runs] == ["tuning"] * len(cut.runs)
+    assert 0 < len(cut.runs) < 6
+    lines.clear()
+    found = go(resume=True)
+    assert found.runs[0] == cut.runs[0]
+    assert lines[1] == "1.8s of training: 6 runs to tune the learning rate (0.9s), 6 scored"
+    tuning = [run for run in found.runs if run.purpose == "tuning"]
+    scored = [run for run in found.runs if run.purpose == "scored"]
+    assert len(tuning) == len(scored) == 6
+    assert found.runs == (*tuning, *scored)
+    assert {run.lr for run in scored} == {0.1}
+    assert {run.failure is not None for run in tuning if run.lr == 1e30} == {True}
+    assert {run.seed for run in tuning}.isdisjoint(run.seed for run in scored)
+    assert {str(each) for each in found.judged_on.values()} == {"144 validation images", "360 test images"}
+    assert [row.tuned.lr for row in found.standings(0.15)] == [0.1, 0.1]
+    assert [row.runs for row in found.standings(0.15)] == [4, 2]
+    assert len(go(resume=True).runs) == 12
 
 
 def test_a_loss_that_is_not_finite_is_reported_in_its_row(quiet, run):
-    words = sets("train.lr=1e30", "train.optimizer=sgd")
+    words = [*sets("train.optimizer=sgd"), "--lr", "1e30"]
     status, out, _ = run(
-        "compare", "digits", "--budget", 0.6, "--seeds", 2, "--strategies", "full", "--device", "cpu", *words
+        "compare", "digits", "--budget", 0.6, *AT_ONE_RATE[:4], "--strategies", "full", "--device", "cpu", *words
     )
     assert status == 0
     assert "failed runs of full: 2 (non-finite-loss: the loss of epoch 0" in out
@@ -151,6 +186,9 @@ def test_code_that_this_box_does_not_allow_ends_a_comparison_before_its_first_ru
     ("arguments", "message"),
     [
         ({"seeds": 1}, "at least 2"),
+        ({"full_seeds": 9}, "at least the 10 seeds of the others"),
+        ({"tune_seeds": 0}, "at least 1"),
+        ({"lrs": [0.0]}, "learning rate 0: give rates above 0"),
         ({"shuffle_labels": 1.0}, "from 0 to below 1"),
         ({"resume": True}, "--out"),
         ({"budgets": ()}, "--budget 30s"),
@@ -166,19 +204,20 @@ def test_a_comparison_that_cannot_work_is_refused(arguments, message):
 
 def test_resuming_asks_for_the_same_settings_and_machine(quiet, tmp_path, monkeypatch):
     out = tmp_path / "c.json"
-    compare(SPEC, [0.05], seeds=2, strategies=["full"], out=out)
+    compare(SPEC, [0.05], **ONE_RATE, strategies=["full"], out=out)
     other = SPEC.with_overrides(["train.lr=0.5"])
     for arguments, message in [
-        ({"spec": other}, "what differs: train:"),
+        ({"spec": other, "lrs": [0.5]}, "what differs: train:"),
         ({"spec": SPEC, "shuffle_labels": 0.1}, "what differs: --shuffle-labels:"),
     ]:
         with pytest.raises(UsageError, match=message):
-            compare(budgets=[0.05], seeds=2, out=out, resume=True, **arguments)
+            compare(**{"budgets": [0.05], **ONE_RATE, "out": out, "resume": True, **arguments})
     document = json.loads(out.read_text())
     document["machine"]["device_name"] = "Abacus"
+    document["judged_on"]["scored"]["count"] = 9
     out.write_text(json.dumps(document))
-    with pytest.raises(UsageError, match=r"the machine \(Abacus x"):
-        compare(SPEC, [0.05], out=out, resume=True)
+    with pytest.raises(UsageError, match=r"the images \(9 test .*the machine \(Abacus x"):
+        compare(SPEC, [0.05], **ONE_RATE, out=out, resume=True)
 
 
 def test_two_comparisons_do_not_write_one_file(quiet, tmp_path):
@@ -187,24 +226,25 @@ def test_two_comparisons_do_not_write_one_file(quiet, tmp_path):
     def second(line):
         if "to do" in line:
             with pytest.raises(UsageError, match="another comparison is writing") as error:
-                compare(SPEC, [0.05], seeds=2, strategies=["full"], out=out, resume=True)
+                compare(SPEC, [0.05], **ONE_RATE, strategies=["full"], out=out, resume=True)
             refused.append(error)
 
-    compare(SPEC, [0.05], seeds=2, strategies=["full"], out=out, say=second)
+    compare(SPEC, [0.05], **ONE_RATE, strategies=["full"], out=out, say=second)
     assert refused
     assert list(tmp_path.iterdir()) == [out]
 
 
 def test_more_seeds_and_budgets_join_what_is_there(quiet, tmp_path):
     out = tmp_path / "c.json"
-    before = compare(SPEC, [0.05], seeds=2, strategies=["full"], out=out)
+    before = compare(SPEC, [0.05], **ONE_RATE, strategies=["full"], out=out)
     lines = []
-    after = compare(SPEC, [0.08], seeds=3, strategies=["full"], out=out, resume=True, say=lines.append)
+    more = {**ONE_RATE, "seeds": 3, "full_seeds": 3}
+    after = compare(SPEC, [0.08], **more, strategies=["full"], out=out, resume=True, say=lines.append)
     assert after.runs[:4] == before.runs
     assert after.budgets == (0.05, 0.08)
     assert [row.runs for row in after.standings(0.08)] == [3, 3]
     assert read_comparison(out) == after
-    assert "6 runs to do, 0 of 6 done before" in lines[1]
+    assert "6 runs to do, 0 of 6 done before" in lines[2]
     assert decided(SPEC.with_overrides(["pruning.when=auto", f"pruning.evidence={out}", "train.budget=1s"]))
 
 
@@ -229,7 +269,7 @@ def test_every_run_trains_on_the_wrong_labels(quiet, monkeypatch):
     seen = []
     real = team.train
     monkeypatch.setattr(team, "train", lambda *a, data, **k: seen.append(data.train.labels) or real(*a, data=data, **k))
-    compare(SPEC, [0.05], seeds=2, strategies=["full"], shuffle_labels=0.5)
+    compare(SPEC, [0.05], **ONE_RATE, strategies=["full"], shuffle_labels=0.5)
     clean = load_data(SPEC.data).train.labels
     assert [round(float((labels != clean).float().mean()), 2) for labels in seen] == [0.5] * 4
 
@@ -246,15 +286,17 @@ def test_a_comparison_ends_where_its_gpu_is_lost_and_keeps_what_ran(quiet, tmp_p
     monkeypatch.setattr(team, "train", breaking)
     monkeypatch.setattr(Device, "is_lost", lambda self: len(trained) == 3)
     with pytest.raises(DeviceLost, match=r"an illegal memory access .*: go on in a new process with --resume"):
-        compare(SPEC, [0.05], seeds=2, strategies=["full"], out=out)
+        compare(SPEC, [0.05], **ONE_RATE, strategies=["full"], out=out)
     assert len(read_comparison(out).runs) == 2
-    assert len(compare(SPEC, [0.05], seeds=2, strategies=["full"], out=out, resume=True).runs) == 4
+    assert len(compare(SPEC, [0.05], **ONE_RATE, strategies=["full"], out=out, resume=True).runs) == 4
 
 
 @pytest.mark.slow
 def test_processes_of_a_run_learn_the_same_wrong_labels():
     """Unequal weights would be an error, and labels of their own would make them so."""
-    found = compare(SPEC.with_overrides(["train.processes=2"]), [0.2], seeds=2, strategies=["full"], shuffle_labels=0.5)
+    found = compare(
+        SPEC.with_overrides(["train.processes=2"]), [0.2], **ONE_RATE, strategies=["full"], shuffle_labels=0.5
+    )
     assert found.machine.processes == 2
     assert found.machine.key.endswith("×2")
     assert [run.failure for run in found.runs] == [None] * 4
@@ -264,7 +306,7 @@ def test_processes_of_a_run_learn_the_same_wrong_labels():
 
 
 def test_the_command_prints_a_table_and_writes_json_and_a_figure(quiet, run, tmp_path):
-    words = ["--budget", "0.05s", "--budget", "100ms", "--seeds", 2, "--prune-rate", 0.3, "--prune-rate", 0.5]
+    words = ["--budget", "0.05s", "--budget", "100ms", *AT_ONE_RATE, "--prune-rate", 0.3, "--prune-rate", 0.5]
     files = ["--out", "c.json", "--figure", "c.html"]
     status, out, err = run("compare", "digits", *words, "--strategies", "full, stale-quantile", *sets(), *files)
     assert status == 0
@@ -295,6 +337,7 @@ def test_the_command_prints_a_table_and_writes_json_and_a_figure(quiet, run, tmp
     [
         (["--budget", "soon"], 2, "not a duration"),
         (["--budget", "1s", "--seeds", 1], 2, "--seeds"),
+        (["--budget", "1s", "--lr", "3e-3,fast"], 2, "'fast' is no number"),
         ([], 1, "give --budget 30s"),
         (["--budget", "1s", "--strategies", "magic"], 1, "'magic' is unknown"),
         (["--budget", "1s", "--resume"], 1, "--out"),
@@ -310,7 +353,7 @@ def test_a_command_that_cannot_work_says_so_with_its_status(quiet, run, words, s
 
 def test_the_python_call_stays_a_call(quiet):
     for _ in range(2):
-        found = budgettune.compare(SPEC, [0.05], seeds=2, strategies=["full"])
+        found = budgettune.compare(SPEC, [0.05], **ONE_RATE, strategies=["full"])
         assert Arm("random", 0.3) in {run.arm for run in found.runs}
     with pytest.raises(SpecError, match="nowhere"):
         budgettune.compare("nowhere")
@@ -340,7 +383,7 @@ def wait_for_runs(path, count):
 @pytest.mark.slow
 def test_an_interrupted_comparison_goes_on_where_it_stopped(quiet, tmp_path):
     out = tmp_path / "c.json"
-    words = ["--budget", "0.4s", "--seeds", "2", "--strategies", "full", *sets(), "--out", str(out)]
+    words = ["--budget", "0.4s", *map(str, AT_ONE_RATE), "--strategies", "full", *sets(), "--out", str(out)]
     first = process(*words)
     wait_for_runs(out, 1)
     first.send_signal(signal.SIGINT)
@@ -352,7 +395,7 @@ def test_an_interrupted_comparison_goes_on_where_it_stopped(quiet, tmp_path):
     second.kill()
     second.communicate(timeout=60)
     assert len(kept) < 4
-    runs = compare(SPEC, [0.4], seeds=2, strategies=["full"], device="cpu", threads=1, out=out, resume=True).runs
+    runs = compare(SPEC, [0.4], **ONE_RATE, strategies=["full"], device="cpu", threads=1, out=out, resume=True).runs
     assert runs[: len(kept)] == kept
     assert len({run.key for run in runs}) == len(runs) == 4
 
@@ -362,7 +405,7 @@ def test_what_is_finished_comes_back_when_told_to_stop(quiet):
     found = compare(
         SPEC,
         [0.05],
-        seeds=2,
+        **ONE_RATE,
         strategies=["full"],
         should_stop=lambda: stop.cuts_short,
         say=lambda line: _stop_at(line, stop),

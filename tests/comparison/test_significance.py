@@ -1,25 +1,28 @@
-"""Statistics over a handful of seeds, against hand-computed values, brute force and scipy."""
+"""Statistics over a handful of seeds, against tables, closed forms, scipy and simulated seeds."""
 
-import itertools
 import math
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from scipy import stats
 
-from budgettune.comparison.significance import (
-    estimate,
-    holm,
-    paired_test,
-    pooled_deviation,
-    sign_flip_p,
-    smallest_detectable,
-    smallest_exact_p,
-)
+from budgettune.comparison.significance import compare_arms, dunnett_critical, dunnett_p, estimate
 
-points = st.integers(-40, 40).map(lambda steps: steps / 400)
+
+def drawn(random, arms=4, seeds=5, of_full=10, seed_deviation=0.5, deviations=None):
+    """Return accuracies of `full` and arms 1, 2, … that differ by chance alone."""
+    deviations = [1.0] * (1 + arms) if deviations is None else deviations
+    effects = seed_deviation * random.normal(size=max(seeds, of_full))
+    counts = [of_full] + [seeds] * arms
+    return {
+        number or "full": dict(enumerate((effects[:count] + spread * random.normal(size=count)).tolist()))
+        for number, (count, spread) in enumerate(zip(counts, deviations, strict=True))
+    }
+
+
+def equal(count):
+    """Return the loadings of arms that are as many runs each as the baseline."""
+    return np.full(count, math.sqrt(0.5))
 
 
 def test_a_mean_of_three_has_the_interval_of_the_tables():
@@ -32,70 +35,127 @@ def test_a_mean_of_three_has_the_interval_of_the_tables():
 def test_one_value_has_a_mean_and_no_interval():
     found = estimate([0.5])
     assert (found.mean, found.low, found.high, found.deviation) == (0.5, None, None, None)
-    assert paired_test([0.5]) is None
+    assert compare_arms({"full": {1: 0.5}, 1: {1: 0.6}}, "full").differences == {}
+    assert compare_arms({}, "full").accuracy == {}
 
 
-def test_p_of_the_paired_t_test_has_its_closed_form_for_two_and_three_pairs():
-    assert paired_test([1.0, 3.0]).t_p == pytest.approx(1 - 2 / math.pi * math.atan(2))
-    assert paired_test([1.0, 2.0, 3.0]).t_p == pytest.approx(1 - math.sqrt(12 / 14))
+# --- Dunnett's test -------------------------------------------------------------------------------------------------
 
 
-@given(st.lists(points, min_size=3, max_size=9).filter(lambda values: np.std(values) > 1e-3))
-def test_tests_and_interval_agree_with_scipy(values):
-    found, expected = paired_test(values), stats.ttest_1samp(values, 0.0)
-    assert found.t_p == pytest.approx(expected.pvalue, rel=1e-6)
+@pytest.mark.parametrize(
+    ("freedom", "constants"),  # two-sided, 5%, of 1 to 9 arms (Dunnett 1964, table II)
+    [
+        (5, [2.57, 3.03, 3.29, 3.48, 3.62, 3.73, 3.82, 3.90, 3.97]),
+        (10, [2.23, 2.57, 2.76, 2.89, 2.99, 3.07, 3.14, 3.19, 3.24]),
+        (20, [2.09, 2.38, 2.54, 2.65, 2.73, 2.80, 2.86, 2.90, 2.95]),
+        (60, [2.00, 2.27, 2.41, 2.51, 2.58, 2.64, 2.69, 2.73, 2.77]),
+    ],
+)
+def test_dunnetts_constant_is_that_of_the_tables(freedom, constants):
+    found = [dunnett_critical(equal(count), freedom) for count in range(1, 10)]
+    assert found == pytest.approx(constants, abs=0.006)
+
+
+def test_dunnetts_p_is_that_of_scipy():
+    random = np.random.default_rng(0)
+    arms, control = [random.normal(0.3 * shift, 1, 7 + shift) for shift in range(4)], random.normal(0, 1, 12)
+    expected = stats.dunnett(*arms, control=control, rng=np.random.default_rng(1))
+    sizes = np.array([len(arm) for arm in arms])
+    found = [dunnett_p(abs(t), np.sqrt(sizes / (sizes + 12)), sizes.sum() + 12 - 5) for t in expected.statistic]
+    assert found == pytest.approx(expected.pvalue, abs=2e-3)
+
+
+def test_p_and_the_constant_belong_together_and_one_arm_alone_is_students():
+    assert dunnett_p(dunnett_critical(equal(38), 340), equal(38), 340) == pytest.approx(0.05, abs=1e-6)
+    assert dunnett_p(2.5, equal(1), 7) == pytest.approx(2 * stats.t.sf(2.5, 7), abs=1e-9)
+    assert dunnett_p(40.0, equal(38), 340) < 1e-9
+
+
+# --- the model ------------------------------------------------------------------------------------------------------
+
+
+def test_two_arms_of_equal_seeds_are_a_paired_t_test():
+    runs = drawn(np.random.default_rng(2), arms=1, seeds=6, of_full=6)
+    found = compare_arms(runs, "full").differences[1]
+    expected = stats.ttest_rel(list(runs[1].values()), list(runs["full"].values()))
     low, high = expected.confidence_interval(0.95)
-    assert (found.difference.low, found.difference.high) == pytest.approx((low, high), abs=1e-9)
+    assert found.p == pytest.approx(expected.pvalue, rel=1e-6)
+    assert (found.mean, found.low, found.high) == pytest.approx(((low + high) / 2, low, high))
+    assert found.freedom == 5
 
 
-@given(st.lists(points, min_size=2, max_size=7))
-def test_the_exact_test_counts_every_sign_flip(values):
-    flips = [float(np.dot(signs, values)) for signs in itertools.product((1, -1), repeat=len(values))]
-    as_far = sum(abs(flip) >= abs(sum(values)) - 1e-12 for flip in flips)
-    assert sign_flip_p(values) == pytest.approx(as_far / len(flips))
+def test_balanced_runs_have_the_variances_of_the_analysis_of_variance():
+    runs = drawn(np.random.default_rng(3), arms=3, seeds=8, of_full=8)
+    table = np.array([list(by_seed.values()) for by_seed in runs.values()])
+    rest = table - table.mean(0) - table.mean(1, keepdims=True) + table.mean()
+    noise, of_seeds = (rest**2).sum() / (3 * 7), 4 * table.mean(0).var(ddof=1)
+    pool = compare_arms(runs, "full").pool
+    assert pool.freedom == 3 * 7
+    assert pool.deviation == pytest.approx(math.sqrt(noise))
+    assert pool.ratio == pytest.approx((of_seeds - noise) / 4 / noise, rel=1e-3)
+    found = compare_arms(runs, "full")
+    for arm, row in zip([1, 2, 3], table[1:], strict=True):
+        assert found.differences[arm].mean == pytest.approx(row.mean() - table[0].mean())
+        assert found.differences[arm].error == pytest.approx(math.sqrt(2 * noise / 8))
 
 
-@pytest.mark.parametrize("count", [2, 5, 6])
-def test_the_exact_test_cannot_go_below_two_of_all_flips(count):
-    assert sign_flip_p([0.01 * (1 + number) for number in range(count)]) == smallest_exact_p(count) == 2 / 2**count
+def test_seeds_that_full_alone_has_add_no_degrees_of_freedom_and_make_differences_surer():
+    runs = drawn(np.random.default_rng(4), of_full=30)
+    shared = {arm: {seed: by_seed[seed] for seed in range(5)} for arm, by_seed in runs.items()}
+    many, few = compare_arms(runs, "full"), compare_arms(shared, "full")
+    assert many.pool.freedom == few.pool.freedom == 4 * 4
+    assert many.differences[1].error < 0.85 * few.differences[1].error
 
 
-def test_many_pairs_are_flipped_at_random_and_always_alike():
-    values = list(np.random.default_rng(0).normal(0.5, 1.0, 20))
-    assert sign_flip_p(values) == sign_flip_p(values)
-    assert sign_flip_p(values) == pytest.approx(paired_test(values).t_p, abs=0.02)
+def test_a_seed_that_is_bad_for_all_is_nobodys_fault():
+    runs = {"full": {1: 0.8, 2: 0.5}, 1: {1: 0.81, 2: 0.515, 3: 0.8}, 2: {1: 0.802, 3: 0.79}}
+    found = compare_arms(runs, "full").differences
+    assert found[2].mean == pytest.approx(0.0, abs=0.01)  # means of 0.65 and 0.796
+    assert list(found) == [1, 2]
 
 
-@pytest.mark.parametrize(("values", "p"), [([0.1 + 0.2, 0.3], 0.5), ([0.0, 0.0, 0.0], 1.0), ([-0.1] * 3, 0.25)])
-def test_equal_differences_are_no_proof(values, p):
-    found = paired_test(values)
-    assert found.t_p == found.exact_p == p
+@pytest.mark.parametrize("values", [[0.5, 0.5, 0.5], [0.1 + 0.2, 0.3, 0.4]])
+def test_equal_differences_are_no_proof(values):
+    runs = {"full": dict(enumerate(values)), 1: {seed: value + 0.1 for seed, value in enumerate(values)}}
+    found = compare_arms(runs, "full").differences[1]
+    assert (found.mean, found.p, found.low) == (pytest.approx(0.1), 1.0, None)
 
 
-def test_holm_corrects_in_steps_and_keeps_the_order():
-    assert holm([0.01, 0.04, 0.03]) == pytest.approx((0.03, 0.06, 0.06))
-    assert holm([0.5, 0.9]) == (1.0, 1.0)
-    assert holm([0.02]) == (0.02,)
-    assert holm([]) == ()
+def test_an_arm_of_five_times_the_noise_is_set_apart_and_tested_by_welchs_test():
+    runs = drawn(np.random.default_rng(5), seeds=8, of_full=16, deviations=[1, 1, 1, 5, 1])
+    found = compare_arms(runs, "full")
+    assert found.apart == (3,)
+    expected = stats.ttest_ind(list(runs[3].values()), list(runs["full"].values()), equal_var=False)
+    assert found.differences[3].p == pytest.approx(min(1.0, 4 * expected.pvalue))
+    assert found.differences[3].test == "welch"
+    without = compare_arms({arm: by_seed for arm, by_seed in runs.items() if arm != 3}, "full")
+    assert found.pool == without.pool
+    assert found.differences[1].p > without.differences[1].p  # four are counted, and not three
 
 
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
-def test_holm_rejects_what_its_definition_rejects(values):
-    rejected, ranked = set(), sorted(range(len(values)), key=values.__getitem__)
-    for rank, index in enumerate(ranked):
-        if values[index] * (len(values) - rank) > 0.05:
-            break
-        rejected.add(index)
-    assert {index for index, p in enumerate(holm(values)) if p <= 0.05} == rejected
+@pytest.mark.slow
+def test_the_smallest_difference_is_called_significant_four_times_in_five():
+    random = np.random.default_rng(6)
+    size = compare_arms(drawn(random, seeds=40, of_full=80), "full").detectable(6, 12)
+    seen = 0
+    for _ in range(400):
+        runs = drawn(random, seeds=6, of_full=12)
+        runs[2] = {seed: value + size for seed, value in runs[2].items()}
+        found = compare_arms(runs, "full")
+        seen += found.differences[2].p <= 0.05
+    assert found.detectable(12, 24) < found.detectable(6, 12)
+    assert seen / 400 == pytest.approx(0.8, abs=0.08)
 
 
-@pytest.mark.parametrize(("count", "comparisons"), [(3, 1), (5, 4), (20, 1)])
-def test_the_smallest_detectable_difference_is_detected_four_times_in_five(count, comparisons):
-    difference = smallest_detectable(0.02, count, comparisons=comparisons)
-    draws = np.random.default_rng(1).normal(difference, 0.02, (40_000, count))
-    p = stats.ttest_1samp(draws, 0.0, axis=1).pvalue
-    assert np.mean(p <= 0.05 / comparisons) == pytest.approx(0.8, abs=0.01)
-
-
-def test_deviations_are_pooled_as_variances():
-    assert pooled_deviation([3.0, 4.0]) == pytest.approx(math.sqrt(12.5))
+@pytest.mark.slow
+@pytest.mark.parametrize("seed_deviation", [0.0, 0.5, 2.0])
+@pytest.mark.parametrize(("arms", "seeds", "of_full"), [(1, 5, 10), (4, 5, 10), (4, 2, 4)])
+def test_at_most_one_comparison_in_twenty_finds_what_is_not_there(arms, seeds, of_full, seed_deviation):
+    random = np.random.default_rng(7)
+    wrong, outside = 0, 0
+    for _ in range(1_000):
+        found = compare_arms(drawn(random, arms, seeds, of_full, seed_deviation), "full").differences.values()
+        wrong += any(difference.p <= 0.05 for difference in found)
+        outside += any(not difference.low <= 0 <= difference.high for difference in found)
+    assert wrong == outside
+    assert wrong / 1_000 <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 1_000)

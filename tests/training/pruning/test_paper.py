@@ -6,7 +6,8 @@ from collections import Counter
 import pytest
 import torch
 
-from budgettune.comparison.plan import Turn, arms_of, shared_spec, with_turn
+from budgettune.comparison.plan import arms_of, shared_spec, with_key
+from budgettune.comparison.result import RunKey
 from budgettune.predict.workload import Workloads
 from budgettune.spec.pruning import visits_of_epochs
 from budgettune.spec.study_spec import load_spec
@@ -124,6 +125,6 @@ def test_strategies_are_compared_with_the_papers_as_it_has_it():
     spec = load_spec("paper")
     shared = shared_spec(spec)
     for arm in arms_of(spec):
-        found = with_turn(shared, Turn(arm, 5.0, seed=0)).pruning
+        found = with_key(shared, RunKey(arm, 5.0, 0, 3e-3, "scored")).pruning
         assert (found.strategy, found.rate_per) == (arm.strategy, "epoch")
         assert found.threshold_sample == (5_000 if arm.strategy == "stale-quantile" else None)
