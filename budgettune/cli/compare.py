@@ -20,7 +20,7 @@ app = typer.Typer()
     rich_help_panel=options.BEFORE,
     epilog=options.examples(
         "compare mine.toml --budget 30s --out mine.json",
-        "compare digits --budget 2s --strategies stale-quantile --lr 3e-3,1e-2",
+        "compare digits --budget 2s --lr 3e-3,1e-2,3e-2 --seeds 5",
         "compare mine.toml --budget 30s --out mine.json --resume",
     ),
 )
