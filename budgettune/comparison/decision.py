@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from budgettune.comparison.plan import rates_of
 from budgettune.comparison.result import FULL, Comparison, Standing, read_comparison
@@ -122,15 +122,22 @@ def _own_rate(spec: StudySpec, found: Decision) -> str:
 
 
 def _data_name(comparison: Comparison) -> str | None:
-    name = comparison.spec.get("data", {}).get("name")
+    return _named(comparison.spec.get("data", {}))
+
+
+def _named(data: Mapping[str, Any]) -> str | None:
+    """Return how an image set is called; of a folder, which one, wherever it lies."""
+    name, root = data.get("name"), data.get("root")
+    if name == "folder" and root is not None:
+        return f"folder {Path(root).name}"
     return None if name is None else str(name)
 
 
 def _check_fit(spec: StudySpec, comparison: Comparison, path: Path) -> None:
-    about = _data_name(comparison)
-    if about != spec.data.name:
+    about, own = _data_name(comparison), _named(spec.data.model_dump())
+    if about != own:
         raise SpecError(
-            f"pruning.evidence: {path} is about {about}, and the study about {spec.data.name}: "
+            f"pruning.evidence: {path} is about {about}, and the study about {own}: "
             f"run `budgettune compare` on the study's images"
         )
     if spec.train.budget is None and len(comparison.budgets) > 1:

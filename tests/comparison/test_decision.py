@@ -135,6 +135,11 @@ def test_evidence_that_does_not_fit_the_study_is_refused(tmp_path):
     found = comparison({"full": FULL_AT, "random 0.3": BETTER})
     with pytest.raises(SpecError, match=r"about digits, and the study about cifar10: run `budgettune compare`"):
         decided(auto(tmp_path, found, '[data]\nname = "cifar10"'))
+    photos = DIGITS.with_overrides(["data.name=folder", "data.root=/srv/photos"])
+    about_photos = comparison({"full": FULL_AT, "random 0.3": BETTER}, spec=photos)
+    with pytest.raises(SpecError, match="is about folder photos, and the study about folder ants:"):
+        decided(auto(tmp_path, about_photos, '[data]\nname = "folder"\nroot = "ants"'))
+    assert decided(auto(tmp_path, about_photos, '[data]\nname = "folder"\nroot = "photos"'))
     both = joined(found, comparison({"full": FULL_AT}, budget=20.0))
     with pytest.raises(SpecError, match=r"several budgets \(10.0s, 20.0s\) and the study has none"):
         decided(auto(tmp_path, both))

@@ -52,6 +52,7 @@ RAN_BEFORE = {"predicting.md", "reading-the-report.md", "timing.md", "troublesho
 """Pages that begin with a finished study `digits`."""
 
 TAKE_LONG = {
+    "comparing.md",
     "first-study.md",
     "gpu.md",
     "predicting.md",
