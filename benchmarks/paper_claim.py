@@ -1,179 +1,142 @@
-"""Is a small network on pruned data the best at tight budgets, once full data for fewer epochs is allowed?
+"""Is a small network on pruned data the best at tight budgets, once full data may train for as long?
 
-    budgettune study create benchmarks/tables/fashion-table.toml --set data.root=FOLDER
-    budgettune study create benchmarks/tables/fashion-epochs.toml --set data.root=FOLDER
-    budgettune worker --threads 2
-    python -m benchmarks.paper_claim
+    for scale in 0.5 0.75 1.0 1.25 1.5; do
+        budgettune compare benchmarks/tables/claim.toml --set data.root=FOLDER --set model.scale=$scale --threads 1 \
+            --budget 1.5s --budget 3s --budget 6s --strategies stale-quantile --prune-rate 0.2 --prune-rate 0.3 \
+            --lr 3e-3,9e-3,2.7e-2 --out claim-$scale.json
+    done
+    python -m benchmarks.paper_claim claim-*.json
 
 The paper's grid drops data at a fixed number of epochs, so a tight budget can only be met by pruning or by a smaller
-network, and pruning looks good. Here the same networks and batches also train on everything for fewer epochs, about as
-many sample visits. Both sides have as many configurations and seeds, so neither gains by being chosen from more.
+network, and pruning looks good. Here networks of several sizes train until a budget is over, on pruned and on all data,
+each at a learning rate of its own. Each side answers with the network, the prune rate and the learning rate that were
+best by validation images on the seeds that tune; what both are worth is told by other seeds and the test images.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
-import statistics
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
-import budgettune as bt
 from benchmarks.support import common
-from budgettune.records import TrialRecord
+from budgettune.comparison.result import FULL, Arm, Comparison, Standing, read_comparison
+from budgettune.comparison.significance import Estimate, estimate
+from budgettune.errors import UsageError
+from budgettune.text import format_duration
 
-PRUNED, FEWER, WHOLE = "pruned", "fewer epochs", "all data"
-BUDGETS = 8
+RANDOM = "random"  # the baseline of pruning: no strategy, so no side of the claim
 
 
-class Point(NamedTuple):
-    """A configuration: all its repeats train with it."""
+class Answer(NamedTuple):
+    """What a side would train at a budget."""
 
     scale: float
-    batch_size: int
-    prune_rate: float
-    epochs: int
+    standing: Standing
 
-    @property
-    def kind(self) -> str:
-        """What makes it cheaper than everything for all epochs, if anything does."""
-        return PRUNED if self.prune_rate else WHOLE if self.epochs == LONGEST else FEWER
+    def __str__(self) -> str:
+        return f"scale {self.scale:g}, {self.standing.arm}, rate {self.standing.lr:g}"
 
 
-LONGEST = 12
-Runs = dict[Point, list[tuple[float, float]]]
-"""Seconds and accuracy of each repeat."""
+Scales = Mapping[float, Comparison]
 
 
-def runs_of(records: Iterable[TrialRecord]) -> Runs:
-    """Return the finished trials by configuration, in order of repeat; what one side alone has run is left out."""
-    found: Runs = defaultdict(list)
-    for one in sorted(records, key=lambda record: (record.cell or 0, record.repeat or 0)):
-        if one.state == "COMPLETE" and not one.extra:
-            point = Point(
-                one.params["scale"], one.params["batch_size"], one.params.get("prune_rate", 0.0), one.epochs or 0
-            )
-            found[point].append((one.train_seconds or math.nan, one.test_accuracy or math.nan))
-    sides = [{point[:2] for point in found if point.kind == kind} for kind in (PRUNED, FEWER)]
-    return {point: values for point, values in found.items() if all(point[:2] in side for side in sides)}
+def answer(scales: Scales, budget_seconds: float, *, pruned: bool) -> Answer:
+    """Return what a side would train: the best mean accuracy on the seeds that tune, by validation images."""
+    found = [
+        (tuned.means[tuned.lr] or 0.0, Answer(scale, standing))
+        for scale, comparison in scales.items()
+        for standing in comparison.standings(budget_seconds)
+        if standing.arm.strategy != RANDOM and (standing.arm != FULL) == pruned and (tuned := standing.tuned)
+    ]
+    if not found:
+        raise UsageError("the files hold no tuned runs of both sides: give several rates with --lr")
+    return max(found, key=lambda pair: pair[0])[1]
 
 
-def mean(values: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """Return mean seconds and mean accuracy."""
-    seconds, accuracies = zip(*values, strict=True)
-    return statistics.fmean(seconds), statistics.fmean(accuracies)
+def difference(one: Standing, other: Standing) -> Estimate:
+    """Return by how many points one is ahead at equal seeds, with its 95% interval (Student's t)."""
+    return estimate([100 * (one.by_seed[seed] - other.by_seed[seed]) for seed in one.by_seed if seed in other.by_seed])
 
 
-def answers(runs: Runs, kinds: Sequence[str], budget_seconds: float) -> list[tuple[Point, float]]:
-    """Return what to train within a budget, and how accurate it is, once for each repeat.
-
-    It is chosen by the other repeats, so that a lucky seed does not count for itself.
-    """
-    found = []
-    for held_out in range(min(map(len, runs.values()))):
-        others = {
-            point: mean([*values[:held_out], *values[held_out + 1 :]])
-            for point, values in runs.items()
-            if point.kind in kinds
-        }
-        fitting = {point: accuracy for point, (seconds, accuracy) in others.items() if seconds <= budget_seconds}
-        best = max(fitting, key=fitting.__getitem__)
-        found.append((best, runs[best][held_out][1]))
-    return found
-
-
-def budget_rows(runs: Runs) -> list[common.Row]:
-    """Return a row per budget: the best of each side, and by how much pruning is ahead."""
-    fastest = max(
-        min(mean(values)[0] for point, values in runs.items() if point.kind == kind) for kind in (PRUNED, FEWER)
-    )
-    slowest = max(mean(values)[0] for values in runs.values())
+def budget_rows(scales: Scales) -> list[common.Row]:
+    """Return a row per budget: the answer of each side, and by how much pruning is ahead."""
     rows = []
-    for budget_seconds in np.geomspace(1.02 * fastest, slowest, BUDGETS).tolist():
-        pruned = answers(runs, (PRUNED, WHOLE), budget_seconds)
-        full = answers(runs, (FEWER, WHOLE), budget_seconds)
-        ahead, error = common.mean_and_error([100 * (a - b) for (_, a), (_, b) in zip(pruned, full, strict=True)])
+    for budget in budgets_of(scales):
+        sides = [answer(scales, budget, pruned=pruned) for pruned in (True, False)]
+        ahead = difference(*(side.standing for side in sides))
         rows.append(
             {
-                "budget s": budget_seconds,
-                "with pruning": _spelled(pruned),
-                "accuracy %": f"{100 * statistics.fmean(accuracy for _, accuracy in pruned):.2f}",
-                "with fewer epochs": _spelled(full),
-                "its accuracy %": f"{100 * statistics.fmean(accuracy for _, accuracy in full):.2f}",
-                "pruning ahead by": f"{ahead:+.2f} ± {error:.2f}",
+                "budget": format_duration(budget),
+                "with pruning": str(sides[0]),
+                "accuracy %": _percent(sides[0].standing),
+                "all data": str(sides[1]),
+                "its accuracy %": _percent(sides[1].standing),
+                "pruning ahead by": spelled(ahead),
+                "seeds": ahead.count,
             }
         )
     return rows
 
 
-def _spelled(answer: Sequence[tuple[Point, float]]) -> str:
-    """Return the configuration that was chosen most often."""
-    point, _ = Counter(point for point, _ in answer).most_common(1)[0]
-    dropped = f"prune {point.prune_rate:g}" if point.prune_rate else f"{point.epochs} epochs"
-    return f"scale {point.scale:g}, batch {point.batch_size}, {dropped}"
+def pair_rows(scales: Scales) -> list[common.Row]:
+    """Return for each pruned arm and budget how far it is ahead of all data in the same network, over all scales.
 
-
-def front_rows(runs: Runs) -> list[common.Row]:
-    """Return the Pareto front of mean time and mean accuracy of all configurations."""
-    rows, best = [], -math.inf
-    for point, values in sorted(runs.items(), key=lambda item: mean(item[1])):
-        seconds, accuracy = mean(values)
-        if accuracy > best:
-            best = accuracy
-            error = common.mean_and_error([100 * one for _, one in values])[1]
-            rows.append(
-                {"time s": seconds, "accuracy %": f"{100 * accuracy:.2f} ± {error:.2f}", **point._asdict()}
-                | {"": point.kind}
-            )
-    return rows
-
-
-def pair_rows(runs: Runs) -> list[common.Row]:
-    """Return for each prune rate how far it is ahead of all data at the same seconds, network and batch.
-
-    All data trained for that long is read off a line through its lengths, in the logarithm of seconds; a pruned run
-    that lies outside of them is left out.
+    Runs of different networks are different runs, though their seeds have equal numbers: each scale is one observation.
     """
-    lengths: dict[tuple[float, int], list[tuple[float, float]]] = defaultdict(list)
-    for point, values in runs.items():
-        if point.kind != PRUNED:
-            lengths[point.scale, point.batch_size].append(mean(values))
-    gaps: dict[tuple[str, float], list[float]] = defaultdict(list)
-    for point, values in runs.items():
-        seconds, accuracy = mean(values)
-        line = sorted(lengths[point.scale, point.batch_size])
-        if point.kind != PRUNED or not line[0][0] <= seconds <= line[-1][0]:
-            continue
-        times, accuracies = zip(*line, strict=True)
-        gap = 100 * (accuracy - float(np.interp(math.log(seconds), np.log(times), accuracies)))
-        for key in (("prune rate", point.prune_rate), ("scale", point.scale), ("all", 0.0)):
-            gaps[key].append(gap)
+    arms = dict.fromkeys(row.arm for one in scales.values() for row in one.standings(one.budgets[0]) if row.arm != FULL)
     rows = []
-    for (name, value), found in sorted(gaps.items()):
-        ahead, error = common.mean_and_error(found)
-        rows.append(
-            {
-                "": f"{name} {value:g}" if name != "all" else "all",
-                "pairs": len(found),
-                "pruning ahead by (points)": f"{ahead:+.2f} ± {error:.2f}",
-                "says": common.verdict(ahead, error, len(found)),
-            }
-        )
+    for arm in arms:
+        row: common.Row = {"arm": str(arm)}
+        for budget in budgets_of(scales):
+            means = [_mean_ahead(comparison, arm, budget) for comparison in scales.values()]
+            row[format_duration(budget)] = spelled(estimate(means))
+        rows.append(row)
     return rows
+
+
+def _mean_ahead(comparison: Comparison, arm: Arm, budget_seconds: float) -> float:
+    found = next(row.against_full for row in comparison.standings(budget_seconds) if row.arm == arm)
+    if found is None:
+        raise UsageError(f"{arm} has no two runs at {format_duration(budget_seconds)}: resume the comparison")
+    return 100 * found.mean
+
+
+def spelled(ahead: Estimate) -> str:
+    """Return a difference with half its 95% interval, bold where zero lies outside of it."""
+    if ahead.low is None or ahead.high is None:
+        return f"{ahead.mean:+.2f}"
+    text = f"{ahead.mean:+.2f} ± {ahead.high - ahead.mean:.2f}".replace("-", "−")
+    return f"**{text}**" if ahead.low > 0 or ahead.high < 0 else text
+
+
+def _percent(standing: Standing) -> str:
+    return f"{100 * standing.accuracy.mean:.2f}" if standing.accuracy else ""
+
+
+def budgets_of(scales: Scales) -> list[float]:
+    """Return the budgets that every file has, smallest first."""
+    shared = set.intersection(*(set(comparison.budgets) for comparison in scales.values()))
+    return sorted(shared)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--storage", help="URL; as `budgettune` finds it where left out")
-    options.add_argument("--studies", nargs="+", default=["fashion-table", "fashion-epochs"])
+    options.add_argument("files", nargs="+", type=Path, help="of `budgettune compare --out`, one for each scale")
+    options.add_argument("--json", type=Path, help="file to write all numbers to")
     chosen = options.parse_args(arguments)
-    runs = runs_of(one for name in chosen.studies for one in bt.trial_records(name, storage=chosen.storage))
-    common.print_table("The front of both", front_rows(runs))
-    common.print_table("The answer at a budget, chosen without the seed that it is scored on", budget_rows(runs))
-    common.print_table("At equal seconds, network and batch", pair_rows(runs))
+    comparisons = [read_comparison(file) for file in chosen.files]
+    scales = {float(one.spec["model"]["scale"]): one for one in comparisons}
+    if len(scales) < len(comparisons):
+        raise UsageError("two files have the same scale: give one for each")
+    scales = dict(sorted(scales.items()))
+    document = {"answers": budget_rows(scales), "pairs": pair_rows(scales)}
+    common.print_table("The answer at a budget, chosen by other seeds and other images", document["answers"])
+    common.print_table("Pruned ahead of all data in the same network, mean over scales", document["pairs"])
+    if chosen.json:
+        chosen.json.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
