@@ -20,10 +20,11 @@ from pathlib import Path
 from scipy.special import stdtrit
 
 from benchmarks.support import common
-from budgettune.comparison.result import FULL, Arm, Comparison, Standing, read_comparison
+from budgettune.comparison.result import Arm, Comparison, Standing, read_comparison
 from budgettune.comparison.show import sentences
 from budgettune.text import format_duration
 
+LEAST_P_SHOWN = 1e-4
 Standings = dict[float, dict[Arm, Standing]]
 """Where each arm stands, by budget in seconds."""
 
@@ -39,7 +40,7 @@ def standings_of(comparisons: Iterable[Comparison]) -> Standings:
 
 
 def rows_of(found: Standings) -> list[common.Row]:
-    """Return a row per arm, best at the largest budget first: accuracy, difference from full and rate at each budget."""
+    """Return a row per arm, best at the largest budget first: accuracy, difference from full, learning rate."""
     last = found[max(found)]
     arms = sorted(last, key=lambda arm: -(last[arm].accuracy.mean if last[arm].accuracy else 0.0))
     return [_row(arm, found) for arm in arms]
@@ -80,7 +81,9 @@ def _difference(standing: Standing) -> str:
 
 def _p(standing: Standing) -> str:
     found = standing.against_full
-    return "" if found is None or standing.verdict == "no different" else f"{found.p:.1g}" if found.p > 1e-4 else "<1e-4"
+    if found is None or standing.verdict == "no different":
+        return ""
+    return f"{found.p:.1g}" if found.p > LEAST_P_SHOWN else f"<{LEAST_P_SHOWN:g}"
 
 
 def again_rows(first: Standings, second: Standings) -> list[common.Row]:
