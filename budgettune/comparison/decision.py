@@ -69,7 +69,8 @@ def decide(comparison: Comparison, budget_seconds: float | None = None) -> Decis
     budget = min(comparison.budgets, key=lambda found: abs(math.log(found / (budget_seconds or comparison.budgets[0]))))
     rows = comparison.standings(budget)
     noise = f" and {comparison.shuffle_labels:.0%} of the labels shuffled" if comparison.shuffle_labels else ""
-    where = f"at {format_duration(budget)} on {_data_name(comparison)}{noise}, {comparison.machine.key}"
+    judges = f"by {comparison.judged_on['scored']}" if "scored" in comparison.judged_on else "by nothing yet"
+    where = f"at {format_duration(budget)} on {_data_name(comparison)}{noise}, {judges}, {comparison.machine.key}"
     full = next((row for row in rows if row.arm == FULL and row.runs), None)
     if full is None:
         return Decision(*FULL, f"full: the evidence has no finished run of full {where} to hold others against")

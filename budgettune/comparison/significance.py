@@ -81,7 +81,7 @@ class Fit(Generic[A]):
         met[:, 0] = 1
         covariance = np.linalg.inv(_information(met, self.pool.ratio))
         spread, errors = _against_first(covariance)
-        freedom = (seeds - 1) * others
+        freedom = (seeds - 1) * (others - len(self.apart))
         critical = dunnett_critical(_loadings(spread), freedom)
         return float(special.nctdtrinc(freedom, 1 - POWER, critical)) * self.pool.deviation * float(errors[0])
 
@@ -121,15 +121,14 @@ def compare_arms(runs: Mapping[A, Mapping[int, float]], baseline: A) -> Fit[A]:
     pooled = {arm: runs[arm] for arm in [baseline, *tested]} if tested else {}
     apart = _apart(pooled)
     layout = _Layout({arm: by_seed for arm, by_seed in pooled.items() if arm not in apart})
-    pool = layout.noise if len(layout.arms) > 1 else None
-    if pool is None or pool.deviation < NO_SPREAD:
+    pool = layout.noise if len(layout.arms) > 1 and baseline in layout.arms else None
+    if pool is not None and pool.deviation < NO_SPREAD:
         pool = None
     accuracy = dict(own)
     differences: dict[A, Difference] = {}
     if pool is not None:
         accuracy |= layout.means(pool, own)
-        if baseline in layout.arms:
-            differences |= layout.against_first(pool, len(tested))
+        differences |= layout.against_first(pool, len(tested))
     for arm in tested:
         if arm not in differences and (arm in apart or baseline in apart):
             differences[arm] = _welch(own[arm], own[baseline], len(tested))

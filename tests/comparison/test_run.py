@@ -220,6 +220,25 @@ def test_resuming_asks_for_the_same_settings_and_machine(quiet, tmp_path, monkey
         compare(SPEC, [0.05], **ONE_RATE, out=out, resume=True)
 
 
+@pytest.mark.slow
+def test_a_file_of_an_older_version_opens_untuned_and_can_be_tuned(quiet, tmp_path):
+    out = tmp_path / "c.json"
+    compare(SPEC, [0.05], **ONE_RATE, strategies=["full"], out=out)
+    document = json.loads(out.read_text()) | {"format": "budgettune-comparison-1"}
+    del document["judged_on"]
+    for run in document["runs"]:
+        del run["lr"], run["purpose"]
+        run["measured"]["test_accuracy"] = run["measured"].pop("accuracy")
+    out.write_text(json.dumps(document))
+    old = read_comparison(out)
+    assert [(row.lr, row.tuned) for row in old.standings(0.05)] == [(0.01, None)] * 2
+    assert str(old.judged_on["scored"]) == "test images"
+    more = {**ONE_RATE, "tune_seeds": 1, "lrs": [0.01, 0.02]}
+    found = compare(SPEC, [0.05], **more, strategies=["full"], out=out, resume=True)
+    assert found.runs[:4] == old.runs
+    assert all(row.tuned is not None and row.runs == 2 for row in found.standings(0.05))
+
+
 def test_two_comparisons_do_not_write_one_file(quiet, tmp_path):
     out, refused = tmp_path / "c.json", []
 
