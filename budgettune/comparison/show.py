@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from budgettune.comparison.decision import decide
 from budgettune.comparison.result import FULL, Comparison, Standing
-from budgettune.comparison.significance import Difference, Estimate
+from budgettune.comparison.significance import Difference, Estimate, Noise
 from budgettune.files import write_text
 from budgettune.text import format_duration
 
@@ -64,8 +64,8 @@ def _seeds_tell(comparison: Comparison, budget_seconds: float) -> list[str]:
     if fit.pool is not None:
         said += [
             f"p and the intervals of differences: Dunnett's test of {len(fit.differences)} against full, "
-            f"{seeds} seeds and {full.count} of full, seeds as blocks, one noise for all: "
-            f"{100 * fit.pool.deviation:.2f} points ({fit.pool.freedom} degrees of freedom)"
+            f"{seeds} seeds and {full.count} of full, seeds as blocks; noise of a run "
+            f"{100 * fit.pool.deviation:.2f} points ({fit.pool.freedom} degrees of freedom), {_whose(fit.pool)}"
         ]
         ratio = full.count / seeds
         points = {count: fit.detectable(count, round(ratio * count)) for count in sorted({seeds, *MORE_SEEDS})}
@@ -80,6 +80,13 @@ def _seeds_tell(comparison: Comparison, budget_seconds: float) -> list[str]:
             f"{', '.join(map(str, fit.apart))}"
         ]
     return said
+
+
+def _whose(noise: Noise) -> str:
+    """Say whether one noise is taken for all."""
+    if noise.weight >= noise.freedom:
+        return "one for all"
+    return f"each strategy's own drawn towards a common one that counts for {noise.weight:.2g}"
 
 
 def _rates_tell(comparison: Comparison, budget_seconds: float, standings: Sequence[Standing]) -> list[str]:

@@ -8,7 +8,9 @@ seed does to all arms alike is told apart from the noise of single runs. The mod
 with the seeds' effects random. The ratio of the two variances is that of restricted maximum likelihood (Patterson and
 Thompson 1971), the means are those of generalised least squares, and the noise is the residual mean square with seeds
 as fixed blocks, whose degrees of freedom are exact and count nothing of seeds that one arm alone has. All arms are held
-against the baseline by Dunnett's test (1955), which counts how many there are.
+against the baseline by Dunnett's test (1955), which counts how many there are. Where the arms' own noises differ by
+more than chance would have it, each is drawn towards a common one, as Smyth (2004) does for genes: with one noise for
+all, 38 arms whose deviations differ by a quarter would give a false winner in 12 of 100 comparisons.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 from scipy import optimize, special
@@ -28,6 +30,7 @@ APART_AT = 0.05
 """Chance of taking an arm out of the common noise though its own is no larger, over all arms at once."""
 NO_SPREAD = 1e-9
 """Below it a standard deviation of accuracies is rounding: the smallest real step is 1 / held-out images."""
+CLEAR_ERRORS = 2.0  # standard errors beyond chance from which on the arms' noises are not taken for one
 LARGEST_RATIO = 1e4  # of the variance of seeds over that of runs; beyond, seeds might as well be fixed
 
 A = TypeVar("A", bound=Hashable)
@@ -81,7 +84,7 @@ class Fit(Generic[A]):
         met[:, 0] = 1
         covariance = np.linalg.inv(_information(met, self.pool.ratio))
         spread, errors = _against_first(covariance)
-        freedom = (seeds - 1) * (others - len(self.apart))
+        freedom = min((seeds - 1) * (others - len(self.apart)), self.pool.weight + seeds - 1)
         critical = dunnett_critical(_loadings(spread), freedom)
         return float(special.nctdtrinc(freedom, 1 - POWER, critical)) * self.pool.deviation * float(errors[0])
 
@@ -93,6 +96,8 @@ class Noise:
     deviation: float  # standard deviation of a run, the effect of its seed taken off
     freedom: int
     ratio: float  # variance of the seeds' effects over that of the runs
+    weight: float  # degrees of freedom that the common noise counts for beside an arm's own; infinite where all are one
+    own: Mapping[Any, tuple[float, float]]  # variance and degrees of freedom by arm, the common noise weighed in
 
 
 def estimate(values: Sequence[float]) -> Estimate:
@@ -175,7 +180,36 @@ class _Layout(Generic[A]):
         squares, freedom = self.residual()
         if freedom < 1:
             return None
-        return Noise(deviation=math.sqrt(squares / freedom), freedom=freedom, ratio=self._ratio())
+        added = self.added()
+        variance, weight = _common([(squares, freedom) for squares, freedom, _, _ in added.values()])
+        own = dict.fromkeys(self.arms, (squares / freedom, float(freedom)))
+        if weight < freedom:
+            for arm, (its_squares, its_freedom, _, _) in added.items():
+                both = weight + its_freedom
+                own[arm] = ((weight * variance + its_squares) / both, min(both, freedom))
+        deviation = math.sqrt(squares / freedom)
+        return Noise(deviation=deviation, freedom=freedom, ratio=self._ratio(), weight=weight, own=own)
+
+    def added(self) -> dict[A, tuple[float, int, float, int]]:
+        """Return what each arm adds to the residual of all others, and theirs: each squares and degrees of freedom.
+
+        The two are independent, whatever the seeds do. Arms that add or leave none are left out.
+        """
+        squares, freedom = self.residual()
+        found = {}
+        for column, arm in enumerate(self.arms):
+            rest, rest_freedom = self._without(column).residual()
+            if freedom > rest_freedom > 0:
+                found[arm] = (max(0.0, squares - rest), freedom - rest_freedom, rest, rest_freedom)
+        return found
+
+    def _without(self, column: int) -> _Layout[A]:
+        others = [place for place in range(len(self.arms)) if place != column]
+        seeds = self.met[:, others].sum(1) > 0
+        rest: _Layout[A] = _Layout({})
+        rest.arms = [self.arms[place] for place in others]
+        rest.met, rest.values = self.met[seeds][:, others], self.values[seeds][:, others]
+        return rest
 
     def means(self, pool: Noise, own: Mapping[A, Estimate]) -> dict[A, Estimate]:
         """Return the mean of each arm, with an interval for it alone by as many degrees of freedom as seeds allow."""
@@ -194,17 +228,20 @@ class _Layout(Generic[A]):
         spread, errors = _against_first(covariance)
         loadings = _loadings(spread)
         loadings = np.append(loadings, [loadings.mean()] * (count - len(loadings)))
-        critical = dunnett_critical(loadings, pool.freedom)
+        of_first, _ = pool.own[self.arms[0]]
         found = {}
-        for arm, mean, scale in zip(self.arms[1:], (means[1:] - means[0]).tolist(), errors.tolist(), strict=True):
-            error = scale * pool.deviation
+        for place, arm in enumerate(self.arms[1:], start=1):
+            variance, freedom = pool.own[arm]
+            mean, alone = float(means[place] - means[0]), 1 / float(self.met[:, place].sum())
+            error = math.sqrt(variance * alone + of_first * max(0.0, float(errors[place - 1]) ** 2 - alone))
+            half = dunnett_critical(loadings, freedom) * error
             found[arm] = Difference(
                 mean=mean,
                 error=error,
-                low=mean - critical * error,
-                high=mean + critical * error,
-                p=dunnett_p(abs(mean) / error, loadings, pool.freedom),
-                freedom=pool.freedom,
+                low=mean - half,
+                high=mean + half,
+                p=dunnett_p(abs(mean) / error, loadings, freedom),
+                freedom=freedom,
                 test="dunnett",
             )
         return found
@@ -238,27 +275,39 @@ class _Layout(Generic[A]):
 
 
 def _apart(runs: Mapping[A, Mapping[int, float]]) -> list[A]:
-    """Return the arms whose noise is larger than the others', the clearest first.
-
-    What an arm adds to the residual of all others is an F ratio with them: they are independent, whatever the seeds do.
-    """
+    """Return the arms whose noise is far larger than the others', the clearest first, by F tests."""
     found: list[A] = []
     left = dict(runs)
     while len(left) > 2:
-        squares, freedom = _Layout(left).residual()
-        chances = {}
-        for arm in left:
-            rest, rest_freedom = _Layout({other: by_seed for other, by_seed in left.items() if other != arm}).residual()
-            added = freedom - rest_freedom
-            if added > 0 and rest_freedom > 0 and rest > NO_SPREAD**2:
-                ratio = (squares - rest) / added / (rest / rest_freedom)
-                chances[arm] = float(special.fdtrc(added, rest_freedom, max(0.0, ratio)))
+        chances = {
+            arm: float(special.fdtrc(freedom, rest_freedom, squares / freedom / (rest / rest_freedom)))
+            for arm, (squares, freedom, rest, rest_freedom) in _Layout(left).added().items()
+            if rest > NO_SPREAD**2
+        }
         loosest = min(chances, key=chances.__getitem__, default=None)
         if loosest is None or chances[loosest] > APART_AT / len(runs):
             break
         found.append(loosest)
         del left[loosest]
     return found
+
+
+def _common(parts: Sequence[tuple[float, int]]) -> tuple[float, float]:
+    """Return the variance that the arms' own ones lie around, and how many degrees of freedom that is worth.
+
+    Smyth's estimates (2004), of squares and degrees of freedom: infinite where they do not clearly differ. Of a few
+    arms the estimates are too rough to gain anything by them.
+    """
+    if len(parts) < 3:
+        return 0.0, math.inf
+    squares, freedom = np.array(parts, dtype=float).T
+    logs = np.log(np.maximum(squares / freedom, NO_SPREAD**2)) - special.digamma(freedom / 2) + np.log(freedom / 2)
+    chance = float(special.polygamma(1, freedom / 2).mean())  # what their variance would be
+    excess = float(logs.var(ddof=1)) - chance
+    if excess < CLEAR_ERRORS * chance * math.sqrt(2 / (len(parts) - 1)):
+        return 0.0, math.inf
+    half = math.exp(optimize.brentq(lambda place: special.polygamma(1, math.exp(place)) - excess, -9, 18))
+    return math.exp(float(logs.mean()) + float(special.digamma(half)) - math.log(half)), 2 * half
 
 
 def _welch(arm: Estimate, baseline: Estimate, comparisons: int) -> Difference:

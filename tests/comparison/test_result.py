@@ -244,8 +244,8 @@ def test_words_name_the_support_the_visible_difference_the_images_the_clock_and_
     found = comparison({"full": FULL_AT, "random 0.3": [*ALIKE[:4], None]})
     text = "\n".join(sentences(found, 10.0))
     assert "supported: full: no other strategy has two runs and no failed one at 10.0s" in text
-    assert "Dunnett's test of 1 against full, 4 seeds and 5 of full, seeds as blocks, one noise for all: 1." in text
-    assert "(3 degrees of freedom)" in text
+    assert "Dunnett's test of 1 against full, 4 seeds and 5 of full, seeds as blocks; noise of a run 1." in text
+    assert "points (3 degrees of freedom), one for all" in text
     assert " at 4, " in text and " at 40" in text
     assert "learning rate of each: the best of 0.01, 0.03, 0.09 by 144 validation images, on 12 runs" in text
     assert "judged by 360 test images" in text
