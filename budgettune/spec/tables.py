@@ -312,6 +312,8 @@ def _repeats(value: Any) -> Any:
 class SamplerSpec(SpecModel):
     """`[sampler]`: how points are chosen, and how often each is run."""
 
+    newer = ("worth",)
+
     # `grid` runs every point of the search lists; `cost` is ours, the others are Optuna's.
     name: Literal["grid", "cost", "tpe", "nsga2", "gp", "random"] = "grid"
     seed: int = Field(0, ge=0, le=LARGEST_SEED)  # of the study: every trial's own seed follows from it
@@ -322,6 +324,9 @@ class SamplerSpec(SpecModel):
     # Time of training, summed over workers, after which a sampled study begins no trial; None for no end.
     total: Duration | None = None
     max_seconds: Duration | None = None  # longest training that `cost` shall try; None for any
+    # Training that one point of accuracy (of another objective: 1) is worth. `cost` begins only trials that are
+    # expected to be worth their seconds, and ends once none is; None for any price.
+    worth: Duration | None = None
     max_attempts: int = Field(3, ge=1)  # tries of one cell and repeat before it is given up
 
     @model_validator(mode="after")
@@ -330,14 +335,26 @@ class SamplerSpec(SpecModel):
             raise Clash("total ends a sampler, and a grid runs every cell: leave it out, or take name = 'cost'")
         if self.max_seconds is not None and self.name != "cost":
             raise Clash("max_seconds works with name = 'cost' only: the other samplers know no time")
+        if self.worth is not None and self.name != "cost":
+            raise Clash("worth works with name = 'cost' only: no other sampler says what a trial is expected to gain")
         if self.repeats == AUTO and self.name != "grid" and self.trials is None:
             raise Clash("repeats = 'auto' adds some once all points have run: say how many with trials, or use a grid")
         return self
 
     @property
+    def can_be_spent(self) -> bool:
+        """Whether the study may end before all its points have run: by its seconds, or because no more are worth it."""
+        return self.total is not None or self.worth is not None
+
+    @property
     def is_auto(self) -> bool:
         """Whether points get further repeats as the front asks for them."""
         return self.repeats == AUTO
+
+    @property
+    def grows_by_results(self) -> bool:
+        """Whether results decide on further trials, and not only failures."""
+        return self.is_auto or self.worth is not None
 
     @property
     def first_repeats(self) -> int:

@@ -12,12 +12,13 @@ import sqlalchemy as sa
 from pydantic import OnErrorOmit, TypeAdapter
 
 from budgettune.errors import SpecError, SpecUnreadable, StudyNotFound, UsageError
-from budgettune.records import MachineInfo, StepProbe, finite_number
+from budgettune.records import JsonValue, MachineInfo, StepProbe, finite_number
 from budgettune.spec.objective import Aim
 from budgettune.spec.study_spec import StudySpec
 from budgettune.storage.connection import reading, writing
 from budgettune.storage.schema import (
     KINDS_ATTRIBUTE,
+    OUTLOOK_ATTRIBUTE,
     SPEC_ATTRIBUTE,
     attribute_values,
     plain_text,
@@ -105,6 +106,47 @@ def find_study(engine: sa.Engine, name: str | None = None) -> StudyRow:
         return row
     fault = "was made by another program" if row is not None else "is not in the storage"
     raise StudyNotFound(f"study {shortened(repr(name))} {fault}: {hint}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outlook(JsonValue):
+    """What the next point of a search is expected to bring: of all candidates, that of the most gain per second.
+
+    Attributes:
+        gain: points of accuracy (of another objective: as it is), in the mean over budgets.
+        seconds: of training, all repeats of the point together.
+        has_ended: whether the search is over, because no point was worth its seconds and nothing ran any more.
+    """
+
+    gain: float
+    seconds: float
+    has_ended: bool
+
+    def is_worth_it(self, worth_seconds: float) -> bool:
+        """Whether the gain is worth the seconds, at a price of one point in seconds."""
+        return self.gain * worth_seconds > self.seconds
+
+
+def search_outlook(connection: sa.Connection, study_id: int, spec: StudySpec) -> Outlook | None:
+    """Return what was last expected of a study's search; None where it has no price, or nothing was expected yet."""
+    return None if spec.sampler.worth is None else _read_outlook(connection, study_id)
+
+
+def _read_outlook(connection: sa.Connection, study_id: int) -> Outlook | None:
+    try:
+        return Outlook.from_json(study_attribute(connection, study_id, OUTLOOK_ATTRIBUTE))
+    except ValueError:
+        return None
+
+
+def keep_outlook(engine: sa.Engine, study_id: int, outlook: Outlook) -> None:
+    """Keep what is expected of a search in place of what was; an end stands, whoever looked at the same time."""
+    with writing(engine) as connection:
+        if not lock_study(connection, study_id):
+            return
+        before = _read_outlook(connection, study_id)
+        if before is None or not before.has_ended:
+            set_study_attribute(connection, study_id, OUTLOOK_ATTRIBUTE, outlook.to_json())
 
 
 def study_attribute(connection: sa.Connection, study_id: int, key: str) -> Any:

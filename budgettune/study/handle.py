@@ -22,7 +22,7 @@ from budgettune.storage.answers import state_counts
 from budgettune.storage.connection import Engine, open_engine, open_storage, reading
 from budgettune.storage.driver_errors import translated
 from budgettune.storage.patience import READING_PATIENCE_SECONDS, asking_again
-from budgettune.storage.studies import StudyRow, find_study, machines, own_machine_key
+from budgettune.storage.studies import StudyRow, find_study, keep_outlook, machines, own_machine_key
 from budgettune.storage.transactions import Reconciled
 from budgettune.storage.trials import stopping_notes, trial_records
 from budgettune.storage.url import shown
@@ -205,7 +205,7 @@ class StudyHandle:
         return claim
 
     def _is_spent(self) -> bool:
-        return self.spec.sampler.total is not None and self._read_draws().is_spent
+        return self.spec.sampler.can_be_spent and self._read_draws().is_spent
 
     def _take_fitting(self, fits: Fits) -> Claim | None:
         """Take a waiting trial that fits, and note whether one that does not was passed over."""
@@ -341,7 +341,7 @@ class StudyHandle:
         tally = self._tally
         if tally is None or earlier is None or not tally.nothing_came_open_since(earlier):
             return False
-        return not self.spec.sampler.is_auto or tally.complete == earlier.complete  # results may ask for more
+        return not self.spec.sampler.grows_by_results or tally.complete == earlier.complete
 
     def retry(self, cell: int | None = None) -> int:
         """Queue cells again that were given up (all, or one); return how many rows were added."""
@@ -351,8 +351,10 @@ class StudyHandle:
         ).queued
 
     def _repair(self, lease_seconds: float | None, choose: Callable[[Ledger], list[Queued]]) -> Reconciled:
+        is_spent = self._is_spent()
+
         def decide(rows: list[SlotRow]) -> tuple[list[NewTrial], int]:
-            ledger = Ledger(self.spec, rows)
+            ledger = Ledger(self.spec, rows, is_spent=is_spent)
             return new_trials(self.spec, choose(ledger)), len(ledger.given_up())
 
         return transactions.repair(self.engine, self.study_id, lease_seconds, decide)
@@ -404,16 +406,17 @@ class StudyHandle:
         """
         sampler, tally = self.spec.sampler, self._tally if by_last_look else None
         tally = tally or slots.tally(self.engine, self.study_id, LEASE_SECONDS)
-        # What still waits when a total is used up never runs.
-        if tally.running or (tally.waiting and sampler.total is None):
+        # What still waits when a study is spent never runs.
+        if tally.running or (tally.waiting and not sampler.can_be_spent):
             return False
         if sampler.name != "grid" and sampler.trials is None and not self._is_spent():
             return False
         return self._ledger().left_count() == 0
 
     def _ledger(self) -> Ledger:
+        is_spent = self._is_spent()
         with reading(self.engine) as connection:
-            return Ledger(self.spec, slots.slot_rows(connection, self.study_id))
+            return Ledger(self.spec, slots.slot_rows(connection, self.study_id), is_spent=is_spent)
 
     def _read_draws(self) -> DrawLedger:
         return self._draws.read_on(self.engine)
@@ -425,8 +428,10 @@ class StudyHandle:
         if self._nothing_came_open_since(self._all_drawn_at):
             return None
         tally = self._tally
-        reserved = self._reserve()
-        if reserved is None:  # but somebody may have deleted rows, so once more with fresh eyes
+        if not self._goes_on(around_draws):
+            self._all_drawn_at = tally
+            return None
+        if (reserved := self._reserve()) is None:  # but somebody may have deleted rows, so once more with fresh eyes
             self._draws = Draws(self.spec, self.study_id)
             if (reserved := self._reserve()) is None:
                 self._all_drawn_at = None if self._is_spent() else tally
@@ -450,6 +455,20 @@ class StudyHandle:
                 f"export` for rows of another program, or make a new study"
             ) from error
         return None if params is None else replace(reserved, params=params)
+
+    def _goes_on(self, around_draws: Around) -> bool:
+        """Whether a further point is worth its seconds, as far as one can tell; keep what is expected of it."""
+        price = self.spec.sampler.worth
+        if price is None or self._read_draws().to_draw() is None or self._draws.is_enqueued:
+            return True
+        from budgettune.study import sampling
+
+        with translated(shown(self.engine.url)), around_draws():
+            outlook = sampling.outlook(self._sampler_storage, self.spec)
+        self.storage.engine.dispose()
+        if outlook is not None:
+            keep_outlook(self.engine, self.study_id, outlook)
+        return outlook is None or outlook.is_worth_it(price)
 
     def _reserve(self) -> Claim | None:
         self._read_draws()  # so that little is left to read while others wait for the study

@@ -128,14 +128,16 @@ class DrawLedger:
     Attributes:
         rows: by number.
         seconds: that the trials took, so far as a total is asked for.
-        is_spent: whether the study has used up its total of seconds, so that no trial may begin.
+        is_spent: whether the study has used up its total, or its search has ended, so that nothing may begin.
     """
 
-    def __init__(self, spec: StudySpec, rows: Iterable[SlotRow], settled: Settled = Settled()) -> None:
+    def __init__(
+        self, spec: StudySpec, rows: Iterable[SlotRow], settled: Settled = Settled(), *, is_spent: bool = False
+    ) -> None:
         self.rows = sorted(rows, key=lambda row: row.number)
         delivered = {row.late_of for row in self.rows}  # a late result and the lost trial that it is of count once
         self.seconds = settled.seconds + sum(row.seconds for row in self.rows if row.number not in delivered)
-        self.is_spent = spec.sampler.total is not None and self.seconds >= spec.sampler.total
+        self.is_spent = is_spent or (spec.sampler.total is not None and self.seconds >= spec.sampler.total)
         self._settled = settled
         self._most_repeats = spec.sampler.most_repeats
         self._is_grid = spec.sampler.name == "grid"
@@ -185,8 +187,8 @@ class DrawLedger:
 class Ledger(DrawLedger):
     """All rows of a study by slot, and what follows from them."""
 
-    def __init__(self, spec: StudySpec, rows: Iterable[SlotRow]) -> None:
-        super().__init__(spec, rows)
+    def __init__(self, spec: StudySpec, rows: Iterable[SlotRow], *, is_spent: bool = False) -> None:
+        super().__init__(spec, rows, is_spent=is_spent)
         self._repeats = spec.sampler.first_repeats
         self._max_attempts = spec.sampler.max_attempts
         self._is_share = spec.objective.is_accuracy
@@ -203,7 +205,7 @@ class Ledger(DrawLedger):
         return self._done_count(slot) > 0 or self.is_given_up(slot) or self._is_dropped(slot)
 
     def _is_dropped(self, slot: Slot) -> bool:
-        """Whether a slot is left without a result because the study has used up its total."""
+        """Whether a slot is left without a result because the study is spent."""
         holds = any(row.is_done or row.state == "RUNNING" for row in self._rows.get(slot, ()))
         return self.is_spent and not holds and not self.is_given_up(slot)
 

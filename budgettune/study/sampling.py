@@ -11,8 +11,9 @@ import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
+from dataclasses import replace
 from types import MappingProxyType
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import optuna
 from optuna.distributions import (
@@ -26,13 +27,18 @@ from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from budgettune.errors import NotSearched
+from budgettune.errors import NotSearched, SpecError, UsageError
+from budgettune.predict.workload import Workloads
 from budgettune.spec.axes import AxisSpec, RangeSpec, value_at
 from budgettune.spec.conditions import count_points, every_point, holds, in_order
 from budgettune.spec.study_spec import StudySpec
 from budgettune.spec.tables import Scalar, are_numbers
 from budgettune.storage.slots import Point
+from budgettune.storage.studies import Outlook
 from budgettune.storage.writes import StoredParam
+
+if TYPE_CHECKING:
+    from budgettune.predict.sampler.cost_sampler import CostSampler
 
 LARGEST_ENUMERATION = 100_000
 MOST_CHOICES = 200  # of a grid's axis that are kept with every trial
@@ -132,6 +138,46 @@ def propose(
     return point
 
 
+def outlook(storage: BaseStorage, spec: StudySpec) -> Outlook | None:
+    """Return what the next point of a study with a price is expected to bring; None before there is enough to tell.
+
+    Nothing that runs or waits may change an end any more, so that all workers agree.
+    """
+    sampler = cast("CostSampler", _sampler(spec, search_space(spec), number=0))
+    prospect = sampler.prospect(optuna.load_study(study_name=spec.name, storage=storage, sampler=sampler))
+    if prospect is None or spec.sampler.worth is None:
+        return None
+    points, seconds = prospect.gain * _points_in_one(spec), prospect.seconds * spec.sampler.first_repeats
+    found = Outlook(gain=points, seconds=seconds, has_ended=False)
+    return replace(found, has_ended=prospect.is_settled and not found.is_worth_it(spec.sampler.worth))
+
+
+def _points_in_one(spec: StudySpec) -> int:
+    """Return how many points, as people count them, a difference of 1 in the objective is."""
+    return 100 if spec.objective.is_accuracy else 1
+
+
+def known_cost(spec: StudySpec) -> Callable[[Mapping[str, Any]], float] | None:
+    """Return what tells beforehand how much a point costs: its multiply-adds times its visits, or the budget it has.
+
+    None where no formula tells; infinity of points that cannot work, or of which the number of images is not known.
+    """
+    workloads = Workloads(spec, ())
+    if not workloads.have_arithmetic:
+        return None
+
+    def cost(params: Mapping[str, Any]) -> float:
+        try:
+            workload, train = workloads.of(params), spec.resolve(params).train
+            if workload.arithmetic is None or train.epochs is None:
+                return train.budget or math.inf
+            return float(workload.arithmetic.multiply_adds * workload.visits(train.epochs))
+        except (SpecError, UsageError):
+            return math.inf
+
+    return cost
+
+
 class WithNeutralParams:
     """A storage whose finished trials have a value also for params that are inactive there.
 
@@ -195,6 +241,7 @@ def _sampler(study: StudySpec, space: Mapping[str, BaseDistribution], number: in
     from budgettune.predict.sampler.cost_sampler import CostSampler
 
     trials = None if spec.trials is None else spec.trials * spec.first_repeats
+    price_seconds = None if spec.worth is None else spec.worth * _points_in_one(study) / spec.first_repeats
     return CostSampler(
         spec.seed,
         space=space,
@@ -203,6 +250,8 @@ def _sampler(study: StudySpec, space: Mapping[str, BaseDistribution], number: in
         total_seconds=spec.total,
         trials=trials,
         is_share=study.objective.is_accuracy,
+        known_cost=known_cost(study),
+        price_seconds=price_seconds,
     )
 
 

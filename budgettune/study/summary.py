@@ -16,7 +16,7 @@ from budgettune.storage.answers import score_points, state_counts
 from budgettune.storage.connection import Engine, open_engine, reading
 from budgettune.storage.patience import READING_PATIENCE_SECONDS, asking_again
 from budgettune.storage.slots import slot_rows
-from budgettune.storage.studies import StudyRow, all_studies, machine_keys
+from budgettune.storage.studies import Outlook, StudyRow, all_studies, machine_keys, search_outlook
 from budgettune.study.ledger import GivenUp, Ledger
 from budgettune.text import warn_once
 
@@ -48,6 +48,7 @@ class StudySummary:
     fault: str | None = None  # why this budgettune cannot work on it, None where it can
     failure: str | None = None  # the latest, where some have failed and none has finished
     foreign: dict[str, int] = field(default_factory=dict)  # trials that another program added, by state; no zeros
+    outlook: Outlook | None = None  # of the search, where a point of the objective has a price
 
 
 def foreign_note(study: str, foreign: Mapping[str, int]) -> str | None:
@@ -141,7 +142,9 @@ def summary_of(
     seconds = [taken for taken, _ in score_points(engine, study_id)]
     with reading(engine) as connection:
         rows = slot_rows(connection, study_id)
-        ledger = None if spec is None else Ledger(spec, rows)
+        outlook = None if spec is None else search_outlook(connection, study_id, spec)
+        is_spent = outlook is not None and outlook.has_ended
+        ledger = None if spec is None else Ledger(spec, rows, is_spent=is_spent)
         devices = sorted(machine_keys(connection, study_id))
     seconds_left, left = None, None if ledger is None else ledger.left_count()
     if left == 0:
@@ -161,4 +164,5 @@ def summary_of(
         fault=fault,
         failure=None if failed is None or has_finished else ": ".join(filter(None, failed.failure or ())),
         foreign=foreign,
+        outlook=outlook,
     )

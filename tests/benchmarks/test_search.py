@@ -48,6 +48,31 @@ def test_searches_are_compared_at_equal_simulated_seconds_and_resumed(package, t
     search.main(arguments)
 
 
+def test_studies_end_at_a_regret_and_their_seconds_are_counted(package, tmp_path, capsys):
+    file = tmp_path / "numbers.json"
+    ends = ["--until", "0.3", "--trials", "6", "--folder", str(tmp_path / "studies"), "--json", str(file)]
+    search.main(["--tables", "vehicle", "--samplers", "cost", "random", "--seeds", "2", *ends])
+    assert "vehicle, 1 workers, mean trials until a regret of 0.3" in capsys.readouterr().out
+    (rows,) = json.loads(file.read_text()).values()
+    assert [(row["sampler"], row["studies"], row["regret of half of the seeds"]) for row in rows] == [
+        ("cost", 2, "0.000"),
+        ("random", 2, "0.000"),
+    ]
+    table = hpo_tables.load_table("vehicle")
+    through = search.Search(rows=[0, 26, 25, 3])
+    assert through.means_until(0.99, table) == pytest.approx((2.0 + 28.0 + 27.0) / 15.0)
+    assert through.means_until(0.0, table) == np.inf
+
+
+@pytest.mark.slow
+def test_studies_end_by_the_price_of_a_point(package, tmp_path):
+    file = tmp_path / "numbers.json"
+    ends = ["--worth", "0.001", "1000", "--trials", "14", "--folder", str(tmp_path / "studies"), "--json", str(file)]
+    search.main(["--tables", "vehicle", "--seeds", "1", *ends])
+    ((low, high),) = json.loads(file.read_text()).values()
+    assert (low["trials"], high["trials"]) == (10, 14)
+
+
 def test_a_table_knows_what_a_search_has_left_open(package):
     table = hpo_tables.load_table("vehicle")
     assert table.seconds[:3] == pytest.approx([2.0, 3.0, 4.0])

@@ -1,5 +1,6 @@
 """Studies whose points a sampler draws."""
 
+import math
 from collections import Counter
 
 import optuna
@@ -104,3 +105,25 @@ def test_steps_that_miss_the_end_of_a_range_stay_within_it(sqlite_url):
         points = [claim.params for claim in iter(study.claim, None)]
     assert {point["batch_size"] for point in points} == {10, 20}
     assert {round(point["train.lr"], 9) for point in points} == {0.1, 0.2, 0.3}
+
+
+def test_what_a_point_costs_is_known_before_any_has_run_where_a_formula_tells():
+    search = {"scale": [0.5, 1.0, 2.0], "train.epochs": {"low": 2, "high": 16}, "prune_rate": [0.0, 0.3]}
+    cost = sampling.known_cost(sampled("cost", search=search))
+    usual = cost({"scale": 1.0, "train.epochs": 8, "prune_rate": 0.0})
+    assert cost({"scale": 2.0, "train.epochs": 8, "prune_rate": 0.0}) > 2 * usual
+    assert cost({"scale": 1.0, "train.epochs": 16, "prune_rate": 0.0}) == 2 * usual
+    assert cost({"scale": 1.0, "train.epochs": 8, "prune_rate": 0.3}) == pytest.approx(0.7 * usual, rel=0.05)
+    assert cost({"scale": -1.0, "train.epochs": 8, "prune_rate": 0.0}) == math.inf
+    own = {"name": "own", "train": {"loop": "a:b"}, "search": {"params.x": [1, 2]}, "sampler": {"name": "cost"}}
+    assert sampling.known_cost(StudySpec.from_document(own)) is None
+
+
+def test_the_first_points_of_our_own_training_are_the_cheapest_of_those_in_the_middle(sqlite_url):
+    search = {"scale": {"low": 0.5, "high": 2.0}, "train.epochs": {"low": 2, "high": 16}}
+    spec = sampled("cost", search=search)
+    cost = sampling.known_cost(spec)
+    with create_study(spec, sqlite_url) as study:
+        claims = [study.claim() for _ in range(4)]
+        assert max(cost(claim.params) for claim in claims) < cost({"scale": 1.25, "train.epochs": 9})
+        assert len({tuple(claim.params.items()) for claim in claims}) == 4

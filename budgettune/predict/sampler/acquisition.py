@@ -22,6 +22,7 @@ MOST_FITTED = 100  # trials that hyperparameters are fitted to
 MOST_CONDITIONED = 500  # trials that predictions are conditioned on
 GAIN_OFFSET = 0.02  # added to errors before the logarithm of a gain: a search need not tell smaller ones apart
 LEAST_SECONDS = 1e-6
+USUAL_SPREAD = 2.0  # of the logarithm of seconds all over a space: from a seventh to seven times the middle one
 ROOM = math.log(2.0)  # beyond the slowest trial, for slower ones that are more accurate
 
 
@@ -148,7 +149,7 @@ class ParetoModel:
         members = _front_within(costs, gains, history.is_allowed)
         others = np.setdiff1d(rng.permutation(len(costs)), members, assume_unique=True)
         kept = np.concatenate([members, others])[:MOST_CONDITIONED]  # the front, and others at random
-        self._costs, pending_costs = self._process(costs, kept, rng, trend=True)
+        self._costs, pending_costs = self._process(costs, kept, rng, trend=True, usual_spread=USUAL_SPREAD)
         self._gains, pending_gains = self._process(gains, kept, rng, trend=False)
         self._excesses = [self._process(each, kept, rng, trend=True)[0] for each in history.excesses.T]
         costs, gains = np.concatenate([costs, pending_costs]), np.concatenate([gains, pending_gains])
@@ -159,18 +160,22 @@ class ParetoModel:
         self.best = np.vstack([history.finished, history.pending])[members]  # float64[front, params], positions
 
     def _process(
-        self, outputs: Floats, kept: Ints, rng: np.random.Generator, *, trend: bool
+        self, outputs: Floats, kept: Ints, rng: np.random.Generator, *, trend: bool, usual_spread: float | None = None
     ) -> tuple[GaussianProcess, Floats]:
         """Return the process after all trials, pending ones as it predicts them, and what it predicts for these."""
         features = self._encoding.features(self._history.finished)[kept]
         fitted = rng.permutation(len(kept))[:MOST_FITTED]
-        process = GaussianProcess.fitted(features, outputs[kept], self._encoding.groups, fitted, trend=trend)
+        groups = self._encoding.groups
+        process = GaussianProcess.fitted(
+            features, outputs[kept], groups, fitted, trend=trend, usual_spread=usual_spread
+        )
         return process.believing(self._encoding.features(self._history.pending))
 
-    def scores(self, positions: Floats, exponent: float) -> Floats:
-        """Return the logarithm of the gain to expect of each point per second to the power of the exponent.
+    def expected(self, positions: Floats) -> tuple[Floats, Floats]:
+        """Return the logarithms of the gain and of the seconds to expect of each point, float64[points] each.
 
-        Positions are float64[points, params]; exponent 1 is for gain per second, 0 for gain whatever it costs.
+        The gain is that of the front's score in the mean over budgets, evenly spread in their logarithm from the
+        fastest trial to beyond the slowest. Positions are float64[points, params].
         """
         features = self._encoding.features(positions)
         finished, failed = (self._encoding.features(each) for each in (self._history.finished, self._history.failed))
@@ -181,5 +186,6 @@ class ParetoModel:
         for process in self._excesses:  # as in constrained expected improvement (Gardner et al., 2014)
             excess, spread = process.predict(features)
             chance += log_ndtr(-excess / spread)
-        scores: Floats = np.log(improvement) + chance - exponent * (mean + deviation**2 / 2)
-        return scores
+        gains: Floats = np.log(improvement) + chance - math.log(max(ROOM, self._reference[0] - self._front[0].min()))
+        seconds: Floats = mean + deviation**2 / 2
+        return gains, seconds

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -25,9 +27,23 @@ from budgettune.predict.sampler.history import History, history_of
 from budgettune.spec.conditions import Conditions
 
 FIRST_TRIALS = 3  # finished, before a model is worth its name
+FIRST_POINTS = 256  # that those to begin with are taken from; a power of two, as Sobol's sequence wants it
+FIRST_REACH = 1 / 3  # of these points, from the centre, as a share of the way to the edge
+CHEAPEST = 1 / 3  # of these points, where their cost is known
+WARY_TRIALS = 10  # finished, before a model of costs is trusted far from all of them
+WARY_STRIDE = 0.25  # of an axis, that a trial is away at most from some finished one until then
 SPREAD_CANDIDATES = 1024  # all over the space; a power of two, as Sobol's sequence wants it
 NEAR_CANDIDATES = 400  # around the front
 STEP = 0.15  # of a candidate around the front, as a share of an axis
+
+
+@dataclass(frozen=True)
+class Prospect:
+    """What the next trial is expected to bring: of all candidates, that of the most gain per second."""
+
+    gain: float  # of score, in the mean over budgets
+    seconds: float
+    is_settled: bool  # whether nothing runs or waits whose result may change this
 
 
 class CostSampler(BaseSampler):
@@ -44,8 +60,17 @@ class CostSampler(BaseSampler):
     from 1 to 0 as the study uses up its trials or its seconds (Lee, Perrone, Archambeau and Seeger, 2020).
 
     Trials that run count as if they had come out as predicted, those stopped early as they were forecast. Failed trials
-    make their neighbourhood less likely to be tried. The first points are those of a Sobol sequence. A point depends on
-    the seed, the trial's number and what the storage holds: nothing is lost by a restart.
+    make their neighbourhood less likely to be tried. A point depends on the seed, the trial's number and what the
+    storage holds: nothing is lost by a restart.
+
+    The search begins in the middle. What a trial costs multiplies along the axes, so that the centre costs about the
+    median, and a point drawn at random the mean, which rare dear ones rule. The first trial is the centre of all axes
+    with an order, the next ones are points of a Sobol sequence drawn towards it; where something tells beforehand what
+    points cost, they are the cheapest third of these (the cost-effective initial design of Lee et al., 2020). While few
+    have finished, which tells little of costs far away, no trial goes far from all of them.
+
+    With a price no trial begins that is not expected to be worth its seconds, as long as any is, and `prospect` says
+    when none is (the stopping rule of Xie et al., 2025, with hypervolume for the gain).
 
     Args:
         seed: of the study; None for one that no other sampler has.
@@ -55,6 +80,8 @@ class CostSampler(BaseSampler):
         total_seconds: that the study will take, None where that is open.
         trials: that the study will take, None where that is open.
         is_share: whether the second objective is an accuracy in [0, 1]; None where it is if it is maximised.
+        known_cost: what a point costs as far as that is known before anything ran, in any unit; None where nothing is.
+        price_seconds: that 1 of the second objective is worth, in the mean over budgets; None for any.
     """
 
     def __init__(
@@ -67,6 +94,8 @@ class CostSampler(BaseSampler):
         total_seconds: float | None = None,
         trials: int | None = None,
         is_share: bool | None = None,
+        known_cost: Callable[[Mapping[str, Any]], float] | None = None,
+        price_seconds: float | None = None,
     ) -> None:
         self._seed = secrets.randbits(63) if seed is None else seed
         self._space = space
@@ -75,6 +104,8 @@ class CostSampler(BaseSampler):
         self._total_seconds = total_seconds
         self._trials = trials
         self._is_share = is_share
+        self._known_cost = known_cost
+        self._price_seconds = price_seconds
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
         if len(study.directions) != 2 or study.directions[0] is not StudyDirection.MINIMIZE:
@@ -102,18 +133,56 @@ class CostSampler(BaseSampler):
         encoding = Encoding(search_space, self._conditions)
         is_rising = study.directions[1] is StudyDirection.MAXIMIZE
         history = history_of(study.get_trials(deepcopy=False), encoding, trial.number, is_rising=is_rising)
-        if len(history.seconds) < FIRST_TRIALS:  # a Sobol sequence of the study, each trial its own point of it
-            sequence = qmc.Sobol(len(search_space), rng=np.random.default_rng(self._seed))
-            if trial.number:  # scipy cannot go forward by nothing
-                sequence.fast_forward(trial.number)
-            return encoding.params(untried(encoding.snap(sequence.random(32)), history.tried)[0])
-        rng = np.random.default_rng([self._seed, trial.number])
+        if len(history.seconds) < FIRST_TRIALS:
+            points = np.roll(self._first_points(encoding), -trial.number, axis=0)
+            return encoding.params(untried(points, history.tried)[0])
+        candidates, gains, seconds = self._judged(history, encoding, trial.number, is_rising=is_rising)
+        scores = gains - self._exponent(history) * seconds
+        if self._price_seconds is not None:
+            is_worth_it = gains + math.log(self._price_seconds) > seconds
+            scores[~is_worth_it] -= math.inf if is_worth_it.any() else 0.0
+        return encoding.params(candidates[np.argmax(scores)])
+
+    @on_one_thread
+    def prospect(self, study: optuna.Study) -> Prospect | None:
+        """Return what the next trial is expected to bring; None before enough have finished to tell.
+
+        Every process gets the same, as long as no trial begins or ends.
+        """
+        trials, is_rising = study.get_trials(deepcopy=False), study.directions[1] is StudyDirection.MAXIMIZE
+        encoding = Encoding(self._space or intersection_search_space(trials), self._conditions)
+        history = history_of(trials, encoding, -1, is_rising=is_rising)
+        if len(history.seconds) < WARY_TRIALS:
+            return None
+        _, gains, seconds = self._judged(history, encoding, len(trials), is_rising=is_rising)
+        best = np.argmax(gains - seconds)
+        return Prospect(math.exp(gains[best]), math.exp(seconds[best]), is_settled=not len(history.pending))
+
+    def _first_points(self, encoding: Encoding) -> Floats:
+        """Return the positions of the points to begin with, in their order: float64[points, params]."""
+        points = qmc.Sobol(len(encoding.space), rng=np.random.default_rng(self._seed)).random(FIRST_POINTS)
+        points[0] = np.where(encoding.is_ordered, 0.5, points[0])
+        points = np.where(encoding.is_ordered, 0.5 + FIRST_REACH * (points - 0.5), points)
+        points = encoding.snap(points)
+        if self._known_cost is None:
+            return points
+        costs = [self._known_cost(encoding.params(point)) for point in points]
+        cheapest = np.argsort(costs, kind="stable")[: round(CHEAPEST * FIRST_POINTS)]
+        return points[np.sort(cheapest)]
+
+    def _judged(
+        self, history: History, encoding: Encoding, number: int, *, is_rising: bool
+    ) -> tuple[Floats, Floats, Floats]:
+        """Return candidates, and the logarithms of the gain and of the seconds to expect of each."""
+        rng = np.random.default_rng([self._seed, number])
         is_share = is_rising if self._is_share is None else self._is_share
         model = ParetoModel(history, encoding, rng, self._max_seconds, is_share=is_share)
-        spread = qmc.Sobol(len(search_space), rng=rng).random(SPREAD_CANDIDATES)
+        spread = qmc.Sobol(len(encoding.space), rng=rng).random(SPREAD_CANDIDATES)
         near = moved(model.best[rng.integers(len(model.best), size=NEAR_CANDIDATES)], encoding, rng)
         candidates = untried(encoding.snap(np.vstack([spread, near])), history.tried)
-        return encoding.params(candidates[np.argmax(model.scores(candidates, self._exponent(history)))])
+        if len(history.seconds) < WARY_TRIALS:
+            candidates = within_a_stride(candidates, history.finished, encoding)
+        return candidates, *model.expected(candidates)
 
     def _exponent(self, history: History) -> float:
         """Return what the predicted seconds are raised to: less, the more of the study is over."""
@@ -135,6 +204,14 @@ def moved(positions: Floats, encoding: Encoding, rng: np.random.Generator) -> Fl
     changes[np.arange(points), rng.integers(params, size=points)] = True
     steps = np.clip(positions + rng.normal(0.0, STEP, positions.shape), 0.0, 1.0)
     return np.where(changes, np.where(encoding.is_ordered, steps, rng.random(positions.shape)), positions)
+
+
+def within_a_stride(candidates: Floats, finished: Floats, encoding: Encoding) -> Floats:
+    """Return the candidates near to a finished trial in every axis with an order, or all where there is none."""
+    reach = np.maximum(WARY_STRIDE, encoding.strides) + 1e-9
+    away = np.nan_to_num(np.abs(candidates[:, None, :] - finished))
+    is_near = np.all((away <= reach) | ~encoding.is_ordered, axis=2).any(axis=1)
+    return candidates[is_near] if is_near.any() else candidates
 
 
 def untried(candidates: Floats, tried: Floats) -> Floats:

@@ -35,6 +35,14 @@ class Line:
         low, high = self.low - half, self.high + half
         return (math.log(low), math.log(high)) if self.log else (low, high)
 
+    @property
+    def stride(self) -> float:
+        """The widest gap between neighbouring values, as a position; 0 of real numbers."""
+        if self.step is None or self.high <= self.low:
+            return 0.0
+        first, second = self.positions(np.array([self.low, self.low + self.step]))  # of logarithms the widest
+        return float(second - first)
+
     def numbers(self, positions: Floats) -> Floats:
         begin, end = self._ends
         numbers = begin + positions * (end - begin)
@@ -62,6 +70,10 @@ class Choices:
     @cached_property
     def is_ordered(self) -> bool:
         return are_numbers(self.values)
+
+    @property
+    def stride(self) -> float:
+        return 1 / len(self.values) if self.is_ordered else 1.0
 
     @cached_property
     def _order(self) -> Ints:
@@ -97,6 +109,7 @@ class Encoding:
         self._axes = [_axis(distribution) for distribution in self.space.values()]
         # bool[params], whether neighbouring positions are alike.
         self.is_ordered = np.array([axis.is_ordered for axis in self._axes])
+        self.strides = np.array([axis.stride for axis in self._axes])  # float64[params], the widest between neighbours
         widths = [len(axis.values) if isinstance(axis, Choices) and not axis.is_ordered else 1 for axis in self._axes]
         self.groups = np.repeat(np.arange(len(widths)), widths)  # int64[features], the param that each stands for
 

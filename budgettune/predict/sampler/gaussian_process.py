@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Self
 
@@ -23,6 +24,7 @@ from budgettune.predict.regression import Floats, Ints
 
 JITTER = 1e-6  # of the outputs' variance: repeats of a point leave the matrix invertible
 ITERATIONS = 25
+USUAL_TRIALS = 2
 LIMITS = (1e-9, 1e9)  # the priors keep all hyperparameters far inside
 
 
@@ -75,7 +77,16 @@ class GaussianProcess:
         self._regressor = regressor.fit(features, (outputs - scale[0]) / scale[1])
 
     @classmethod
-    def fitted(cls, features: Floats, outputs: Floats, groups: Ints, subset: Ints, *, trend: bool) -> Self:
+    def fitted(
+        cls,
+        features: Floats,
+        outputs: Floats,
+        groups: Ints,
+        subset: Ints,
+        *,
+        trend: bool,
+        usual_spread: float | None = None,
+    ) -> Self:
         """Return the process whose hyperparameters are the most probable ones, given a subset of the trials.
 
         Args:
@@ -84,8 +95,14 @@ class GaussianProcess:
             groups: int64[features], the param that each feature stands for.
             subset: int64[at most trials], what the hyperparameters are fitted to; all trials count in what follows.
             trend: whether outputs may rise along a line through the whole space.
+            usual_spread: standard deviation that outputs have all over a space, as good as that of USUAL_TRIALS: those
+                that begin side by side look more alike than they are. None where nothing is known of it.
         """
-        scale = float(outputs.mean()), float(outputs.std()) or 1.0
+        spread = float(outputs.std()) or 1.0
+        if usual_spread is not None:
+            squares = USUAL_TRIALS * usual_spread**2 + len(outputs) * float(outputs.var())
+            spread = math.sqrt(squares / (USUAL_TRIALS + len(outputs)))
+        scale = float(outputs.mean()), spread
         kernel, means, spreads = _prior(groups, trend)
 
         def optimise(loss: Callable[[Floats], tuple[float, Floats]], _: Floats, bounds: Floats) -> tuple[Floats, float]:
@@ -124,12 +141,17 @@ class GaussianProcess:
 def _prior(groups: Ints, trend: bool) -> tuple[Kernel, Floats, Floats]:
     """Return a kernel, and the means and the standard deviations of its hyperparameters' logarithms.
 
-    The scales grow with the root of the number of params, as distances do (Hvarfner, Hellsten and Nardi, 2024).
+    The scales grow with the root of the number of params, as distances do (Hvarfner, Hellsten and Nardi, 2024). A trend
+    is as steep as makes its variance over the whole space 1; few trials side by side must not flatten it.
     """
     params = int(groups[-1]) + 1
     kernel = ConstantKernel(1.0, LIMITS) * GroupedMatern(np.ones(params), groups)
     means, spreads = [0.0, *[np.log(0.5 * np.sqrt(params))] * params], [1.0] * (1 + params)
     if trend:
         kernel += ConstantKernel(1.0, LIMITS) * DotProduct(1.0, "fixed")
-        means, spreads = [*means, 0.0], [*spreads, 1.5]
+        widths = np.bincount(groups)
+        variance = np.where(
+            widths == 1, 1 / 12, (1 - 1 / widths) / 2
+        ).sum()  # of the features of a point drawn at random
+        means, spreads = [*means, -math.log(variance)], [0.3, *spreads[1:], 0.5]
     return kernel + WhiteKernel(1e-3, LIMITS), np.array([*means, np.log(1e-3)]), np.array([*spreads, 2.0])

@@ -174,6 +174,29 @@ def test_it_finds_a_larger_hypervolume_in_the_same_seconds_than_random_search():
     assert min(ours) > max(theirs)
 
 
+def test_it_begins_in_the_middle_and_goes_on_near_it():
+    study = new_study(CostSampler(4, space=SPACE))
+    encoding = Encoding(SPACE)
+    positions = encoding.positions(study.ask(SPACE).params for _ in range(12))[:, encoding.is_ordered]
+    np.testing.assert_allclose(positions[0], encoding.snap(np.full((1, 5), 0.5))[0, encoding.is_ordered])
+    assert np.abs(positions - 0.5).max() < 0.3  # half a step of the coarsest axis beyond a sixth
+    assert len(np.unique(positions, axis=0)) == 12
+    optimizers = {trial.params["optimizer"] for trial in study.trials}
+    assert optimizers == {"adam", "sgd", "lion"}
+
+
+def test_where_costs_are_known_it_begins_with_the_cheapest_third():
+    def cost(params):
+        return outcome(params)[0]
+
+    study = new_study(CostSampler(4, space=SPACE, known_cost=cost))
+    plain = new_study(CostSampler(4, space=SPACE))
+    cheap, usual = ([cost(each.ask(SPACE).params) for _ in range(30)] for each in (study, plain))
+    assert max(cheap) <= np.quantile(usual, 0.5)
+    nothing = new_study(CostSampler(4, space=SPACE, known_cost=lambda params: math.inf))
+    assert [nothing.ask(SPACE).params for _ in range(3)] == [trial.params for trial in plain.trials[:3]]
+
+
 def test_a_point_depends_on_the_seed_the_number_and_the_storage_alone():
     def points(seed, restart_every):
         study = new_study(CostSampler(seed, space=SPACE))
@@ -202,7 +225,8 @@ def test_a_pending_trial_takes_the_gain_out_of_its_neighbourhood():
 
     def scores():
         model = ParetoModel(history_of(study.trials, encoding, -1), encoding, np.random.default_rng(0))
-        return model.scores(np.array([[0.5], [0.52]]), 1.0)
+        gains, seconds = model.expected(np.array([[0.5], [0.52]]))
+        return gains - seconds
 
     before = scores()
     add(study, 0.5, state=TrialState.RUNNING)
