@@ -4,6 +4,7 @@ The files in fixtures/before_house were made by the commands of commit d2560ba (
 and expected.json holds what the budgettune of that commit answered about them.
 """
 
+import copy
 import json
 import re
 import tomllib
@@ -169,7 +170,11 @@ def test_exported_records_are_read():
 
 @pytest.mark.parametrize("study", STUDIES)
 def test_claims_continue_where_they_stopped(fresh, study):
-    assert_same(answers.claims(fresh, study), EXPECTED["claims"][study])
+    found, expected = answers.claims(fresh, study), copy.deepcopy(EXPECTED["claims"][study])
+    if study == "cost":  # which draws other points since then; the first was drawn before
+        for claim in [*found["first"][1:], *expected["first"][1:]]:
+            assert claim.pop("params").keys() == {"scale", "train.lr"}
+    assert_same(found, expected)
 
 
 def test_what_was_given_up_can_be_tried_again(fresh):
