@@ -102,6 +102,8 @@ class Tuned(NamedTuple):
     @property
     def end(self) -> Literal["lowest", "highest", None]:
         """Where the best is at an end of the list, beyond which a better one may be."""
+        if self.means[self.lr] is None:  # all fail
+            return None
         first, *_, last = self.means
         return "lowest" if self.lr == first else "highest" if self.lr == last else None
 

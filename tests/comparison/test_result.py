@@ -56,6 +56,8 @@ def test_an_arm_is_tuned_to_the_rate_of_the_best_mean_and_a_failed_run_counts_as
     broken = found.with_run(run(FULL, None, seed=101, lr=0.3, purpose="tuning"))
     assert broken.tuned(FULL, 10.0).lr == 0.1
     assert broken.tuned(FULL, 10.0).end is None
+    useless = found.model_copy(update={"runs": tuple(tuning("full", dict.fromkeys([0.01, 0.1])))})
+    assert useless.tuned(FULL, 10.0).end is None
     assert found.tuned(FULL, 20.0) is None
     assert found.tuned(Arm("random", 0.3), 10.0) is None
 
