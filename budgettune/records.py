@@ -9,59 +9,12 @@ import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from functools import cache
-from typing import Annotated, Any, ClassVar, NamedTuple, Self
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
-from pydantic import (
-    ConfigDict,
-    Field,
-    NonNegativeFloat,
-    PositiveFloat,
-    PositiveInt,
-    SerializerFunctionWrapHandler,
-    TypeAdapter,
-    model_serializer,
-)
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from budgettune.errors import Interrupted
-
-
-@cache
-def _adapter(kind: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(kind | None, config=ConfigDict(extra="forbid"))  # a dataclass alone takes no config here
-
-
-class JsonValue:
-    """A dataclass that goes into plain JSON values and comes back without loss."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values, with absent ones as None."""
-        kind: Any = type(self)
-        document: dict[str, Any] = _adapter(kind).dump_python(self, by_alias=True, warnings=False)
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in document.items()}
-
-    @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> Self:
-        """Return what `to_json` wrote.
-
-        Raises:
-            ValueError: where it did not write this.
-        """
-        kind: Any = cls
-        value: Self = _adapter(kind).validate_python(document)
-        return value
-
-
-class AsBefore:
-    """A dataclass that is written without its newer fields where these say nothing: earlier versions read it too."""
-
-    _newer: ClassVar[Mapping[str, Any]] = {}  # what each of them is where it says nothing
-
-    @model_serializer(mode="wrap")
-    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        document: dict[str, Any] = handler(self)
-        newer = self._newer
-        return {name: value for name, value in document.items() if name not in newer or newer[name] != value}
+from budgettune.json_values import AsBefore, JsonValue
 
 
 def finite_number(value: Any) -> float | None:
@@ -240,8 +193,48 @@ _NOTE_FACTS: dict[str, type] = {"stopped": bool, "wrong": bool, "epoch": int, "r
 """What a note keeps beside numbers."""
 
 
+class Judged(AsBefore, JsonValue):
+    """What images judged.
+
+    Where those are validation images, its document says so in `judged_on`, names the value `validation_accuracy`, and
+    has as `test_accuracy` what was reached on the test images, which chose nothing.
+    """
+
+    _newer: ClassVar[Mapping[str, Any]] = {"measures": {}, "judged_on": None, "on_test": None}
+
+    value: Any
+    judged_on: Literal["validation"] | None
+    on_test: float | None
+
+    @property
+    def test_accuracy(self) -> Any:
+        """The value, under the name of the usual objective; of what validation images judged, `on_test`."""
+        return self.value if self.judged_on is None else self.on_test
+
+    @property
+    def validation_accuracy(self) -> Any:
+        """The value of what validation images judged."""
+        return None if self.judged_on is None else self.value
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        document = super().to_json()
+        if self.judged_on is None:
+            return document
+        return {_JUDGED.get(name, name): value for name, value in (document | {"on_test": self.on_test}).items()}
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Self:
+        """Return what `to_json` wrote."""
+        names = {to: name for name, to in _JUDGED.items()} if document.get("judged_on") else {}
+        return super().from_json({names.get(name, name): value for name, value in document.items()})
+
+
+_JUDGED = {"test_accuracy": "validation_accuracy", "on_test": "test_accuracy"}  # names in the document, and there
+
+
 @dataclass(frozen=True, kw_only=True)
-class TrialResult(AsBefore, JsonValue):
+class TrialResult(Judged):
     """What training one configuration gave; JSON in and out without loss. What code of your own does not say is None.
 
     Attributes:
@@ -259,9 +252,11 @@ class TrialResult(AsBefore, JsonValue):
         stopping: why it was stopped early, or would have been had it not been a control; None for all others.
         measures: further numbers that the trial reported beside its objective, by name, such as memory or energy.
         resumed: numbers of the epochs with which another process went on from where the one before was cut off.
+        judged_on: `validation` where the value is of validation images; None for test images, or what code tells.
+        on_test: accuracy on the test images after the last epoch, where validation images judge; None where stopped.
     """
 
-    _newer: ClassVar[Mapping[str, Any]] = {"measures": {}, "resumed": ()}
+    _newer: ClassVar[Mapping[str, Any]] = {**Judged._newer, "resumed": ()}
 
     train_seconds: float
     value: Annotated[float, Field(alias="test_accuracy")]
@@ -292,11 +287,8 @@ class TrialResult(AsBefore, JsonValue):
     cuda_graphs: bool = False
     measures: Mapping[str, float] = field(default_factory=dict)
     resumed: tuple[int, ...] = ()
-
-    @property
-    def test_accuracy(self) -> float:
-        """The value, under the name of the usual objective."""
-        return self.value
+    judged_on: Literal["validation"] | None = None
+    on_test: float | None = None
 
     @property
     def is_stopped(self) -> bool:
@@ -318,7 +310,7 @@ class TrialResult(AsBefore, JsonValue):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrialRecord(AsBefore, JsonValue):
+class TrialRecord(Judged):
     """One trial of a study, finished or not.
 
     Attributes:
@@ -336,9 +328,8 @@ class TrialRecord(AsBefore, JsonValue):
         stopped: why it was stopped early; None otherwise.
         started_at, completed_at: ISO 8601, UTC.
         measures: further numbers that it reported beside its objective, by name.
+        judged_on, on_test: as in `TrialResult`.
     """
-
-    _newer: ClassVar[Mapping[str, Any]] = {"measures": {}}
 
     number: int
     state: str
@@ -368,11 +359,8 @@ class TrialRecord(AsBefore, JsonValue):
     phases: PhaseSeconds | None = None
     machine: MachineInfo | None = None
     measures: Mapping[str, float] = field(default_factory=dict)
-
-    @property
-    def test_accuracy(self) -> float | None:
-        """The value, under the name of the usual objective."""
-        return self.value
+    judged_on: Literal["validation"] | None = None
+    on_test: float | None = None
 
 
 COUNT_ATTRIBUTES = ("epochs", "steps", "parameters", "multiply_adds")
@@ -382,9 +370,16 @@ NUMERIC_ATTRIBUTES = ("keep_fraction", *COUNT_ATTRIBUTES, "prune_seconds", "step
 RECORD_COLUMNS = tuple(
     "test_accuracy" if f.name == "value" else f.name
     for f in fields(TrialRecord)
-    if f.name not in ("params", "curve", "phases", "machine", "measures")
+    if f.name not in ("params", "curve", "phases", "machine", *Judged._newer)
 )
 """The flat columns of a TrialRecord, in order, for tables and CSV (params come as columns of their own)."""
+
+
+def record_columns(judged_on: str | None) -> tuple[str, ...]:
+    """Return RECORD_COLUMNS with what tells of validation images where those judge, before `test_accuracy`."""
+    at = RECORD_COLUMNS.index("test_accuracy")
+    own = () if judged_on is None else ("judged_on", "validation_accuracy")
+    return (*RECORD_COLUMNS[:at], *own, *RECORD_COLUMNS[at:])
 
 
 def trial_attributes(result: TrialResult) -> dict[str, Any]:
@@ -406,10 +401,12 @@ def trial_attributes(result: TrialResult) -> dict[str, Any]:
         **{name: known[name] for name in ("weights_sha256", "measures") if name in known},
         **{name: document[name] for name in ("curve", "phases", "machine")},
         **({"stopping": document["stopping"]} if result.stopping else {}),
+        **({} if result.on_test is None else {ON_TEST: result.on_test}),
         "details": {name: known[name] for name in (*details, "architecture", "evidence", "resumed") if name in known},
     }
 
 
+ON_TEST = "test_accuracy"  # user attribute of a trial that validation images judge
 LOST = "lost"  # kind of failure of a trial whose worker gave no sign of life
 HANDED_BACK = Interrupted.failure_kind  # kind of failure that uses up no attempt
 KEPT_EPOCHS = "kept_epochs"  # user attribute of a trial: after how many epochs another process can go on with it

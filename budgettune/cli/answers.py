@@ -17,6 +17,7 @@ from budgettune.cli.output import (
     print_trials,
     say,
     say_figures,
+    say_images,
     warn,
 )
 from budgettune.records import TrialRecord
@@ -52,6 +53,8 @@ def best(
         print_json(documents.best_document(answer))
         return
     print_trials(answer.records, form, answer.aim, also=lambda record: _over_seeds(answer, record, form))
+    if form is Format.table:
+        say_images(answer.aim)
 
 
 def _warn(answer: TrialsAnswer) -> None:
@@ -91,6 +94,7 @@ def front(
     print_trials(answer.records, form, answer.aim, also=lambda record: _chance_on_front(answer, record, form))
     if form is Format.table and answer.records:
         say_figures(hypervolume_line(*volume, answer.aim))
+        say_images(answer.aim)
     elif form is Format.table:
         say("no trial to show has finished: `budgettune study show` says how the study stands")
 

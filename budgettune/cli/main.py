@@ -30,6 +30,7 @@ from budgettune.cli.output import (
     print_trials,
     say,
     say_figures,
+    say_images,
 )
 from budgettune.errors import BudgetTuneError, DeviceLost, NothingTrained, StorageReadOnly, StudyNotFound, UsageError
 from budgettune.storage.connection import open_engine
@@ -270,13 +271,14 @@ def demo(threads: options.Threads = None, storage: options.Storage = None, debug
     digits = api.create_study("digits", storage=storage, skip_if_exists=True)
     summary = _work(digits.name, WorkerOptions(device="cpu", threads=threads), storage)
     say(f"study {digits.name!r}: {summary.completed} trials trained now, {len(digits.spec.cells())} in all\n", out)
-    members = api.pareto_front(digits.name, storage=storage)
-    print_trials(members, Format.table, title="The Pareto front: nothing is both faster and more accurate")
+    members, aim = api.pareto_front(digits.name, storage=storage), digits.spec.aim
+    print_trials(members, Format.table, aim, title="The Pareto front: nothing is both faster and more accurate")
     say_figures(hypervolume_line(*api.hypervolume_of(digits.name, storage=storage)))
+    say_images(aim)
     for member in (members[0], members[len(members) // 2], members[-1]):
         budget_seconds = 1.02 * (member.train_seconds or 0.0)
         answer = api.best_under_budget(digits.name, budget_seconds, storage=storage)
-        print_trials(answer, Format.table, title=f"\nThe best within {format_duration(budget_seconds)}")
+        print_trials(answer, Format.table, aim, title=f"\nThe best within {format_duration(budget_seconds)}")
     say(
         "\nNext: budgettune best digits --budget 5s; budgettune dashboard; "
         "budgettune study create fashion-mnist --set data.root=FOLDER",

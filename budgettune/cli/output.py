@@ -29,7 +29,6 @@ from budgettune.web.documents import json_text
 if TYPE_CHECKING:
     from budgettune.predict.predictor import Prediction
     from budgettune.predict.recommend import Recommendation
-    from budgettune.spec.objective import ObjectiveSpec
 
 GAP = 2  # columns between those of a table
 LEAST_SENTENCE = 24  # columns in which a sentence still reads well
@@ -262,7 +261,8 @@ def trial_rows(records: Sequence[TrialRecord], aim: Aim | None = None) -> list[d
     """Return trials as people read them: short and rounded, with what the study limits."""
     aim = aim or Aim()
     objective = aim.objective
-    own = ("trial", "time", objective.label, *aim.limits, "kept", "epochs", "clock")
+    test = ("test",) if aim.judged_on else ()
+    own = ("trial", "time", objective.label, *test, *aim.limits, "kept", "epochs", "clock")
     params = dict.fromkeys(name for record in records for name in record.params)
     names = short_names([*own, *params])
     kept = {"kept": None} if any(record.keep_fraction is not None for record in records) else {}
@@ -271,6 +271,7 @@ def trial_rows(records: Sequence[TrialRecord], aim: Aim | None = None) -> list[d
             "trial": record.number,
             "time": None if record.train_seconds is None else format_duration(record.train_seconds),
             objective.label: None if record.value is None else objective.text(record.value),
+            **dict.fromkeys(test, None if record.on_test is None else objective.text(record.on_test)),
             **aim.told(record),
             **{names[name]: record.params.get(name) for name in params},
             **dict.fromkeys(kept, None if record.keep_fraction is None else f"{record.keep_fraction:.0%}"),
@@ -299,6 +300,12 @@ def _flat_rows(records: Sequence[TrialRecord], aim: Aim) -> list[dict[str, Any]]
     return [aim.flat_row(record, record.params, measures) for record in records]
 
 
+def say_images(aim: Aim) -> None:
+    """Print which images judged what stands above, where that is known."""
+    if aim.images is not None:
+        say_figures(aim.images.sentence)
+
+
 def hypervolume_line(volume: float, reference: tuple[float, float], aim: Aim | None = None) -> str:
     seconds, worst = reference
     label = (aim or Aim()).objective.label
@@ -310,7 +317,7 @@ def promise_line(answer: Recommendation) -> str:
     choice = answer.choice
     return (
         f"{answer.study}: {settings_text(choice.params)} until {format_duration(answer.budget_seconds)} are over, "
-        f"about {choice.epochs} epochs; predicted {answer.objective.label} {expected_text(answer.objective, choice)}"
+        f"about {choice.epochs} epochs; predicted {answer.objective.label} {expected_text(answer.aim, choice)}"
     )
 
 
@@ -319,7 +326,7 @@ def settings_text(params: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in named) or "the study's settings"
 
 
-def expected_text(objective: ObjectiveSpec, prediction: Prediction) -> str:
-    """Return the objective that a run is expected to reach, with its interval."""
-    value, low, high = map(objective.text, (prediction.value, prediction.value_low, prediction.value_high))
-    return f"{value} ({low} to {high})"
+def expected_text(aim: Aim, prediction: Prediction) -> str:
+    """Return the objective that a run is expected to reach, with its interval, and the images that it is of."""
+    value, low, high = map(aim.objective.text, (prediction.value, prediction.value_low, prediction.value_high))
+    return f"{value} ({low} to {high})" + (f" on {aim.images.part} images" if aim.images else "")

@@ -93,7 +93,7 @@ def _fields(answer: Recommendation) -> Iterator[tuple[str, str]]:
     yield "train", _spelled(answer.choice)
     chance = answer.choice.chance_in_time
     yield "  time", f"{_time(answer.choice)}, in time with {'over 99%' if chance > 0.99 else f'{chance:.0%}'}"
-    yield f"  {answer.objective.label}", expected_text(answer.objective, answer.choice)
+    yield f"  {answer.objective.label}", expected_text(answer.aim, answer.choice)
     yield "best that ran", _observed(answer)
     for text in answer.extrapolated:
         yield "extrapolated", text
@@ -121,6 +121,8 @@ def _fields(answer: Recommendation) -> Iterator[tuple[str, str]]:
         f"{basis.noise_ceiling:.0%} of what trials differ by",
     )
     yield "intervals", _calibration(basis)
+    if answer.aim.images is not None:
+        yield "images", answer.aim.images.sentence
     for note in answer.notes:
         yield "note", note
 
@@ -153,7 +155,8 @@ def _observed(answer: Recommendation) -> str:
     trial = answer.observed
     if trial is None or trial.train_seconds is None or trial.value is None:
         return "nothing within the budget"
+    on_test = "" if trial.on_test is None else f", {answer.objective.text(trial.on_test)} on test images"
     return (
         f"trial {trial.number} ({settings_text(trial.params)}, {trial.epochs} epochs): "
-        f"{format_duration(trial.train_seconds)}, {answer.objective.text(trial.value)}"
+        f"{format_duration(trial.train_seconds)}, {answer.objective.text(trial.value)}{on_test}"
     )

@@ -82,5 +82,10 @@ def train(
         from budgettune.training.session import save_model as save
     to = to or Path("model.pkl" if spec.train.is_own_code else "model.pt")
     save(to, trained, spec, params)
-    value, seconds = handle.spec.objective.named(trained.result.value), trained.result.train_seconds
-    say_figures(f"{to}: {value} after {format_duration(seconds)}")
+    objective, result = handle.spec.objective, trained.result
+    value = objective.named(result.value)
+    if result.on_test is not None:
+        value = (
+            f"{objective.named(result.on_test)} on test images, {objective.text(result.value)} on validation images,"
+        )
+    say_figures(f"{to}: {value} after {format_duration(result.train_seconds)}")

@@ -18,7 +18,7 @@ from budgettune.predict.regression import on_one_thread
 from budgettune.predict.run_time import UNKNOWN_COST, WorkloadTime
 from budgettune.predict.search_axes import outside, search_axes
 from budgettune.records import StepProbe, TrialRecord
-from budgettune.spec.objective import ObjectiveSpec
+from budgettune.spec.objective import Aim, ObjectiveSpec
 from budgettune.spec.study_spec import StudySpec
 
 LEAST_GAIN = 0.0005  # in accuracy, from which a next trial is worth naming
@@ -91,17 +91,26 @@ class Recommendation:
     next_trial: NextTrial | None
     basis: Basis
     notes: tuple[str, ...]
-    objective: ObjectiveSpec = field(default_factory=ObjectiveSpec)
+    aim: Aim = field(default_factory=Aim)
+
+    @property
+    def objective(self) -> ObjectiveSpec:
+        """What is predicted beside the time, on the images that judge the study."""
+        return self.aim.objective
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values in which the objective has its name; of the observed trial what says which it is."""
         document, objective = asdict(self), self.objective
-        document["objective"] = {"name": objective.name, "direction": objective.direction}
+        del document["aim"]
+        document["objective"] = {"name": self.aim.name, "direction": objective.direction}
+        if self.aim.judged_on:
+            document["judged_on"] = self.aim.judged_on
         document["choice"] = self.choice.to_json(objective)
         if self.next_trial is not None:
             document["next_trial"]["prediction"] = self.next_trial.prediction.to_json(objective)
         if self.observed is not None:
-            names = ("number", "params", "epochs", "train_seconds", "test_accuracy")
+            own = ("judged_on", "validation_accuracy") if self.observed.judged_on else ()
+            names = ("number", "params", "epochs", "train_seconds", *own, "test_accuracy")
             document["observed"] = objective.renamed({name: getattr(self.observed, name) for name in names})
         if objective.is_accuracy:  # as ever, in points
             named = {"seed_deviation": ("seed_points", self.basis.seed_points)}
@@ -172,7 +181,7 @@ def answer(predictor: Predictor, ask: Ask) -> Recommendation:
             *_better(spec.objective, observed, choice),
             *candidates.left_out,
         ),
-        objective=spec.objective,
+        aim=spec.aim,
     )
 
 

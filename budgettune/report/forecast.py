@@ -274,7 +274,7 @@ def _draw_predicted(forecast: StudyForecast, checks: Checks) -> go.Figure:
     return style.new_figure(
         "Predicted against observed, on trials held out",
         traces,
-        **style.two_panels("training time", style.html_safe(view.words.objective.name)),
+        **style.two_panels("training time", style.html_safe(view.words.name)),
         xaxis={"title": {"text": f"predicted ({view.unit.name})"}, **kind},
         yaxis={"title": {"text": f"observed ({view.unit.name})"}, **kind},
         xaxis2={"title": {"text": "predicted"}, **view.words.short_ticks},

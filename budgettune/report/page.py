@@ -93,7 +93,7 @@ class Contents:
     @property
     def words(self) -> Wording:
         """How the objective is spoken of."""
-        return Wording(self.aim.objective)
+        return Wording(self.aim.objective, self.aim.name)
 
 
 def contents(
@@ -221,12 +221,18 @@ def _facts(trial: TrialRecord, view: Overview) -> list[tuple[str, str]]:
     facts = {
         **{label: value_text(trial.params[name]) for name, label in labels.items() if name in trial.params},
         **measure_texts(trial, view.aim),
+        "test accuracy": _on_test(trial, view),
         "samples kept": None if trial.keep_fraction is None else f"{trial.keep_fraction:.0%}",
         "epochs": trial.epochs,
         "parameters": None if trial.parameters is None else f"{trial.parameters:,}",
         "clock": CLOCKS.get(trial.status or "unverified", trial.status),
     }
     return [(name, str(value)) for name, value in facts.items() if value is not None]
+
+
+def _on_test(trial: TrialRecord, view: Overview) -> str | None:
+    """Return the accuracy on test images where they chose nothing, None where that is not known."""
+    return None if trial.on_test is None else view.words.text(trial.on_test)
 
 
 def _repeats(trials: Sequence[TrialRecord], words: Wording) -> str:
@@ -249,6 +255,7 @@ def front_rows(view: Overview) -> list[dict[str, str]]:
             "trial": str(trial.number),
             "time": format_duration(seconds),
             view.words.label: view.words.text(value),
+            **({"test": _on_test(trial, view) or "-"} if view.aim.judged_on else {}),
             **dict.fromkeys(measures, "-"),
             **measure_texts(trial, view.aim),
             **({"kept": kept} if view.knows_pruning else {}),

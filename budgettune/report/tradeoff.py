@@ -107,7 +107,7 @@ def _draw_front(view: Overview, groups: Groups) -> go.Figure:
         )
         traces.append(labels)
     return style.new_figure(
-        f"Training time against {view.words.objective.name}",
+        f"Training time against {view.words.name}",
         traces,
         height=520,
         xaxis=style.time_axis(view),

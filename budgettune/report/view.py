@@ -66,7 +66,7 @@ class Overview:
     @cached_property
     def words(self) -> Wording:
         """How the objective is spoken of and drawn."""
-        return Wording(self.aim.objective)
+        return Wording(self.aim.objective, self.aim.name)
 
     @cached_property
     def is_within_limits(self) -> np.ndarray:

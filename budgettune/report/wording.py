@@ -13,6 +13,12 @@ class Wording:
     """Words and forms of one objective. Axes show its values in their own unit, and what is less is better below."""
 
     objective: ObjectiveSpec = field(default_factory=ObjectiveSpec)
+    full_name: str | None = None  # where it is called after the images that judge
+
+    @property
+    def name(self) -> str:
+        """Its name on an axis and in a title."""
+        return self.full_name or self.objective.name
 
     @property
     def label(self) -> str:
@@ -81,7 +87,7 @@ class Wording:
     @property
     def axis_title(self) -> str:
         """Its name on an axis, which says where less is better."""
-        return f"{self.objective.name} (less is better)" if self.is_less_better else self.objective.name
+        return f"{self.name} (less is better)" if self.is_less_better else self.name
 
     @property
     def ticks(self) -> dict[str, Any]:

@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal, Protocol, Self
 
 from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from budgettune.records import RECORD_COLUMNS, TrialRecord
-from budgettune.spec.tables import Clash, Number, SpecModel
+from budgettune.records import RECORD_COLUMNS, TrialRecord, record_columns
+from budgettune.spec.documents import full_key
+from budgettune.spec.tables import Clash, DataSpec, Number, SpecModel, TrainSpec
 
 ACCURACY = "test accuracy"
 TAKEN_KEYS = frozenset({*RECORD_COLUMNS, "curve", "phases", "machine", "params"}) - {"test_accuracy"}
@@ -85,6 +86,60 @@ class ConstraintSpec(SpecModel):
     limit: Number = Field()
 
 
+class JudgedSpec(Protocol):
+    """What of a study says which images judge."""
+
+    @property
+    def data(self) -> DataSpec: ...
+    @property
+    def train(self) -> TrainSpec: ...
+    @property
+    def objective(self) -> ObjectiveSpec: ...
+    @property
+    def search(self) -> Mapping[str, Any]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgingImages:
+    """The images that choose among a study's trials; counts are None where only reading the images would tell."""
+
+    part: Literal["test", "validation"]
+    count: int | None = None
+    test_count: int | None = None
+
+    @classmethod
+    def of(cls, spec: JudgedSpec) -> Self | None:
+        """Return which images judge; None of own training code, which alone knows, and where that is searched."""
+        searched = set(map(full_key, spec.search))
+        if spec.train.is_own_code or not spec.objective.is_accuracy or "data.evaluate_on" in searched:
+            return None
+        data, sizes = spec.data, spec.data.part_sizes
+        if sizes is None or data.facts is None or searched & {"data.name", "data.validation_fraction"}:
+            return cls(part=data.evaluate_on)
+        return cls(part=data.evaluate_on, count=sizes[1], test_count=data.facts.test_images)
+
+    @property
+    def judged_on(self) -> Literal["validation"] | None:
+        """The same as records have it."""
+        return "validation" if self.part == "validation" else None
+
+    @property
+    def sentence(self) -> str:
+        """What a reader of an answer must know of its accuracies."""
+        judging, test = ("" if count is None else f"{count:,} " for count in (self.count, self.test_count))
+        if self.part == "test":
+            return (
+                f"chosen and reported on the same {judging}test images: the best of many looks better than it is; "
+                'data.evaluate_on = "validation" keeps them apart'
+            )
+        return f"chosen by {judging}validation images; test accuracy is of {test}images that chose nothing"
+
+    @property
+    def line(self) -> str:
+        """The same as a sentence that stands alone."""
+        return f"{self.sentence[0].upper()}{self.sentence[1:]}."
+
+
 class Measured(Protocol):
     """What a trial measured beside its objective: a result or a record."""
 
@@ -107,6 +162,7 @@ class Aim:
 
     objective: ObjectiveSpec = field(default_factory=ObjectiveSpec)
     limits: Mapping[str, float] = field(default_factory=dict)  # of measures, by name
+    images: JudgingImages | None = None  # None where the study does not say
 
     @classmethod
     def of(cls, document: Any) -> Self:
@@ -115,7 +171,27 @@ class Aim:
             wanted = _Aim.model_validate(document)
         except ValidationError:
             return cls()
-        return cls(objective=wanted.objective, limits={name: each.limit for name, each in wanted.constraints.items()})
+        try:
+            images = JudgingImages.of(_JudgedSpec.model_validate(document))
+        except ValidationError:
+            images = None
+        limits = {name: each.limit for name, each in wanted.constraints.items()}
+        return cls(objective=wanted.objective, limits=limits, images=images)
+
+    @property
+    def judged_on(self) -> Literal["validation"] | None:
+        """What records of the study have as `judged_on`."""
+        return None if self.images is None else self.images.judged_on
+
+    @property
+    def name(self) -> str:
+        """The objective's name; an accuracy is called after the images that it is of."""
+        return "validation accuracy" if self.judged_on else self.objective.name
+
+    @property
+    def key(self) -> str:
+        """The name in JSON and in tables of columns."""
+        return key_of(self.name)
 
     def excesses(self, trial: Measured) -> list[float]:
         """Return by how much a trial is beyond each limit, zero or less within; of what it does not tell, a lot."""
@@ -140,14 +216,15 @@ class Aim:
 
     def columns(self, params: Iterable[str], measures: Iterable[str] = ()) -> list[str]:
         """Return the names of a table's columns: of records, of measures and of params."""
-        own = list(self.objective.renamed(dict.fromkeys(RECORD_COLUMNS)))
+        own = list(self.objective.renamed(dict.fromkeys(record_columns(self.judged_on))))
         own += [name for name in measures if name not in own]
         return own + [f"params.{name}" if name in own else name for name in params]
 
     def flat_row(self, record: TrialRecord, params: Iterable[str], measures: Iterable[str] = ()) -> dict[str, Any]:
         """Return a record as one flat row of these columns."""
         measures = [name for name in measures if name not in RECORD_COLUMNS]
-        values = [*(getattr(record, name) for name in RECORD_COLUMNS), *map(record.measures.get, measures)]
+        own = record_columns(self.judged_on)
+        values = [*(getattr(record, name) for name in own), *map(record.measures.get, measures)]
         names = list(params)
         return dict(zip(self.columns(names, measures), [*values, *map(record.params.get, names)], strict=True))
 
@@ -159,3 +236,14 @@ class _Aim(SpecModel):
 
     objective: ObjectiveSpec = ObjectiveSpec()
     constraints: dict[str, ConstraintSpec] = Field({})
+
+
+class _JudgedSpec(SpecModel):
+    """The tables of a study file that say which images judge."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    data: DataSpec = DataSpec()
+    train: TrainSpec = TrainSpec()
+    objective: ObjectiveSpec = ObjectiveSpec()
+    search: dict[str, Any] = Field({})

@@ -18,7 +18,7 @@ from budgettune.spec.axes import AxisSpec, RangeSpec
 from budgettune.spec.conditions import active, checked, count_points, every_point, holds, some_values, taken_apart
 from budgettune.spec.documents import SHORT_KEYS, apply_override, flatten, full_key, parse_toml, set_value
 from budgettune.spec.faults import all_keys, explain, faults, kind_at, nearest
-from budgettune.spec.objective import Aim, ConstraintSpec, ObjectiveSpec
+from budgettune.spec.objective import Aim, ConstraintSpec, JudgingImages, ObjectiveSpec
 from budgettune.spec.own_code import check_own_code, check_param
 from budgettune.spec.pruning import DECIDE_REACH, PruningSpec, check_rate, no_drop_note
 from budgettune.spec.tables import (
@@ -143,7 +143,7 @@ class StudySpec(SpecModel):
     def aim(self) -> Aim:
         """What its trials are judged by beside their seconds."""
         limits = {name: float(each.limit) for name, each in self.constraints.items()}
-        return Aim(objective=self.objective, limits=limits)
+        return Aim(objective=self.objective, limits=limits, images=JudgingImages.of(self))
 
     def cells(self) -> list[dict[str, Scalar]]:
         """Return the points of the grid, the last axis running fastest; one empty point where nothing is searched.

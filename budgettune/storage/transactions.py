@@ -73,8 +73,8 @@ def insert_study(engine: sa.Engine, spec: StudySpec, new_trials: Sequence[NewTri
     Returns:
         The study's id, None where one of that name is there.
     """
-    objective = spec.objective
-    metrics = {"train_seconds": "MINIMIZE", objective.key: objective.direction.upper()}
+    aim = spec.aim
+    metrics = {"train_seconds": "MINIMIZE", aim.key: aim.objective.direction.upper()}
     with writing(engine) as connection:
         statement = insert(connection, studies).values(study_name=spec.name)
         statement = statement.on_conflict_do_nothing(index_elements=["study_name"])

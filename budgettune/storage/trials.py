@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import sqlalchemy as sa
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -21,6 +21,7 @@ from pydantic_core import from_json
 from budgettune.records import (
     COUNT_ATTRIBUTES,
     NUMERIC_ATTRIBUTES,
+    ON_TEST,
     EpochRecord,
     MachineInfo,
     PhaseSeconds,
@@ -28,8 +29,18 @@ from budgettune.records import (
     TrialRecord,
     finite_number,
 )
+from budgettune.spec.objective import Aim
 from budgettune.storage.connection import reading
-from budgettune.storage.schema import is_finite, plain_text, trial_params, trial_user_attributes, trial_values, trials
+from budgettune.storage.schema import (
+    SPEC_ATTRIBUTE,
+    is_finite,
+    plain_text,
+    study_user_attributes,
+    trial_params,
+    trial_user_attributes,
+    trial_values,
+    trials,
+)
 
 T = TypeVar("T")
 
@@ -52,6 +63,7 @@ _PLAIN_ATTRIBUTES = (
     "extra",
     "stopping",
     "measures",
+    ON_TEST,
 )
 # Beside those of today the ranges of Optuna before 3.0; it still reads them, and so must we.
 _INTEGERS = ("IntDistribution", "IntUniformDistribution", "IntLogUniformDistribution")
@@ -97,20 +109,33 @@ def records_of(connection: sa.Connection, trial_ids: Sequence[int], *, documents
 def _batches(connection: sa.Connection, trial_ids: Sequence[int], documents: bool) -> Iterator[list[TrialRecord]]:
     times = (plain_text(trials.c.datetime_start), plain_text(trials.c.datetime_complete))
     query = sa.select(trials.c.trial_id, trials.c.number, plain_text(trials.c.state), *times)
+    judged_on = _judged_on(connection, trial_ids[0]) if trial_ids else None
     for begin in range(0, len(trial_ids), IDS_PER_STATEMENT):
         ids = trial_ids[begin : begin + IDS_PER_STATEMENT]
         rows = {row[0]: row for row in connection.execute(query.where(trials.c.trial_id.in_(ids)))}
         params, values = read_params(connection, ids), _values(connection, ids)
         attributes = read_attributes(connection, ids, (*_PLAIN_ATTRIBUTES, *(DOCUMENTS if documents else ())))
         yield [
-            _record(rows[key], params[key], values[key], attributes[key])
+            _record(rows[key], params[key], values[key], attributes[key], judged_on)
             for key in ids
             if key in rows and isinstance(rows[key][1], int)
         ]
 
 
+def _judged_on(connection: sa.Connection, trial_id: int) -> Literal["validation"] | None:
+    """Return what records of a trial's study say of the images that judge."""
+    spec = study_user_attributes
+    query = sa.select(spec.c.value_json).join(trials, trials.c.study_id == spec.c.study_id)
+    text = connection.execute(query.where(trials.c.trial_id == trial_id, spec.c.key == SPEC_ATTRIBUTE)).scalar()
+    return Aim.of(parse_json(text)).judged_on
+
+
 def _record(
-    row: Sequence[Any], params: dict[str, Any], values: dict[int, float], attributes: dict[str, Any]
+    row: Sequence[Any],
+    params: dict[str, Any],
+    values: dict[int, float],
+    attributes: dict[str, Any],
+    judged_on: Literal["validation"] | None,
 ) -> TrialRecord:
     _, number, state, started_at, completed_at = row
     note, failure = StoppingNote.read(attributes.get("stopping")), failure_pair(attributes.get("failure"))
@@ -133,6 +158,8 @@ def _record(
         phases=attributes.get("phases"),
         machine=attributes.get("machine"),
         measures=read_measures(attributes.get("measures")),
+        judged_on=judged_on,
+        on_test=finite_number(attributes.get(ON_TEST)) if judged_on else None,
         **numbers,
     )
 

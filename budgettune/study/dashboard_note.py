@@ -30,15 +30,16 @@ def study_note(spec: StudySpec) -> str:
     repeats = spec.sampler.first_repeats
     fixed = f"{repeats} repeat{'s' * (repeats != 1)} each"
     each = "more repeats where the front is uncertain" if spec.sampler.is_auto else fixed
-    objective, is_own = spec.objective, spec.train.is_own_code
+    aim, objective, is_own = spec.aim, spec.objective, spec.train.is_own_code
+    images = f" {aim.images.line}" if aim.images is not None and aim.judged_on else ""
     how_to_read = _HOW_TO_READ.format(
         name=shlex.quote(spec.name), value=objective.label, pruned="" if is_own else _PRUNED
     )
     better = "more" if objective.direction == "maximize" else "less"
     choosing = "" if is_own else "choosing samples is on the clock, "
     return (
-        f"**Training time against {objective.name}**: `train_seconds` (less is better; {choosing}"
-        f"evaluation off it) and `{objective.key}` ({better} is better).{_code_and_limits(spec)}\n\n"
+        f"**Training time against {aim.name}**: `train_seconds` (less is better; {choosing}"
+        f"evaluation off it) and `{aim.key}` ({better} is better).{images}{_code_and_limits(spec)}\n\n"
         f"{searched}\n\n{points}, {each}.\n\n"
         f"### How to read it\n\n{how_to_read}\n\n"
         f"### The study file\n\n```toml\n{_study_file(put_together(spec.to_document()))}\n```\n"

@@ -24,7 +24,7 @@ from budgettune.spec.pruning import batch_count, batch_sizes, visits_of_epochs
 from budgettune.spec.study_spec import StudySpec
 from budgettune.spec.tables import is_code
 from budgettune.spec.trust import Trust
-from budgettune.training.data.load import ImageData, augment
+from budgettune.training.data.load import ImageData, ImageSet, augment
 from budgettune.training.device import Device
 from budgettune.training.feed import Feed
 from budgettune.training.group import ALONE, Alone
@@ -180,7 +180,7 @@ class TrainingRun:
             NotResumed: where the run cannot go on from that.
         """
         self.passes.should_stop = should_stop
-        curve = list(half.curve) if half else []
+        curve, on_test = list(half.curve) if half else [], None
         is_due = self.device.group.agreeing(checkpoint.is_due)
         witness = witness or NoWitness()
         witness.start()
@@ -193,10 +193,13 @@ class TrainingRun:
                 is_over = curve[-1].value is not None and ends_early(curve[-1])
                 if not is_over and is_due() and not progress.is_over(len(curve)):
                     self._keep(checkpoint, tuple(curve), progress, witness, half)
+            if self.data.test is not None and not is_over:
+                with self.watch.aside("evaluate"):
+                    on_test = self._accuracy(self.data.test)
         finally:
             self._note_peak()  # before the witness's own memory counts
             verdict = witness.stop()
-        result = replace(self._result(tuple(curve), progress), **parts_of(half, *verdict))
+        result = replace(self._result(tuple(curve), progress), on_test=on_test, **parts_of(half, *verdict))
         return Trained(result, self.learner.model)
 
     def _begin(self) -> Progress:
@@ -272,7 +275,7 @@ class TrainingRun:
         accuracy = None
         if progress.is_over(epoch + 1) or (epoch + 1) % self.config.train.evaluate_every == 0:
             with watch.aside("evaluate"):
-                accuracy = self._accuracy()
+                accuracy = self._accuracy(self.data.held_out)
         return EpochRecord(
             epoch=epoch, train_seconds=watch.elapsed(), steps=steps, samples=samples, loss=loss, value=accuracy
         )
@@ -369,7 +372,8 @@ class TrainingRun:
 
     def _scoring_shapes(self) -> Iterator[int]:
         if self.device.is_cuda:  # else a first evaluation's search would free what the next epoch's steps lie in
-            yield from set(batch_sizes(len(self.data.held_out), self.learner.scoring_batch))
+            for part in filter(None, (self.data.held_out, self.data.test)):
+                yield from set(batch_sizes(len(part), self.learner.scoring_batch))
         if not self.strategy.needs_model:
             return
         sizes = [(self.strategy.size, self.learner.scoring_batch)]
@@ -379,9 +383,9 @@ class TrainingRun:
         for count, size in sizes:
             yield from set(batch_sizes(count, size))
 
-    def _accuracy(self) -> float:
-        """Return the share of held-out images that are classified correctly, on the deterministic transform."""
-        learner, held_out = self.learner, self.data.held_out
+    def _accuracy(self, held_out: ImageSet) -> float:
+        """Return the share of images that are classified correctly, on the deterministic transform."""
+        learner = self.learner
         sizes = batch_sizes(len(held_out), learner.scoring_batch)
         correct = torch.zeros((), dtype=torch.int64, device=self.device.torch)
         learner.model.eval()
@@ -430,6 +434,7 @@ class TrainingRun:
             architecture=self.learner.architecture,
             compiled=self.is_compiled,
             cuda_graphs=self.config.train.cuda_graphs and self.device.captures,
+            judged_on=None if self.data.test is None else "validation",
         )
 
 

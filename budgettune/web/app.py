@@ -94,11 +94,11 @@ class Answers:
 
     def _best(self, study: StudyHandle, budget: float, **how: Any) -> Reply:
         answer = documents.best(study, budget, **how)
-        return json_reply(documents.best_document(answer), answer.notes)
+        return json_reply(documents.best_document(answer), answer.all_notes)
 
     def _front(self, study: StudyHandle, **how: Any) -> Reply:
         answer, volume = documents.front(study, **how)
-        return json_reply(documents.front_document(answer, volume), answer.notes)
+        return json_reply(documents.front_document(answer, volume), answer.all_notes)
 
     def _show(self, study: StudyHandle) -> Reply:
         return json_reply(documents.show_document(study))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from budgettune import api
-from budgettune.records import RECORD_COLUMNS, TrialRecord
+from budgettune.records import TrialRecord, record_columns
 from budgettune.spec.objective import Aim
 from budgettune.storage.writes import finite
 
@@ -32,6 +32,11 @@ class TrialsAnswer:
     aim: Aim
     sure: Certainty | None  # by repeats; None where none of the study's cells has two
     notes: tuple[str, ...]  # sentences that a reader should not miss
+
+    @property
+    def all_notes(self) -> tuple[str, ...]:
+        """The notes, and which images judged."""
+        return self.notes if self.aim.images is None else (*self.notes, self.aim.images.line)
 
     def over_seeds(self, record: TrialRecord) -> tuple[float, float] | None:
         """Return the 95% interval of the mean over seeds of a trial's configuration, where repeats tell it."""
@@ -99,7 +104,8 @@ def front_document(answer: TrialsAnswer, volume: tuple[float, tuple[float, float
 
 def trial_document(record: TrialRecord, aim: Aim | None = None) -> dict[str, Any]:
     """Return one trial as a JSON object with its params, and what else it measured, in objects of their own."""
-    columns = (aim or Aim()).objective.renamed({name: getattr(record, name) for name in RECORD_COLUMNS})
+    names = record_columns(record.judged_on)
+    columns = (aim or Aim()).objective.renamed({name: getattr(record, name) for name in names})
     measures = {"measures": dict(record.measures)} if record.measures else {}
     return columns | {"params": dict(record.params)} | measures
 

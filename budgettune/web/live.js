@@ -153,7 +153,8 @@ function recommendationParts(answer) {
     ["from", `${basis.trials} trials of ${basis.configurations} configurations, ${basis.repeats} repeats`],
     ...answer.notes.map((note) => ["note", note]),
   ];
-  const headline = `Of all that could be trained in ${duration(answer.budget_seconds)}: ${value} expected`;
+  const images = answer.judged_on ? ` on ${answer.judged_on} images` : "";
+  const headline = `Of all that could be trained in ${duration(answer.budget_seconds)}: ${value} expected${images}`;
   return [element("p", headline, "headline"), factList(facts)];
 }
 

@@ -161,12 +161,15 @@ SCHEMAS = {
     "States": {"type": "object", "additionalProperties": {"type": "integer", "minimum": 0}},
     "Trial": {
         "type": "object",
-        "description": "A trial. The objective's value has the objective's own name, `test_accuracy` by default.",
+        "description": "A trial. The objective's value has the objective's own name, `test_accuracy` by default. Where "
+        "validation images judge, it is `validation_accuracy`, `judged_on` says so, and `test_accuracy` chose nothing.",
         "required": ["number", "state", "train_seconds", "params"],
         "properties": {
             "number": WHOLE,
             "state": TEXT,
             "train_seconds": NUMBER_OR_NULL,
+            "judged_on": {"const": "validation"},
+            "validation_accuracy": NUMBER_OR_NULL,
             "test_accuracy": NUMBER_OR_NULL,
             "accuracy_low": _about(NUMBER_OR_NULL, "Of the mean over seeds (95%), where repeats tell it."),
             "accuracy_high": NUMBER_OR_NULL,

@@ -47,6 +47,7 @@ class ImageData:
     name: str
     train: ImageSet  # after the validation part and train_size are taken off
     held_out: ImageSet  # test images, or the validation part
+    test: ImageSet | None = None  # test images where the validation part is held out, for the last figure alone
     num_classes: int  # labels run from 0 to num_classes - 1
     mean: tuple[float, ...]  # per channel of the training images, in [0, 1]
     std: tuple[float, ...]  # the same; 1 for a channel that is constant
@@ -68,11 +69,13 @@ class ImageData:
             DataError: where the device has no room for them.
         """
         try:
-            return replace(self, train=self.train.to(device), held_out=self.held_out.to(device))
+            train, held_out = self.train.to(device), self.held_out.to(device)
+            return replace(self, train=train, held_out=held_out, test=self.test and self.test.to(device))
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            size_mb = sum(math.prod(part.images.shape) for part in (self.train, self.held_out)) / 2**20
+            parts = filter(None, (self.train, self.held_out, self.test))
+            size_mb = sum(math.prod(part.images.shape) for part in parts) / 2**20
             there = "keep them in a file with data.cache" if self.name == "folder" else "set a smaller data.train_size"
             raise DataError(f"{self.name}: no room on {device} for {size_mb:,.0f} MiB of images: {there}") from error
 
@@ -92,19 +95,25 @@ def load_data(spec: DataSpec, *, trust: Trust = Trust()) -> ImageData:
         source = reader(spec) if reader else read_code(spec, trust)
     except OSError as error:
         raise DataError(f"{spec.name}: {message_of(error)}: check data.root and its permissions") from None
-    train, held_out = _split(source, spec)
+    train, judging = _split(source, spec)
     if spec.image_size is not None:
-        train, held_out = (part.resized(spec.image_size) for part in (train, held_out))
-    _check_shapes(train.images.shape, held_out.images.shape, spec.name)
-    _say_lacking(held_out, source, spec)
-    if spec.facts is None:
-        _say_copies(train, held_out, spec)
-    train, held_out = replace(train, files=None), replace(held_out, files=None)  # a million names are 100 MB
+        train, judging = (
+            train.resized(spec.image_size),
+            {k: part.resized(spec.image_size) for k, part in judging.items()},
+        )
+    for name, part in judging.items():
+        _check_shapes(train.images.shape, part.images.shape, spec.name)
+        _say_lacking(part, name, source, spec)
+        if spec.facts is None:
+            _say_copies(train, part, name, spec)
+    # A million names of files are 100 MB.
+    train, judging = replace(train, files=None), {name: replace(part, files=None) for name, part in judging.items()}
     mean, std = _channel_statistics(train)
     return ImageData(
         name=spec.name,
         train=train,
-        held_out=held_out,
+        held_out=judging[spec.evaluate_on],
+        test=judging["test"] if spec.evaluate_on == "validation" else None,
         num_classes=source.num_classes,
         mean=mean,
         std=std,
@@ -113,15 +122,18 @@ def load_data(spec: DataSpec, *, trust: Trust = Trust()) -> ImageData:
     )
 
 
-def _split(source: SourceImages, spec: DataSpec) -> tuple[ImageSet, ImageSet]:
-    """Cut the validation part first, so that it stays the same for every train_size; then take the subset."""
-    train, held_out = source.train, source.test
+def _split(source: SourceImages, spec: DataSpec) -> tuple[ImageSet, dict[str, ImageSet]]:
+    """Return the images to train, and by name those that judge.
+
+    The validation part is cut first, so that it stays the same for every train_size; then the subset is taken.
+    """
+    train, judging = source.train, {"test": source.test}
     if spec.evaluate_on == "validation":
         count = max(1, round(len(train) * spec.validation_fraction))
         rest, held = hold_out(train.labels, count, (spec.seed, 1), f"{spec.name}: data.validation_fraction")
-        train, held_out = train.take(rest), train.take(held)
+        train, judging = train.take(rest), {"validation": train.take(held), **judging}
     if spec.train_size is None:
-        return train, held_out
+        return train, judging
     if spec.train_size > len(train):
         raise DataError(
             f"{spec.name}: data.train_size is {spec.train_size} and there are {len(train)} training images: "
@@ -133,7 +145,7 @@ def _split(source: SourceImages, spec: DataSpec) -> tuple[ImageSet, ImageSet]:
         size = f"data.train_size = {spec.train_size}"
         lost = f"{missing} of {source.num_classes} classes without a training image"
         warn_once(logger, f"{spec.name}: {size} leaves {lost}: raise it")
-    return subset, held_out
+    return subset, judging
 
 
 def _check_shapes(train: Sequence[int], held_out: Sequence[int], name: str) -> None:
@@ -149,15 +161,15 @@ def _check_shapes(train: Sequence[int], held_out: Sequence[int], name: str) -> N
         )
 
 
-def _say_lacking(held_out: ImageSet, source: SourceImages, spec: DataSpec) -> None:
+def _say_lacking(held_out: ImageSet, part: str, source: SourceImages, spec: DataSpec) -> None:
     judged = set(held_out.labels.tolist())
     names = source.class_names or [f"class {label}" for label in range(source.num_classes)]
     if lacking := [name for label, name in enumerate(names) if label not in judged]:
-        parts = f"no {spec.evaluate_on} images of {listing(lacking)}"
+        parts = f"no {part} images of {listing(lacking)}"
         warn_once(logger, f"{spec.root or spec.name}: {parts}: accuracy says nothing of that")
 
 
-def _say_copies(train: ImageSet, held_out: ImageSet, spec: DataSpec) -> None:
+def _say_copies(train: ImageSet, held_out: ImageSet, part: str, spec: DataSpec) -> None:
     if not (found := copies(train, held_out)):
         return
     row, twin = found[0]
@@ -166,7 +178,7 @@ def _say_copies(train: ImageSet, held_out: ImageSet, spec: DataSpec) -> None:
         which = f"{held_out.files[row]} is {train.files[twin]}"
     warn_once(
         logger,
-        f"{spec.root or spec.name}: {len(found)} of {len(held_out)} {spec.evaluate_on} images are training images too "
+        f"{spec.root or spec.name}: {len(found)} of {len(held_out)} {part} images are training images too "
         f"({which}): accuracy is too high by what is remembered; delete the copies",
     )
 
