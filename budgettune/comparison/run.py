@@ -318,7 +318,7 @@ class _ArmRunner:
         same = ("status", "train_seconds", "keep_fraction", "epochs", "steps")
         measured = Measured(
             **{name: getattr(result, name) for name in same},
-            accuracy=result.test_accuracy,
+            accuracy=result.value,
             prune_seconds=result.phases.pruning,
         )
         return run.model_copy(update={"tries": tries, "measured": measured})

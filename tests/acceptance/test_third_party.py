@@ -44,11 +44,11 @@ def test_optunas_command_line_shows_our_trials_and_our_front(study):
 
 def test_optunas_library_reads_objectives_params_and_distributions(study):
     loaded = optuna.load_study(study_name=study.name, storage=study.storage)
-    assert loaded.metric_names == ["train_seconds", "test_accuracy"]
+    assert loaded.metric_names == ["train_seconds", "validation_accuracy"]
     assert [direction.name for direction in loaded.directions] == ["MINIMIZE", "MAXIMIZE"]
     frame = [(trial.number, trial.values) for trial in loaded.get_trials(states=[optuna.trial.TrialState.COMPLETE])]
     ours = trial_records(study.engine, study.study_id, states=["COMPLETE"])
-    assert frame == [(record.number, [record.train_seconds, record.test_accuracy]) for record in ours]
+    assert frame == [(record.number, [record.train_seconds, record.validation_accuracy]) for record in ours]
     waiting = loaded.get_trials(states=[optuna.trial.TrialState.WAITING])[0]
     assert set(waiting.params) == set(waiting.distributions) == {"scale", "batch_size"}
     assert {trial.number for trial in loaded.best_trials} == {

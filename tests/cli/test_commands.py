@@ -74,7 +74,7 @@ def test_a_study_goes_from_creation_to_an_answer(trained):
     rows = list(csv.DictReader(io.StringIO(run("study", "export")[1])))
     assert len(rows) == 4
     best = json.loads(run("best", "--budget", "1h", "--format", "json")[1])
-    assert best[0]["test_accuracy"] == max(float(row["test_accuracy"]) for row in rows)
+    assert best[0]["validation_accuracy"] == max(float(row["validation_accuracy"]) for row in rows)
     front = json.loads(run("front", "--format", "json")[1])
     times = [member["train_seconds"] for member in front["front"]]
     assert times == sorted(times)
@@ -93,7 +93,7 @@ def _table(text):
 
 def test_best_equals_a_brute_force_pass_over_the_export(trained):
     rows = list(csv.DictReader(io.StringIO(trained("study", "export")[1])))
-    points = [(float(row["train_seconds"]), float(row["test_accuracy"]), int(row["number"])) for row in rows]
+    points = [(float(row["train_seconds"]), float(row["validation_accuracy"]), int(row["number"])) for row in rows]
     for budget_seconds in [seconds * factor for seconds, _, _ in points for factor in (1.0001, 1.2)]:
         answer = json.loads(trained("best", "--budget", budget_seconds, "--format", "json")[1])[0]
         fitting = [point for point in points if point[0] <= budget_seconds]

@@ -19,6 +19,7 @@ from budgettune.training.trainer import train
 
 SIZE, BATCH = 33, 4  # eight batches and one left over
 OVERRIDES = ["train.epochs=4", f"train.batch_size={BATCH}", "search={}", "prune_rate=0.3", "clock.warmup_steps=1"]
+OVERRIDES += ["data.evaluate_on=test"]
 
 
 class Small(nn.Module):

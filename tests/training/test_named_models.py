@@ -45,7 +45,7 @@ TIMM = (
 
 @pytest.fixture(scope="module")
 def digits():
-    return load_data(load_spec("digits").data)
+    return load_data(load_spec("digits").with_overrides(["data.evaluate_on=test"]).data)
 
 
 @pytest.fixture

@@ -182,7 +182,9 @@ def test_kernels_are_searched_for_in_warm_up_and_never_on_the_clock(run, searche
     assert cold  # of sizes that nobody could foresee
     assert searches["trained", True] >= {64, 200 - 3 * 64}
     assert searches["trained", False] == set(result.batch_shapes)
-    assert 360 in searches["scored", True]  # the held-out images, whose search would free the blocks of the next epoch
+    assert {359, 360} <= searches[
+        "scored", True
+    ]  # held-out images, whose search would free the blocks of the next epoch
 
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", False)
     searches["trained", True].clear()

@@ -75,6 +75,7 @@ def assert_goes_on(spec, data, place, *overrides, after=(2,)):
     resumed = run(spec, data, *overrides, checkpoint=place())
     assert resumed.resumed == after
     assert without_times(resumed) == without_times(whole)
+    assert whole.on_test is not None
     return resumed
 
 
@@ -208,7 +209,7 @@ def test_the_stopping_rule_may_end_a_trial_before_it_goes_on(spec, data, place):
     cut_off(spec, data, after=3, checkpoint=place())
     result = run(spec, data, checkpoint=place(), ends_early=lambda record: record.epoch >= 1)
     assert len(result.curve) == 3
-    assert result.test_accuracy == result.curve[-1].value
+    assert result.value == result.curve[-1].value
 
 
 def test_a_trial_that_is_repeated_begins_at_zero(spec, data, place):

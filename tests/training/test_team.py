@@ -165,6 +165,7 @@ def test_two_processes_give_what_one_gives_within_rounding(strategy, run, data):
     assert difference(both.model, alone.model) < 1e-5
     counts = ("epochs", "steps", "samples", "scored_samples", "helper_samples", "keep_fraction", "batch_shapes")
     assert [getattr(both.result, name) for name in counts] == [getattr(alone.result, name) for name in counts]
+    assert both.result.validation_accuracy == pytest.approx(alone.result.validation_accuracy, abs=0.01)
     assert both.result.test_accuracy == pytest.approx(alone.result.test_accuracy, abs=0.01)
     assert alone.result.machine.processes == 1
 

@@ -28,7 +28,8 @@ SLEEP_SECONDS = 0.08
 
 @pytest.fixture(scope="module")
 def spec() -> StudySpec:
-    return load_spec("digits").with_overrides(["train.epochs=4", "train.batch_size=200", "pruning.refresh_every=2"])
+    small = ["train.epochs=4", "train.batch_size=200", "pruning.refresh_every=2", "data.evaluate_on=test"]
+    return load_spec("digits").with_overrides(small)
 
 
 @pytest.fixture(scope="module")

@@ -51,7 +51,7 @@ def test_a_worker_fills_a_study_with_whole_records(storage_url):
         assert record.state == "COMPLETE"
         assert record.seed == study.spec.trial_seed(record.cell, 0)
         assert 0 < record.test_accuracy < 1
-        assert record.curve[-1].accuracy == record.test_accuracy
+        assert record.curve[-1].accuracy == record.value == record.validation_accuracy
         assert 0.95 * record.train_seconds < record.phases.on_clock <= record.train_seconds
         assert record.prune_seconds == record.phases.pruning
         assert record.keep_fraction == pytest.approx(1 - record.params["prune_rate"], abs=0.001)
@@ -356,7 +356,7 @@ def test_the_python_calls_do_what_the_commands_do(sqlite_url):
     assert bt.run_worker(study, bt.WorkerOptions(device="cpu")).completed == 4
     records = bt.trial_records(study)
     answer = bt.best_under_budget(study, "1h")[0]
-    assert answer.test_accuracy == max(record.test_accuracy for record in records)
+    assert answer.validation_accuracy == max(record.validation_accuracy for record in records)
     assert bt.pareto_front("digits", storage=sqlite_url)[-1].number == answer.number
     assert bt.load_study(storage=sqlite_url).name == "digits"
     assert bt.train(study, answer.params, seed=answer.seed, device="cpu").result.test_accuracy == answer.test_accuracy
