@@ -366,7 +366,7 @@ class TrainingRun:
         changes |= {"train.cuda_graphs": False, "clock.warmup_steps": 0}
         names_full_memory = self.device.full_memory_named(config.train.batch_size)  # a second model may not fit
         with suppress(TrialFailed, SpecError), names_full_memory, self.device.own_chance(self.seed):
-            few_data, watch = replace(data, train=few), Stopwatch(self.watch.clock, self.device.synchronize)
+            few_data, watch = replace(data, train=few, test=None), Stopwatch(self.watch.clock, self.device.synchronize)
             run = TrainingRun(config.resolve(changes), few_data, self.device, self.seed, watch, self.trust)
             run.train(None, self.passes.should_stop, lambda record: None, lambda record: False)
 

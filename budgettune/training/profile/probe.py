@@ -156,7 +156,7 @@ def probe_images(spec: DataSpec, count: int, device: torch.device, trust: Trust 
     """
     facts = spec.facts
     if facts is None:
-        return load_data(spec, trust=trust).to(device)
+        return replace(load_data(spec, trust=trust), test=None).to(device)
     size = spec.image_size or facts.size
     generator = torch.Generator().manual_seed(spec.seed)
     images = torch.randint(256, (count, facts.channels, size, size), dtype=torch.uint8, generator=generator)
