@@ -87,7 +87,7 @@ def test_a_study_goes_from_creation_to_an_answer(trained):
 
 
 def _table(text):
-    header, *lines = [line.split() for line in text.strip().splitlines()]
+    header, *lines, _ = [line.split() for line in text.strip().splitlines()]  # the last one says which images judged
     return [dict(zip(header, line, strict=False)) for line in lines]
 
 

@@ -27,7 +27,7 @@ from budgettune.training.device import Device
 from budgettune.training.pruning import Strategy
 from budgettune.worker.signals import StopFlag
 
-QUICK = ["train.batch_size=256", "clock.warmup_steps=1", "search={}"]
+QUICK = ["data.evaluate_on=test", "train.batch_size=256", "clock.warmup_steps=1", "search={}"]
 SPEC = load_spec("digits").with_overrides(QUICK)
 ONE_RATE = {"seeds": 2, "full_seeds": 2, "lrs": [0.01]}
 AT_ONE_RATE = ["--seeds", 2, "--full-seeds", 2, "--lr", 0.01]

@@ -379,4 +379,5 @@ def test_training_what_is_recommended_ends_on_time_with_the_learning_rate_at_zer
     assert document["params"]["train.budget"] == 3.0
     assert result["train_seconds"] == pytest.approx(3.0, abs=0.03 * result["step_ms_median"])
     assert result["final_lr"] == 0
-    assert f"accuracy {result['test_accuracy']:.2%} after" in out
+    on_test, judged = result["test_accuracy"], result["validation_accuracy"]
+    assert f"accuracy {on_test:.2%} on test images, {judged:.2%} on validation images, after" in out
