@@ -161,12 +161,14 @@ class StepProbe(JsonValue):
 class StoppingNote(JsonValue):
     """What a trial's row keeps where the study's rule stopped it early, or spared it as a control.
 
-    Forecasts are of the trial's end; `least_seconds` and `most_accuracy` are at the confidence of the rule. Of another
+    Forecasts are of the trial's end; `least_seconds` and `most_accuracy` are one-sided bounds. Of another
     objective than accuracy, `expected_accuracy` and `most_accuracy` are its values.
     """
 
     stopped: bool  # not where it is a control
-    wrong: bool | None = None  # whether no trial beats a control that had finished when it was judged
+    # Whether a control improved on the front of those that had finished when it was judged by half a point of accuracy
+    # (of other scores, see `Law`) or 5% of time; in rows of versions before, whether by anything at all.
+    wrong: bool | None = None
     epoch: int | None = None  # after which it was judged
     train_seconds: float  # on the clock until then
     expected_seconds: float

@@ -13,7 +13,7 @@ import pytest
 from budgettune import api
 from budgettune.records import TrialRecord
 from budgettune.spec.objective import Aim
-from budgettune.study.early_stop import Progress, Rival, forecast_end
+from budgettune.study.early_stop import Finished, Progress, Rival
 from budgettune.study.export import export
 from budgettune.study.front import cells_to_repeat
 from budgettune.study.handle import create_study
@@ -182,7 +182,9 @@ def test_trials_are_stopped_early_after_the_same_epoch_for_the_same_reason(run, 
     notes, printed = [], []
     for direction, sign in (("minimize", 1.0), ("maximize", -1.0)):
         url = f"sqlite:///{tmp_path / direction}.db"
-        with create_study(own_spec(direction, stopping={"rule": "dominance", "control": 0.0}), url) as study:
+        with create_study(
+            own_spec(direction, stopping={"rule": "dominance", "control": 0.0, "confidence": 0.8}), url
+        ) as study:
             found = {}
             rivals = FinishedTrials(study, None, clock=itertools.count(step=60).__next__)
             while (claim := study.claim()) is not None:
@@ -231,8 +233,9 @@ def test_forecasts_of_losses_hold_as_often_as_asked_for():
             for n, r in enumerate(made[:30])
         ]
         progress = Progress.of(made[30].curve[:5], epochs=8, budget_seconds=None, objective=objective)
-        ahead = forecast_end(progress, rivals, 0.9, is_share=False)
-        held.append(-made[30].value <= ahead.most_score)
+        finished = Finished(rivals, is_share=False)
+        ahead = finished.forecast(progress)
+        held.append(-made[30].value <= finished.law.score((ahead.level - 1.28 * ahead.level_deviation)[0, 0]))
     assert np.mean(held) > 0.85
 
 
@@ -251,9 +254,11 @@ def test_a_diverged_rival_and_equal_ones_are_no_trouble():
 
     poor = Progress.of(own_result(90.0, [9.0, 8.9]).curve, epochs=3, budget_seconds=None, objective=objective)
     for losses in ([1.0] * 9, [0.0] * 9, [1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7, 1e30]):
-        ahead = forecast_end(poor, rivals(losses), 0.95, is_share=False)
-        assert math.isfinite(ahead.score)
-        assert ahead.most_score >= ahead.score
+        finished = Finished(rivals(losses), is_share=False)
+        ahead = finished.forecast(poor)
+        assert math.isfinite(finished.law.score(ahead.level[0, 0]))
+        assert ahead.level_deviation[0, 0] > 0
+        assert finished.limit(0.8) >= 0
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random", "cost"])

@@ -78,7 +78,7 @@ def _report(
         spec = None
     search = None if spec is None else spec.search
     aim = Aim.of(parse_json(study.spec_json))
-    records, notes = trial_records(engine, study_id), stopping_notes(engine, study_id)
+    records, notes = trial_records(engine, study_id), list(stopping_notes(engine, study_id).values())
     device_name = None if device_name == ANY_MACHINE else device_name  # a page shows every machine, each by itself
     values = contents(
         study.name, records, search, device_name=device_name, clean_only=clean_only, stopping=notes, aim=aim

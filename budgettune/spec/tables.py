@@ -370,9 +370,9 @@ class SamplerSpec(SpecModel):
 class StoppingSpec(SpecModel):
     """`[stopping]`: which trials end before their last epoch."""
 
-    # `dominance`: those that finished trials will almost surely beat in both time and accuracy.
+    # `dominance`: those that will almost surely not improve on the front of the finished ones where it matters.
     rule: Literal["none", "dominance"] = "none"
-    confidence: float = Field(0.95, ge=0.5, lt=1)  # of the forecast's bounds on final time and accuracy, each by itself
+    confidence: float = Field(0.95, ge=0.5, lt=1)  # share of all trials that is not stopped wrongly, at least
     # Share of trials that run to their end all the same, and show how often the rule is wrong.
     control: float = Field(0.1, ge=0, le=1)
 

@@ -170,18 +170,18 @@ def read_measures(value: Any) -> dict[str, float]:
     return {name: number for name, each in named if (number := finite_number(each)) is not None}
 
 
-def stopping_notes(engine: sa.Engine, study_id: int) -> list[StoppingNote]:
-    """Return what rows say of trials that were stopped early, or that ran on as controls; in their order."""
+def stopping_notes(engine: sa.Engine, study_id: int) -> dict[int, StoppingNote]:
+    """Return by number what rows say of trials that were stopped early, or that ran on as controls; in their order."""
     attribute = trial_user_attributes
     query = (
-        sa.select(attribute.c.value_json)
+        sa.select(trials.c.number, attribute.c.value_json)
         .join(trials, trials.c.trial_id == attribute.c.trial_id)
         .where(trials.c.study_id == study_id, attribute.c.key == "stopping")
         .order_by(trials.c.number)
     )
     with reading(engine) as connection:
-        notes = [StoppingNote.read(parse_json(text)) for text in connection.execute(query).scalars()]
-    return [note for note in notes if note is not None]
+        notes = {number: StoppingNote.read(parse_json(text)) for number, text in connection.execute(query)}
+    return {number: note for number, note in notes.items() if note is not None}
 
 
 def read_params(connection: sa.Connection, trial_ids: Sequence[int]) -> defaultdict[int, dict[str, Any]]:

@@ -392,7 +392,7 @@ class StudyHandle:
             return None
         from budgettune.study.early_stop import summary_of_notes
 
-        return summary_of_notes(stopping_notes(self.engine, self.study_id))
+        return summary_of_notes(list(stopping_notes(self.engine, self.study_id).values()))
 
     def verify(self) -> Verification:
         """Return which cells and repeats lack a complete trial, have more than one, or were given up."""

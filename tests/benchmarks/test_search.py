@@ -2,8 +2,8 @@
 
 import itertools
 import json
+import lzma
 import sys
-from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,8 +12,8 @@ import pytest
 from benchmarks import search, stopping
 from benchmarks.support import hpo_tables
 from budgettune.errors import UsageError
-from budgettune.study.handle import create_study
-from tests.support.studies import curve, grid, result
+from budgettune.records import TrialRecord
+from tests.support.studies import curve
 
 
 class Recorded:
@@ -98,41 +98,52 @@ def test_requests_are_timed(capsys):
 
 
 @pytest.fixture
-def recorded_url(sqlite_url):
-    """Return a database with a study of thirty trials with curves."""
+def table(tmp_path):
+    """Return a recorded table of thirty trials with curves, fifteen cells twice."""
     rng = np.random.default_rng(0)
-    with create_study(grid(search={"batch_size": list(range(16, 31))}, repeats=2), sqlite_url) as study:
-        while (claim := study.claim()) is not None:
-            seconds, error = rng.uniform(10.0, 60.0), rng.uniform(0.1, 0.4)
-            epochs = curve(seconds, error, noise=0.05, rng=rng)
-            study.complete(claim, replace(result(seconds, epochs[-1].accuracy), curve=epochs))
-    return sqlite_url
+    trials = []
+    for number in range(30):
+        seconds, error = rng.uniform(10.0, 60.0), rng.uniform(0.1, 0.4)
+        epochs = curve(seconds, error, noise=0.05, rng=rng)
+        record = TrialRecord(
+            number=number, state="COMPLETE", params={}, cell=number // 2, repeat=number % 2,
+            train_seconds=seconds, value=epochs[-1].accuracy, curve=epochs,
+        )  # fmt: skip
+        trials.append(record.to_json())
+    return write_table(tmp_path / "table.json.xz", trials)
 
 
-def test_stopping_is_replayed_beside_the_median_rule(recorded_url, tmp_path, capsys):
+def write_table(file, trials):
+    file.write_bytes(lzma.compress(json.dumps({"trials": trials}).encode()))
+    return file
+
+
+def test_stopping_is_replayed_beside_the_rule_before_and_the_median_rule(table, tmp_path, capsys):
     file = tmp_path / "numbers.json"
-    stopping.main(["--storage", recorded_url, "--orders", "3", "--json", str(file)])
-    assert "| wrong by the control" in capsys.readouterr().out
+    stopping.main(["--table", str(table), "--orders", "3", "--json", str(file)])
+    assert "| stopped wrongly, of all trials" in capsys.readouterr().out
     rows = json.loads(file.read_text())["all repeats"]
-    assert [row["rule"] for row in rows][-1] == "median rule"
-    assert all(row["seconds saved"][0].isdigit() for row in rows)
-    assert rows[0]["trials"] == 30
+    assert [row["rule"] for row in rows] == list(stopping.RULES)
+    assert rows[0]["stopped"] == rows[0]["seconds saved"] == "0%"
+    assert rows[0]["lost at 100% of the seconds"].startswith("0.0%")
+    assert all(row["trials"] == 30 for row in rows)
 
 
-def test_a_replay_without_a_rule_loses_nothing_and_one_that_stops_all_keeps_its_controls(recorded_url):
-    trials = stopping.recorded(recorded_url, None)
-    through = stopping.replay(trials, lambda *_: False, control_seed=0)
-    assert through.finished == trials
+def test_a_replay_without_a_rule_loses_nothing_and_one_that_stops_all_keeps_its_controls(table):
+    trials = stopping.recorded(table)
+    through = stopping.replay(trials, stopping.never, control_seed=0)
+    assert through.within(through.spent_seconds) == trials
+    assert len(through.within(0.5 * through.spent_seconds)) < 20
     assert through.spent_seconds == pytest.approx(sum(trial.point[0] for trial in trials))
-    assert stopping.lost_share(through.finished, trials, log_time=True) == pytest.approx(0.0)
+    assert stopping.lost_share(trials, trials, log_time=True) == pytest.approx(0.0)
     ended = stopping.replay(trials, lambda *_: True, control_seed=0, control=0.5)
     assert len(ended.finished) == len(ended.controls) > 0
     assert len(ended.stopped) + len(ended.controls) == len(trials)
     assert ended.spent_seconds < through.spent_seconds
-    assert sum(ended.controls) >= 1  # the first result of all is beaten by nobody
+    assert ended.controls[0][1]  # the first result of all matters
+    assert stopping.wrong_share(ended.stopped, [trials]) > "0.00%"
 
 
-def test_a_study_that_is_not_finished_is_no_table(sqlite_url):
-    create_study(grid(), sqlite_url).close()
-    with pytest.raises(UsageError, match="let the study finish"):
-        stopping.recorded(sqlite_url, None)
+def test_a_few_trials_are_no_table(tmp_path):
+    with pytest.raises(UsageError, match="too few for a replay"):
+        stopping.recorded(write_table(tmp_path / "few.json.xz", []))

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from budgettune.errors import StorageError
-from budgettune.records import Slot
+from budgettune.records import Slot, StoppingNote
 from budgettune.spec.study_spec import load_spec
 from budgettune.storage.trials import trial_records
 from budgettune.study.handle import create_study
@@ -33,7 +33,7 @@ def test_finished_trials_are_read_once_as_they_come_and_an_absent_database_ends_
     clock = Clock()
     rivals = FinishedTrials(study, "cpu x2", clock)
     work_off(study)
-    assert len(rivals.known()) == 4
+    assert len(rivals.known().rivals) == 4
     asked = []
 
     def away(*arguments, **options):
@@ -41,18 +41,29 @@ def test_finished_trials_are_read_once_as_they_come_and_an_absent_database_ends_
         raise StorageError("away")
 
     monkeypatch.setattr("budgettune.worker.early_stop_judge.trial_records", away)
-    assert len(rivals.known()) == 4
+    assert len(rivals.known().rivals) == 4
     assert asked == []
     clock.seconds = 60.0
-    assert len(rivals.known()) == 4
+    assert len(rivals.known().rivals) == 4
     assert asked == [{0, 1, 2, 3}]
 
 
 def test_rivals_come_from_the_same_kind_of_machine(study):
     study.complete(study.claim(), result(device_name="cpu"))
     study.complete(study.claim(), result(device_name="gpu"))
-    assert [rival.number for rival in FinishedTrials(study, "cpu x2").known()] == [0]
-    assert [rival.number for rival in FinishedTrials(study, None).known()] == [0]  # the other one is an extra
+    assert [rival.number for rival in FinishedTrials(study, "cpu x2").known().rivals] == [0]
+    assert [rival.number for rival in FinishedTrials(study, None).known().rivals] == [0]  # the other one is an extra
+
+
+def test_controls_stand_for_the_trials_that_were_stopped(study):
+    note = StoppingNote(stopped=False, wrong=False, train_seconds=1.0, expected_seconds=2.0)
+    study.complete(study.claim(), result())
+    study.complete(study.claim(), replace(result(), stopping=note))
+    study.complete(study.claim(), replace(result(), stopping=replace(note, stopped=True)))
+    assert [(rival.number, rival.weight) for rival in FinishedTrials(study, None).known().rivals] == [
+        (0, 1.0),
+        (1, 10.0),
+    ]
 
 
 OPTIONS = WorkerOptions(device="cpu", threads=1, allow_mixed=True)
@@ -68,9 +79,10 @@ def made_up(number):
 def test_a_worker_stops_a_dominated_trial_and_runs_a_control_to_its_end(sqlite_url, control):
     rates = ", ".join(str(k / 20) for k in range(10))
     overrides = [f"search={{prune_rate = [{rates}]}}", "pruning.strategy=random", "train.epochs=30"]
+    overrides += ["stopping.rule=dominance", "stopping.confidence=0.8"]  # which nine finished trials can bear out
     overrides += ["model.widths=[8, 8, 8]", "model.blocks=1", "data.train_size=600", "train.batch_size=200"]
     study = create_study(
-        load_spec("digits").with_overrides([*overrides, "stopping.rule=dominance", f"stopping.control={control}"]),
+        load_spec("digits").with_overrides([*overrides, f"stopping.control={control}"]),
         sqlite_url,
     )
     for number in range(9):
