@@ -73,6 +73,7 @@ def test_a_search_ends_once_no_trial_is_worth_its_seconds(study):
     assert (summary.seconds_left, summary.outlook) == (0.0, last)
 
 
+@pytest.mark.slow
 def test_a_higher_price_searches_on(new, study):
     dear = new(sampled("cost", SEARCH, name="dear", worth="500s", trials=25))
     assert len(work_off(study)) < len(work_off(dear))

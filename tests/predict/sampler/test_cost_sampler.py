@@ -185,6 +185,15 @@ def test_it_begins_in_the_middle_and_goes_on_near_it():
     assert optimizers == {"adam", "sgd", "lion"}
 
 
+def test_until_ten_have_finished_no_trial_goes_far_from_all_of_them():
+    study = run(new_study(CostSampler(2, space=SPACE)), trials=14)
+    encoding = Encoding(SPACE)
+    positions = encoding.positions(trial.params for trial in study.trials)[:, encoding.is_ordered]
+    away = [np.abs(positions[:n] - positions[n]).max(axis=1).min() for n in range(3, 14)]
+    assert max(away[:7]) <= 0.25 + 1e-9
+    assert max(away[7:]) > 0.25
+
+
 def test_where_costs_are_known_it_begins_with_the_cheapest_third():
     def cost(params):
         return outcome(params)[0]
