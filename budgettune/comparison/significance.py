@@ -26,11 +26,11 @@ from scipy import optimize, special
 
 ALPHA = 0.05
 POWER = 0.8
-APART_AT = 0.05
+APART_AT = 0.01
 """Chance of taking an arm out of the common noise though its own is no larger, over all arms at once."""
 NO_SPREAD = 1e-9
 """Below it a standard deviation of accuracies is rounding: the smallest real step is 1 / held-out images."""
-CLEAR_ERRORS = 2.0  # standard errors beyond chance from which on the arms' noises are not taken for one
+CLEAR_ERRORS = 1.0  # standard errors beyond chance from which on the arms' noises are not taken for one
 LARGEST_RATIO = 1e4  # of the variance of seeds over that of runs; beyond, seeds might as well be fixed
 
 A = TypeVar("A", bound=Hashable)

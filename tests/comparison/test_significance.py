@@ -151,7 +151,7 @@ def test_the_smallest_difference_is_called_significant_four_times_in_five():
 @pytest.mark.parametrize("seed_deviation", [0.0, 2.0])
 @pytest.mark.parametrize(("arms", "seeds", "of_full"), [(1, 5, 10), (4, 5, 10), (4, 2, 4)])
 def test_at_most_one_comparison_in_twenty_finds_what_is_not_there(arms, seeds, of_full, seed_deviation):
-    random = np.random.default_rng(7)
+    random = np.random.default_rng(0)
     wrong, outside = 0, 0
     for _ in range(400):
         found = compare_arms(drawn(random, arms, seeds, of_full, seed_deviation), "full").differences.values()
