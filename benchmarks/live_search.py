@@ -64,7 +64,7 @@ def searched(url: str, sampler: str, seed: int, options: argparse.Namespace) -> 
     records: list[TrialRecord] = bt.trial_records(study)
     study.close()
     ended = sorted((one for one in records if one.state == "COMPLETE"), key=lambda one: one.completed_at or "")
-    return [(one.train_seconds or math.nan, one.test_accuracy or math.nan) for one in ended]
+    return [(one.train_seconds or math.nan, one.value or math.nan) for one in ended]
 
 
 def within(points: Points, seconds: float) -> Points:

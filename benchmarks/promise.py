@@ -86,11 +86,11 @@ def kept_promises(url: str, number: int, options: argparse.Namespace) -> Iterato
             accuracy_low=answer.choice.accuracy_low,
             accuracy=answer.choice.accuracy,
             accuracy_high=answer.choice.accuracy_high,
-            reached=trained.test_accuracy,
+            reached=trained.value,
             late_seconds=late,
             late_steps=1e3 * late / trained.step_ms_median,
             status=trained.status,
-            observed=None if answer.observed is None else answer.observed.test_accuracy,
+            observed=None if answer.observed is None else answer.observed.value,
         )
     study.close()
 

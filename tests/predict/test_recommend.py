@@ -261,6 +261,8 @@ def test_the_command_its_json_and_python_give_the_same_answer(run, url):
     document = json.loads(run("recommend", "--budget", "20s", "--confidence", "0.8", "--format", "json")[1])
     answer = bt.recommend("digits", "20s", confidence=0.8, storage=url)
     assert document == json.loads(json.dumps(answer.to_json()))
+    assert (document["judged_on"], document["objective"]["name"]) == ("validation", "validation accuracy")
+    assert "chosen by 359 validation images" in text
     choice = answer.choice
     assert f"scale {choice.params['scale']:g}, " in text
     assert f"for {choice.epochs} epochs" in text
@@ -373,7 +375,8 @@ def test_a_worker_probes_before_its_first_trial_where_the_study_asks_for_it(sqli
 def test_training_what_is_recommended_ends_on_time_with_the_learning_rate_at_zero(run, tmp_path):
     status, out, err = run("train", "--budget", "3s", "--out", tmp_path / "m.pt", "--device", "cpu", "--threads", "1")
     assert status == 0
-    assert re.search(r"until 3.0s are over, about \d+ epochs?; predicted accuracy [\d.]+% \(", err)
+    predicted = r"predicted accuracy [\d.]+% \([\d.]+% to [\d.]+%\) on validation images"
+    assert re.search(rf"until 3.0s are over, about \d+ epochs?; {predicted}", err)
     document = torch.load(tmp_path / "m.pt", weights_only=True)
     result = document["result"]
     assert document["params"]["train.budget"] == 3.0

@@ -19,9 +19,11 @@ from budgettune.storage.studies import read_aim
 from budgettune.study.handle import create_study
 from budgettune.training.data.load import load_data
 from budgettune.training.trainer import train
+from budgettune.web.app import Answers
 from budgettune.worker.loop import run_worker
 from budgettune.worker.options import WorkerOptions
 from tests.support.studies import grid, records, result
+from tests.support.wsgi import Visitor
 
 VALIDATION = "data={evaluate_on = 'validation', validation_fraction = 0.25}"
 ON_TEST = "chosen and reported on the same 360 test images: the best of many looks better than it is; "
@@ -92,6 +94,8 @@ def test_answers_choose_by_validation_images_and_name_both(chosen, run):
     assert [best[key] for key in ("judged_on", "validation_accuracy", "test_accuracy")] == ["validation", 0.9, 0.7]
     front = json.loads(run("front", "--format", "json")[1])["front"]
     assert [trial["test_accuracy"] for trial in front] == [0.75, 0.7]
+    reply = Visitor(Answers(chosen.url))("/api/answers/chosen/best?budget=60s")
+    assert (reply.json(), reply.headers["Budgettune-Note"]) == ([best], f"C{ON_VALIDATION[1:]}.")
     for words in (["front", "--format", "csv"], ["study", "export"]):
         rows = list(csv.DictReader(io.StringIO(run(*words)[1])))
         told = [(row["judged_on"], row["validation_accuracy"], row["test_accuracy"]) for row in rows]

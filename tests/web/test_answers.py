@@ -175,6 +175,7 @@ def test_a_note_of_the_command_is_a_header(sqlite_url):
         assert study.complete(study.claim(), result(device_name=device_name), allow_mixed=True)
     reply = Visitor(answers_of(sqlite_url))("/api/answers/study/front")
     assert "the study also holds" in reply.headers["Budgettune-Note"]
+    assert "Chosen and reported on the same 360 test images" in reply.headers["Budgettune-Note"]
     assert reply.headers["Budgettune-Note"].isascii()
 
 
