@@ -239,7 +239,8 @@ def test_running_out_of_memory_frees_what_the_step_held_though_somebody_looks_at
 
 
 def test_training_waits_for_the_device_at_borders_and_never_in_a_step(monkeypatch):
-    spec = load_spec("digits").with_overrides(["train.epochs=3", "train.batch_size=100", "search={}"])
+    small = ["train.epochs=3", "train.batch_size=100", "search={}", "data.evaluate_on=test"]
+    spec = load_spec("digits").with_overrides(small)
     waits, steps = [], []
 
     class Watched(Device):

@@ -23,7 +23,7 @@ ALL = torch.arange
 @pytest.fixture(scope="module")
 def spec() -> StudySpec:
     small = ["train.epochs=4", "train.batch_size=64", "data.train_size=300", "search={}", "pruning.strategy=full"]
-    small += ["train.evaluate_every=4", "clock.warmup_steps=1"]
+    small += ["train.evaluate_every=4", "clock.warmup_steps=1", "data.evaluate_on=test"]
     return load_spec("digits").with_overrides(small)
 
 
