@@ -86,20 +86,21 @@ def meaning(row):
 
 
 def as_it_was_decided(document):
-    """Return a study file without what the sentence of a decision says since then of the learning rate."""
-    if sentence := document["pruning"].get("decided"):
-        document["pruning"]["decided"] = sentence.partition("; all at learning rate")[0]
+    """Return a study file without what evidence decided: since then nothing but full, where no rate was tuned."""
+    pruning = document["pruning"]
+    if "decided" in pruning:
+        pruning |= {"strategy": "decided", "prune_rate": "decided", "decided": "decided"}
     return document
 
 
-def test_evidence_decides_as_it_did():
-    [decided] = [
-        json.loads(text)["pruning"]
-        for key, text in EXPECTED["created"]["auto"]["study_user_attributes"]
-        if key == "budgettune:spec"
-    ]
-    assert decided["evidence"] == "comparison.json"  # the test above makes the same rows of it
-    assert decided["decided"]
+def test_evidence_of_untuned_rates_decides_full_since_then(fresh):
+    [now], [before] = (
+        [json.loads(row[1])["pruning"] for row in rows["study_user_attributes"] if row[0] == "budgettune:spec"]
+        for rows in (answers.created_rows(fresh, "auto"), EXPECTED["created"]["auto"])
+    )
+    assert before["evidence"] == now["evidence"] == "comparison.json"
+    assert (before["strategy"], now["strategy"]) == ("stale-quantile", "full")
+    assert "the learning rate was tuned for none" in now["decided"]
 
 
 # --- Databases ------------------------------------------------------------------------------------------------------
