@@ -190,8 +190,9 @@ def test_rates_are_chosen_on_seeds_of_their_own_before_anything_is_scored():
     assert scored.isdisjoint(key.seed for key in order)
     assert {key.purpose for key in order} == {"tuning"}
     assert plan(rates=[0.03]).tuning() == []
-    config = with_key(shared_spec(DIGITS.with_overrides(["data.train_size=1400"])), order[0])
-    assert (config.data.evaluate_on, config.data.train_size) == ("validation", 1_293)
+    whole = DIGITS.with_overrides(["data.evaluate_on=test", "data.train_size=1400"])
+    config = with_key(shared_spec(whole), order[0])
+    assert (config.data.evaluate_on, config.data.train_size) == ("validation", 1_078)
 
 
 def test_rates_are_those_given_or_searched_or_around_the_specs_own():
