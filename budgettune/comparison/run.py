@@ -132,10 +132,10 @@ def compare(
     data_specs: dict[Purpose, DataSpec] = {"scored": shared.data}
     if plan.tuning_runs:
         data_specs["tuning"] = shared.resolve(tuning_images(shared)).data
-    data = {
-        purpose: with_wrong_labels(load_data(each, trust=trust), shuffle_labels, each.seed).to(chosen)
-        for purpose, each in data_specs.items()
-    }
+    data = {}
+    for purpose, each in data_specs.items():
+        images = replace(load_data(each, trust=trust), test=None)  # a run is judged by the images of its purpose alone
+        data[purpose] = with_wrong_labels(images, shuffle_labels, each.seed).to(chosen)
     comparison = Comparison(
         spec=shared.to_document(),
         shuffle_labels=shuffle_labels,
