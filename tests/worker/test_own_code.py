@@ -171,7 +171,8 @@ def test_sleeps_are_on_the_clock_where_they_are_inside_it_and_nowhere_else(tmp_p
     run_worker(url, study.name, OPTIONS)
     for record in records(study):
         inside, outside = record.measures["inside_seconds"], record.measures["outside_seconds"]
-        assert record.train_seconds == pytest.approx(inside, rel=0.01)
+        # A busy machine adds a moment between the two clocks; a sleep on the wrong side would be 0.4 s.
+        assert record.train_seconds == pytest.approx(inside, abs=0.2)
         assert (inside > 0.4, outside > 0.4) == {
             "nowhere": (False, False),
             "setup": (False, True),
