@@ -1,9 +1,9 @@
 """Is a small network on pruned data the best at tight budgets, once full data may train for as long?
 
-    for scale in 0.5 0.75 1.0 1.25 1.5; do
+    for scale in 0.5 1.0 1.5; do
         budgettune compare benchmarks/tables/claim.toml --set data.root=FOLDER --set model.scale=$scale --threads 1 \
             --budget 1.5s --budget 3s --budget 6s --strategies stale-quantile --prune-rate 0.2 --prune-rate 0.3 \
-            --lr 3e-3,9e-3,2.7e-2 --out claim-$scale.json
+            --lr 3e-3,9e-3,2.7e-2 --seeds 8 --full-seeds 8 --out claim-$scale.json
     done
     python -m benchmarks.paper_claim claim-*.json
 
@@ -19,6 +19,7 @@ import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import NamedTuple
 
 from benchmarks.support import common
@@ -56,17 +57,12 @@ def answer(scales: Scales, budget_seconds: float, *, pruned: bool) -> Answer:
     return max(found, key=lambda pair: pair[0])[1]
 
 
-def difference(one: Standing, other: Standing) -> Estimate:
-    """Return by how many points one is ahead at equal seeds, with its 95% interval (Student's t)."""
-    return estimate([100 * (one.by_seed[seed] - other.by_seed[seed]) for seed in one.by_seed if seed in other.by_seed])
-
-
 def budget_rows(scales: Scales) -> list[common.Row]:
     """Return a row per budget: the answer of each side, and by how much pruning is ahead."""
     rows = []
     for budget in budgets_of(scales):
         sides = [answer(scales, budget, pruned=pruned) for pruned in (True, False)]
-        ahead = difference(*(side.standing for side in sides))
+        ahead = estimate(list(ahead_by_seed(*(side.standing for side in sides)).values()))
         rows.append(
             {
                 "budget": format_duration(budget),
@@ -82,26 +78,35 @@ def budget_rows(scales: Scales) -> list[common.Row]:
 
 
 def pair_rows(scales: Scales) -> list[common.Row]:
-    """Return for each pruned arm and budget how far it is ahead of all data in the same network, over all scales.
+    """Return for each pruned arm and budget how far it is ahead of all data in the same network, mean over scales.
 
-    Runs of different networks are different runs, though their seeds have equal numbers: each scale is one observation.
+    Each seed is one observation: what the networks have in common at a seed is then in its mean, not in the interval.
     """
     arms = dict.fromkeys(row.arm for one in scales.values() for row in one.standings(one.budgets[0]) if row.arm != FULL)
     rows = []
     for arm in arms:
         row: common.Row = {"arm": str(arm)}
         for budget in budgets_of(scales):
-            means = [_mean_ahead(comparison, arm, budget) for comparison in scales.values()]
-            row[format_duration(budget)] = spelled(estimate(means))
+            ahead = [_ahead_of_full(comparison, arm, budget) for comparison in scales.values()]
+            seeds = set.intersection(*map(set, ahead))
+            row[format_duration(budget)] = spelled(estimate([fmean(of[seed] for of in ahead) for seed in seeds]))
         rows.append(row)
     return rows
 
 
-def _mean_ahead(comparison: Comparison, arm: Arm, budget_seconds: float) -> float:
-    found = next(row.against_full for row in comparison.standings(budget_seconds) if row.arm == arm)
-    if found is None:
-        raise UsageError(f"{arm} has no two runs at {format_duration(budget_seconds)}: resume the comparison")
-    return 100 * found.mean
+def _ahead_of_full(comparison: Comparison, arm: Arm, budget_seconds: float) -> dict[int, float]:
+    found = {row.arm: row for row in comparison.standings(budget_seconds)}
+    return ahead_by_seed(found[arm], found[FULL])
+
+
+def ahead_by_seed(one: Standing, other: Standing) -> dict[int, float]:
+    """Return by how many points one is ahead at each seed that both have."""
+    shared = {
+        seed: 100 * (accuracy - other.by_seed[seed]) for seed, accuracy in one.by_seed.items() if seed in other.by_seed
+    }
+    if len(shared) < 2:
+        raise UsageError(f"{one.arm} has no two runs at the seeds of {other.arm}: resume the comparison")
+    return shared
 
 
 def spelled(ahead: Estimate) -> str:

@@ -1,6 +1,7 @@
 """Made-up images of CIFAR-100's shape, for the paper's grid where CIFAR cannot be had: learnable, and not at once.
 
-    budgettune study create paper --set data.name=benchmarks.support.cifar_shaped:images --set data.train_size=4000
+    budgettune study create paper --set data.name=benchmarks.support.cifar_shaped:images --set data.train_size=2000
+    budgettune worker paper --allow-import benchmarks
 
 Every class has a smooth pattern of its own in three colours. An image is that pattern, moved, brightened or darkened,
 with the pattern of another class shining through and noise on top.

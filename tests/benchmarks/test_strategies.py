@@ -58,10 +58,13 @@ def test_each_side_of_the_claim_answers_by_the_seeds_that_tune(tmp_path, capsys)
         write_comparison(files[-1], made)
     numbers = tmp_path / "numbers.json"
     paper_claim.main([*map(str, files), "--json", str(numbers)])
-    [row] = json.loads(numbers.read_text())["answers"]
+    document = json.loads(numbers.read_text())
+    [row] = document["answers"]
     assert row["with pruning"].startswith("scale 2, stale-quantile 0.3")
     assert row["pruning ahead by"].startswith("**−9.40 ±")
     assert row["seeds"] == 5
+    [pair] = document["pairs"]  # 5.4 ahead in one network and 9.4 behind in the other: at each seed their mean
+    assert pair["10.0s"].startswith("**−2.00 ±")
 
 
 def test_made_up_images_have_the_shape_of_cifar_and_are_the_same_each_time():
