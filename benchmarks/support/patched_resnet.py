@@ -1,6 +1,8 @@
-"""The built-in ResNet on patches of 2 × 2 pixels: a network for 28×28 images that two cores train for many epochs.
+"""The built-in ResNet on patches of 2 × 2 pixels: a network for 28×28 images that one core can train for many epochs.
 
-budgettune compare benchmarks/tables/fashion-28x28.toml --allow-import benchmarks
+    budgettune compare benchmarks/tables/fashion-28x28.toml --allow-import benchmarks
+
+Nothing of an image is lost, and a quarter of the places are left to convolve.
 """
 
 from __future__ import annotations
@@ -13,10 +15,7 @@ PATCH = 2  # pixels along each side
 
 
 def network(num_classes: int, channels: int, image_size: int, scale: float) -> nn.Module:
-    """Return a network of images [B, channels, size, size] that sees each patch as one pixel of 4 × channels.
-
-    Nothing of the images is lost, and a quarter of the places are left to convolve. Widths are 16, 32, 64 × scale.
-    """
+    """Return a network of images [B, channels, size, size], of widths 16, 32, 64 × scale."""
     widths = [round(width * scale) for width in (16, 32, 64)]
     return nn.Sequential(
         nn.PixelUnshuffle(PATCH),
