@@ -30,7 +30,6 @@ from budgettune.worker.signals import StopFlag
 
 if TYPE_CHECKING:
     from budgettune.spec.study_spec import StudySpec
-    from budgettune.storage.studies import Outlook
     from budgettune.study.summary import StudySummary
 
 app = typer.Typer(
@@ -134,7 +133,7 @@ def study_show(
     debug: options.Debug = False,
 ) -> None:
     """Show one study: states, machines, time spent and left, and cells that were given up."""
-    from budgettune.study.summary import foreign_note
+    from budgettune.study.summary import foreign_note, prospect_note
 
     handle = api.load_study(study, storage=storage)
     if watch:
@@ -155,8 +154,8 @@ def study_show(
     _print_summaries([summary], form)
     if form is Format.table:
         _say_conditions(handle.spec)
-        if summary.outlook is not None:
-            say(_outlook_line(handle.spec, summary.outlook), out)
+        if summary.prospect is not None:
+            say(prospect_note(handle.spec, summary.prospect), out)
     for one in summary.given_up:
         say(f"given up: {one}")
     if stopping is not None and form is Format.table:
@@ -240,19 +239,6 @@ def _say_conditions(spec: StudySpec) -> None:
 
         for key in spec.conditions:
             say(f"search.{key}: {axis_text(spec, key)}", out)
-
-
-def _outlook_line(spec: StudySpec, outlook: Outlook) -> str:
-    """Return how near a search is to its end by the price of a point."""
-    point = "point" if spec.objective.is_accuracy else spec.objective.name
-    price = spec.sampler.worth or 0.0
-    trial = f"the next {'trial' if spec.sampler.first_repeats == 1 else 'point'}"
-    gain = f"{outlook.gain:.2g} {point}{'s' if spec.objective.is_accuracy else ''}"
-    seconds, worth = format_duration(outlook.seconds), format_duration(outlook.gain * price)
-    of_price = f"worth {worth} at {format_duration(price)} a {point}"
-    if outlook.has_ended:
-        return f"the search has ended: {trial} was expected to gain {gain} for {seconds}, {of_price}"
-    return f"{trial} is expected to gain {gain} for {seconds}, {of_price}: the search ends once none is worth its time"
 
 
 def _print_summaries(summaries: Sequence[StudySummary], form: Format) -> None:

@@ -14,7 +14,7 @@ from sqlalchemy.sql.expression import FunctionElement
 STATES = ("RUNNING", "COMPLETE", "PRUNED", "FAIL", "WAITING")
 SPEC_ATTRIBUTE = "budgettune:spec"
 KINDS_ATTRIBUTE = "budgettune:machine_kinds"
-OUTLOOK_ATTRIBUTE = "budgettune:outlook"
+PROSPECT_ATTRIBUTE = "budgettune:prospect"
 METRIC_NAMES_ATTRIBUTE = "study:metric_names"  # the name that Optuna gives it
 NOTE_VERSION_ATTRIBUTE = "dashboard:note_ver"  # the names that optuna-dashboard gives a study's note
 NOTE_ATTRIBUTE = "dashboard:note_str:0"

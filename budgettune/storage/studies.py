@@ -18,7 +18,7 @@ from budgettune.spec.study_spec import StudySpec
 from budgettune.storage.connection import reading, writing
 from budgettune.storage.schema import (
     KINDS_ATTRIBUTE,
-    OUTLOOK_ATTRIBUTE,
+    PROSPECT_ATTRIBUTE,
     SPEC_ATTRIBUTE,
     attribute_values,
     plain_text,
@@ -109,7 +109,7 @@ def find_study(engine: sa.Engine, name: str | None = None) -> StudyRow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outlook(JsonValue):
+class Prospect(JsonValue):
     """What the next point of a search is expected to bring: of all candidates, that of the most gain per second.
 
     Attributes:
@@ -127,26 +127,26 @@ class Outlook(JsonValue):
         return self.gain * worth_seconds > self.seconds
 
 
-def search_outlook(connection: sa.Connection, study_id: int, spec: StudySpec) -> Outlook | None:
+def search_prospect(connection: sa.Connection, study_id: int, spec: StudySpec) -> Prospect | None:
     """Return what was last expected of a study's search; None where it has no price, or nothing was expected yet."""
-    return None if spec.sampler.worth is None else _read_outlook(connection, study_id)
+    return None if spec.sampler.worth is None else _read_prospect(connection, study_id)
 
 
-def _read_outlook(connection: sa.Connection, study_id: int) -> Outlook | None:
+def _read_prospect(connection: sa.Connection, study_id: int) -> Prospect | None:
     try:
-        return Outlook.from_json(study_attribute(connection, study_id, OUTLOOK_ATTRIBUTE))
+        return Prospect.from_json(study_attribute(connection, study_id, PROSPECT_ATTRIBUTE))
     except ValueError:
         return None
 
 
-def keep_outlook(engine: sa.Engine, study_id: int, outlook: Outlook) -> None:
+def keep_prospect(engine: sa.Engine, study_id: int, prospect: Prospect) -> None:
     """Keep what is expected of a search in place of what was; an end stands, whoever looked at the same time."""
     with writing(engine) as connection:
         if not lock_study(connection, study_id):
             return
-        before = _read_outlook(connection, study_id)
+        before = _read_prospect(connection, study_id)
         if before is None or not before.has_ended:
-            set_study_attribute(connection, study_id, OUTLOOK_ATTRIBUTE, outlook.to_json())
+            set_study_attribute(connection, study_id, PROSPECT_ATTRIBUTE, prospect.to_json())
 
 
 def study_attribute(connection: sa.Connection, study_id: int, key: str) -> Any:

@@ -10,7 +10,7 @@ from budgettune.records import OPEN, SlotRow
 from budgettune.spec.study_spec import StudySpec
 from budgettune.storage.connection import Engine, reading
 from budgettune.storage.slots import Connection, Point, Seen, read_unseen
-from budgettune.storage.studies import search_outlook
+from budgettune.storage.studies import search_prospect
 from budgettune.storage.writes import NewTrial, StoredParam
 from budgettune.study.ledger import DrawLedger, Settled
 
@@ -43,8 +43,8 @@ class Draws:
             self._seen = Seen(unseen.last_id, frozenset(still_open | unseen.foreign.keys()))
             self.points.update(unseen.points)
             self.is_enqueued = any(unseen.foreign.values())
-            outlook = search_outlook(connection, self._study_id, self._spec)
-            is_spent = outlook is not None and outlook.has_ended
+            prospect = search_prospect(connection, self._study_id, self._spec)
+            is_spent = prospect is not None and prospect.has_ended
             return DrawLedger(self._spec, self._rows, self._settled, is_spent=is_spent)
 
     def read_on(self, engine: Engine) -> DrawLedger:

@@ -22,7 +22,7 @@ from budgettune.storage.answers import state_counts
 from budgettune.storage.connection import Engine, open_engine, open_storage, reading
 from budgettune.storage.driver_errors import translated
 from budgettune.storage.patience import READING_PATIENCE_SECONDS, asking_again
-from budgettune.storage.studies import StudyRow, find_study, keep_outlook, machines, own_machine_key
+from budgettune.storage.studies import StudyRow, find_study, keep_prospect, machines, own_machine_key
 from budgettune.storage.transactions import Reconciled
 from budgettune.storage.trials import stopping_notes, trial_records
 from budgettune.storage.url import shown
@@ -464,11 +464,11 @@ class StudyHandle:
         from budgettune.study import sampling
 
         with translated(shown(self.engine.url)), around_draws():
-            outlook = sampling.outlook(self._sampler_storage, self.spec)
+            prospect = sampling.prospect(self._sampler_storage, self.spec)
         self.storage.engine.dispose()
-        if outlook is not None:
-            keep_outlook(self.engine, self.study_id, outlook)
-        return outlook is None or outlook.is_worth_it(price)
+        if prospect is not None:
+            keep_prospect(self.engine, self.study_id, prospect)
+        return prospect is None or prospect.is_worth_it(price)
 
     def _reserve(self) -> Claim | None:
         self._read_draws()  # so that little is left to read while others wait for the study

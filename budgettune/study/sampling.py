@@ -34,7 +34,7 @@ from budgettune.spec.conditions import count_points, every_point, holds, in_orde
 from budgettune.spec.study_spec import StudySpec
 from budgettune.spec.tables import Scalar, are_numbers
 from budgettune.storage.slots import Point
-from budgettune.storage.studies import Outlook
+from budgettune.storage.studies import Prospect
 from budgettune.storage.writes import StoredParam
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def propose(
     return point
 
 
-def outlook(storage: BaseStorage, spec: StudySpec) -> Outlook | None:
+def prospect(storage: BaseStorage, spec: StudySpec) -> Prospect | None:
     """Return what the next point of a study with a price is expected to bring; None before there is enough to tell.
 
     Nothing that runs or waits may change an end any more, so that all workers agree.
@@ -148,7 +148,7 @@ def outlook(storage: BaseStorage, spec: StudySpec) -> Outlook | None:
     if prospect is None or spec.sampler.worth is None:
         return None
     points, seconds = prospect.gain * _points_in_one(spec), prospect.seconds * spec.sampler.first_repeats
-    found = Outlook(gain=points, seconds=seconds, has_ended=False)
+    found = Prospect(gain=points, seconds=seconds, has_ended=False)
     return replace(found, has_ended=prospect.is_settled and not found.is_worth_it(spec.sampler.worth))
 
 

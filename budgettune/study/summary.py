@@ -16,9 +16,9 @@ from budgettune.storage.answers import score_points, state_counts
 from budgettune.storage.connection import Engine, open_engine, reading
 from budgettune.storage.patience import READING_PATIENCE_SECONDS, asking_again
 from budgettune.storage.slots import slot_rows
-from budgettune.storage.studies import Outlook, StudyRow, all_studies, machine_keys, search_outlook
+from budgettune.storage.studies import Prospect, StudyRow, all_studies, machine_keys, search_prospect
 from budgettune.study.ledger import GivenUp, Ledger
-from budgettune.text import warn_once
+from budgettune.text import format_duration, warn_once
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,20 @@ class StudySummary:
     fault: str | None = None  # why this budgettune cannot work on it, None where it can
     failure: str | None = None  # the latest, where some have failed and none has finished
     foreign: dict[str, int] = field(default_factory=dict)  # trials that another program added, by state; no zeros
-    outlook: Outlook | None = None  # of the search, where a point of the objective has a price
+    prospect: Prospect | None = None  # of the search, where a point of the objective has a price
+
+
+def prospect_note(spec: StudySpec, prospect: Prospect) -> str:
+    """Say how near a search is to its end by the price of a point."""
+    point = "point" if spec.objective.is_accuracy else spec.objective.name
+    price = spec.sampler.worth or 0.0
+    trial = f"the next {'trial' if spec.sampler.first_repeats == 1 else 'point'}"
+    gain = f"{prospect.gain:.2g} {point}{'s' if spec.objective.is_accuracy else ''}"
+    seconds, worth = format_duration(prospect.seconds), format_duration(prospect.gain * price)
+    of_price = f"worth {worth} at {format_duration(price)} a {point}"
+    if prospect.has_ended:
+        return f"the search has ended: {trial} was expected to gain {gain} for {seconds}, {of_price}"
+    return f"{trial} is expected to gain {gain} for {seconds}, {of_price}: the search ends once none is worth its time"
 
 
 def foreign_note(study: str, foreign: Mapping[str, int]) -> str | None:
@@ -142,8 +155,8 @@ def summary_of(
     seconds = [taken for taken, _ in score_points(engine, study_id)]
     with reading(engine) as connection:
         rows = slot_rows(connection, study_id)
-        outlook = None if spec is None else search_outlook(connection, study_id, spec)
-        is_spent = outlook is not None and outlook.has_ended
+        prospect = None if spec is None else search_prospect(connection, study_id, spec)
+        is_spent = prospect is not None and prospect.has_ended
         ledger = None if spec is None else Ledger(spec, rows, is_spent=is_spent)
         devices = sorted(machine_keys(connection, study_id))
     seconds_left, left = None, None if ledger is None else ledger.left_count()
@@ -164,5 +177,5 @@ def summary_of(
         fault=fault,
         failure=None if failed is None or has_finished else ": ".join(filter(None, failed.failure or ())),
         foreign=foreign,
-        outlook=outlook,
+        prospect=prospect,
     )

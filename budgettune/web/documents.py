@@ -117,19 +117,19 @@ def show_document(handle: StudyHandle) -> dict[str, Any]:
         **summary_document(summary),
         "given_up": [vars(one) for one in summary.given_up],
         "stopping": None if stopping is None else vars(stopping),
-        **_outlook_document(handle.spec, summary),
+        **_prospect_document(handle.spec, summary),
         "spec": handle.spec.to_document(),
     }
 
 
-def _outlook_document(spec: StudySpec, summary: StudySummary) -> dict[str, Any]:
+def _prospect_document(spec: StudySpec, summary: StudySummary) -> dict[str, Any]:
     """Return what a study with a price expects of its next trial, and whether its search has ended by that."""
-    worth, outlook = spec.sampler.worth, summary.outlook
+    worth, prospect = spec.sampler.worth, summary.prospect
     if worth is None:
         return {}
-    return {"search": None if outlook is None else {"worth_seconds": worth, **outlook.to_json()}}
+    return {"search": None if prospect is None else {"worth_seconds": worth, **prospect.to_json()}}
 
 
 def summary_document(summary: StudySummary) -> dict[str, Any]:
     """Return a study in a line."""
-    return {key: value for key, value in vars(summary).items() if key not in ("given_up", "outlook")}
+    return {key: value for key, value in vars(summary).items() if key not in ("given_up", "prospect")}

@@ -20,10 +20,11 @@ from budgettune.cli.output import Screen
 from budgettune.cli.text_plot import ASCII, Glyphs, scatter
 from budgettune.errors import StorageBusy
 from budgettune.records import TrialRecord
+from budgettune.storage.studies import Prospect, keep_prospect
 from budgettune.study.handle import create_study
 from budgettune.study.summary import trials_per_hour
 from budgettune.worker.signals import StopFlag
-from tests.support.studies import RESULT, SPEC
+from tests.support.studies import RESULT, SPEC, sampled
 
 COMMAND = [sys.executable, "-m", "budgettune", "study", "show", "--watch", "--every", "100ms"]
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\r")
@@ -123,6 +124,13 @@ def test_a_study_without_trials_and_a_terminal_without_unicode_do(sqlite_url):
     assert "nothing runs" in text
     assert Glyphs().marked not in text
     assert "O the front" in text
+
+
+def test_a_search_with_a_price_tells_how_near_its_end_is(sqlite_url):
+    study = create_study(sampled("cost", {"scale": [0.5, 1.0]}, worth="5s"), sqlite_url)
+    assert "expected" not in text_of(study)
+    keep_prospect(study.engine, study.study_id, Prospect(gain=0.5, seconds=2.0, has_ended=False))
+    assert "the next trial is expected to gain 0.5 points for 2.0s" in text_of(study).replace("\n", " ")
 
 
 def test_it_ends_when_nothing_is_left(study):

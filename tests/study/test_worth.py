@@ -12,7 +12,7 @@ from budgettune.errors import SpecError
 from budgettune.predict.sampler.cost_sampler import WARY_TRIALS
 from budgettune.spec.study_spec import StudySpec
 from budgettune.storage.connection import reading
-from budgettune.storage.studies import Outlook, keep_outlook, search_outlook
+from budgettune.storage.studies import Prospect, keep_prospect, search_prospect
 from budgettune.study.handle import create_study, load_study
 from budgettune.study.summary import list_studies
 from tests.support.processes import command
@@ -27,19 +27,19 @@ def outcome(params):
     return result(10.0 * params["scale"] ** 2, 0.9 - 0.1 / params["scale"] - 0.02 * away**2)
 
 
-def outlook_of(study):
+def prospect_of(study):
     with reading(study.engine) as connection:
-        return search_outlook(connection, study.study_id, study.spec)
+        return search_prospect(connection, study.study_id, study.spec)
 
 
 def work_off(study, most=40):
     """Work until nothing is left, and return what was expected of each next trial before it began."""
-    outlooks = []
+    prospects = []
     while (claim := study.claim(lease_seconds=60.0)) is not None:
-        outlooks.append(outlook_of(study))
+        prospects.append(prospect_of(study))
         assert study.complete(claim, outcome(claim.params))
-        assert len(outlooks) <= most
-    return outlooks
+        assert len(prospects) <= most
+    return prospects
 
 
 @pytest.fixture
@@ -64,13 +64,13 @@ def test_a_search_ends_once_no_trial_is_worth_its_seconds(study):
     assert WARY_TRIALS <= len(before) < 40
     assert before[:WARY_TRIALS] == [None] * WARY_TRIALS
     assert all(each.is_worth_it(5.0) and not each.has_ended for each in before[WARY_TRIALS:])
-    last = outlook_of(study)
+    last = prospect_of(study)
     assert last.has_ended
     assert not last.is_worth_it(5.0)
     assert study.is_finished()
     assert study.verify().whole
     (summary,) = list_studies(study.url)
-    assert (summary.seconds_left, summary.outlook) == (0.0, last)
+    assert (summary.seconds_left, summary.prospect) == (0.0, last)
 
 
 @pytest.mark.slow
@@ -86,23 +86,23 @@ def test_what_runs_is_waited_for_before_the_search_ends(new, study):
         for done in claims[:-1]:  # one runs at any time
             study.complete(done, outcome(done.params))
         del claims[:-1]
-    assert outlook_of(study) is not None
-    assert not outlook_of(study).has_ended
+    assert prospect_of(study) is not None
+    assert not prospect_of(study).has_ended
     assert not study.is_finished()
     other = new(study.name)
     assert other.claim(lease_seconds=60.0) is None
     study.complete(claims[0], outcome(claims[0].params))
     work_off(other)
-    assert outlook_of(study).has_ended
+    assert prospect_of(study).has_ended
     assert study.is_finished()
     assert study.claim() is None
 
 
 def test_an_end_stands_whoever_looked_at_the_same_time_and_after_a_restart(new, study):
     work_off(study)
-    count, last = len(records(study)), outlook_of(study)
-    keep_outlook(study.engine, study.study_id, Outlook(gain=9.0, seconds=1.0, has_ended=False))
-    assert outlook_of(study) == last
+    count, last = len(records(study)), prospect_of(study)
+    keep_prospect(study.engine, study.study_id, Prospect(gain=9.0, seconds=1.0, has_ended=False))
+    assert prospect_of(study) == last
     again = new(study.name)
     assert again.claim(lease_seconds=60.0) is None
     assert again.is_finished()
@@ -112,7 +112,7 @@ def test_an_end_stands_whoever_looked_at_the_same_time_and_after_a_restart(new, 
 
 def test_a_lost_trial_is_not_tried_again_after_the_end(study):
     assert study.claim() is not None
-    keep_outlook(study.engine, study.study_id, Outlook(gain=0.1, seconds=9.0, has_ended=True))
+    keep_prospect(study.engine, study.study_id, Prospect(gain=0.1, seconds=9.0, has_ended=True))
     let_lease_run_out(study)
     assert study.reconcile().queued == 0
     assert study.is_finished()
