@@ -22,6 +22,7 @@ from scipy.special import stdtrit
 from benchmarks.support import common
 from budgettune.comparison.result import Arm, Comparison, Standing, read_comparison
 from budgettune.comparison.show import sentences
+from budgettune.errors import UsageError
 from budgettune.text import format_duration
 
 LEAST_P_SHOWN = 1e-4
@@ -30,12 +31,13 @@ Standings = dict[float, dict[Arm, Standing]]
 
 
 def standings_of(comparisons: Iterable[Comparison]) -> Standings:
-    """Return the standings of several files together, smallest budget first; of one budget in two files the later."""
-    found = {
-        budget: {row.arm: row for row in comparison.standings(budget)}
-        for comparison in comparisons
-        for budget in comparison.budgets
-    }
+    """Return the standings of several files together, smallest budget first."""
+    found: Standings = {}
+    for comparison in comparisons:
+        for budget in comparison.budgets:
+            if budget in found:
+                raise UsageError(f"two files hold {format_duration(budget)}: give the files of one table")
+            found[budget] = {row.arm: row for row in comparison.standings(budget)}
     return dict(sorted(found.items()))
 
 

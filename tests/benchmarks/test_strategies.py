@@ -2,9 +2,12 @@
 
 import json
 
+import pytest
+
 from benchmarks import paper_claim, strategies
 from benchmarks.support import cifar_shaped
 from budgettune.comparison.result import write_comparison
+from budgettune.errors import UsageError
 from budgettune.spec.tables import DataSpec
 from tests.support.made_comparisons import ALIKE, BETTER, DIGITS, FULL_AT, comparison
 
@@ -22,6 +25,8 @@ def test_a_table_has_budgets_side_by_side_and_marks_what_is_beyond_chance(tmp_pa
     assert best["10.0s: to full"].startswith("**+5.40 ±") and best["10.0s: p"]
     assert best["3.0s: to full"].startswith("+0.20 ±") and not best["3.0s: p"]
     assert "supported: infobatch 0.5" in capsys.readouterr().out
+    with pytest.raises(UsageError, match="two files hold 3.0s"):  # such as one with wrong labels
+        strategies.main([str(files[0]), str(files[0])])
 
 
 def test_a_repetition_is_inside_what_was_stated_or_said_to_be_outside(tmp_path, capsys):
