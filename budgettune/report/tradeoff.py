@@ -213,6 +213,7 @@ def _grid(view: Overview, titles: list[str]) -> dict[str, Any]:
             "ygap": 0.3,
         },
         "height": 60 + PANEL_HEIGHT * rows,
+        "margin": {"t": 150},  # of a picture, whose title stands above a legend of two lines
         "legend": {"y": 1 + TITLE_HEIGHT / (PANEL_HEIGHT * rows)},
         "meta": {"panels": count},
         "annotations": [style.panel_title(place, title) for place, title in enumerate(titles, start=1)],
