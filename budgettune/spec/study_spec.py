@@ -447,8 +447,9 @@ def _check_batch(spec: StudySpec) -> None:
     sizes = spec.data.part_sizes
     available = None if sizes is None else sizes[0]
     if available is not None and spec.data.train_size is not None and spec.data.train_size > available:
-        size, name = spec.data.train_size, spec.data.name
-        raise SpecError(f"data.train_size: {size} is more than the {available} training images of {name}")
+        size, data = spec.data.train_size, spec.data
+        left = f" that validation_fraction {data.validation_fraction:g} leaves" * (data.evaluate_on == "validation")
+        raise SpecError(f"data.train_size: {size} is more than the {available} training images of {data.name}{left}")
     images = spec.data.train_size or available
     key = next((key for key in spec.search if full_key(key) == "train.batch_size"), None)
     largest = max(map(int, _extremes((spec.train.batch_size,) if key is None else spec.search[key])))

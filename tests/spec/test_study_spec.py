@@ -57,6 +57,10 @@ def test_the_paper_has_80_cells_over_scale_prune_rate_and_batch():
         ("[search]\nscale = {low = 0, high = 1, log = true}", "low is 0, and with log = true it must be above 0"),
         ("[search]\nbatch_size = [64, 4000]", "batch_size: 4000 is larger than the 1437 training images"),
         ("[data]\ntrain_size = 1500", "train_size: 1500 is more than the 1437"),
+        (
+            '[data]\ntrain_size = 1400\nevaluate_on = "validation"',
+            "images of digits that validation_fraction 0.1 leaves",
+        ),
         ("[sampler]\nname = 'tpe'", "a sampler needs something to search"),
         ("[extra]\na = 1", "extra: unknown key"),
         ("search = 3", "search: 3 must be a table$"),
