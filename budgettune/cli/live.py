@@ -118,7 +118,7 @@ class Snapshot:
     front: tuple[Point, ...]  # those that no other beats
     newest: TrialRecord | None  # the trial that ended last
     objective: ObjectiveSpec = field(default_factory=ObjectiveSpec)
-    prospect: str = ""  # how near a search is to its end by the price of a point
+    prospect_note: str = ""  # how near a search is to its end by the price of a point
 
     @property
     def is_over(self) -> bool:
@@ -145,7 +145,7 @@ def snapshot(study: StudyHandle) -> Snapshot:
         front=tuple((one.train_seconds or 0.0, objective.score(one.value or 0.0)) for one in members),
         newest=latest[0] if latest else None,
         objective=objective,
-        prospect="" if summary.prospect is None else prospect_note(study.spec, summary.prospect),
+        prospect_note="" if summary.prospect is None else prospect_note(study.spec, summary.prospect),
     )
 
 
@@ -175,8 +175,8 @@ def drawn(now: Snapshot, console: Console) -> RenderableType:
         seconds, value = now.newest.train_seconds or 0.0, now.objective.named(now.newest.value or 0.0)
         outcome = f"{format_duration(seconds)}, {value}, {now.newest.status}"
         below.append(Text(f"newest: trial {now.newest.number}, {outcome}"))
-    if now.prospect:
-        below.append(Text(now.prospect))
+    if now.prospect_note:
+        below.append(Text(now.prospect_note))
     plot = _plot(now, width, ASCII if console.options.ascii_only else Glyphs())
     whole = Group(*above, *plot, *below)
     has_room = not console.is_terminal or len(console.render_lines(whole, pad=False)) < console.height
