@@ -88,7 +88,10 @@ def pair_rows(scales: Scales) -> list[common.Row]:
         row: common.Row = {"arm": str(arm)}
         for budget in budgets_of(scales):
             ahead = [_ahead_of_full(comparison, arm, budget) for comparison in scales.values()]
-            seeds = set.intersection(*map(set, ahead))
+            if len(seeds := set.intersection(*map(set, ahead))) < 2:
+                raise UsageError(
+                    "the files share no two seeds: give files of the same strategies, prune rates and seeds"
+                )
             row[format_duration(budget)] = spelled(estimate([fmean(of[seed] for of in ahead) for seed in seeds]))
         rows.append(row)
     return rows
@@ -96,6 +99,8 @@ def pair_rows(scales: Scales) -> list[common.Row]:
 
 def _ahead_of_full(comparison: Comparison, arm: Arm, budget_seconds: float) -> dict[int, float]:
     found = {row.arm: row for row in comparison.standings(budget_seconds)}
+    if arm not in found:
+        raise UsageError(f"a file has no {arm}: give files of the same strategies, prune rates and seeds")
     return ahead_by_seed(found[arm], found[FULL])
 
 

@@ -72,6 +72,21 @@ def test_each_side_of_the_claim_answers_by_the_seeds_that_tune(tmp_path, capsys)
     assert pair["10.0s"].startswith("**−2.00 ±")
 
 
+def test_files_of_a_claim_that_share_too_little_are_refused(tmp_path):
+    files = {}
+    for scale, arm in ((1.0, "stale-quantile 0.3"), (2.0, "stale-quantile 0.2")):
+        files[scale] = tmp_path / f"{scale}.json"
+        made = comparison({"full": FULL_AT, arm: BETTER}, spec=DIGITS.resolve({"model.scale": scale}))
+        write_comparison(files[scale], made)
+    with pytest.raises(UsageError, match="a file has no"):
+        paper_claim.main([*map(str, files.values())])
+    made = comparison({"full": FULL_AT, "stale-quantile 0.3": BETTER}, spec=DIGITS.resolve({"model.scale": 2.0}))
+    moved = tuple(run.model_copy(update={"seed": run.seed + 1000}) for run in made.runs)
+    write_comparison(files[2.0], made.model_copy(update={"runs": moved}))
+    with pytest.raises(UsageError, match="share no two seeds"):
+        paper_claim.main([*map(str, files.values())])
+
+
 def test_made_up_images_have_the_shape_of_cifar_and_are_the_same_each_time():
     spec = DataSpec(train_size=450, evaluate_on="validation", validation_fraction=0.1)
     images, labels, test_images, test_labels = cifar_shaped.images(spec)
