@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ DRAIN_ORDER = b"drain"
 # Set by a fleet for its children: orders come on standard input, and its end means that the fleet is gone.
 ORDERS_VARIABLE = "BUDGETTUNE_ORDERS_ON_STDIN"
 ORPHAN_SECONDS = 30.0  # that an orphan may take to hand its trial back
+FINALIZER_SECONDS = 0.01  # after which one is likely to be over
 AGAIN_SECONDS = 0.5  # sooner, two signals are one request: `timeout` signals a process, and then its group
 
 
@@ -90,9 +92,14 @@ class StopFlag:
         """Ask to stop at the next step."""
         self._at_once.set()
         self._no_more.set()
-        main = threading.main_thread()
-        if self._interrupts and DRAIN_SIGNAL is not None and threading.current_thread() is not main:
-            signal.pthread_kill(main.ident or 0, DRAIN_SIGNAL)  # asks for less than what is set: it only wakes
+        if threading.current_thread() is not threading.main_thread():
+            self._wake()
+
+    def _wake(self) -> None:
+        """From another thread, have the main one look whether it is to be interrupted."""
+        if self._interrupts and DRAIN_SIGNAL is not None:
+            # Asks for less than what is set: it only wakes.
+            signal.pthread_kill(threading.main_thread().ident or 0, DRAIN_SIGNAL)
 
     def drain(self) -> None:
         """Ask to stop when the running trial is finished."""
@@ -110,11 +117,25 @@ class StopFlag:
         the signals that the flag listens to; in another thread than the main one nothing is raised.
         """
         self._interrupts = bool(self._previous)
+        before = sys.unraisablehook
+        sys.unraisablehook = lambda unraisable: self._insist_on_interrupting(unraisable, before)
         try:
             self._interrupt()
             yield
         finally:
             self._interrupts = False
+            sys.unraisablehook = before
+
+    def _insist_on_interrupting(self, unraisable: Any, otherwise: Callable[[Any], object]) -> None:
+        """Raise again, a moment later, what was raised in a finalizer or a weak reference's callback: Python drops it.
+
+        A signal's handler runs wherever the main thread is, and collecting a large program's garbage takes a while.
+        """
+        if not issubclass(unraisable.exc_type, StopRequested):
+            otherwise(unraisable)
+            return
+        self._interrupts = True
+        threading.Timer(FINALIZER_SECONDS, self._wake).start()
 
     def _interrupt(self) -> None:
         if self._interrupts and self.cuts_short:

@@ -107,6 +107,27 @@ def test_a_signal_outside_the_step_loop_hands_the_trial_back_at_once(phase, sqli
     assert_handed_back(study)
 
 
+class ToldToStopWhenCollected:
+    def __del__(self):
+        tell_to_stop()
+        time.sleep(0.05)  # in which the handler runs, and what it raises gets nowhere
+
+
+def collecting_garbage(*_, **__):
+    ToldToStopWhenCollected()
+    time.sleep(10)
+    raise AssertionError("not interrupted")
+
+
+def test_a_signal_while_garbage_is_collected_is_neither_lost_nor_reported(sqlite_url, monkeypatch, capfd):
+    monkeypatch.setattr(Learner, "warm_up", collecting_garbage)
+    study, summary, seconds = stopped_worker(sqlite_url)
+    assert seconds < SECONDS
+    assert summary.signal_number == signal.SIGTERM
+    assert_handed_back(study)
+    assert "Exception ignored" not in capfd.readouterr().err
+
+
 def assert_handed_back(study):
     assert (study.counts()["RUNNING"], study.counts()["WAITING"]) == (0, 1)
     (waiting,) = trial_records(study.engine, study.study_id, states=["WAITING"])
