@@ -117,30 +117,27 @@ class StopFlag:
         the signals that the flag listens to; in another thread than the main one nothing is raised.
         """
         self._interrupts = bool(self._previous)
-        before = sys.unraisablehook
-        sys.unraisablehook = lambda unraisable: self._insist_on_interrupting(unraisable, before)
         try:
             self._interrupt()
             yield
         finally:
             self._interrupts = False
-            sys.unraisablehook = before
-
-    def _insist_on_interrupting(self, unraisable: Any, otherwise: Callable[[Any], object]) -> None:
-        """Raise again, a moment later, what was raised in a finalizer or a weak reference's callback: Python drops it.
-
-        A signal's handler runs wherever the main thread is, and collecting a large program's garbage takes a while.
-        """
-        if not issubclass(unraisable.exc_type, StopRequested):
-            otherwise(unraisable)
-            return
-        self._interrupts = True
-        threading.Timer(FINALIZER_SECONDS, self._wake).start()
 
     def _interrupt(self) -> None:
         if self._interrupts and self.cuts_short:
             self._interrupts = False  # what is cleaned up on the way out is left in peace
             raise StopRequested
+
+    def _interrupt_again(self, unraisable: Any) -> None:
+        """Raise a moment later what was raised in a finalizer or a weak reference's callback, where Python drops it.
+
+        A signal's handler runs wherever the main thread is, and collecting a large program's garbage takes a while.
+        """
+        if not issubclass(unraisable.exc_type, StopRequested):
+            self._previous_hook(unraisable)
+            return
+        self._interrupts = True
+        threading.Timer(FINALIZER_SECONDS, self._wake).start()
 
     def obey_parent(self) -> None:
         """Take orders from the fleet that started this process, where one did."""
@@ -154,11 +151,13 @@ class StopFlag:
             read, self._written_to = os.pipe()
             os.set_blocking(self._written_to, False)
             self._previous_descriptor = signal.set_wakeup_fd(self._written_to, warn_on_full_buffer=False)
+            self._previous_hook, sys.unraisablehook = sys.unraisablehook, self._interrupt_again
             threading.Thread(target=self._insist, args=(read,), name="second-signal", daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._previous:
+            sys.unraisablehook = self._previous_hook
             signal.set_wakeup_fd(self._previous_descriptor)
             os.close(self._written_to)  # which ends the thread
         for number, handler in self._previous.items():
